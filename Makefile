@@ -1,0 +1,44 @@
+# step-audio-triton. `make help` lists the targets.
+
+PYTHON ?= python3
+VENV   ?= .venv
+# Where PyPI's torch would bring gigabytes of CUDA: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+BIN     = $(VENV)/bin
+
+.PHONY: help install demo test lint format clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# One stamp a set of extras: `make test` after `make demo` adds what the tests need, and nothing twice.
+$(VENV)/.cpu: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==2.13.0
+	$(BIN)/pip install --quiet --editable '.[cpu]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.cpu
+	$(BIN)/pip install --quiet --editable '.[test]'
+	@touch $@
+
+install: $(VENV)/.cpu ## virtual environment with the server for machines without a GPU
+
+demo: $(VENV)/.cpu ## serve a small model here and stream its answer to a recording
+	$(BIN)/step-audio demo
+
+test: $(VENV)/.test ## lint and all tests, a real tritonserver included
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pytest
+
+lint: $(VENV)/.test ## ruff only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.test ## let ruff rewrite
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what demo and builds left (the virtual environment stays)
+	rm -rf .work build dist *.egg-info

@@ -1,0 +1,84 @@
+"""Triton backend `tensorrtllm` for machines without a GPU: moves tensors, the rest is `step_audio`.
+
+Triton takes this file for every model whose configuration says `backend: "tensorrtllm"` when
+`--backend-directory` holds it; in NVIDIA's image that name is their C++ backend.
+"""
+
+import json
+import threading
+
+import torch
+import triton_python_backend_utils as pb_utils
+
+from step_audio.errors import StepAudioError
+from step_audio.serving.trtllm_backend import TrtllmBackend
+from step_audio.serving.trtllm_metrics import readings
+
+TABLE = "prompt_embedding_table"
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
+        queue_policy = config.get("dynamic_batching", {}).get("default_queue_policy", {})
+        try:
+            self.backend = TrtllmBackend(parameters, int(queue_policy.get("max_queue_size", 0)))
+        except StepAudioError as error:
+            raise pb_utils.TritonModelException(str(error)) from None
+        self.labels = {"model": args["model_name"], "version": args["model_version"]}
+        self.gauges = {}
+        self.closing = threading.Event()
+        self.reporter = threading.Thread(target=self._report, daemon=True)
+        self.reporter.start()
+
+    def execute(self, requests):
+        for request in requests:
+            sender = request.get_response_sender()
+            names = set(request.requested_output_names())
+            tensors = {tensor.name(): _array(tensor) for tensor in request.inputs()}
+            self.backend.submit(request.request_id(), tensors, _send(sender, names), sender.is_cancelled)
+        return None
+
+    def finalize(self):
+        self.closing.set()
+        self.reporter.join()
+        self.backend.shutdown()
+
+    def _report(self):
+        """Gauges of the engine, under the C++ backend's names; only what changed is sent, for a set costs 50 us."""
+        families, last = {}, {}
+        while not self.closing.wait(self.backend.stats_period):
+            for reading in readings(self.backend.stats()):
+                key = (reading.family, reading.value_of)
+                if key not in self.gauges:
+                    if reading.family not in families:
+                        families[reading.family] = pb_utils.MetricFamily(
+                            name=reading.family, description=reading.description, kind=pb_utils.MetricFamily.GAUGE
+                        )
+                    self.gauges[key] = families[reading.family].Metric(
+                        labels={**self.labels, reading.label: reading.value_of}
+                    )
+                if last.get(key) != reading.value:
+                    self.gauges[key].set(reading.value)
+                    last[key] = reading.value
+
+
+def _array(tensor):
+    if tensor.name() == TABLE:  # BF16 exists only over DLPack
+        return torch.from_dlpack(tensor.to_dlpack()).float().numpy()
+    return tensor.as_numpy()
+
+
+def _send(sender, names):
+    def send(tensors, error, final):
+        flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0
+        if error is not None:
+            sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(error)), flags=flags)
+        elif tensors is None:
+            sender.send(flags=flags)
+        else:
+            outputs = [pb_utils.Tensor(name, array) for name, array in tensors.items() if name in names]
+            sender.send(pb_utils.InferenceResponse(outputs), flags=flags)
+
+    return send

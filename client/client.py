@@ -1,0 +1,275 @@
+"""The client: one coroutine-safe object per server, one async iterator per generation."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import grpc
+import numpy as np
+from step_audio_client import wire
+from step_audio_client.messages import split_audio
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from step_audio.tokenizer import IncrementalDecoder, Tokenizer
+
+ENSEMBLE = "step_audio_r1"
+LLM = "tensorrt_llm"
+
+FinishReason = Literal["stop", "length"]
+
+
+class RequestError(Exception):
+    """The server refused or failed the request; the text is meant for a person."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. Defaults are those of the model card's examples.
+
+    `temperature` 0 is greedy. The engine itself samples only when top_k or top_p is set and ignores a lone
+    temperature, so `top_p` is always sent along.
+    """
+
+    max_tokens: int | None = None  # None: what is left of the context
+    temperature: float = 0.7
+    top_p: float = 1.0
+    top_k: int | None = None
+    min_tokens: int | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    logprobs: bool = False
+
+    def inputs(self) -> dict[str, np.ndarray]:
+        """Under the names of the `tensorrt_llm` model, each of shape [1, 1]."""
+        if self.temperature == 0:
+            values: dict[str, tuple[Any, type]] = {"runtime_top_k": (1, np.int32)}
+        else:
+            values = {
+                "temperature": (self.temperature, np.float32),
+                "runtime_top_p": (self.top_p, np.float32),
+                "runtime_top_k": (self.top_k, np.int32),
+            }
+        values |= {
+            "request_output_len": (self.max_tokens, np.int32),
+            "min_tokens": (self.min_tokens, np.int32),
+            "repetition_penalty": (self.repetition_penalty, np.float32),
+            "presence_penalty": (self.presence_penalty, np.float32),
+            "frequency_penalty": (self.frequency_penalty, np.float32),
+            "seed": (self.seed, np.uint64),
+            "return_log_probs": (self.logprobs or None, np.bool_),
+        }
+        return {name: _scalar(value, kind) for name, (value, kind) in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What is new. `text` is whole characters; the ids may be ahead of it."""
+
+    token_ids: list[int]
+    text: str
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: FinishReason | None = None  # on the last one
+    usage: Usage | None = None  # on the last one
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A whole answer."""
+
+    token_ids: list[int]
+    text: str
+    logprobs: list[float]
+    finish_reason: FinishReason
+    usage: Usage
+
+
+class StepAudioClient:
+    """Speaks gRPC to the model repository. `async with`, or `close()` when done.
+
+    `tokenizer`: taken from the server at first use if not given.
+    """
+
+    def __init__(self, address: str = "127.0.0.1:8001", tokenizer: Tokenizer | None = None):
+        self._channel = wire.channel(address)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._address = address
+        self._tokenizer = tokenizer
+        self._info: dict[str, Any] | None = None
+        self._stops: set[asyncio.Task] = set()
+
+    async def __aenter__(self) -> StepAudioClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Waits for stops under way, so that no slot stays taken on the server."""
+        if self._stops:
+            await asyncio.gather(*self._stops, return_exceptions=True)
+        await self._channel.close()
+
+    async def ready(self) -> bool:
+        """Whether the whole pipeline is loaded."""
+        try:
+            answer = await self._stub.ModelReady(service_pb2.ModelReadyRequest(name=ENSEMBLE), timeout=5)
+        except grpc.aio.AioRpcError:
+            return False
+        return answer.ready
+
+    async def serving_info(self) -> dict[str, Any]:
+        """The served model's name and limits; asked once."""
+        if self._info is None:
+            self._info = json.loads((await self._ask_tokenizer_model("serving_info")).decode())
+        return self._info
+
+    async def tokenizer(self) -> Tokenizer:
+        """The given one, or the server's; asked once."""
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer.from_json((await self._ask_tokenizer_model("tokenizer_json")).decode())
+        return self._tokenizer
+
+    async def generate(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        sampling: Sampling | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
+        timeout: float | None = None,
+        request_id: str | None = None,
+    ) -> AsyncIterator[Delta]:
+        """Deltas of the answer; the last one carries `finish_reason` and `usage`.
+
+        Leaving the iteration early, by `break`, cancellation or an exception, stops the server's work.
+        `timeout` in seconds bounds the whole answer. `request_id` must be unguessable: who knows it can stop the
+        request; None makes a UUID. Raises RequestError.
+        """
+        tokenizer = await self.tokenizer()
+        max_seq_len = (await self.serving_info())["max_seq_len"]
+        sampling = sampling or Sampling()
+        stop_ids = tokenizer.special.stop_ids
+        text, audio = split_audio(messages)
+        inputs = sampling.inputs() | {
+            "messages": _bytes([text.encode()]),
+            "streaming": _scalar(True, np.bool_),
+            "return_num_input_tokens": _scalar(True, np.bool_),
+        }
+        if audio:
+            inputs["audio"] = _bytes(audio)
+        if tools:
+            inputs["tools"] = _bytes([json.dumps(list(tools), ensure_ascii=False).encode()])
+        if continue_final_message:
+            inputs["continue_final_message"] = _scalar(True, np.bool_)
+
+        request_id = request_id or uuid.uuid4().hex
+        decoder = IncrementalDecoder(tokenizer)
+        completion, prompt_tokens, last_id = 0, 0, None
+        finished = False
+        responses = wire.stream(self._stub, wire.infer_request(ENSEMBLE, request_id, inputs), timeout)
+        try:
+            async for response in responses:
+                finished = response.final
+                ids = response.outputs["output_ids"].reshape(-1).tolist() if response.outputs else []
+                if response.outputs:
+                    prompt_tokens = int(response.outputs["num_input_tokens"].reshape(-1)[0])
+                completion += len(ids)
+                last_id = ids[-1] if ids else last_id
+                shown = decoder.push([token for token in ids if token not in stop_ids])
+                logprobs = response.outputs.get("output_log_probs", np.zeros(0)).reshape(-1).tolist()
+                if not finished:
+                    yield Delta(ids, shown, logprobs)
+                else:
+                    limit = min(sampling.max_tokens or max_seq_len, max_seq_len - prompt_tokens)
+                    # The engine says neither: an answer that used up its room ended by length, unless by its
+                    # last token; of stop words the last token is kept, of end_id it is not.
+                    by_length = completion >= limit and last_id not in stop_ids
+                    reason: FinishReason = "length" if by_length else "stop"
+                    usage = Usage(prompt_tokens, completion)
+                    yield Delta(ids, shown + decoder.flush(), logprobs, reason, usage)
+        except wire.StreamError as error:
+            finished = True
+            raise RequestError(_readable(str(error))) from None
+        except grpc.aio.AioRpcError as error:
+            raise RequestError(self._unreachable(error)) from None
+        finally:
+            # First the stream, which keeps steps from being scheduled; then the LLM, if it is already at work.
+            await responses.aclose()
+            if not finished:
+                self._stop_in_background(request_id)
+
+    async def complete(
+        self, messages: Sequence[Mapping[str, Any]], sampling: Sampling | None = None, **options: Any
+    ) -> Generation:
+        """The whole answer at once; arguments as for `generate`."""
+        deltas = [delta async for delta in self.generate(messages, sampling, **options)]
+        last = deltas[-1]
+        assert last.finish_reason and last.usage
+        return Generation(
+            token_ids=[token for delta in deltas for token in delta.token_ids],
+            text="".join(delta.text for delta in deltas),
+            logprobs=[value for delta in deltas for value in delta.logprobs],
+            finish_reason=last.finish_reason,
+            usage=last.usage,
+        )
+
+    async def stop(self, request_id: str) -> None:
+        """End a request of ours on the server.
+
+        A cancelled stream does not do it: tritonserver never tells a step inside an ensemble. The LLM model
+        takes a second request with the same id and `stop`.
+        """
+        one = np.ones((1, 1), np.int32)
+        inputs = {"input_ids": one, "input_lengths": one, "request_output_len": one, "stop": _scalar(True, np.bool_)}
+        async for _ in wire.stream(self._stub, wire.infer_request(LLM, request_id, inputs), timeout=10):
+            pass
+
+    def _stop_in_background(self, request_id: str) -> None:
+        """A task of its own: the caller may itself be cancelled, and must not be kept waiting."""
+        task = asyncio.get_running_loop().create_task(self.stop(request_id))
+        self._stops.add(task)
+        task.add_done_callback(lambda done: (self._stops.discard(done), done.cancelled() or done.exception()))
+
+    async def _ask_tokenizer_model(self, output: str) -> bytes:
+        request = wire.infer_request("tokenizer", "", {})
+        request.outputs.add(name=output)
+        try:
+            answer = await self._stub.ModelInfer(request, timeout=30)
+        except grpc.aio.AioRpcError as error:
+            raise RequestError(self._unreachable(error)) from None
+        return wire.infer_response(answer).outputs[output].item()
+
+    def _unreachable(self, error: grpc.aio.AioRpcError) -> str:
+        if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+            return "the answer took longer than the timeout"
+        if error.code() == grpc.StatusCode.UNAVAILABLE:
+            return f"no server answers at {self._address}"
+        return error.details() or error.code().name
+
+
+def _readable(text: str) -> str:
+    """Without the ensemble's own prefix, which means nothing to a caller."""
+    return text.removeprefix(f"in ensemble '{ENSEMBLE}', ")
+
+
+def _scalar(value: Any, kind: type) -> np.ndarray:
+    return np.array([[value]], kind)
+
+
+def _bytes(values: Sequence[bytes]) -> np.ndarray:
+    array = np.empty((1, len(values)), object)
+    array[0, :] = values
+    return array

@@ -1,0 +1,97 @@
+"""KServe v2 requests and responses over gRPC: arrays in, arrays out.
+
+The raw stubs are used instead of tritonclient's own asyncio client, because that one cannot ask for the
+empty final response, without which the end of a stream is silence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import deserialize_bytes_tensor, np_to_triton_dtype, serialize_byte_tensor, triton_to_np_dtype
+
+UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+
+
+@dataclass(frozen=True)
+class Response:
+    outputs: dict[str, np.ndarray]
+    final: bool
+
+
+def infer_request(model: str, request_id: str, inputs: Mapping[str, np.ndarray]) -> service_pb2.ModelInferRequest:
+    """Arrays keep their shapes; object arrays hold bytes."""
+    request = service_pb2.ModelInferRequest(model_name=model, id=request_id)
+    request.parameters["triton_enable_empty_final_response"].bool_param = True
+    for name, array in inputs.items():
+        tensor = request.inputs.add(name=name, shape=array.shape)
+        if array.dtype == object:
+            tensor.datatype = "BYTES"
+            request.raw_input_contents.append(serialize_byte_tensor(array).item() if array.size else b"")
+        else:
+            tensor.datatype = np_to_triton_dtype(array.dtype)
+            request.raw_input_contents.append(array.tobytes())
+    return request
+
+
+def infer_response(response: service_pb2.ModelInferResponse) -> Response:
+    outputs = {}
+    for tensor, raw in zip(response.outputs, response.raw_output_contents, strict=True):
+        if tensor.datatype == "BYTES":
+            array = deserialize_bytes_tensor(raw)
+        else:
+            array = np.frombuffer(raw, triton_to_np_dtype(tensor.datatype))
+        outputs[tensor.name] = array.reshape(list(tensor.shape))
+    return Response(outputs, response.parameters["triton_final_response"].bool_param)
+
+
+class StreamError(Exception):
+    """The server's error text for one stream."""
+
+
+async def stream(
+    stub: service_pb2_grpc.GRPCInferenceServiceStub, request: service_pb2.ModelInferRequest, timeout: float | None
+) -> AsyncIterator[Response]:
+    """Responses of one request up to and including the final one. Raises StreamError, grpc.aio.AioRpcError."""
+
+    async def requests() -> AsyncIterator[service_pb2.ModelInferRequest]:
+        yield request
+
+    call = stub.ModelStreamInfer(requests(), timeout=timeout)
+    try:
+        async for message in call:
+            if message.error_message:
+                await _read_out(call)
+                raise StreamError(message.error_message)
+            response = infer_response(message.infer_response)
+            yield response
+            if response.final:
+                await _read_out(call)
+                return
+        raise StreamError("the stream ended without a final response")
+    finally:
+        if not call.done():
+            call.cancel()
+
+
+async def _read_out(call: grpc.aio.StreamStreamCall) -> None:
+    """Read a finished stream to its end: cancelling one that is about to end makes tritonserver 2.51 leak a
+    reference to the model, and its shutdown wait."""
+
+    async def rest() -> None:
+        async for _ in call:
+            pass
+
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(rest(), timeout=1)
+
+
+def channel(address: str) -> grpc.aio.Channel:
+    """Plain-text; messages of any size, for recordings are large."""
+    return grpc.aio.insecure_channel(address, options=UNLIMITED)

@@ -1,0 +1,228 @@
+"""Any recording in, 16 kHz mono float32 out; and the clips that the encoder takes.
+
+The route is the reference's: mean over the channels at the source's rate, then soxr HQ to 16 kHz,
+so that a stereo or 48 kHz recording gives the model what it was evaluated with. What the bytes are
+is read from the bytes; a file's name or a declared format is often wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+from collections.abc import Iterator
+
+import av
+import numpy as np
+import soxr
+
+from step_audio.errors import InvalidRequest
+
+SAMPLE_RATE = 16_000  # Hz, the only rate that the model knows
+CLIP_SECONDS = 25  # the model was served with clips of 25 s; its positions end at 30 s
+CLIP_SAMPLES = CLIP_SECONDS * SAMPLE_RATE
+
+# FFmpeg also reads playlists, which make it open files and addresses of the server's: only these are let in.
+CONTAINERS = "wav,w64,aiff,au,caf,flac,mp3,aac,amr,ogg,matroska,mov"
+RAW_CONTAINERS = {"mp3", "aac", "amr"}  # bare frames: FFmpeg guesses the duration, and a tag may follow the last one
+SOURCE_RATES = range(1_000, 768_001)  # Hz; outside is a damaged header, which could ask for any amount of memory
+BLOCK_SAMPLES = 65_536  # decoded frames are gathered to this many samples, so that numpy and soxr run on long rows
+PADDING_FRAMES = 4  # a lossy codec's delay and filling, which headers count and decoders drop
+WAV_SIZE_UNKNOWN = 0x7FFF0000  # a WAV streamed to a pipe has a size from here up (or 0): its end is the file's end
+
+
+def decode_audio(data: bytes, max_seconds: float | None = None, name: str = "audio") -> np.ndarray:
+    """Decode the first audio stream of a file's bytes.
+
+    Returns float32 [n], mono, 16 kHz, n >= 1. Float sources keep values beyond [-1, 1]. `max_seconds`
+    bounds the source's duration; it is checked against the header before decoding and against the
+    samples while decoding. Raises InvalidRequest, its text starting with `name`.
+    """
+    if not data:
+        raise InvalidRequest(f"{name}: there are no bytes")
+    _check_wav_header(data, name)
+    try:
+        with av.open(
+            io.BytesIO(data),
+            options={"format_whitelist": CONTAINERS},
+            metadata_errors="replace",  # tags are often not UTF-8, and not our business
+        ) as container:
+            return _decode(container, _mp3_samples(data), max_seconds, name)
+    except av.FFmpegError:
+        raise InvalidRequest(
+            f"{name}: not an audio file that can be read; send WAV, FLAC, MP3, Ogg, M4A or WebM"
+        ) from None
+
+
+def split_clips(samples: np.ndarray, clip_samples: int = CLIP_SAMPLES) -> list[np.ndarray]:
+    """Cut [n] into consecutive views of `clip_samples`, the last one shorter but never empty."""
+    return [samples[start : start + clip_samples] for start in range(0, len(samples), clip_samples)]
+
+
+def content_hash(clip: np.ndarray) -> int:
+    """A clip's identity for reusing its KV cache: the same samples give the same id, 1 <= id < 2**63."""
+    digest = hashlib.sha256(np.ascontiguousarray(clip, "<f4")).digest()
+    return int.from_bytes(digest[:8], "little") 
+
+
+def _check_wav_header(data: bytes, name: str) -> None:
+    """Look for what FFmpeg passes over silently: a WAV data chunk that ends before its stated size."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+        return
+    position = 12
+    while position + 8 <= len(data):
+        kind, size = struct.unpack_from("<4sI", data, position)
+        position += 8
+        if kind == b"fmt " and position + 8 <= len(data):
+            _check_rate(struct.unpack_from("<I", data, position + 4)[0], name)
+        if kind == b"data":
+            if len(data) - position < size < WAV_SIZE_UNKNOWN:
+                raise InvalidRequest(
+                    f"{name}: the file is cut off: its header promises {size} bytes of audio, "
+                    f"it holds {len(data) - position}"
+                )
+            return
+        position += size + size % 2
+
+
+def _check_rate(rate: int, name: str) -> None:
+    if rate not in SOURCE_RATES:
+        raise InvalidRequest(
+            f"{name}: the header says {rate} Hz; send {SOURCE_RATES.start} to {SOURCE_RATES.stop - 1} Hz"
+        )
+
+
+def _mp3_samples(data: bytes) -> int | None:
+    """The length, at the source's rate, that an MP3's first frame states (Xing header), or None.
+
+    FFmpeg reads it too, but replaces it by a guess where anything follows the music, as large tags do.
+    """
+    start = 0
+    if data[:3] == b"ID3" and len(data) >= 10:
+        start = 10 + (data[6] << 21 | data[7] << 14 | data[8] << 7 | data[9])
+    frame = data[start : start + 64]
+    for mark in (b"Xing", b"Info"):
+        at = frame.find(mark)
+        if at > 0 and frame[0] == 0xFF and len(frame) >= at + 12:
+            flags, count = struct.unpack_from(">II", frame, at + 4)
+            return count * (1152 if frame[1] & 0x08 else 576) if flags & 1 else None  # MPEG-1, or MPEG-2 and 2.5
+    return None
+
+
+def _decode(
+    container: av.container.InputContainer, mp3_samples: int | None, max_seconds: float | None, name: str
+) -> np.ndarray:
+    if not container.streams.audio:
+        raise InvalidRequest(f"{name}: the file has no audio stream")
+    stream = container.streams.audio[0]
+    if stream.codec_context is None:
+        raise InvalidRequest(f"{name}: the file's audio codec is not supported; send WAV, FLAC, MP3, Ogg, M4A or WebM")
+    if stream.codec_context.name == "flac":
+        stream.codec_context.options = {"err_detect": "crccheck+explode"}  # or damage is heard as noise
+    if container.format.name in RAW_CONTAINERS:
+        stated = mp3_samples / stream.rate if mp3_samples and stream.rate else None
+    else:
+        stated = _stated_seconds(container, stream)
+    # A codec's padding may be counted in the header: up to a second more is left to the count of samples.
+    if max_seconds is not None and stated is not None and stated > max_seconds + 1:
+        raise InvalidRequest(f"{name}: {stated:.1f} s long, the limit is {max_seconds:g} s")
+
+    pcm = bytearray()  # grows in place: no list of pieces to join, which would double the memory
+    rate = count = longest = 0  # of the source: Hz, samples, samples in a frame
+    end = 0.0  # seconds, by the file's clock
+    resampler = None
+    for frames in _batches(_frames(container, stream, name)):
+        if not rate:
+            rate = frames[0].sample_rate  # the decoder's word: HE-AAC headers state half of it
+            _check_rate(rate, name)
+            if rate != SAMPLE_RATE:
+                resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+        if frames[0].sample_rate != rate:
+            raise InvalidRequest(f"{name}: the sample rate changes from {rate} to {frames[0].sample_rate} Hz midway")
+        longest = max(longest, *(frame.samples for frame in frames))
+        end = (frames[-1].time or 0.0) + frames[-1].samples / rate
+        block = _mono(frames)
+        count += len(block)
+        if max_seconds is not None and count > max_seconds * rate:
+            raise InvalidRequest(f"{name}: longer than the limit of {max_seconds:g} s")
+        if not np.isfinite(block).all():
+            raise InvalidRequest(f"{name}: the samples hold NaN or infinity")
+        pcm.extend(resampler.resample_chunk(block) if resampler else block)
+    if not count:
+        raise InvalidRequest(f"{name}: there are no samples")
+
+    slack = rate // 100 if stream.codec_context.codec.lossless else PADDING_FRAMES * longest
+    held = count / rate
+    if "matroska" in container.format.name:
+        held = max(held, end)  # WebM may leave silence out, which is no loss
+    if stated is not None and (stated - held) * rate > slack:
+        raise InvalidRequest(
+            f"{name}: the file is cut off or damaged: its header promises {stated:.2f} s, it holds {held:.2f} s"
+        )
+    if resampler:
+        pcm.extend(resampler.resample_chunk(np.empty(0, np.float32), last=True))
+        # soxr rounds the length, the reference (librosa) pads it to the next whole sample.
+        missing = -(-count * SAMPLE_RATE // rate) - len(pcm) // 4
+        pcm.extend(bytes(4 * max(missing, 0)))
+    return np.frombuffer(pcm, np.float32)
+
+
+def _stated_seconds(container: av.container.InputContainer, stream: av.AudioStream) -> float | None:
+    """The audio's duration as the header states it, or None where it states none."""
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    if container.duration is not None and len(container.streams) == 1:  # else it may be the picture's duration
+        return container.duration / av.time_base
+    return None
+
+
+def _frames(container: av.container.InputContainer, stream: av.AudioStream, name: str) -> Iterator[av.AudioFrame]:
+    """Decode packet by packet. A packet that cannot be decoded is an error, except behind the end of a raw stream."""
+    damaged = False
+    try:
+        for packet in container.demux(stream):
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                damaged = True
+                continue
+            if damaged and frames:
+                break
+            yield from frames
+        else:
+            damaged = damaged and container.format.name not in RAW_CONTAINERS
+    except av.FFmpegError:
+        damaged = True
+    if damaged:
+        raise InvalidRequest(f"{name}: the audio is damaged or cut off, it cannot be decoded to its end")
+
+
+def _batches(frames: Iterator[av.AudioFrame]) -> Iterator[list[av.AudioFrame]]:
+    """Gather frames of one sample format, layout and rate, at least BLOCK_SAMPLES where there are as many."""
+    batch: list[av.AudioFrame] = []
+    kind = samples = None
+    for frame in frames:
+        this = (frame.format.name, frame.layout.nb_channels, frame.sample_rate)
+        if batch and (this != kind or samples >= BLOCK_SAMPLES):
+            yield batch
+            batch = []
+        if not batch:
+            kind, samples = this, 0
+        batch.append(frame)
+        samples += frame.samples
+    if batch:
+        yield batch
+
+
+def _mono(frames: list[av.AudioFrame]) -> np.ndarray:
+    """The channels' mean, float32 [n], integers scaled to [-1, 1)."""
+    samples = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
+    channels = frames[0].layout.nb_channels
+    if not frames[0].format.is_planar:
+        samples = samples.reshape(-1, channels).T
+    if samples.dtype == np.uint8:
+        samples = (samples.astype(np.float32) - 128) / 128
+    elif samples.dtype.kind == "i":
+        samples = samples.astype(np.float32) / np.float32(-float(np.iinfo(samples.dtype).min))
+    with np.errstate(over="ignore"):  # a double beyond float32 becomes infinity, which the caller refuses
+        return samples.astype(np.float32, copy=False).mean(axis=0)

@@ -1,0 +1,330 @@
+"""The engine: a thread that computes one step after another for all the requests it has been given."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+
+from step_audio.engine.executor import Executor, TokenEmbedding
+from step_audio.engine.kv_cache import BlockPool
+from step_audio.engine.options import EngineOptions, EngineStats
+from step_audio.engine.request import Finished, GenerationRequest, SequenceOutput, SequenceStats
+from step_audio.engine.sampler import TokenSampler
+from step_audio.engine.scheduler import Scheduler
+from step_audio.engine.sequence import Sequence, assemble
+from step_audio.engine.trtllm_checkpoint import EngineSpec, Weights, load_engine
+from step_audio.engine.validation import validate
+from step_audio.errors import InvalidRequest, Overloaded, StepAudioError
+
+logger = logging.getLogger(__name__)
+
+
+class _Active:
+    """A request between `submit` and its final output."""
+
+    def __init__(self, request: GenerationRequest, sequences: list[Sequence]):
+        self.request = request
+        self.sequences = sequences  # not yet finished
+        self.arrival_ns = time.monotonic_ns()
+        self.scheduled = False
+        self.cancelled = False
+
+
+class Engine:
+    """In-flight batching over one executor.
+
+    `submit` and `cancel` may be called from any thread; outputs come from the engine's own. A request that
+    fails ends alone; a step that fails ends the requests it was computing, and the engine goes on.
+    `model`: the spec and weights if they are in memory already, instead of `options.engine_dir`.
+    """
+
+    def __init__(self, options: EngineOptions, model: tuple[EngineSpec, Weights] | None = None):
+        spec, weights = model or load_engine(options.engine_dir)
+        num_blocks = options.num_blocks(spec)
+        # No sequence may outgrow the cache, or it could never be scheduled.
+        self.spec = replace(spec, max_seq_len=min(spec.max_seq_len, num_blocks * spec.tokens_per_block))
+        self.options = options
+        self._embed = TokenEmbedding(weights)
+        self._executor = _make_executor(self.spec, weights, num_blocks, options)
+        self._pool = BlockPool(num_blocks, options.enable_kv_cache_reuse)
+        self._scheduler = Scheduler(
+            self._pool,
+            block_size=spec.tokens_per_block,
+            max_batch_size=spec.max_batch_size,
+            max_num_tokens=spec.max_num_tokens,
+            chunked=options.enable_chunked_context,
+            policy=options.batch_scheduler_policy,
+        )
+        self._condition = threading.Condition()  # guards what follows; the scheduler is the thread's alone
+        self._active: dict[str, _Active] = {}
+        self._arrived: list[_Active] = []
+        self._cancelled: list[_Active] = []
+        self._running = True
+        self._healthy = True
+        self._iteration = self._total_requests = self._total_tokens = 0
+        self._last_step = (0, 0)  # sequences computing their prompt, decoding
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Queue a request. Raises InvalidRequest, or Overloaded if the queue is full; then nothing is sent."""
+        options, spec = self.options, self.spec
+        new_tokens = validate(
+            request, spec, reuse=options.enable_kv_cache_reuse, chunked=options.enable_chunked_context
+        )
+        sequences = [
+            Sequence(request, index, new_tokens, spec.tokens_per_block, spec.vocab_size)
+            for index in range(request.num_return_sequences)
+        ]
+        for sequence in sequences:
+            sequence.sampler = TokenSampler(
+                request.sampling,
+                request.input_ids,
+                spec.vocab_size,
+                index=sequence.index,
+                end_id=request.end_id,
+                bad_words=request.bad_words,
+                log_probs=request.return_log_probs,
+                normalize_log_probs=options.normalize_log_probs,
+            )
+        active = _Active(request, sequences)
+        with self._condition:
+            if not self._running:
+                raise StepAudioError("the engine is shut down")
+            if request.request_id in self._active:
+                raise InvalidRequest(f"request id {request.request_id!r} is in use: choose another")
+            if options.max_queue_size and self._waiting() >= options.max_queue_size:
+                raise Overloaded(f"{options.max_queue_size} requests are waiting already: try again later")
+            self._active[request.request_id] = active
+            self._arrived.append(active)
+            self._total_requests += 1
+            self._condition.notify()
+
+    def cancel(self, request_id: str) -> bool:
+        """End a request before the next step; False if there is none (any more) of that id."""
+        with self._condition:
+            active = self._active.get(request_id)
+            if active is None:
+                return False
+            if not active.cancelled:
+                active.cancelled = True
+                self._cancelled.append(active)
+                self._condition.notify()
+            return True
+
+    def stats(self) -> EngineStats:
+        with self._condition:
+            context, generation = self._last_step
+            return EngineStats(
+                healthy=self._healthy,
+                iteration=self._iteration,
+                active_requests=len(self._active),
+                waiting_requests=self._waiting(),
+                max_batch_size=self.spec.max_batch_size,
+                scheduled=context + generation,
+                context=context,
+                generation=generation,
+                kv_blocks_max=self._pool.num_blocks,
+                kv_blocks_free=self._pool.available,
+                kv_blocks_used=self._pool.used,
+                kv_blocks_reused=self._pool.reused,
+                kv_blocks_allocated=self._pool.allocated,
+                tokens_per_block=self.spec.tokens_per_block,
+                total_requests=self._total_requests,
+                total_generated_tokens=self._total_tokens,
+            )
+
+    def shutdown(self) -> None:
+        """Cancel what is active and end the thread; returns when the last output has been sent."""
+        with self._condition:
+            self._running = False
+            self._condition.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _waiting(self) -> int:
+        return sum(not active.scheduled for active in self._active.values())
+
+    def _run(self) -> None:
+        try:
+            while self._take_orders():
+                self._step()
+        except Exception:  # a fault of ours: its state cannot be trusted, so this engine is over
+            logger.exception("the engine ended in step %d", self._iteration)
+            with self._condition:
+                self._running = self._healthy = False
+            for active in list(self._active.values()):
+                index = active.sequences[0].index
+                active.sequences.clear()
+                self._send_error(active, index)
+            self._active.clear()
+        for active in list(self._active.values()):
+            self._cancel(active)
+
+    def _take_orders(self) -> bool:
+        """Sleep until there is something to do; take in what was submitted and cancelled. False at the end."""
+        with self._condition:
+            while self._running and not (self._arrived or self._cancelled or self._busy()):
+                self._last_step = (0, 0)
+                self._condition.wait()
+            arrived, self._arrived = self._arrived, []
+            cancelled, self._cancelled = self._cancelled, []
+        for active in arrived:
+            for sequence in active.sequences:
+                self._scheduler.add(sequence)
+        for active in cancelled:
+            self._cancel(active)
+        return self._running
+
+    def _busy(self) -> bool:
+        return bool(self._scheduler.running or self._scheduler.waiting)
+
+    def _step(self) -> None:
+        plan = self._scheduler.schedule()
+        if not plan:
+            return
+        now = time.monotonic_ns()
+        generation = 0
+        for chunk in plan:
+            sequence = chunk.sequence
+            generation += sequence.decoding
+            if not sequence.first_scheduled_ns:
+                sequence.first_scheduled_ns = now
+                self._active[sequence.request.request_id].scheduled = True
+        self._last_step = (len(plan) - generation, generation)
+        self._iteration += 1
+        try:
+            logits = self._executor.forward(assemble(plan, self._embed))
+        except Exception:
+            logger.exception("the executor failed in step %d", self._iteration)
+            self._healthy = False
+            for request_id in {chunk.sequence.request.request_id for chunk in plan}:
+                self._fail(self._active[request_id])
+            return
+        self._healthy = True
+        completing = [chunk.sequence for chunk in plan if chunk.completes]
+        self._scheduler.advance(plan)
+        for row, sequence in zip(logits, completing, strict=True):
+            active = self._active.get(sequence.request.request_id)
+            if active is None or sequence not in active.sequences:
+                continue  # another answer to the same request has just failed
+            try:
+                self._extend(active, sequence, row)
+            except Exception:
+                logger.exception("request %s failed", active.request.request_id)
+                self._fail(active)
+
+    def _extend(self, active: _Active, sequence: Sequence, row: np.ndarray) -> None:
+        """Draw the sequence's next token and tell the request. What goes wrong here is this request's alone."""
+        request = sequence.request
+        token, log_prob, cumulative = sequence.sampler.draw(row, sequence.history())
+        now = time.monotonic_ns()
+        sequence.first_token_ns = sequence.first_token_ns or now
+        if token == request.end_id:
+            self._finish(active, sequence, "stop")
+            return
+        sequence.append(token)
+        sequence.cum_log_prob += cumulative
+        sequence.last_token_ns = now
+        self._total_tokens += 1
+        log_probs = [log_prob] if request.return_log_probs else []
+        finished = _finish_reason(sequence)
+        if finished:
+            self._finish(active, sequence, finished, [token], log_probs)
+        else:
+            self._send(
+                active,
+                SequenceOutput(request.request_id, sequence.index, [token], log_probs, sequence.cum_log_prob),
+            )
+
+    def _finish(
+        self,
+        active: _Active,
+        sequence: Sequence,
+        finished: Finished,
+        tokens: list[int] | None = None,
+        log_probs: list[float] | None = None,
+    ) -> None:
+        """The last output of an answer, and of the request if it is its last answer."""
+        self._release(active, [sequence])
+        output = SequenceOutput(
+            active.request.request_id,
+            sequence.index,
+            tokens or [],
+            log_probs or [],
+            sequence.cum_log_prob,
+            finished=finished,
+            final=not active.sequences,
+            stats=_sequence_stats(active, sequence),
+        )
+        self._send(active, output)
+
+    def _cancel(self, active: _Active) -> None:
+        """Finish what is left of a request; harmless if nothing is."""
+        for sequence in list(active.sequences):
+            self._finish(active, sequence, "cancelled")
+
+    def _fail(self, active: _Active) -> None:
+        if not active.sequences:  # its final output has been sent
+            return
+        index = active.sequences[0].index
+        self._release(active, list(active.sequences))
+        self._send_error(active, index)
+
+    def _send_error(self, active: _Active, index: int) -> None:
+        error = StepAudioError("internal error")
+        self._send(active, SequenceOutput(active.request.request_id, index, [], [], 0.0, error=error, final=True))
+
+    def _release(self, active: _Active, sequences: list[Sequence]) -> None:
+        """Before an output that is final, so that whoever gets it may use the id again."""
+        for sequence in sequences:
+            self._scheduler.remove(sequence)
+            active.sequences.remove(sequence)
+        if not active.sequences:
+            with self._condition:
+                del self._active[active.request.request_id]
+
+    def _send(self, active: _Active, output: SequenceOutput) -> None:
+        try:
+            active.request.on_output(output)
+        except Exception:
+            logger.exception("nobody takes the outputs of request %s", active.request.request_id)
+            if active.sequences:
+                self._release(active, list(active.sequences))
+
+
+def _make_executor(spec: EngineSpec, weights: Weights, num_blocks: int, options: EngineOptions) -> Executor:
+    if options.executor == "torch":
+        from step_audio.engine.torch_executor import TorchExecutor  # torch takes seconds to import
+
+        return TorchExecutor(spec, weights, num_blocks, options.precision, options.threads)
+    from step_audio.engine.openvino_executor import OpenVinoExecutor
+
+    return OpenVinoExecutor(spec, weights, num_blocks, options.precision, options.threads)
+
+
+def _finish_reason(sequence: Sequence) -> Finished | None:
+    """After a token was appended: a stop word may begin in the prompt, as on a GPU."""
+    history = sequence.history()
+    for word in sequence.request.stop_words:
+        if len(word) <= len(history) and history[-len(word) :].tolist() == list(word):
+            return "stop"
+    return "length" if sequence.length == sequence.max_length else None
+
+
+def _sequence_stats(active: _Active, sequence: Sequence) -> SequenceStats:
+    return SequenceStats(
+        num_input_tokens=sequence.prompt_length,
+        num_output_tokens=sequence.generated,
+        reused_blocks=sequence.reused_blocks,
+        new_blocks=sequence.new_blocks,
+        total_blocks=sequence.reused_blocks + sequence.new_blocks,
+        arrival_ns=active.arrival_ns,
+        first_scheduled_ns=sequence.first_scheduled_ns,
+        first_token_ns=sequence.first_token_ns,
+        last_token_ns=sequence.last_token_ns,
+    )

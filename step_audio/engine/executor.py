@@ -1,0 +1,64 @@
+"""The seam between scheduling and arithmetic: a ragged batch in, one row of logits per finished position out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from step_audio.engine.trtllm_checkpoint import Weights, to_float32
+
+
+@dataclass(slots=True)
+class Batch:
+    """One step over S sequences with T positions in all; decoding and prefill chunks may be mixed.
+
+    Sequence s computes positions past_lens[s] .. past_lens[s] + (subsequence_begins[s+1] - subsequence_begins[s]),
+    and its keys and values live in the blocks block_indices[block_indices_begins[s]:block_indices_begins[s+1]].
+    """
+
+    embeddings: np.ndarray  # float32 [T, hidden]
+    position_ids: np.ndarray  # int32 [T], position within the own sequence
+    past_lens: np.ndarray  # int32 [S], positions already in the cache
+    subsequence_begins: np.ndarray  # int32 [S + 1]
+    block_indices: np.ndarray  # int32 [blocks in use], grouped by sequence
+    block_indices_begins: np.ndarray  # int32 [S + 1]
+    max_context_len: int  # longest past + new of the batch
+    logit_indices: np.ndarray  # int32 [R], rows of T whose logits are wanted
+
+
+class Executor(Protocol):
+    """Owns the weights and a KV cache of `num_blocks` blocks."""
+
+    num_blocks: int
+
+    def forward(self, batch: Batch) -> np.ndarray:
+        """Compute the batch, writing its keys and values into the cache.
+
+        Returns float32 logits [R, vocab_size], which the caller may overwrite and which are valid until
+        the next call. Anything raised is a fault of the runtime, never of the request.
+        """
+        ...
+
+
+class TokenEmbedding:
+    """Rows of the embedding matrix, and of a request's prompt table for ids from `vocab_size` on."""
+
+    def __init__(self, weights: Weights):
+        self.table = weights.vocab_embedding
+        self.vocab_size = len(self.table)
+
+    def __call__(self, ids: np.ndarray, prompt_tables: Sequence[tuple[slice, np.ndarray]] = ()) -> np.ndarray:
+        """ids int32 [n] -> float32 [n, hidden].
+
+        prompt_tables: for each stretch of `ids` with ids from vocab_size on, its table, float32 [rows, hidden].
+        """
+        if not prompt_tables:
+            return to_float32(self.table[ids])
+        rows = to_float32(self.table[np.where(ids < self.vocab_size, ids, 0)])
+        for stretch, table in prompt_tables:
+            fake = np.flatnonzero(ids[stretch] >= self.vocab_size)
+            rows[stretch][fake] = table[ids[stretch][fake] - self.vocab_size]
+        return rows

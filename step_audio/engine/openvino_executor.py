@@ -1,0 +1,204 @@
+"""The decoder on OpenVINO's CPU runtime, with its paged attention node.
+
+The graph is built here from the weights, node by node; no conversion step, no torch. The node's Python
+name is private (`openvino.op._PagedAttentionExtension`): this is the only file that uses it, and the
+package pins the version of OpenVINO for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from openvino import opset15 as opset
+from openvino.op import Constant, _PagedAttentionExtension
+
+from step_audio.engine.executor import Batch
+from step_audio.engine.trtllm_checkpoint import EngineSpec, Weights
+from step_audio.errors import ArtefactError
+
+PRECISIONS = {"f32": ov.Type.f32, "bf16": ov.Type.bf16}
+RAGGED_INPUTS = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
+
+
+class OpenVinoExecutor:
+    """`Executor` over a compiled graph.
+
+    precision: "f32" (bit-for-bit the same whatever the machine's extensions) or "bf16" (arithmetic
+    and cache in bfloat16 where the CPU has it); threads: 0 leaves the number to OpenVINO.
+    """
+
+    def __init__(self, spec: EngineSpec, weights: Weights, num_blocks: int, precision: str, threads: int):
+        self.num_blocks = num_blocks
+        kind = PRECISIONS[precision]
+        settings: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_PRECISION_HINT": kind,
+            "KV_CACHE_PRECISION": kind,
+        }
+        if threads:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        compiled = ov.Core().compile_model(_decoder(spec, weights), "CPU", settings)
+        self._request = compiled.create_infer_request()
+        self._inputs: dict[str, Any] = {}
+        for port in compiled.inputs:
+            name = port.get_any_name()
+            if not name.startswith(("key_cache.", "value_cache.")):
+                continue
+            # Only after compiling is it known which type and layout the plug-in wants for its cache.
+            shape = port.get_partial_shape()
+            if shape[2].get_length() != spec.tokens_per_block:
+                raise ArtefactError(
+                    f"engine config.json: plugin_config.tokens_per_block is {spec.tokens_per_block}, "
+                    f"the CPU runtime has blocks of {shape[2].get_length()}"
+                )
+            cache = ov.Tensor(port.get_element_type(), [num_blocks, *(axis.get_length() for axis in list(shape)[1:])])
+            cache.data.view(np.uint8)[...] = 0  # touch the pages now, not in the first requests
+            self._request.set_tensor(name, cache)
+
+    def forward(self, batch: Batch) -> np.ndarray:
+        inputs = {name: getattr(batch, name) for name in RAGGED_INPUTS}
+        inputs["inputs_embeds"] = batch.embeddings
+        inputs["position_ids"] = batch.position_ids
+        inputs["max_context_len"] = np.array(batch.max_context_len, np.int32)
+        inputs["logit_indices"] = batch.logit_indices
+        return self._request.infer(inputs, share_inputs=True, share_outputs=True)[0]
+
+
+def _decoder(spec: EngineSpec, weights: Weights) -> ov.Model:
+    """Qwen2: pre-norm blocks of attention (biased QKV, rotary positions) and SiLU-gated MLP."""
+    parameters: list[ov.Node] = []
+
+    def parameter(name: str, shape: list[int], kind: ov.Type) -> ov.Node:
+        node = opset.parameter(ov.PartialShape(shape), kind, name=name)
+        node.output(0).get_tensor().set_names({name})
+        parameters.append(node)
+        return node
+
+    hidden = parameter("inputs_embeds", [-1, spec.hidden_size], ov.Type.f32)
+    positions = parameter("position_ids", [-1], ov.Type.i32)
+    ragged = [parameter(name, [-1], ov.Type.i32) for name in RAGGED_INPUTS]
+    max_context_len = parameter("max_context_len", [], ov.Type.i32)
+    logit_indices = parameter("logit_indices", [-1], ov.Type.i32)
+
+    # [T, 1, head/2]: looked up rather than computed, because bfloat16 cannot count positions beyond 256.
+    cos, sin = (
+        opset.gather(opset.constant(table), positions, opset.constant(np.int32(0)))
+        for table in rotary_tables(spec.max_seq_len, spec.head_size, spec.rotary_base)
+    )
+
+    def attention(layer: int, queries: ov.Node, keys: ov.Node, values: ov.Node) -> ov.Node:
+        dynamic = ov.PartialShape([-1, -1, -1, -1])
+        caches = []
+        for name in (f"key_cache.{layer}", f"value_cache.{layer}"):
+            cache = opset.parameter(dynamic, ov.Type.dynamic, name=name)
+            cache.output(0).get_tensor().set_names({name})
+            parameters.append(cache)
+            caches.append(cache)
+        node = _PagedAttentionExtension(
+            [
+                value.output(0)
+                for value in (queries, keys, values, *caches, *ragged, *_attention_options(spec, max_context_len))
+            ]
+        )
+        # The plug-in takes the head counts from here: the tensors are flat.
+        info = node.get_rt_info()
+        info["num_k_heads"] = info["num_v_heads"] = spec.num_kv_heads
+        info["k_head_size"] = info["v_head_size"] = spec.head_size
+        return node
+
+    q_size, kv_size = spec.num_heads * spec.head_size, spec.num_kv_heads * spec.head_size
+    split = opset.constant(np.array([q_size, kv_size, kv_size], np.int64))
+    axis = opset.constant(np.int64(1))
+    for index, layer in enumerate(weights.layers):
+        normed = _rms_norm(hidden, layer.input_layernorm, spec.norm_epsilon)
+        qkv = opset.variadic_split(opset.add(_linear(normed, layer.qkv), _values(layer.qkv_bias)), axis, split)
+        queries = _rotate(qkv.output(0), cos, sin, spec.num_heads, spec.head_size)
+        keys = _rotate(qkv.output(1), cos, sin, spec.num_kv_heads, spec.head_size)
+        attended = attention(index, queries, keys, opset.reshape(qkv.output(2), _shape(0, -1), True))
+        hidden = opset.add(hidden, _linear(attended.output(0), layer.dense))
+        normed = _rms_norm(hidden, layer.post_layernorm, spec.norm_epsilon)
+        gated = opset.multiply(opset.swish(_linear(normed, layer.fc)), _linear(normed, layer.gate))
+        hidden = opset.add(hidden, _linear(gated, layer.proj))
+    wanted = opset.gather(hidden, logit_indices, opset.constant(np.int32(0)))
+    logits = _linear(_rms_norm(wanted, weights.ln_f, spec.norm_epsilon), weights.lm_head)
+    result = opset.result(opset.convert(logits, "f32"))
+    return ov.Model([result], parameters, "decoder")
+
+
+def rotary_tables(positions: int, head_size: int, base: float) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines, float32 [positions, 1, head_size / 2]; angles in float64, whose error does not grow."""
+    frequencies = base ** -(np.arange(0, head_size, 2, dtype=np.float64) / head_size)
+    angles = np.arange(positions, dtype=np.float64)[:, None, None] * frequencies
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def _attention_options(spec: EngineSpec, max_context_len: ov.Node) -> list[ov.Node]:
+    """Inputs 9 to 27 of the node: plain causal attention, every optional feature off."""
+
+    def empty(kind: type, *shape: int) -> ov.Node:
+        return opset.constant(np.zeros(shape or (0,), kind))
+
+    zero = opset.constant(np.int32(0))
+    return [
+        opset.constant(np.float32(spec.head_size**-0.5)),  # scale
+        zero,  # sliding_window
+        empty(np.float32),  # alibi_slopes
+        max_context_len,
+        empty(np.int32),  # score_aggregation_window
+        empty(np.int32),  # rotated_block_indices
+        empty(np.int32, 0, 0),  # rotation_deltas
+        empty(np.float32, 0, 0),  # rotation_trig_lut
+        empty(np.float32),  # xattention_threshold
+        zero,  # xattention_block_size
+        zero,  # xattention_stride
+        empty(np.float32),  # sinks
+        zero,  # adaptive_rkv_start_size
+        empty(np.int32),  # adaptive_rkv_evictable_sizes
+        empty(np.int32),  # adaptive_rkv_diversity_block_set_indices
+        empty(np.int32),  # adaptive_rkv_diversity_block_set_indices_begins
+        empty(np.int32),  # token_type_ids
+        empty(np.uint8),  # qq_bias
+        empty(np.int32),  # qq_bias_begins
+    ]
+
+
+def _values(array: np.ndarray) -> ov.Node:
+    """A constant over the array's own memory, as float32; the plug-in folds the conversion away."""
+    array = np.ascontiguousarray(array)
+    if array.dtype == np.float32:
+        return Constant(ov.Tensor(array, array.shape, ov.Type.f32), shared_memory=True)
+    kind = ov.Type.bf16 if array.dtype == np.uint16 else ov.Type.f16
+    return opset.convert(Constant(ov.Tensor(array, array.shape, kind), shared_memory=True), "f32")
+
+
+def _shape(*sizes: int) -> ov.Node:
+    return opset.constant(np.array(sizes, np.int64))
+
+
+def _linear(x: ov.Node | ov.Output, weight: np.ndarray) -> ov.Node:
+    return opset.matmul(x, _values(weight), False, True)
+
+
+def _rms_norm(x: ov.Node, weight: np.ndarray, epsilon: float) -> ov.Node:
+    """Written in the shape that the plug-in recognises and runs as one kernel."""
+    square = opset.power(x, opset.constant(np.float32(2)))
+    mean = opset.reduce_mean(square, opset.constant(np.array([-1], np.int64)), True)
+    root = opset.sqrt(opset.add(mean, opset.constant(np.float32(epsilon))))
+    return opset.multiply(opset.multiply(x, opset.divide(opset.constant(np.float32(1)), root)), _values(weight))
+
+
+def _rotate(x: ov.Output, cos: ov.Node, sin: ov.Node, heads: int, size: int) -> ov.Node:
+    """Rotary positions, GPT-NeoX pairing: the first half of a head with its second half. [T, heads * size]."""
+    split = opset.split(opset.reshape(x, _shape(-1, heads, size), False), opset.constant(np.int64(2)), 2)
+    first, second = split.output(0), split.output(1)
+    rotated = opset.concat(
+        [
+            opset.subtract(opset.multiply(first, cos), opset.multiply(second, sin)),
+            opset.add(opset.multiply(second, cos), opset.multiply(first, sin)),
+        ],
+        2,
+    )
+    return opset.reshape(rotated, _shape(-1, heads * size), False)

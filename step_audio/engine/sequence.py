@@ -1,0 +1,134 @@
+"""One answer on its way: its tokens, the blocks that hold their keys and values, and the step's batch from many."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from step_audio.engine.executor import Batch, TokenEmbedding
+from step_audio.engine.kv_cache import block_key
+from step_audio.engine.request import GenerationRequest
+from step_audio.engine.sampler import TokenSampler
+
+
+class Sequence:
+    """Positions 0 .. computed are in the cache, computed .. length wait to be; at most max_length ever are known.
+
+    A new answer, one that is decoding and one that lost its blocks differ in nothing but these numbers.
+    """
+
+    def __init__(self, request: GenerationRequest, index: int, max_new_tokens: int, block_size: int, vocab_size: int):
+        self.request = request
+        self.index = index
+        self.block_size = block_size
+        self.prompt_length = len(request.input_ids)
+        self.max_length = self.prompt_length + max_new_tokens
+        self.tokens = np.empty(self.max_length, np.int32)
+        self.tokens[: self.prompt_length] = request.input_ids
+        self.length = self.prompt_length
+        self.computed = 0
+        self.sampler: TokenSampler | None = None  # made by the engine, which knows the vocabulary and the options
+        self.cum_log_prob = 0.0
+        # KV cache
+        self.blocks: list[int] = []
+        self.block_table = np.empty(-(-self.max_length // block_size), np.int32)  # `blocks`, ready for the batch
+        self.reserved = 0  # blocks promised but not allocated yet
+        self.published = 0  # leading blocks that are known by their key
+        self.reused_blocks = 0
+        self.new_blocks = 0
+        self._keys: list[bytes] = []
+        fakes = np.flatnonzero(request.input_ids >= vocab_size)
+        self.fake_end = int(fakes[-1]) + 1 if len(fakes) else 0  # no prompt table needed from here on
+        # Times, monotonic nanoseconds
+        self.first_scheduled_ns = 0
+        self.first_token_ns = 0
+        self.last_token_ns = 0
+
+    @property
+    def pending(self) -> int:
+        return self.length - self.computed
+
+    @property
+    def generated(self) -> int:
+        return self.length - self.prompt_length
+
+    @property
+    def decoding(self) -> bool:
+        """One known token short of the next one, and not at the beginning: costs a step next to nothing."""
+        return self.length > self.prompt_length and self.pending == 1
+
+    def history(self) -> np.ndarray:
+        return self.tokens[: self.length]
+
+    def append(self, token: int) -> None:
+        self.tokens[self.length] = token
+        self.length += 1
+
+    def keys(self, blocks: int) -> list[bytes]:
+        """Keys of the first `blocks` blocks, whose tokens must all be known."""
+        size, extra = self.block_size, self.request.extra_ids
+        for block in range(len(self._keys), blocks):
+            span = slice(block * size, (block + 1) * size)
+            # Generated tokens have no extra ids: pad those of the block that straddles the end of the prompt.
+            ids = None if extra is None else extra[span]
+            if ids is not None and len(ids) < size:
+                ids = np.concatenate([ids, np.zeros(size - len(ids), ids.dtype)])
+            self._keys.append(block_key(self._keys[-1] if block else b"", self.tokens[span], ids))
+        return self._keys[:blocks]
+
+    def add_blocks(self, blocks: list[int]) -> None:
+        begin = len(self.blocks)
+        self.block_table[begin : begin + len(blocks)] = blocks
+        self.blocks.extend(blocks)
+
+
+@dataclass(slots=True)
+class Chunk:
+    """`count` pending positions of a sequence, to be computed in this step."""
+
+    sequence: Sequence
+    count: int
+
+    @property
+    def completes(self) -> bool:
+        """The sequence's next token can be drawn after this step."""
+        return self.count == self.sequence.pending
+
+
+def assemble(plan: list[Chunk], embed: TokenEmbedding) -> Batch:
+    """The step's batch; logits are asked for the completing chunks, in the order of the plan."""
+    size = len(plan)
+    past = np.empty(size, np.int32)
+    begins = np.zeros(size + 1, np.int32)
+    block_begins = np.zeros(size + 1, np.int32)
+    ids, tables, last, fakes = [], [], [], []
+    longest = total = blocks = 0
+    for place, chunk in enumerate(plan):
+        sequence = chunk.sequence
+        start, end = sequence.computed, sequence.computed + chunk.count
+        used = -(-end // sequence.block_size)
+        past[place] = start
+        ids.append(sequence.tokens[start:end])
+        tables.append(sequence.block_table[:used])
+        if start < sequence.fake_end:
+            fakes.append((slice(total, total + chunk.count), sequence.request.prompt_table))
+        total += chunk.count
+        blocks += used
+        begins[place + 1] = total
+        block_begins[place + 1] = blocks
+        if chunk.completes:
+            last.append(total - 1)
+        if end > longest:
+            longest = end
+    tokens = np.concatenate(ids)
+    return Batch(
+        embeddings=embed(tokens, fakes),
+        position_ids=np.arange(total, dtype=np.int32) + np.repeat(past - begins[:-1], np.diff(begins)),
+        past_lens=past,
+        subsequence_begins=begins,
+        block_indices=np.concatenate(tables),
+        block_indices_begins=block_begins,
+        max_context_len=longest,
+        logit_indices=np.array(last, np.int32),
+    )

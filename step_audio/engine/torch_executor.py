@@ -1,0 +1,86 @@
+"""The decoder in plain torch: the oracle the tests hold the OpenVINO graph against, and an engine of last resort.
+
+One sequence at a time through attention, everything else batched. Nothing here is shared with the
+OpenVINO graph but the weights and the seam.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from step_audio.engine.executor import Batch
+from step_audio.engine.trtllm_checkpoint import EngineSpec, Weights
+
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+
+
+def _tensor(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    raw = torch.from_numpy(np.array(array))  # a copy: the file's mapping is read-only, which torch cannot express
+    return (raw.view(torch.bfloat16) if array.dtype == np.uint16 else raw).to(dtype)
+
+
+class TorchExecutor:
+    """`Executor` in torch; `precision` "f32" or "bf16", `threads` 0 for torch's own choice."""
+
+    def __init__(self, spec: EngineSpec, weights: Weights, num_blocks: int, precision: str, threads: int):
+        if threads:
+            torch.set_num_threads(threads)
+        self.spec, self.num_blocks, self.dtype = spec, num_blocks, DTYPES[precision]
+        self.layers = [
+            {name: _tensor(getattr(layer, name), self.dtype) for name in layer.__dataclass_fields__}
+            for layer in weights.layers
+        ]
+        self.ln_f, self.lm_head = _tensor(weights.ln_f, self.dtype), _tensor(weights.lm_head, self.dtype)
+        slots = num_blocks * spec.tokens_per_block
+        self.cache = torch.zeros(spec.num_layers, 2, slots, spec.num_kv_heads, spec.head_size, dtype=self.dtype)
+        exponents = torch.arange(0, spec.head_size, 2, dtype=torch.float64) / spec.head_size
+        self.frequencies = (1.0 / spec.rotary_base**exponents).float()
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch) -> np.ndarray:
+        spec = self.spec
+        angles = torch.from_numpy(batch.position_ids).float()[:, None] * self.frequencies
+        rotary = tuple(torch.cat((f(angles), f(angles)), -1)[:, None].to(self.dtype) for f in (torch.cos, torch.sin))
+        slots = [self._slots(batch, index) for index in range(len(batch.past_lens))]
+        hidden = torch.from_numpy(batch.embeddings).to(self.dtype)
+        for layer, weights in enumerate(self.layers):
+            normed = F.rms_norm(hidden, hidden.shape[-1:], weights["input_layernorm"], spec.norm_epsilon)
+            qkv = F.linear(normed, weights["qkv"], weights["qkv_bias"]).view(len(hidden), -1, spec.head_size)
+            queries, keys, values = qkv.split([spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], 1)
+            queries, keys = _rotate(queries, *rotary), _rotate(keys, *rotary)
+            attended = []
+            for index, past in enumerate(batch.past_lens):
+                rows = slice(batch.subsequence_begins[index], batch.subsequence_begins[index + 1])
+                cached = self.cache[layer]
+                cached[0, slots[index][past:]] = keys[rows]
+                cached[1, slots[index][past:]] = values[rows]
+                attended.append(self._attend(queries[rows], *cached[:, slots[index]], int(past)))
+            hidden = hidden + F.linear(torch.cat(attended), weights["dense"])
+            normed = F.rms_norm(hidden, hidden.shape[-1:], weights["post_layernorm"], spec.norm_epsilon)
+            gated = F.silu(F.linear(normed, weights["fc"])) * F.linear(normed, weights["gate"])
+            hidden = hidden + F.linear(gated, weights["proj"])
+        wanted = hidden[torch.from_numpy(batch.logit_indices).long()]
+        normed = F.rms_norm(wanted, hidden.shape[-1:], self.ln_f, spec.norm_epsilon)
+        return F.linear(normed, self.lm_head).float().numpy()
+
+    def _slots(self, batch: Batch, index: int) -> torch.Tensor:
+        """Cache rows of one sequence's positions 0 .. past + new."""
+        size = self.spec.tokens_per_block
+        begins = batch.block_indices_begins
+        blocks = torch.from_numpy(batch.block_indices[begins[index] : begins[index + 1]]).long()
+        new = batch.subsequence_begins[index + 1] - batch.subsequence_begins[index]
+        return (blocks[:, None] * size + torch.arange(size)).flatten()[: int(batch.past_lens[index] + new)]
+
+    def _attend(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, past: int) -> torch.Tensor:
+        """[n, heads, size] over [past + n, kv_heads, size] -> [n, heads * size]."""
+        visible = torch.arange(len(keys)) <= past + torch.arange(len(queries))[:, None]
+        parts = (part.transpose(0, 1)[None] for part in (queries, keys, values))
+        attended = F.scaled_dot_product_attention(*parts, attn_mask=visible, enable_gqa=True)
+        return attended[0].transpose(0, 1).flatten(1)
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat((-second, first), -1) * sin

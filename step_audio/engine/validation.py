@@ -1,0 +1,77 @@
+"""Refuse a request before it is queued, with TensorRT-LLM's limits and, where it has one, its text."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from step_audio.engine.request import GenerationRequest
+from step_audio.engine.trtllm_checkpoint import EngineSpec
+from step_audio.errors import InvalidRequest
+
+
+def validate(request: GenerationRequest, spec: EngineSpec, *, reuse: bool, chunked: bool) -> int:
+    """Check and normalise `request` in place; returns the number of new tokens it may have.
+
+    `spec.max_seq_len` must be what the KV cache really holds. Raises InvalidRequest.
+    """
+    ids = np.asarray(request.input_ids)
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+        raise InvalidRequest(f"input_ids must be a list of integers, not {ids.dtype} {list(ids.shape)}")
+    if ids.size == 0:
+        raise InvalidRequest("input_ids is empty: send at least one token")
+    longest = spec.max_seq_len - 1 if chunked else min(spec.max_seq_len - 1, spec.max_num_tokens)
+    if ids.size > longest:
+        raise InvalidRequest(f"Prompt length ({ids.size}) exceeds maximum input length ({longest}): shorten the prompt")
+    if request.max_new_tokens < 1:
+        raise InvalidRequest(f"max_new_tokens must be at least 1, not {request.max_new_tokens}")
+    if request.num_return_sequences < 1:
+        raise InvalidRequest(f"num_return_sequences must be at least 1, not {request.num_return_sequences}")
+    _check_prompt_table(request, spec, ids)
+    request.input_ids = ids.astype(np.int32, copy=False)
+    _check_extra_ids(request, reuse)
+    _check_words(request, spec)
+    return min(request.max_new_tokens, spec.max_seq_len - ids.size)
+
+
+def _check_prompt_table(request: GenerationRequest, spec: EngineSpec, ids: np.ndarray) -> None:
+    rows = 0
+    if request.prompt_table is not None:
+        table = request.prompt_table
+        if table.ndim != 2 or table.shape[1] != spec.hidden_size:
+            raise InvalidRequest(
+                f"the prompt table must be [rows, {spec.hidden_size}] for this model, not {list(table.shape)}"
+            )
+        rows = len(table)
+        if rows > spec.max_prompt_vocab_size:
+            raise InvalidRequest(
+                f"Prompt vocab size {rows} is larger than max prompt vocab size of {spec.max_prompt_vocab_size}. "
+                "Max prompt vocab size is computed from max_prompt_embedding_table_size / max_batch_size."
+            )
+        request.prompt_table = table.astype(np.float32, copy=False)
+    lowest, highest = int(ids.min()), int(ids.max())
+    if lowest < 0:
+        raise InvalidRequest(f"input_ids has {lowest}: token ids are not negative")
+    if highest >= spec.vocab_size + rows:
+        table = f"a prompt table of {rows} rows" if rows else "no prompt table"
+        raise InvalidRequest(f"input_ids has {highest}, but the vocabulary is {spec.vocab_size} with {table}")
+
+
+def _check_extra_ids(request: GenerationRequest, reuse: bool) -> None:
+    extra = request.extra_ids
+    if extra is not None:
+        extra = np.asarray(extra)
+        # The Triton backend drops them without a word if their number is wrong; the check below then speaks.
+        request.extra_ids = extra.astype(np.uint64, copy=False) if extra.shape == request.input_ids.shape else None
+    if reuse and request.prompt_table is not None and request.extra_ids is None:
+        raise InvalidRequest("Input token extra ids must be provided when enabling kv cache reuse with prompt table")
+
+
+def _check_words(request: GenerationRequest, spec: EngineSpec) -> None:
+    if request.end_id is not None and not -1 <= request.end_id < spec.vocab_size:
+        raise InvalidRequest(f"EndId ({request.end_id}) is not within acceptable range [-1, {spec.vocab_size})")
+    if request.end_id == -1:  # TensorRT-LLM's way of saying that there is none
+        request.end_id = None
+    for name in ("stop_words", "bad_words"):
+        for word in getattr(request, name):
+            if not word or not all(0 <= token < spec.vocab_size for token in word):
+                raise InvalidRequest(f"{name} has {list(word)}: each must be token ids from 0 to {spec.vocab_size - 1}")

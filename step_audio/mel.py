@@ -1,0 +1,107 @@
+"""The log-mel spectrogram, and how many frames and tokens a clip becomes.
+
+The lengths of every stage behind the spectrogram are worked out here once; the encoder, the prompt
+and the serving limits use these functions.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Literal
+
+import librosa
+import numpy as np
+
+from step_audio.audio import SAMPLE_RATE
+from step_audio.errors import InvalidRequest
+
+N_MELS = 128
+N_FFT = 400  # samples: 25 ms
+HOP = 160  # samples: 10 ms
+TAIL_PAD = 479  # samples of silence behind a clip, so that its last HOP is never dropped
+FRAMES_PER_SECOND = SAMPLE_RATE // HOP  # 100
+CONV_STRIDE = 2  # the encoder's second convolution: 20 ms per position
+POOL_STRIDE = 2  # the encoder's average pooling: 40 ms
+ADAPTOR_STRIDE = 2  # the adaptor's convolution: 80 ms per token
+TOKENS_PER_SECOND = FRAMES_PER_SECOND / (CONV_STRIDE * POOL_STRIDE * ADAPTOR_STRIDE)  # 12.5
+
+LengthRule = Literal["L", "L-2"]
+"""How many of a clip's L frames count as audio.
+
+"L" is what Step-Audio-R1 was evaluated and is served with (StepFun's vLLM fork). "L-2" is the rule
+of its Hugging Face code, which leaves the last 20 ms out of attention; it gives one token less for a
+quarter of all lengths, and none at all below 321 samples.
+"""
+
+
+def frame_count(n_samples: int) -> int:
+    """Mel frames L of a clip of `n_samples`."""
+    return (n_samples + TAIL_PAD) // HOP
+
+
+def valid_frames(frames: int, rule: LengthRule = "L") -> int:
+    """How many of L mel frames count as audio."""
+    return frames if rule == "L" else max(frames - 2, 0)
+
+
+def conv_frames(frames: int) -> int:
+    """Positions behind the encoder's two convolutions: the length that attention sees."""
+    return -(-frames // CONV_STRIDE)
+
+
+def pooled_frames(frames: int) -> int:
+    """Positions behind the encoder's average pooling, which drops an odd last one."""
+    return conv_frames(frames) // POOL_STRIDE
+
+
+def token_count(frames: int, rule: LengthRule = "L") -> int:
+    """Audio tokens, that is `<audio_patch>` positions and embeddings, of a clip of L = `frames` mel frames."""
+    return -(-pooled_frames(valid_frames(frames, rule)) // ADAPTOR_STRIDE)
+
+
+def check_clip(frames: int, n_audio_ctx: int) -> None:
+    """Raise InvalidRequest where a clip has more frames than the encoder has positions for."""
+    if conv_frames(frames) > n_audio_ctx:
+        limit = n_audio_ctx * CONV_STRIDE
+        raise InvalidRequest(
+            f"an audio clip has {frames / FRAMES_PER_SECOND:.2f} s, "
+            f"the encoder takes {limit / FRAMES_PER_SECOND:.2f} s; split the audio into shorter clips"
+        )
+
+
+def log_mel(samples: np.ndarray, n_mels: int = N_MELS) -> np.ndarray:
+    """The log-mel spectrogram of one clip.
+
+    `samples` float32 [n] at 16 kHz, n >= 1. Returns float32 [n_mels, frame_count(n)]. The dynamic range is
+    cut 8 decades below this clip's own maximum, so the result belongs to this cut of the audio only.
+    """
+    if not len(samples):
+        raise ValueError("log_mel needs at least one sample")
+    padded = np.pad(np.pad(samples, (0, TAIL_PAD)), N_FFT // 2, mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP][: frame_count(len(samples))]
+    spectrum = np.fft.rfft(windows * _hann())
+    power = np.square(spectrum.real) + np.square(spectrum.imag)  # [L, N_FFT / 2 + 1]
+    mel = _filterbank(n_mels) @ power.astype(np.float32).T
+    log = np.log10(np.maximum(mel, 1e-10))
+    return (np.maximum(log, log.max() - 8) + 4) / 4
+
+
+def pad_batch(mels: list[np.ndarray], n_mels: int = N_MELS) -> tuple[np.ndarray, np.ndarray]:
+    """Stack clips' spectrograms: float32 [clips, n_mels, max L], zeros behind each clip, and int32 [clips] of L."""
+    lengths = np.array([mel.shape[1] for mel in mels], np.int32)
+    batch = np.zeros((len(mels), n_mels, lengths.max(initial=0)), np.float32)
+    for row, mel in zip(batch, mels, strict=True):
+        row[:, : mel.shape[1]] = mel
+    return batch, lengths
+
+
+@cache
+def _hann() -> np.ndarray:
+    """The periodic Hann window, float32 [N_FFT]."""
+    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)).astype(np.float32)
+
+
+@cache
+def _filterbank(n_mels: int) -> np.ndarray:
+    """Slaney's mel filters, float32 [n_mels, N_FFT / 2 + 1]."""
+    return librosa.filters.mel(sr=SAMPLE_RATE, n_fft=N_FFT, n_mels=n_mels)

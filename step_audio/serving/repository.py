@@ -1,0 +1,126 @@
+"""Assembly of what `tritonserver` is started on: a work copy of the model repository, and the backends.
+
+WORK/runtime.json     what the Python models read
+WORK/repository/      model_repository/ with every config.pbtxt filled
+WORK/backends/        python (the server's own) and tensorrtllm (ours)
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from step_audio.config import ModelConfig
+from step_audio.errors import ArtefactError
+from step_audio.serving.settings import Runtime, ServeSettings
+from step_audio.serving.template import fill
+
+SOURCE_ROOT = Path(__file__).resolve().parents[2]
+
+TRITON_TYPES = {"float32": "TYPE_FP32", "bfloat16": "TYPE_BF16", "float16": "TYPE_FP16"}
+
+# How often the LLM backend looks for cancelled direct requests, and reports its gauges.
+CANCELLATION_CHECK_MS = 100
+STATS_CHECK_MS = 100
+
+
+@dataclass(frozen=True)
+class Artefacts:
+    """What the build scripts made."""
+
+    engine_dir: Path
+    encoder_file: Path
+    tokenizer_file: Path
+    table_dtype: str
+    max_prompt_table_rows: int
+
+
+def source(name: str) -> Path:
+    """A folder of the source tree. Raises ArtefactError where only the bare package is installed."""
+    folder = SOURCE_ROOT / name
+    if not folder.is_dir():
+        raise ArtefactError(f"{name}/ is not beside the package: install from a clone with `pip install -e .`")
+    return folder
+
+
+def assemble(settings: ServeSettings, model: ModelConfig, artefacts: Artefacts) -> Path:
+    """Write WORK/runtime.json and WORK/repository, replacing what was there; returns the repository."""
+    work = settings.work_dir
+    runtime = Runtime(
+        model=model,
+        name=settings.checkpoint.resolve().name,
+        tokenizer_file=artefacts.tokenizer_file,
+        encoder_file=artefacts.encoder_file,
+        chat_template=settings.chat_template,
+        length_rule=settings.length_rule,
+        max_seq_len=settings.resolved_max_seq_len(model),
+        max_prompt_table_rows=artefacts.max_prompt_table_rows,
+        encoder_batch_clips=settings.encoder_batch_clips,
+        table_dtype=artefacts.table_dtype,
+        limits=settings.limits,
+    )
+    runtime_file = work / "runtime.json"
+    runtime_file.write_text(runtime.model_dump_json(indent=2), encoding="utf-8")
+
+    repository = work / "repository"
+    shutil.rmtree(repository, ignore_errors=True)
+    values = template_values(settings, runtime, runtime_file, artefacts)
+    for folder in sorted(source("model_repository").iterdir()):
+        if not folder.is_dir():
+            continue
+        shutil.copytree(folder, repository / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
+        (repository / folder.name / "1").mkdir(exist_ok=True)  # an ensemble's version folder is empty: git drops it
+        config = repository / folder.name / "config.pbtxt"
+        config.write_text(fill(config.read_text("utf-8"), values.get(folder.name, {}), folder.name), "utf-8")
+    return repository
+
+
+def template_values(
+    settings: ServeSettings, runtime: Runtime, runtime_file: Path, artefacts: Artefacts
+) -> dict[str, dict[str, object]]:
+    """Model name -> placeholder -> value."""
+    step = {"runtime_file": runtime_file}
+    batched = step | {"preprocessing_batch_size": settings.preprocessing_batch_size}
+    n_mels = {"n_mels": runtime.model.audio.n_mels}
+    table_type = {"prompt_embedding_table_data_type": TRITON_TYPES[runtime.table_dtype]}
+    kv_tokens = settings.kv_cache_tokens or 4 * runtime.max_seq_len
+    return {
+        "audio_featurizer": batched | n_mels,
+        "prompt_builder": batched,
+        "audio_encoder": batched
+        | n_mels
+        | table_type
+        | {"hidden_size": runtime.model.text.hidden_size, "encoder_instance_kind": "KIND_CPU"},
+        "tokenizer": step,
+        "tensorrt_llm": table_type
+        | {
+            "encoder_input_features_data_type": TRITON_TYPES[runtime.table_dtype],
+            "logits_datatype": "TYPE_FP32",
+            "max_batch_size": settings.max_batch_size,
+            "max_queue_delay_microseconds": 0,
+            "max_queue_size": settings.max_queue_size,
+            "engine_dir": artefacts.engine_dir,
+            "max_tokens_in_paged_kv_cache": kv_tokens,
+            "batch_scheduler_policy": settings.batch_scheduler_policy,
+            "kv_cache_free_gpu_mem_fraction": 0.9,
+            "cancellation_check_period_ms": CANCELLATION_CHECK_MS,
+            "stats_check_period_ms": STATS_CHECK_MS,
+            "enable_kv_cache_reuse": settings.kv_cache_reuse,
+            "enable_chunked_context": settings.chunked_context,
+        },
+    }
+
+
+def assemble_backends(work: Path, server_backends: Path, stub: Path) -> Path:
+    """WORK/backends, for `--backend-directory`.
+
+    Files are copied, not linked: tritonserver resolves links and refuses a library outside the directory.
+    """
+    backends = work / "backends"
+    shutil.rmtree(backends, ignore_errors=True)
+    shutil.copytree(server_backends / "python", backends / "python", ignore=shutil.ignore_patterns("__pycache__"))
+    copied = Path(shutil.copy(stub, backends / "python" / "triton_python_backend_stub"))
+    copied.chmod(0o755)
+    shutil.copytree(source("backends"), backends, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    return backends

@@ -1,0 +1,130 @@
+"""`step-audio serve`: builds what is missing, starts the server, proves it with a request, and watches it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import signal
+import threading
+import time
+import wave
+from collections.abc import Callable
+
+import numpy as np
+from step_audio_build.pipeline import build
+from step_audio_client import Audio, RequestError, Sampling, StepAudioClient, user
+
+from step_audio.audio import SAMPLE_RATE
+from step_audio.serving.repository import assemble, assemble_backends
+from step_audio.serving.settings import ServeSettings
+from step_audio.serving.tritonserver import Installation, Ports, ServerError, TritonServer
+
+MAX_RESTARTS = 3  # within RESTART_WINDOW; more means that a restart does not help
+RESTART_WINDOW = 600.0  # seconds
+WATCH_PERIOD = 0.5  # seconds
+WARM_UP_TIMEOUT = 120.0  # seconds
+
+Say = Callable[[str], None]
+
+
+class Service:
+    """A served checkpoint. Used as a context manager by tests and by the demo, or run until a signal."""
+
+    def __init__(self, settings: ServeSettings, say: Say = lambda line: None):
+        self.settings = settings
+        self.say = say
+        self.server: TritonServer | None = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.settings.grpc_port}"
+
+    def __enter__(self) -> Service:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Returns when a warm-up request has gone through. Raises StepAudioError; then nothing is left running."""
+        settings = self.settings
+        model, artefacts = build(settings, self.say)
+        installation = Installation.find()
+        repository = assemble(settings, model, artefacts)
+        backends = assemble_backends(settings.work_dir, installation.backends, installation.stub)
+        ports = Ports(settings.grpc_port, settings.http_port, settings.metrics_port)
+        self.say("tritonserver: loading the models")
+        self.server = TritonServer(installation, repository, backends, ports, settings.work_dir / "tritonserver.log")
+        try:
+            self.server.wait_live(settings.startup_timeout)
+            asyncio.run(warm_up(self.address))
+        except RequestError as error:
+            reason = self.server.reason()
+            self.stop()
+            raise ServerError(f"the warm-up request failed: {error}; {reason}") from None
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        if self.server is not None:
+            self.server.stop()
+            self.server = None
+
+    def run(self) -> None:
+        """Serve until SIGINT or SIGTERM; restart a server that died, a few times."""
+        stopping = threading.Event()
+        previous = {s: signal.signal(s, _Interrupt(stopping)) for s in (signal.SIGINT, signal.SIGTERM)}
+        restarts: list[float] = []
+        try:
+            self._start_and_tell()
+            while not stopping.wait(WATCH_PERIOD):
+                assert self.server is not None
+                fault = self.server.fault()
+                if fault is None:
+                    continue
+                restarts = [at for at in restarts if time.monotonic() - at < RESTART_WINDOW] + [time.monotonic()]
+                if len(restarts) > MAX_RESTARTS:
+                    raise ServerError(f"{fault}, after {MAX_RESTARTS} restarts; log: {self.server.log}")
+                self.say(f"{fault}: restart {len(restarts)} of at most {MAX_RESTARTS}")
+                self.stop()
+                self._start_and_tell()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            self.say("stopping")
+            self.stop()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _start_and_tell(self) -> None:
+        self.start()
+        self.say(f"ready: gRPC {self.address}, metrics http://127.0.0.1:{self.settings.metrics_port}/metrics")
+
+
+class _Interrupt:
+    """The first signal ends the loop, or breaks off a start; the next ones are ignored while the server stops."""
+
+    def __init__(self, stopping: threading.Event):
+        self.stopping = stopping
+
+    def __call__(self, *_: object) -> None:
+        if not self.stopping.is_set():
+            self.stopping.set()
+            raise KeyboardInterrupt
+
+
+async def warm_up(address: str) -> None:
+    """One second of faint noise and a word through every model. Raises RequestError."""
+    noise = np.random.default_rng(0).normal(0, 300, SAMPLE_RATE).astype("<i2")
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(2)
+        writer.setframerate(SAMPLE_RATE)
+        writer.writeframes(noise.tobytes())
+    async with StepAudioClient(address) as client:
+        await client.complete(
+            [user("hello", Audio(file.getvalue()))], Sampling(max_tokens=2, temperature=0), timeout=WARM_UP_TIMEOUT
+        )

@@ -1,0 +1,110 @@
+"""The one configuration object: what is served, within which limits.
+
+`ServeSettings` is what a person chooses. `Runtime` is what the running models read (one JSON file in
+the work copy of the repository): the settings that concern them, resolved against the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+
+from step_audio.config import DType, ModelConfig, Strict
+from step_audio.errors import StepAudioError
+from step_audio.mel import LengthRule
+
+
+class SettingsError(StepAudioError):
+    """A setting is out of range, or two of them contradict each other."""
+
+
+class Limits(Strict):
+    """What one request may hold. Checked before anything is decoded, as far as it can be known then."""
+
+    max_audios: NonNegativeInt = 64
+    max_audio_seconds: NonNegativeFloat = 5100.0  # of all recordings together; 85 minutes fill 65,536 positions
+    max_audio_bytes: PositiveInt = 512 << 20  # of all files together
+    max_message_bytes: PositiveInt = 4 << 20  # of the messages and tools JSON
+
+
+class ServeSettings(Strict):
+    """Everything `step-audio serve` can be told."""
+
+    checkpoint: Path
+    work_dir: Path
+    tp: PositiveInt = 4
+    dtype: DType | None = None  # None: the checkpoint's own
+    max_batch_size: PositiveInt = 32  # sequences in flight
+    max_seq_len: PositiveInt | None = None  # positions, prompt and answer; None: up to 32,768 of the checkpoint's own
+    max_num_tokens: PositiveInt = 2048  # positions computed in one step, all requests together
+    max_prompt_table_rows: PositiveInt | None = None  # audio positions of one request; None: max_seq_len
+    max_queue_size: NonNegativeInt = 256  # requests waiting for a slot; 0: no bound
+    kv_cache_tokens: PositiveInt | None = None  # None: four requests of full length
+    kv_cache_reuse: bool = True
+    chunked_context: bool = True
+    batch_scheduler_policy: Literal["guaranteed_no_evict", "max_utilization"] = "guaranteed_no_evict"
+    length_rule: LengthRule = "L"
+    chat_template: str = "default"  # "default", "published", or a path to a Jinja file
+    encoder_batch_clips: PositiveInt = 8  # clips in one run of the encoder engine
+    preprocessing_batch_size: PositiveInt = 16  # requests in one call of featurizer, prompt builder, encoder
+    limits: Limits = Limits()
+    grpc_port: int = Field(8001, ge=1, le=65535)
+    http_port: int = Field(8000, ge=1, le=65535)
+    metrics_port: int = Field(8002, ge=1, le=65535)
+    startup_timeout: PositiveFloat = 600.0  # seconds
+
+    @classmethod
+    def create(cls, **values) -> ServeSettings:
+        """Validate; raises SettingsError with the first fault in words."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise SettingsError(f"{where + ': ' if where else ''}{first['msg']}, got {first['input']!r}") from None
+
+    def resolved_max_seq_len(self, model: ModelConfig) -> int:
+        limit = model.text.max_position_embeddings
+        if self.max_seq_len is None:
+            return min(limit, 32_768)
+        if self.max_seq_len > limit:
+            raise SettingsError(f"max_seq_len {self.max_seq_len} is more than the checkpoint's {limit} positions")
+        return self.max_seq_len
+
+
+class Runtime(Strict):
+    """What the models of the repository read when they start; written by `step_audio.serving.repository`."""
+
+    model: ModelConfig
+    name: str  # of the checkpoint, for people
+    tokenizer_file: Path
+    encoder_file: Path
+    chat_template: str  # "default", "published", or a path
+    length_rule: LengthRule
+    max_seq_len: PositiveInt
+    max_prompt_table_rows: PositiveInt
+    encoder_batch_clips: PositiveInt
+    table_dtype: DType  # of the prompt table: the engine's own
+    limits: Limits
+
+    @classmethod
+    def load(cls, path: str | Path) -> Runtime:
+        return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
+
+    @classmethod
+    def from_triton(cls, args: dict) -> Runtime:
+        """From the arguments that a Python model's `initialize` gets."""
+        parameters = json.loads(args["model_config"])["parameters"]
+        return cls.load(parameters["runtime_file"]["string_value"])
+
+    def serving_info(self) -> dict:
+        """What a client may know (the `tokenizer` model's second output)."""
+        return {
+            "model": self.name,
+            "vocab_size": self.model.text.vocab_size,
+            "max_seq_len": self.max_seq_len,
+            "limits": self.limits.model_dump(),
+        }

@@ -1,0 +1,156 @@
+"""The CPU stand-in of NVIDIA's `tensorrtllm` backend: Triton requests on one side, our engine on the other."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from step_audio.engine.engine import Engine, EngineOptions, EngineStats
+from step_audio.engine.request import SequenceOutput
+from step_audio.errors import ArtefactError, StepAudioError
+from step_audio.serving import trtllm_request
+from step_audio.serving.triton_io import readable
+from step_audio.serving.trtllm_response import ResponseStream, Send, SenderPool
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _InFlight:
+    triton_id: str
+    is_cancelled: Callable[[], bool]
+    engine_ids: list[str] = field(default_factory=list)
+
+
+class TrtllmBackend:
+    """One per Triton model instance. Thread-safe."""
+
+    def __init__(self, parameters: Mapping[str, str], max_queue_size: int, threads: int = 0):
+        """`parameters`: the model configuration's, by key. Raises ArtefactError for one that does not parse."""
+        self.exclude_input = _bool(parameters, "exclude_input_in_output", False)
+        self.cancel_period = _number(parameters, "cancellation_check_period_ms", 100) / 1000
+        self.stats_period = _number(parameters, "stats_check_period_ms", 100) / 1000
+        max_tokens = parameters.get("max_tokens_in_paged_kv_cache")
+        engine_dir = Path(parameters["gpt_model_path"])
+        self.engine = Engine(
+            EngineOptions(
+                engine_dir=engine_dir,
+                max_tokens_in_paged_kv_cache=int(max_tokens) if max_tokens else None,
+                enable_kv_cache_reuse=_bool(parameters, "enable_kv_cache_reuse", True),
+                enable_chunked_context=_bool(parameters, "enable_chunked_context", False),
+                batch_scheduler_policy=parameters.get("batch_scheduler_policy") or "guaranteed_no_evict",
+                normalize_log_probs=_bool(parameters, "normalize_log_probs", True),
+                max_queue_size=max_queue_size,
+                precision="f32" if _dtype(engine_dir) == "float32" else "bf16",
+                threads=threads,
+            )
+        )
+        self._senders = SenderPool()
+        self._lock = threading.Lock()
+        self._in_flight: dict[int, _InFlight] = {}
+        self._serial = 0
+        self._closing = threading.Event()
+        self._watcher = threading.Thread(target=self._watch_cancellation, name="cancellation", daemon=True)
+        self._watcher.start()
+
+    def stats(self) -> EngineStats:
+        return self.engine.stats()
+
+    def submit(
+        self, triton_id: str, tensors: Mapping[str, np.ndarray], send: Send, is_cancelled: Callable[[], bool]
+    ) -> None:
+        """Start one request. Each outcome, a refusal too, goes to the client by `send`, one of it final."""
+        entry = _InFlight(triton_id, is_cancelled)
+        with self._lock:
+            self._serial += 1
+            key = self._serial
+        stream: ResponseStream | None = None
+
+        def on_output(row: int, output: SequenceOutput) -> None:
+            assert stream is not None
+            stream.put(row, output)
+
+        try:
+            request = trtllm_request.parse(tensors, self.exclude_input, on_output)
+        except Exception as error:
+            send(None, readable(error), True)
+            return
+        if request.stop:
+            self.stop(triton_id)
+            send(None, None, True)
+            return
+        stream = ResponseStream(request.options, send, self._senders, on_final=lambda: self._finish(key))
+        stream.expect([row.input_ids for row in request.rows])
+        with self._lock:
+            self._in_flight[key] = entry
+        try:
+            for row in request.rows:
+                self.engine.submit(row)
+                entry.engine_ids.append(row.request_id)
+        except Exception as error:  # rows of the batch that were accepted end with the one that was not
+            stream.fail(StepAudioError(readable(error)))
+
+    def stop(self, triton_id: str) -> None:
+        """Cancel every request that carries this id; an unknown or empty id is no error, as in the C++ backend."""
+        with self._lock:
+            ids = [i for e in self._in_flight.values() if triton_id and e.triton_id == triton_id for i in e.engine_ids]
+        for engine_id in ids:
+            self.engine.cancel(engine_id)
+
+    def shutdown(self) -> None:
+        self._closing.set()
+        self._watcher.join()
+        self.engine.shutdown()
+        self._senders.shutdown()
+
+    def _finish(self, key: int) -> None:
+        with self._lock:
+            entry = self._in_flight.pop(key, None)
+        for engine_id in entry.engine_ids if entry else ():
+            self.engine.cancel(engine_id)  # nothing to do unless another row of the batch failed
+
+    def _watch_cancellation(self) -> None:
+        """Triton's own cancellation (a direct client hung up) is only to be had by asking."""
+        while not self._closing.wait(self.cancel_period):
+            with self._lock:
+                entries = list(self._in_flight.values())
+            for entry in entries:
+                try:
+                    cancelled = entry.is_cancelled()
+                except Exception:  # the sender was closed in between
+                    continue
+                if cancelled:
+                    for engine_id in entry.engine_ids:
+                        self.engine.cancel(engine_id)
+
+
+def _dtype(engine_dir: Path) -> str:
+    """What the checkpoint was converted to, which a GPU engine would compute in."""
+    try:
+        return json.loads((engine_dir / "config.json").read_text("utf-8"))["pretrained_config"]["dtype"]
+    except (OSError, ValueError, KeyError):
+        raise ArtefactError(f"{engine_dir} is not an engine directory") from None
+
+
+def _bool(parameters: Mapping[str, str], key: str, default: bool) -> bool:
+    text = parameters.get(key, "").lower()
+    if text in ("true", "1"):
+        return True
+    if text in ("false", "0"):
+        return False
+    if text:
+        raise ArtefactError(f"parameter {key} must be true or false, got {text!r}")
+    return default
+
+
+def _number(parameters: Mapping[str, str], key: str, default: float) -> float:
+    try:
+        return float(parameters.get(key) or default)
+    except ValueError:
+        raise ArtefactError(f"parameter {key} must be a number, got {parameters[key]!r}") from None

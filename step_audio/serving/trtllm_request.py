@@ -1,0 +1,152 @@
+"""Inputs of the `tensorrt_llm` model to generation requests, under the rules of TensorRT-LLM 1.2.1's backend.
+
+What our engine cannot do is refused by the input's name; the C++ backend would do it or fail, never ignore it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+
+from step_audio.engine.request import GenerationRequest, SamplingParams, SequenceOutput
+from step_audio.errors import InvalidRequest
+from step_audio.word_list import unpack_word_list
+
+REQUIRED = ("input_ids", "input_lengths", "request_output_len")
+
+# Input name -> field of SamplingParams.
+SAMPLING = {
+    "temperature": "temperature",
+    "runtime_top_k": "top_k",
+    "runtime_top_p": "top_p",
+    "min_tokens": "min_tokens",
+    "repetition_penalty": "repetition_penalty",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "seed": "seed",
+}
+FLAGS = (
+    "stop",
+    "streaming",
+    "exclude_input_in_output",
+    "return_log_probs",
+    "return_perf_metrics",
+    "return_num_input_tokens",
+    "return_num_output_tokens",
+)
+OTHERS = (
+    "end_id",
+    "stop_words_list",
+    "bad_words_list",
+    "num_return_sequences",
+    "prompt_embedding_table",
+    "prompt_table_extra_ids",
+    # The C++ backend takes the table's size from its shape, and pads nothing that is packed.
+    "prompt_vocab_size",
+    "pad_id",
+)
+SUPPORTED = frozenset((*REQUIRED, *SAMPLING, *FLAGS, *OTHERS))
+
+# Of the unsupported ones these may be sent with the one value that asks for nothing.
+NEUTRAL = {
+    "beam_width": 1,
+    "return_context_logits": False,
+    "return_generation_logits": False,
+    "early_stopping": False,
+}
+
+_serial = count()
+
+
+@dataclass(frozen=True)
+class Options:
+    """What shapes a request's responses, not its tokens."""
+
+    streaming: bool
+    exclude_input: bool
+    log_probs: bool
+    perf_metrics: bool
+    num_input_tokens: bool
+    num_output_tokens: bool
+
+
+@dataclass(frozen=True)
+class TritonRequest:
+    """One Triton request: `rows` independent generations (its batch), or a `stop` for those of the same id."""
+
+    stop: bool
+    options: Options
+    rows: list[GenerationRequest]
+
+
+def parse(
+    tensors: Mapping[str, np.ndarray],
+    exclude_input_default: bool,
+    on_output: Callable[[int, SequenceOutput], None],
+) -> TritonRequest:
+    """`tensors`: every input that was sent, with its batch dimension. `on_output` gets the row's index too.
+
+    Raises InvalidRequest.
+    """
+    for name, tensor in tensors.items():
+        if name in SUPPORTED or (name in NEUTRAL and (tensor == NEUTRAL[name]).all()):
+            continue
+        if name in NEUTRAL:
+            raise InvalidRequest(f"input '{name}' is supported only as {str(NEUTRAL[name]).lower()} by the CPU backend")
+        raise InvalidRequest(f"input '{name}' is not supported by the CPU backend")
+
+    def flag(name: str, default: bool = False) -> bool:
+        return bool(tensors[name].reshape(-1)[0]) if name in tensors else default
+
+    options = Options(
+        streaming=flag("streaming"),
+        exclude_input=flag("exclude_input_in_output", exclude_input_default),
+        log_probs=flag("return_log_probs"),
+        perf_metrics=flag("return_perf_metrics"),
+        num_input_tokens=flag("return_num_input_tokens"),
+        num_output_tokens=flag("return_num_output_tokens"),
+    )
+    if flag("stop"):
+        return TritonRequest(True, options, [])
+    for name in REQUIRED:
+        if name not in tensors:
+            raise InvalidRequest(f"missing required input '{name}'")
+    rows = [_row(tensors, row, options, on_output) for row in range(tensors["input_ids"].shape[0])]
+    return TritonRequest(False, options, rows)
+
+
+def _row(
+    tensors: Mapping[str, np.ndarray], row: int, options: Options, on_output: Callable[[int, SequenceOutput], None]
+) -> GenerationRequest:
+    def scalar(name: str):
+        return tensors[name].reshape(len(tensors["input_ids"]), -1)[row, 0].item() if name in tensors else None
+
+    def words(name: str) -> list[list[int]]:
+        return unpack_word_list(tensors[name][row], name) if name in tensors else []
+
+    input_ids, length = tensors["input_ids"][row], scalar("input_lengths")
+    if not 1 <= length <= len(input_ids):
+        raise InvalidRequest(f"input_lengths is {length}, but input_ids has {len(input_ids)} ids")
+    extra_ids = tensors.get("prompt_table_extra_ids")
+    # The C++ backend drops extra ids of another length than the prompt; the engine then refuses a table with reuse.
+    fits = extra_ids is not None and extra_ids.shape[1] == len(input_ids)
+    sampling = {field: value for name, field in SAMPLING.items() if (value := scalar(name)) is not None}
+    table = tensors.get("prompt_embedding_table")
+    end_id = scalar("end_id")
+    return GenerationRequest(
+        request_id=f"{next(_serial)}",
+        input_ids=np.ascontiguousarray(input_ids[:length]),
+        max_new_tokens=scalar("request_output_len"),
+        sampling=SamplingParams(**sampling),
+        end_id=None if end_id == -1 else end_id,
+        stop_words=words("stop_words_list"),
+        bad_words=words("bad_words_list"),
+        prompt_table=None if table is None else table[row],
+        extra_ids=np.ascontiguousarray(extra_ids[row, :length]) if fits else None,
+        num_return_sequences=1 if scalar("num_return_sequences") is None else scalar("num_return_sequences"),
+        return_log_probs=options.log_probs,
+        on_output=lambda output: on_output(row, output),
+    )

@@ -1,0 +1,180 @@
+"""Generated tokens to responses of the `tensorrt_llm` model, sent from threads of their own.
+
+A send is a round trip to the server of 0.15-0.3 ms, a large part of an engine step, so the engine only
+queues. While a request's responses wait, later tokens of the same sequence join the waiting one: under
+load a response carries several tokens and the stream keeps up, as the C++ backend's does.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+from step_audio.engine.request import SequenceOutput
+from step_audio.errors import StepAudioError
+from step_audio.serving.trtllm_request import Options
+
+# tensors by output name, error text, final flag
+Send = Callable[[dict[str, np.ndarray] | None, str | None, bool], None]
+
+log = logging.getLogger(__name__)
+
+
+class ResponseStream:
+    """The responses of one Triton request: every token once, in order per sequence, and one final response."""
+
+    def __init__(self, options: Options, send: Send, pool: SenderPool, on_final: Callable[[], None]):
+        self.options = options
+        self.prompts: list[np.ndarray] = []  # per row, for `exclude_input_in_output=false`
+        self._rows_left = 0
+        self._send = send
+        self._pool = pool
+        self._on_final = on_final
+        self._pending: deque[tuple[int, SequenceOutput]] = deque()
+        self._lock = threading.Lock()
+        self._scheduled = False
+        self._ended = False
+        self._generated: dict[tuple[int, int], int] = {}  # tokens sent so far
+        self._held: dict[tuple[int, int], list[SequenceOutput]] = {}  # not streaming: until the sequence ends
+
+    def expect(self, prompts: list[np.ndarray]) -> None:
+        """The prompts of the rows that are about to be submitted."""
+        self.prompts = prompts
+        self._rows_left = len(prompts)
+
+    def put(self, row: int, output: SequenceOutput) -> None:
+        """Called by the engine's thread; never blocks on the server."""
+        with self._lock:
+            self._pending.append((row, output))
+            if self._scheduled:
+                return
+            self._scheduled = True
+        self._pool.schedule(self)
+
+    def fail(self, error: StepAudioError) -> None:
+        """End the request with an error, after what was put before."""
+        self.put(0, SequenceOutput("", 0, [], [], 0.0, error=error, final=True))
+
+    def drain(self) -> None:
+        """Called by one sender thread at a time."""
+        while True:
+            with self._lock:
+                if not self._pending:
+                    self._scheduled = False
+                    return
+                batch = list(self._pending)
+                self._pending.clear()
+            for row, outputs in self._grouped(batch):
+                self._deliver(row, outputs)
+
+    def _grouped(self, batch: list[tuple[int, SequenceOutput]]) -> list[tuple[int, list[SequenceOutput]]]:
+        """Join outputs of the same sequence; without streaming, hold them back until it ends."""
+        groups: dict[tuple[int, int], list[SequenceOutput]] = {}
+        for row, output in batch:
+            key = (row, output.sequence_index)
+            # To the end: the group that holds a request's final output must be delivered last.
+            groups[key] = [*groups.pop(key, []), output]
+        if self.options.streaming:
+            return [(row, outputs) for (row, _), outputs in groups.items()]
+        ready = []
+        for key, outputs in groups.items():
+            held = self._held.setdefault(key, [])
+            held += outputs
+            if held[-1].finished or held[-1].error or held[-1].final:
+                ready.append((key[0], self._held.pop(key)))
+        return ready
+
+    def _deliver(self, row: int, outputs: list[SequenceOutput]) -> None:
+        if self._ended:
+            return
+        last = outputs[-1]
+        failed = next((output.error for output in outputs if output.error), None)
+        self._rows_left -= sum(output.final for output in outputs)
+        final = self._rows_left == 0 or failed is not None
+        self._ended = final
+        try:
+            if failed is not None:
+                self._send(None, str(failed), True)
+            elif last.finished == "cancelled" and not any(output.token_ids for output in outputs):
+                self._send(None, None, final)
+            else:
+                self._send(self._tensors(row, outputs), None, final)
+        except Exception:  # the client is gone; the engine must not hear of it
+            log.warning("a response could not be sent", exc_info=True)
+        finally:
+            if final:
+                self._on_final()
+
+    def _tensors(self, row: int, outputs: list[SequenceOutput]) -> dict[str, np.ndarray]:
+        last, options = outputs[-1], self.options
+        tokens = [token for output in outputs for token in output.token_ids]
+        key = (row, last.sequence_index)
+        generated = self._generated[key] = self._generated.get(key, 0) + len(tokens)
+        if not options.streaming and not options.exclude_input:
+            tokens = self.prompts[row].tolist() + tokens
+        tensors = {
+            "output_ids": np.array(tokens, np.int32).reshape(1, 1, -1),
+            "sequence_length": _int32(len(tokens)),
+            "batch_index": _int32(row),
+            "sequence_index": _int32(last.sequence_index),
+        }
+        if options.log_probs:
+            log_probs = [value for output in outputs for value in output.log_probs]
+            tensors["output_log_probs"] = np.array(log_probs, np.float32).reshape(1, 1, -1)
+            tensors["cum_log_probs"] = np.array([[last.cum_log_prob]], np.float32)
+        if options.num_input_tokens:
+            tensors["num_input_tokens"] = _int32(len(self.prompts[row]))
+        if options.num_output_tokens:
+            tensors["num_output_tokens"] = _int32(generated)
+        if options.perf_metrics and last.stats is not None:
+            stats = last.stats
+            tensors |= {
+                "kv_cache_alloc_new_blocks": _int32(stats.new_blocks),
+                "kv_cache_reused_blocks": _int32(stats.reused_blocks),
+                "kv_cache_alloc_total_blocks": _int32(stats.total_blocks),
+                "arrival_time_ns": _int64(stats.arrival_ns),
+                "first_scheduled_time_ns": _int64(stats.first_scheduled_ns),
+                "first_token_time_ns": _int64(stats.first_token_ns),
+                "last_token_time_ns": _int64(stats.last_token_ns),
+            }
+        return tensors
+
+
+def _int32(value: int) -> np.ndarray:
+    return np.array([[value]], np.int32)
+
+
+def _int64(value: int) -> np.ndarray:
+    return np.array([[value]], np.int64)
+
+
+class SenderPool:
+    """Threads that send. A stream is drained by one of them at a time, so its order is kept."""
+
+    def __init__(self, threads: int = 4):
+        self._queue: queue.SimpleQueue[ResponseStream | None] = queue.SimpleQueue()
+        self._threads = [threading.Thread(target=self._run, name=f"sender-{i}", daemon=True) for i in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def schedule(self, stream: ResponseStream) -> None:
+        self._queue.put(stream)
+
+    def shutdown(self) -> None:
+        """Returns when everything queued so far has been sent."""
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        while (stream := self._queue.get()) is not None:
+            try:
+                stream.drain()
+            except Exception:
+                log.exception("sending failed")

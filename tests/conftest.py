@@ -1,0 +1,73 @@
+"""What the tests share: one tiny checkpoint, its independent reference, and one running server."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from step_audio_build.make_tiny import make_tiny
+from step_audio_client import StepAudioClient
+
+from step_audio.serving.demo import free_ports
+from step_audio.serving.serve import Service
+from step_audio.serving.settings import ServeSettings
+
+MAX_SEQ_LEN = 24_576  # holds 30 minutes of audio: 72 clips of 315 positions
+
+
+def settings_for(checkpoint: Path, work_dir: Path, **overrides) -> ServeSettings:
+    grpc, http, metrics = free_ports(3)
+    return ServeSettings.create(
+        **{
+            "checkpoint": checkpoint,
+            "work_dir": work_dir,
+            "grpc_port": grpc,
+            "http_port": http,
+            "metrics_port": metrics,
+            "max_seq_len": MAX_SEQ_LEN,
+        }
+        | overrides
+    )
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """float32, so that tokens can be compared one by one."""
+    directory = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    make_tiny(directory, dtype="float32", max_position_embeddings=32_768)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def work_dir(tmp_path_factory) -> Path:
+    """Shared between servers: what one has built, the next finds."""
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="session")
+def service(checkpoint, work_dir):
+    """The server that most tests talk to: TP 4, KV reuse on, all defaults but the length."""
+    with Service(settings_for(checkpoint, work_dir)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def reference(checkpoint):
+    from reference import Reference
+
+    return Reference(checkpoint)
+
+
+@pytest.fixture
+def ask(service):
+    """Call a coroutine function with a client of the running server, and return its result."""
+
+    def run(use):
+        async def with_client():
+            async with StepAudioClient(service.address) as client:
+                return await asyncio.wait_for(use(client), timeout=120)
+
+        return asyncio.run(with_client())
+
+    return run
