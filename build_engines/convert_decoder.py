@@ -19,6 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from step_audio.checkpoint import STORAGE, Checkpoint, decoder_tensors, from_float32, to_float32
+from step_audio.config import DType, ModelConfig, TextConfig
+from step_audio.errors import ArtefactError, CheckpointError
 from step_audio_build.manifest import (
     Identity,
     Manifest,
@@ -33,10 +37,6 @@ from step_audio_build.manifest import (
     write_atomically,
 )
 from step_audio_build.rank_files import RankFiles, forget, journal_exists
-
-from step_audio.checkpoint import STORAGE, Checkpoint, decoder_tensors, from_float32, to_float32
-from step_audio.config import DType, ModelConfig, TextConfig
-from step_audio.errors import ArtefactError, CheckpointError
 
 FORMAT = 1  # of the rank files; raise it when the same checkpoint would give other bytes
 BLOCK = 32 << 20  # bytes read at a time

@@ -12,10 +12,10 @@ import os
 from pathlib import Path
 
 from pydantic import Field, PositiveInt, model_validator
-from step_audio_build.manifest import read_manifest, to_json, write_atomically
 
 from step_audio.config import Strict
 from step_audio.errors import ArtefactError
+from step_audio_build.manifest import read_manifest, to_json, write_atomically
 
 VERSION = "1.2.1"  # of TensorRT-LLM, whose layout this is
 

@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+
+from step_audio.checkpoint import Checkpoint, encoder_tensors
+from step_audio.config import ModelConfig
+from step_audio.encoder import load_encoder
 from step_audio_build.manifest import (
     Identity,
     Manifest,
@@ -23,10 +27,6 @@ from step_audio_build.manifest import (
     tool_versions,
     write_atomically,
 )
-
-from step_audio.checkpoint import Checkpoint, encoder_tensors
-from step_audio.config import ModelConfig
-from step_audio.encoder import load_encoder
 
 if TYPE_CHECKING:
     from step_audio.mel import LengthRule

@@ -14,13 +14,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from step_audio_build.manifest import to_json
-from step_audio_build.rank_files import safetensors_header
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from step_audio.checkpoint import INDEX_FILE, STORAGE, Shapes, expected_tensors, from_float32
 from step_audio.config import AudioEncoderConfig, DType, ModelConfig, TextConfig
 from step_audio.errors import ArtefactError
+from step_audio_build.manifest import to_json
+from step_audio_build.rank_files import safetensors_header
 
 RECIPE = "tiny.json"  # marks a directory that this file wrote, and with which arguments
 
@@ -231,7 +231,7 @@ def _random_weights(config: ModelConfig, seed: int, readable: np.ndarray) -> dic
         weights[name] = values.astype(np.float32)
     quiet = np.ones(config.text.vocab_size, bool)
     quiet[readable] = False
-    pass
+    weights["lm_head.weight"][quiet] *= 1e-3
     return weights
 
 

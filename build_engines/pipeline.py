@@ -15,17 +15,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import ValidationError
-from step_audio_build.convert_decoder import convert_decoder
-from step_audio_build.engine_dir import BuildConfig, build_cpu_engine_dir
-from step_audio_build.export_encoder import export_encoder
-from step_audio_build.manifest import write_atomically
-from step_audio_build.progress import Progress
 
 from step_audio.config import ModelConfig
 from step_audio.errors import StepAudioError
 from step_audio.serving.repository import Artefacts
 from step_audio.serving.settings import ServeSettings, SettingsError
 from step_audio.tokenizer import Tokenizer, check_vocabulary
+from step_audio_build.convert_decoder import convert_decoder
+from step_audio_build.engine_dir import BuildConfig, build_cpu_engine_dir
+from step_audio_build.export_encoder import export_encoder
+from step_audio_build.manifest import write_atomically
+from step_audio_build.progress import Progress
 
 
 def build(settings: ServeSettings, say: Callable[[str], None] = lambda line: None) -> tuple[ModelConfig, Artefacts]:

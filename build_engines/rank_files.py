@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 from pydantic import ValidationError
-from step_audio_build.manifest import Identity, OutputFile, require_same, sync_directory, write_atomically
 
 from step_audio.checkpoint import SAFETENSORS_NAME, STORAGE
 from step_audio.config import DType
+from step_audio_build.manifest import Identity, OutputFile, require_same, sync_directory, write_atomically
 
 JOURNAL = "convert.journal"
 CHUNK = 16 << 20  # bytes, when re-reading

@@ -281,6 +281,12 @@ def test_ogg_cut_off_is_a_shorter_file():
     assert 0.5 * SAMPLE_RATE < len(samples) < 2.5 * SAMPLE_RATE and peak(samples) == pytest.approx(TONE, abs=1)
 
 
+def test_bare_aac_may_end_within_a_frame():
+    """What recorders that are switched off leave: bare frames promise no length."""
+    data = encode("adts", "aac", tone(1, 48_000), 48_000)
+    assert abs(len(decode_audio(data[:-5])) - SAMPLE_RATE) < 0.1 * SAMPLE_RATE
+
+
 def test_webm_that_leaves_silence_out():
     """Discontinuous Opus in WebM: packets are missing, the header's duration counts them."""
     file, full = io.BytesIO(), io.BytesIO(encode("webm", "libopus", tone(3, 48_000), 48_000))

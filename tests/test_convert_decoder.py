@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from step_audio_build import convert_decoder as convert_module
-from step_audio_build.convert_decoder import convert_decoder
-from step_audio_build.engine_dir import BuildConfig, build_cpu_engine_dir
-from step_audio_build.make_tiny import make_tiny
-from step_audio_build.manifest import read_manifest, sha256_file
 from torch.nn import functional as F
 
 from step_audio.checkpoint import Checkpoint, decoder_tensors
 from step_audio.config import ModelConfig
 from step_audio.errors import ArtefactError, CheckpointError
+from step_audio_build import convert_decoder as convert_module
+from step_audio_build.convert_decoder import convert_decoder
+from step_audio_build.engine_dir import BuildConfig, build_cpu_engine_dir
+from step_audio_build.make_tiny import make_tiny
+from step_audio_build.manifest import read_manifest, sha256_file
 
 VOCAB = 101  # odd, so that the head's rows never divide; smaller than the tokenizer's, which plays no part here
 PROMPT = torch.tensor([[3, 100, 14, 15, 92, 65, 35, 89, 79, 0, 32, 38]])
@@ -243,6 +243,8 @@ def test_damage_to_unfinished_files_is_noticed(source, tmp_path):
     with (tmp_path / "out" / "rank1.safetensors.partial").open("r+b") as file:
         file.seek(40_000)
         file.write(b"damage")
+    with (tmp_path / "out" / "rank0.safetensors.partial").open("ab") as file:
+        file.write(bytes(1_000_000))
     convert_decoder(source, tmp_path / "out", 2)
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 

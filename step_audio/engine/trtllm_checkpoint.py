@@ -182,9 +182,13 @@ class _Rank:
             self.data = np.memmap(path, np.uint8, mode="r")
             header_size = int(self.data[:8].view("<u8")[0])
             self.header = json.loads(bytes(self.data[8 : 8 + header_size]))
-        except (ValueError, IndexError) as error:
+            self.header.pop("__metadata__", None)
+            self.start = 8 + header_size
+            size = self.start + max((entry["data_offsets"][1] for entry in self.header.values()), default=0)
+        except (ValueError, LookupError, AttributeError, TypeError) as error:
             raise ArtefactError(f"{path.name} is not a safetensors file: {error}") from None
-        self.start = 8 + header_size
+        if self.data.size != size:
+            raise ArtefactError(f"{path.name} has {self.data.size} bytes instead of {size}: build the engine again")
 
     def __call__(self, name: str, *shape: int) -> np.ndarray:
         """A view of the tensor `name`, which must have exactly this shape and the engine's dtype."""
@@ -197,8 +201,8 @@ class _Rank:
             )
         begin, end = (self.start + offset for offset in entry["data_offsets"])
         dtype = STORAGE[self.dtype]
-        if end > self.data.size or end - begin != math.prod(shape) * dtype.itemsize:
-            raise ArtefactError(f"{self.name}: tensor {name} is cut short: build the engine again")
+        if end - begin != math.prod(shape) * dtype.itemsize:
+            raise ArtefactError(f"{self.name}: tensor {name} has {end - begin} bytes: build the engine again")
         raw = self.data[begin:end]
         if begin % dtype.itemsize:  # the format does not promise alignment
             raw = raw.copy()

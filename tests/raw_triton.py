@@ -1,0 +1,65 @@
+"""Plain KServe calls, for what the client library would not send."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import re
+
+import numpy as np
+from tritonclient.grpc import service_pb2_grpc
+
+from step_audio_client import wire
+
+
+def scalar(value, kind) -> np.ndarray:
+    return np.array([[value]], kind)
+
+
+def texts(*values: bytes | str) -> np.ndarray:
+    array = np.empty((1, len(values)), object)
+    array[0, :] = [value.encode() if isinstance(value, str) else value for value in values]
+    return array
+
+
+def prompt(ids: list[int], new: int, **others: np.ndarray) -> dict[str, np.ndarray]:
+    """Inputs of the `tensorrt_llm` model."""
+    return {
+        "input_ids": np.array([ids], np.int32),
+        "input_lengths": scalar(len(ids), np.int32),
+        "request_output_len": scalar(new, np.int32),
+    } | others
+
+
+async def send(address: str, model: str, inputs: dict[str, np.ndarray], request_id: str = "", timeout: float = 30):
+    """All responses of one request. Raises wire.StreamError."""
+    async with wire.channel(address) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        request = wire.infer_request(model, request_id, inputs)
+        return [response async for response in wire.stream(stub, request, timeout)]
+
+
+def call(address: str, model: str, inputs: dict[str, np.ndarray], request_id: str = ""):
+    return asyncio.run(send(address, model, inputs, request_id))
+
+
+def refusal(address: str, model: str, inputs: dict[str, np.ndarray]) -> str:
+    """The error text of a request that must be refused; an answer fails the test."""
+    try:
+        responses = call(address, model, inputs)
+    except wire.StreamError as error:
+        return str(error)
+    raise AssertionError(f"answered with {len(responses)} responses")
+
+
+def metrics(port: int) -> dict[str, float]:
+    """`family{label value}` or `family` -> value, of the engine's gauges."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", "/metrics")
+    page = connection.getresponse().read().decode()
+    connection.close()
+    found = {}
+    for name, labels, value in re.findall(r"^(nv_trt_llm_\w+)\{([^}]*)\} (\S+)$", page, re.M):
+        kind = [v for k, v in re.findall(r'(\w+)="([^"]*)"', labels) if k not in ("model", "version")]
+        found[f"{name.removeprefix('nv_trt_llm_').removesuffix('_metrics')}.{kind[0]}"] = float(value)
+    return found

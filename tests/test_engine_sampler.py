@@ -1,0 +1,179 @@
+import numpy as np
+import pytest
+import torch
+
+from step_audio.engine.request import SamplingParams
+from step_audio.engine.sampler import TokenSampler, largest, uniform
+from step_audio.errors import InvalidRequest
+
+PROMPT = np.array([3, 3, 5, 900], np.int32)  # 900 is beyond the vocabulary: an audio position
+
+
+def logits(vocab=200, seed=0, scale=2.0):
+    return (np.random.default_rng(seed).standard_normal(vocab) * scale).astype(np.float32)
+
+
+def sampler(vocab=200, prompt=PROMPT, index=0, **fields):
+    kept = {key: fields.pop(key) for key in ("end_id", "bad_words", "log_probs", "normalize_log_probs") if key in fields}
+    return TokenSampler(SamplingParams(**fields), prompt, vocab, index=index, **kept)
+
+
+def modified(row, history, *, temperature=1.0, repetition=1.0, presence=0.0, frequency=0.0):
+    """The documented formula, token by token, in float64."""
+    out = row.astype(np.float64) / (1.0 if temperature == 1 else temperature + 1e-6)
+    for token in set(history):
+        if token < len(out):
+            out[token] = out[token] * repetition if out[token] < 0 else out[token] / repetition
+            out[token] -= presence + frequency * list(history).count(token)
+    return out
+
+
+def support(row, top_k, top_p):
+    """Ids that may be drawn, with their probabilities, by sorting everything."""
+    order = np.argsort(-row, kind="stable")[: top_k or None]
+    probabilities = np.exp(row[order] - row[order[0]])
+    probabilities /= probabilities.sum()
+    before = np.cumsum(probabilities) - probabilities
+    kept = before < (top_p or 1.0)
+    mass = np.minimum(probabilities, (top_p or 1.0) - before)[kept]
+    return dict(zip(order[kept].tolist(), mass / mass.sum(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "temperature"),
+    [(5, 0, 1), (5, 0.7, 0.7), (0, 0.5, 1), (0, 0.95, 1.5), (0, 1, 1), (50, 1, 0.3), (150, 0.9, 2)],
+)
+def test_draws_have_the_brute_force_distribution(top_k, top_p, temperature):
+    row, count = logits(), 20_000
+    ours = sampler(top_k=top_k, top_p=top_p, temperature=temperature, seed=1)
+    drawn = np.bincount([ours.draw(row, PROMPT)[0] for _ in range(count)], minlength=len(row)) / count
+    expected = support(modified(row, [], temperature=temperature), top_k, top_p)
+    assert set(np.flatnonzero(drawn)) <= set(expected)
+    for token, probability in expected.items():
+        assert abs(drawn[token] - probability) < 5 * np.sqrt(probability / count) + 1e-3
+
+
+@pytest.mark.parametrize("top_p", [0.1, 0.9, 1.0])
+def test_top_p_alone_reaches_the_tail_of_a_large_flat_vocabulary(top_p):
+    row = logits(20_000, scale=0.01)
+    drawn = {sampler(20_000, top_p=top_p, seed=seed).draw(row.copy(), PROMPT)[0] for seed in range(300)}
+    ranks = np.argsort(np.argsort(-row, kind="stable"))[list(drawn)]
+    assert ranks.max() < 20_000 * top_p * 1.02 and ranks.max() > 20_000 * top_p * 0.9
+
+
+@pytest.mark.parametrize("vocab", [10, 511, 5000, 158_720])
+@pytest.mark.parametrize("k", [1, 50, 1024])
+def test_largest_is_exact_with_ties(vocab, k):
+    row = np.round(logits(vocab, seed=k), 2)
+    row[:3] = -np.inf
+    assert np.array_equal(largest(row, k), np.argsort(-row, kind="stable")[:k])
+
+
+def test_defaults_are_greedy_even_with_a_temperature():
+    row = logits()
+    for fields in ({}, {"temperature": 1.7}, {"temperature": 0, "top_k": 50, "top_p": 0.9}, {"top_k": 1, "top_p": 0.9}):
+        assert {sampler(seed=seed, **fields).draw(row.copy(), PROMPT)[0] for seed in range(20)} == {row.argmax()}
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize(("repetition", "presence", "frequency"), [(1.3, 0, 0), (1, 0.8, 0), (1, 0, 0.5), (0.8, -1, 0.3)])
+def test_penalties_follow_the_formula(temperature, repetition, presence, frequency):
+    fields = {"repetition_penalty": repetition, "presence_penalty": presence, "frequency_penalty": frequency}
+    ours = sampler(top_k=20, temperature=temperature, log_probs=True, normalize_log_probs=False, seed=3, **fields)
+    history = PROMPT.tolist()
+    for step in range(150):  # long enough for the counters to grow
+        row = logits(seed=step % 7)
+        expected = modified(
+            row, history, temperature=temperature, repetition=repetition, presence=presence, frequency=frequency
+        )
+        token, log_prob, _ = ours.draw(row, np.array(history))
+        reference = torch.log_softmax(torch.from_numpy(expected), 0)[token].item()
+        assert log_prob == pytest.approx(reference, abs=1e-4)
+        assert token in np.argsort(-expected)[:20]
+        history.append(token)
+
+
+def test_penalties_match_transformers_where_the_definitions_agree():
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    row, history = logits(), [1, 4, 4, 9, int(logits().argmax())]
+    ours = sampler(prompt=np.array(history), repetition_penalty=1.8)
+    theirs = RepetitionPenaltyLogitsProcessor(1.8)(torch.tensor([history]), torch.from_numpy(row.copy())[None])
+    assert ours.draw(row, np.array(history))[0] == theirs.argmax()
+
+
+@pytest.mark.parametrize("fields", [{"top_k": 7, "top_p": 0.8}, {"top_p": 0.8}, {}])
+def test_log_probabilities(fields):
+    row = logits()
+    over_all = torch.log_softmax(torch.from_numpy(row) / (0.7 + 1e-6), 0).numpy()
+    for seed in range(5):
+        make = lambda normalize: sampler(  # noqa: E731
+            seed=seed, temperature=0.7, log_probs=True, normalize_log_probs=normalize, **fields  # noqa: B023
+        )
+        token, log_prob, cumulative = make(False).draw(row.copy(), PROMPT)
+        assert log_prob == cumulative == pytest.approx(over_all[token], abs=1e-5)
+        again, normalized, cumulative = make(True).draw(row.copy(), PROMPT)
+        assert again == token and cumulative == pytest.approx(over_all[token], abs=1e-5)
+        best = np.sort(over_all)[::-1][: {"top_k": 7}.get("top_k") if "top_k" in fields else 1]
+        expected = over_all[token] if fields == {"top_p": 0.8} else over_all[token] - np.log(np.exp(best).sum())
+        assert normalized == pytest.approx(expected, abs=1e-5)
+
+
+def test_end_id_waits_for_min_tokens():
+    row = logits()
+    row[17] = 100
+    ours = sampler(end_id=17, min_tokens=3)
+    assert [ours.draw(row.copy(), PROMPT)[0] == 17 for _ in range(5)] == [False] * 3 + [True] * 2
+
+
+def test_bad_words_are_banned_where_they_would_be_completed():
+    row = logits()
+    row[[10, 11, 12]] = [30, 20, 10]
+    ours = sampler(bad_words=[[10], [4, 5, 11]])
+    assert ours.draw(row.copy(), np.array([4, 5]))[0] == 12
+    assert ours.draw(row.copy(), np.array([5, 4]))[0] == 11
+    assert ours.draw(row.copy(), np.array([5]))[0] == 11  # shorter than the word
+
+
+def test_uniform_numbers_are_uniform_and_independent():
+    numbers = np.array([[uniform(seed, position) for position in range(100)] for seed in range(200)])
+    assert numbers.min() > 0 and numbers.max() <= 1
+    assert abs(numbers.mean() - 0.5) < 0.01 and abs(numbers.var() - 1 / 12) < 0.002
+    assert abs(np.corrcoef(numbers[:-1].ravel(), numbers[1:].ravel())[0, 1]) < 0.03
+    assert abs(np.corrcoef(numbers[:, :-1].ravel(), numbers[:, 1:].ravel())[0, 1]) < 0.03
+
+
+def test_same_seed_same_tokens_and_each_answer_its_own():
+    draw = lambda **fields: [sampler(top_k=50, **fields).draw(logits(seed=s), PROMPT)[0] for s in range(30)]  # noqa: E731
+    first, second = sampler(top_k=50, seed=9), sampler(top_k=50, seed=9, index=1)
+    tokens = [(first.draw(logits(), PROMPT)[0], second.draw(logits(), PROMPT)[0]) for _ in range(30)]
+    assert len(set(tokens)) > 10 and any(a != b for a, b in tokens)
+    assert draw() == draw(seed=0)  # no seed is seed 0, as on a GPU
+
+
+def test_logits_that_are_no_numbers_are_a_fault():
+    for row in (np.full(200, np.nan, np.float32), np.full(200, -np.inf, np.float32)):
+        for fields in ({}, {"top_k": 5}, {"top_p": 0.5}):
+            with pytest.raises(ValueError):
+                sampler(**fields).draw(row.copy(), PROMPT)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("temperature", -0.1, "at least 0"),
+        ("temperature", float("nan"), "finite"),
+        ("top_k", -1, "at least 0"),
+        ("top_p", 1.01, "between 0 and 1"),
+        ("top_p", float("inf"), "finite"),
+        ("seed", -1, "between 0"),
+        ("seed", 2**64, "between 0"),
+        ("min_tokens", -2, "at least 0"),
+        ("repetition_penalty", 0.0, "greater than 0"),
+        ("presence_penalty", float("nan"), "finite"),
+        ("frequency_penalty", float("-inf"), "finite"),
+    ],
+)
+def test_out_of_range_is_named(name, value, allowed):
+    with pytest.raises(InvalidRequest, match=f"{name} must be .*{allowed}"):
+        SamplingParams(**{name: value})
