@@ -39,7 +39,7 @@ from step_audio_build.manifest import (
 from step_audio_build.rank_files import RankFiles, forget, journal_exists
 
 FORMAT = 1  # of the rank files; raise it when the same checkpoint would give other bytes
-BLOCK = 32 << 20  # bytes read at a time
+BLOCK = 8 << 20  # bytes read at a time; larger ones come from fresh pages each time and are slower
 Report = Callable[[int, int], None]  # (bytes written, bytes in all)
 
 

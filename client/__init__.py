@@ -5,7 +5,15 @@ async with StepAudioClient("127.0.0.1:8001") as client:
         print(delta.text, end="")
 """
 
-from step_audio_client.client import Delta, Generation, RequestError, Sampling, StepAudioClient, Usage
+from step_audio_client.client import (
+    Delta,
+    Generation,
+    RequestError,
+    Sampling,
+    ServerBusy,
+    StepAudioClient,
+    Usage,
+)
 from step_audio_client.messages import Audio, user
 
-__all__ = ["Audio", "Delta", "Generation", "RequestError", "Sampling", "StepAudioClient", "Usage", "user"]
+__all__ = ["Audio", "Delta", "Generation", "RequestError", "Sampling", "ServerBusy", "StepAudioClient", "Usage", "user"]

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from step_audio_client.client import RequestError, Sampling, StepAudioClient
-from step_audio_client.messages import Audio, user
-
 from step_audio.errors import StepAudioError
 from step_audio.tokenizer import Tokenizer
+from step_audio_client.client import RequestError, Sampling, StepAudioClient
+from step_audio_client.messages import Audio, user
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 

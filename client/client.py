@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,11 +12,11 @@ from typing import Any, Literal
 
 import grpc
 import numpy as np
-from step_audio_client import wire
-from step_audio_client.messages import split_audio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from step_audio.tokenizer import IncrementalDecoder, Tokenizer
+from step_audio_client import wire
+from step_audio_client.messages import split_audio
 
 ENSEMBLE = "step_audio_r1"
 LLM = "tensorrt_llm"
@@ -25,6 +26,10 @@ FinishReason = Literal["stop", "length"]
 
 class RequestError(Exception):
     """The server refused or failed the request; the text is meant for a person."""
+
+
+class ServerBusy(RequestError):
+    """The server's queue is full; the same request may succeed later."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +207,7 @@ class StepAudioClient:
                     yield Delta(ids, shown + decoder.flush(), logprobs, reason, usage)
         except wire.StreamError as error:
             finished = True
-            raise RequestError(_readable(str(error))) from None
+            raise _request_error(str(error)) from None
         except grpc.aio.AioRpcError as error:
             raise RequestError(self._unreachable(error)) from None
         finally:
@@ -260,9 +265,16 @@ class StepAudioClient:
         return error.details() or error.code().name
 
 
-def _readable(text: str) -> str:
-    """Without the ensemble's own prefix, which means nothing to a caller."""
-    return text.removeprefix(f"in ensemble '{ENSEMBLE}', ")
+# The engine's own words, and tritonserver's when a burst fills the queue in front of the engine.
+BUSY = ("requests are waiting already", "Exceeds maximum queue size")
+
+
+def _request_error(text: str) -> RequestError:
+    """The server's text without the ensemble's prefixes, which mean nothing to a caller."""
+    text = re.sub(rf"^in ensemble '{ENSEMBLE}', |\[request id: [^]]*\] ", "", text)
+    if any(words in text for words in BUSY):
+        return ServerBusy("the server's queue is full: try again later")
+    return RequestError(text)
 
 
 def _scalar(value: Any, kind: type) -> np.ndarray:

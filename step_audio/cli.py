@@ -72,10 +72,9 @@ LIMIT_NAMES = ("max_audios", "max_audio_seconds", "max_audio_bytes")
 
 
 def _serve(arguments: argparse.Namespace) -> None:
-    from step_audio_build.pipeline import default_work_dir
-
     from step_audio.serving.serve import Service
     from step_audio.serving.settings import ServeSettings
+    from step_audio_build.pipeline import default_work_dir
 
     given = {name: value for name, value in vars(arguments).items() if value is not None and name != "run"}
     limits = {name: given.pop(name) for name in LIMIT_NAMES if name in given}

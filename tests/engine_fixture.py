@@ -170,12 +170,21 @@ def prompt(length: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng([length, seed]).integers(0, VOCAB, length).astype(np.int32)
 
 
-@torch.inference_mode()
 def generate(ids, max_new_tokens: int = 16, embeddings: np.ndarray | None = None) -> list[int]:
     """transformers' greedy answer; `embeddings` [n, hidden] in place of the ids' own."""
-    inputs = {"input_ids": torch.tensor(np.asarray(ids), dtype=torch.long)[None]}
+    ids = np.asarray(ids, np.int64)
+    return list(_generate(ids.tobytes(), max_new_tokens, None if embeddings is None else embeddings.tobytes()))
+
+
+@cache
+@torch.inference_mode()
+def _generate(ids: bytes, max_new_tokens: int, embeddings: bytes | None) -> list[int]:
+    prompt = torch.from_numpy(np.frombuffer(ids, np.int64).copy())[None]
+    inputs = {"input_ids": prompt}
     if embeddings is not None:
-        inputs = {"inputs_embeds": torch.from_numpy(embeddings)[None]}
-    mask = torch.ones(1, len(ids), dtype=torch.long)
-    out = hugging_face().generate(**inputs, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False)
-    return out[0, 0 if embeddings is not None else len(ids) :].tolist()
+        inputs = {"inputs_embeds": torch.from_numpy(np.frombuffer(embeddings, np.float32).copy()).view(1, -1, HIDDEN)}
+    torch.set_num_threads(1)  # for so small a model the second thread only gets in the way
+    out = hugging_face().generate(
+        **inputs, attention_mask=torch.ones_like(prompt), max_new_tokens=max_new_tokens, do_sample=False
+    )
+    return out[0, 0 if embeddings is not None else prompt.shape[1] :].tolist()

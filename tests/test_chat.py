@@ -7,12 +7,14 @@ from importlib.resources import files
 import jinja2
 import numpy as np
 import pytest
-from tokenizer_fixture import build_json, build_reference
 
-from step_audio import chat
-from step_audio.chat import Audio, ClipInfo, Control, Text, build_prompt, parse_conversation, render
+from step_audio import chat_template
+from step_audio.chat import ClipInfo, build_prompt
+from step_audio.chat_template import TEMPLATES, Control, render
+from step_audio.conversation import MAX_CHARACTERS, ROLES, Audio, Text, parse_conversation
 from step_audio.errors import CheckpointError, InvalidRequest
 from step_audio.tokenizer import Tokenizer
+from tokenizer_fixture import build_json, build_reference
 
 VOCAB_SIZE = 700  # padding rows included
 TOOL = {"type": "function", "function": {"name": "wetter", "description": "Für eine Stadt", "parameters": {"x": [1]}}}
@@ -66,14 +68,14 @@ SAME_IN_BOTH = [
 ]
 
 
-@pytest.mark.parametrize("template", chat.TEMPLATES)
+@pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("messages, expected", SAME_IN_BOTH)
 def test_turns_that_both_templates_write_alike(template, messages, expected):
     assert rendered(messages, template=template) == expected + GENERATE
     assert rendered(messages, template=template, generate=False) == expected
 
 
-@pytest.mark.parametrize("template", chat.TEMPLATES)
+@pytest.mark.parametrize("template", TEMPLATES)
 def test_tools_with_a_system_message(template):
     expected = (
         f"<|BOT|>system\ns<|EOT|><|BOT|>tool_json_schemas\n[{TOOL_JSON}, {TOOL_JSON}]<|EOT|><|BOT|>human\na<|EOT|>"
@@ -127,7 +129,7 @@ def test_tool_calls_and_results():
     assert segments.count(Control("<tool_call>")) == segments.count(Control("</tool_call>")) == 3
 
 
-@pytest.mark.parametrize("template", chat.TEMPLATES)
+@pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("prefix", ["<think>\n", "", " Okay,\n\n", "<think>\n\n</think>\n", "<|EOT|>"])
 def test_the_final_message_is_continued_exactly(template, prefix, tokenizer):
     conversation = parse_conversation([*HISTORY, {"role": "assistant", "content": prefix, "eot": False}])
@@ -189,7 +191,7 @@ def random_conversation(rng: random.Random):
 
     messages = []
     for i in range(rng.randrange(1, 7)):
-        role = rng.choice([role for role in chat.ROLES if role != "function_output"])
+        role = rng.choice([role for role in ROLES if role != "function_output"])
         role = "system" if i == 0 and rng.random() < 0.3 else role
         parts = [rng.choice([AUDIO, text(words_of()), text(words_of())]) for _ in range(rng.randrange(1, 4))]
         messages.append({"role": role, "content": rng.choice([words_of(), parts])})
@@ -205,7 +207,7 @@ def test_benign_conversations_agree_with_the_ordinary_way(seed, tokenizer):
     conversation = parse_conversation(messages, tools)
     whole = published_by_plain_jinja(messages, tools, generate)
     assert spell(render(conversation, "published", generate)) == whole
-    for template in chat.TEMPLATES:
+    for template in TEMPLATES:
         whole = spell(render(conversation, template, generate))
         one_row_clips = [[ClipInfo(1, 1)]] * conversation.audio_count
         ids = build_prompt(conversation, tokenizer, VOCAB_SIZE, one_row_clips, template, generate).input_ids.tolist()
@@ -241,7 +243,7 @@ def control_ids(prompt, tokenizer):
     return [id_ for id_ in prompt.input_ids.tolist() if id_ in tokenizer.added_ids]
 
 
-@pytest.mark.parametrize("template", chat.TEMPLATES)
+@pytest.mark.parametrize("template", TEMPLATES)
 def test_no_string_of_a_user_becomes_a_control_token(template, tokenizer):
     clips = [[ClipInfo(3, 9)]]
     fences = control_ids(build_prompt(conversation_with("x"), tokenizer, VOCAB_SIZE, clips, template), tokenizer)
@@ -292,14 +294,14 @@ def test_faulty_templates(tmp_path):
         ("{{ messages.__class__.__mro__[1] }}", "own.jinja failed"),
         ("\n{% if %}", "own.jinja, line 2"),
     ]:
-        chat._load_template.cache_clear()
+        chat_template._load_template.cache_clear()
         (tmp_path / "own.jinja").write_text(source, encoding="utf-8")
         with pytest.raises(CheckpointError, match=message) as caught:
             render(conversation, str(tmp_path / "own.jinja"))
         assert str(tmp_path) not in str(caught.value)
     with pytest.raises(CheckpointError, match=r"gone\.jinja cannot be read: use default or published"):
         render(conversation, str(tmp_path / "gone.jinja"))
-    chat._load_template.cache_clear()
+    chat_template._load_template.cache_clear()
     (tmp_path / "own.jinja").write_text("nothing", encoding="utf-8")
     with pytest.raises(CheckpointError, match="leaves out the final message"):
         render(conversation, str(tmp_path / "own.jinja"), False, True)
@@ -383,11 +385,14 @@ def test_the_tokenizer_must_fit_the_embedding(tokenizer):
             [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": [1]}}]}],
             r"tool_calls\[0\]\.function\.arguments must be a JSON string or an object",
         ),
-        ([{"role": "user", "content": "a" * (chat.MAX_CHARACTERS + 1)}], "hold 1048577 characters, at most 1048576"),
+        (
+            [{"role": "user", "content": "a" * (MAX_CHARACTERS + 1)}],
+            "hold 1048577 characters, at most 1048576",
+        ),
         ([USER] * 4097, "hold 4097 items, at most 4096"),
         ([{"role": "user", "content": [AUDIO] * 4096}], "hold 4097 items, at most 4096"),
         ([{"role": "assistant", "tool_calls": [CALL] * 4096}], "hold 4097 items, at most 4096"),
-        ('"' + "a" * 8 * chat.MAX_CHARACTERS + '"', "messages is too long"),
+        ('"' + "a" * 8 * MAX_CHARACTERS + '"', "messages is too long"),
     ],
 )
 def test_malformed_messages(messages, message):
@@ -406,7 +411,7 @@ def test_malformed_messages(messages, message):
         ([{"a": float("inf")}], r"tools\[0\] cannot be written as JSON"),
         ([{"a": b""}], r"tools\[0\] cannot be written as JSON"),
         ([{}] * 4096, "hold 4097 items, at most 4096"),
-        ([{"description": "a" * chat.MAX_CHARACTERS}], "at most 1048576"),
+        ([{"description": "a" * MAX_CHARACTERS}], "at most 1048576"),
     ],
 )
 def test_malformed_tools(tools, message):

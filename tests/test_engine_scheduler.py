@@ -137,7 +137,7 @@ def test_answers_are_reusable_block_by_block_while_they_grow():
 
 def test_max_utilization_sets_the_youngest_back_and_it_resumes():
     scheduler = make(blocks=6, policy="max_utilization")
-    old, young = sequence(60, new=100, seed=1), sequence(60, new=30, seed=2)
+    old, young = sequence(60, new=100, seed=1), sequence(60, new=60, seed=2)
     scheduler.add(old)
     scheduler.add(young)
     set_back = False

@@ -17,7 +17,7 @@ from raw_triton import call, metrics, prompt, scalar, send
 
 from reference import sine_speech, wav
 from step_audio.serving.serve import Service
-from step_audio_client import Audio, RequestError, Sampling, StepAudioClient, user
+from step_audio_client import Audio, RequestError, Sampling, ServerBusy, StepAudioClient, user
 
 LLM = "tensorrt_llm"
 LONG = Sampling(max_tokens=8000, temperature=0)
@@ -119,8 +119,7 @@ def test_hanging_up_on_the_llm_itself_frees_the_slot(service):
 def test_ctrl_c_in_chat(service):
     """The command a person runs: text appears, Ctrl-C ends it with status 130, and the server is free."""
     chat = subprocess.Popen(
-        [sys.executable, "-m", "step_audio.cli", "chat", "--url", service.address, "--text", "hello"]
-        + ["--max-tokens", "8000", "--temperature", "0"],
+        f"{sys.executable} -m step_audio.cli chat --url {service.address} --text hello --temperature 0".split(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -228,7 +227,7 @@ def test_full_queue_is_said_at_once(checkpoint, work_dir):
     errors = [result for result in results if isinstance(result, RequestError)]
     answers = [result for result in results if not isinstance(result, Exception)]
     assert len(errors) + len(answers) == 12 and len(answers) >= 4 and errors
-    assert {str(error) for error in errors} == {"2 requests are waiting already: try again later"}
+    assert all(isinstance(error, ServerBusy) for error in errors), errors
     assert len({tuple(answer.token_ids) for answer in answers}) == 1
 
 
@@ -243,7 +242,7 @@ def test_nothing_is_left_behind(checkpoint, work_dir):
             stream = client.generate([user("hello")], Sampling(max_tokens=4000, temperature=0))
             await anext(stream)
             await asyncio.to_thread(service.stop)
-            with pytest.raises(RequestError):
+            with pytest.raises(RequestError, match="shutting down|no server"):
                 async for _ in stream:
                     pass
 

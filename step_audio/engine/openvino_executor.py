@@ -42,7 +42,7 @@ class OpenVinoExecutor:
             settings["INFERENCE_NUM_THREADS"] = threads
         compiled = ov.Core().compile_model(_decoder(spec, weights), "CPU", settings)
         self._request = compiled.create_infer_request()
-        self._inputs: dict[str, Any] = {}
+        self._weights = weights  # the graph reads their memory but does not own it
         for port in compiled.inputs:
             name = port.get_any_name()
             if not name.startswith(("key_cache.", "value_cache.")):
@@ -167,7 +167,6 @@ def _attention_options(spec: EngineSpec, max_context_len: ov.Node) -> list[ov.No
 
 def _values(array: np.ndarray) -> ov.Node:
     """A constant over the array's own memory, as float32; the plug-in folds the conversion away."""
-    array = np.ascontiguousarray(array)
     if array.dtype == np.float32:
         return Constant(ov.Tensor(array, array.shape, ov.Type.f32), shared_memory=True)
     kind = ov.Type.bf16 if array.dtype == np.uint16 else ov.Type.f16

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from step_audio_build.make_tiny import make_tiny
-from step_audio_client import Sampling
-from step_audio_client.chat import chat
-
 from step_audio.serving.repository import source
 from step_audio.serving.serve import Service
 from step_audio.serving.settings import ServeSettings
+from step_audio_build.make_tiny import make_tiny
+from step_audio_client import Sampling
+from step_audio_client.chat import chat
 
 RECORDING = "mmsu_test.wav"
 QUESTION = "What do you hear?"

@@ -13,7 +13,7 @@ import numpy as np
 
 from step_audio import mel
 from step_audio.audio import SAMPLE_RATE, content_hash, decode_audio, split_clips
-from step_audio.chat import parse_conversation
+from step_audio.conversation import parse_conversation
 from step_audio.errors import InvalidRequest
 from step_audio.serving.settings import Runtime
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from step_audio.chat import ClipInfo, build_prompt, check_vocabulary, parse_conversation
+from step_audio.chat import ClipInfo, build_prompt
+from step_audio.conversation import parse_conversation
 from step_audio.errors import InvalidRequest
 from step_audio.mel import token_count
 from step_audio.serving.settings import Runtime
-from step_audio.tokenizer import Tokenizer
+from step_audio.tokenizer import Tokenizer, check_vocabulary
 from step_audio.word_list import pack_word_list, unpack_word_list
 
 

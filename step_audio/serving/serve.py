@@ -11,13 +11,13 @@ import wave
 from collections.abc import Callable
 
 import numpy as np
-from step_audio_build.pipeline import build
-from step_audio_client import Audio, RequestError, Sampling, StepAudioClient, user
 
 from step_audio.audio import SAMPLE_RATE
 from step_audio.serving.repository import assemble, assemble_backends
 from step_audio.serving.settings import ServeSettings
 from step_audio.serving.tritonserver import Installation, Ports, ServerError, TritonServer
+from step_audio_build.pipeline import build
+from step_audio_client import Audio, RequestError, Sampling, StepAudioClient, user
 
 MAX_RESTARTS = 3  # within RESTART_WINDOW; more means that a restart does not help
 RESTART_WINDOW = 600.0  # seconds

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 class _InFlight:
     triton_id: str
     is_cancelled: Callable[[], bool]
+    stream: ResponseStream
     engine_ids: list[str] = field(default_factory=list)
 
 
@@ -66,7 +67,6 @@ class TrtllmBackend:
         self, triton_id: str, tensors: Mapping[str, np.ndarray], send: Send, is_cancelled: Callable[[], bool]
     ) -> None:
         """Start one request. Each outcome, a refusal too, goes to the client by `send`, one of it final."""
-        entry = _InFlight(triton_id, is_cancelled)
         with self._lock:
             self._serial += 1
             key = self._serial
@@ -87,6 +87,7 @@ class TrtllmBackend:
             return
         stream = ResponseStream(request.options, send, self._senders, on_final=lambda: self._finish(key))
         stream.expect([row.input_ids for row in request.rows])
+        entry = _InFlight(triton_id, is_cancelled, stream)
         with self._lock:
             self._in_flight[key] = entry
         try:
@@ -104,8 +105,13 @@ class TrtllmBackend:
             self.engine.cancel(engine_id)
 
     def shutdown(self) -> None:
+        """Requests still in flight end with an error: a cut answer must not look like a whole one."""
         self._closing.set()
         self._watcher.join()
+        with self._lock:
+            entries = list(self._in_flight.values())
+        for entry in entries:
+            entry.stream.fail(StepAudioError("the server is shutting down"))
         self.engine.shutdown()
         self._senders.shutdown()
 

@@ -1,0 +1,195 @@
+"""Messages as clients send them (OpenAI's shape and the model card's roles), parsed and checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from step_audio.errors import InvalidRequest
+
+ROLES = ("system", "user", "human", "assistant", "tool", "function", "function_output", "input", "observer")
+MAX_CHARACTERS = 1 << 20  # of all messages and tools: 16 for each of the model's 65,536 positions
+MAX_ITEMS = 4096  # messages, content parts, tool calls and tools together, each of which costs time even if empty
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A run of plain text; control tokens spelt in it are text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Audio:
+    """The place of the request's next audio."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the assistant made. `arguments` is JSON text, kept as the client sent it."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. `name` is the called tool's, in the roles tool and function."""
+
+    role: str
+    parts: tuple[Text | Audio, ...]
+    tool_calls: tuple[ToolCall, ...] = ()
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Checked messages, and one JSON text per tool."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[str, ...] = ()
+
+    @property
+    def audio_count(self) -> int:
+        """How many audios the request must bring, in the order of their parts."""
+        return sum(isinstance(part, Audio) for message in self.messages for part in message.parts)
+
+
+def parse_conversation(messages: str | bytes | list, tools: str | bytes | list | None = None) -> Conversation:
+    """Check messages in OpenAI's form (JSON text or parsed), with `{"type": "audio"}` for each audio.
+
+    Raises InvalidRequest, which names the place. Unknown keys are ignored.
+    """
+    entries = _json_list(messages, "messages")
+    if not entries:
+        raise InvalidRequest("messages is empty")
+    schemas = [] if tools in (None, "", b"") else _json_list(tools, "tools")
+    _limit(len(entries) + len(schemas), MAX_ITEMS, "items")
+    call_names: dict[str, str] = {}
+    conversation = Conversation(
+        tuple(_message(entry, f"messages[{i}]", call_names) for i, entry in enumerate(entries)),
+        tuple(_tool(tool, f"tools[{i}]") for i, tool in enumerate(schemas)),
+    )
+    _limit(sum(1 + len(m.parts) + len(m.tool_calls) for m in conversation.messages) + len(schemas), MAX_ITEMS, "items")
+    texts = [text for message in conversation.messages for text in _texts(message)]
+    _limit(sum(map(len, [*texts, *conversation.tools])), MAX_CHARACTERS, "characters")
+    return conversation
+
+
+def _limit(count: int, most: int, what: str) -> None:
+    if count > most:
+        raise InvalidRequest(f"messages and tools hold {count} {what}, at most {most} are accepted")
+
+
+def _json_list(value: Any, where: str) -> list:
+    if isinstance(value, (str, bytes)):
+        if len(value) > 8 * MAX_CHARACTERS:  # escapes and keys included, before any work is spent on it
+            raise InvalidRequest(f"{where} is too long: {len(value)} bytes of JSON")
+        try:
+            value = json.loads(value, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequest(f"{where} is not valid JSON: {error}") from None
+    if not isinstance(value, list):
+        raise InvalidRequest(f"{where} must be a list")
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _dump(value: Any, where: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)  # spaces as the model saw them in training
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InvalidRequest(f"{where} cannot be written as JSON: {error}") from None
+
+
+def _tool(tool: Any, where: str) -> str:
+    if not isinstance(tool, dict):
+        raise InvalidRequest(f"{where} must be an object")
+    return _dump(tool, where)
+
+
+def _message(entry: Any, where: str, call_names: dict[str, str]) -> Message:
+    """`call_names`: tool name by call id, of the messages so far; this one's calls are added."""
+    if not isinstance(entry, dict):
+        raise InvalidRequest(f"{where} must be an object with role and content")
+    role = entry.get("role")
+    if role not in ROLES:
+        raise InvalidRequest(f"{where}: unknown role {_short(role)}; use one of {', '.join(ROLES)}")
+    calls = tuple(_tool_calls(entry, where, call_names)) if role == "assistant" else ()
+    content = entry.get("content")
+    parts = () if content is None and calls else tuple(_parts(content, f"{where}.content"))
+    name = ""
+    if role in ("tool", "function"):
+        call_id = _optional_string(entry, "tool_call_id", where)
+        name = call_names.get(call_id, "") or _optional_string(entry, "name", where) or "tool"
+    return Message(role, parts, calls, name)
+
+
+def _tool_calls(entry: dict, where: str, call_names: dict[str, str]) -> Iterator[ToolCall]:
+    calls = entry.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise InvalidRequest(f"{where}.tool_calls must be a list")
+    for i, call in enumerate(calls):
+        here = f"{where}.tool_calls[{i}]"
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict):
+            raise InvalidRequest(f"{here} must be an object with function.name and function.arguments")
+        name = function.get("name")
+        if not isinstance(name, str) or not name:
+            raise InvalidRequest(f"{here}.function.name must be a non-empty string")
+        arguments = function.get("arguments", "{}")
+        if isinstance(arguments, dict):
+            arguments = _dump(arguments, f"{here}.function.arguments")
+        elif not isinstance(arguments, str):
+            raise InvalidRequest(f"{here}.function.arguments must be a JSON string or an object")
+        if call_id := _optional_string(call, "id", here):
+            call_names[call_id] = name
+        yield ToolCall(name, arguments)
+
+
+def _parts(content: Any, where: str) -> Iterator[Text | Audio]:
+    if isinstance(content, str):
+        yield Text(content)
+    elif isinstance(content, dict):
+        yield _text(content, where)
+    elif isinstance(content, list) and content:
+        for i, part in enumerate(content):
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind == "text":
+                yield _text(part, f"{where}[{i}]")
+            elif kind == "audio":
+                yield Audio()
+            else:
+                raise InvalidRequest(f"{where}[{i}]: unknown part type {_short(kind)}; use text or audio")
+    else:
+        raise InvalidRequest(f"{where} must be a string or a non-empty list of parts")
+
+
+def _text(part: dict, where: str) -> Text:
+    key = "value" if "value" in part else "text"
+    if not isinstance(part.get(key), str):
+        raise InvalidRequest(f"{where}.{key} must be a string")
+    return Text(part[key])
+
+
+def _optional_string(entry: dict, key: str, where: str) -> str:
+    value = entry.get(key)
+    if value is not None and not isinstance(value, str):
+        raise InvalidRequest(f"{where}.{key} must be a string")
+    return value or ""
+
+
+def _texts(message: Message) -> Iterator[str]:
+    yield from (part.text for part in message.parts if isinstance(part, Text))
+    yield from (text for call in message.tool_calls for text in (call.name, call.arguments))
+    yield message.name
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:40] + "..."
