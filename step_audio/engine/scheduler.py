@@ -1,7 +1,8 @@
 """Iteration-level scheduling: before every step it is decided anew which positions of which answers it computes.
 
-Decoding comes first, one position each; what is left of the step's budget goes to prompts, shared evenly and
-the shortest first, so that neither a running answer nor a short question waits for somebody's long audio.
+Decoding comes first, one position each; what is left of the step's budget goes to prompts, the shortest first but
+half of it to the oldest, so that neither a running answer nor a short question waits for somebody's long audio,
+and the long audio does not wait for ever.
 """
 
 from __future__ import annotations
@@ -63,13 +64,17 @@ class Scheduler:
         budget = self.max_num_tokens - len(plan)
         self._admit_waiting(budget)
         contexts = [sequence for sequence in self.running if not sequence.decoding]
-        if self.chunked:
+        oldest, promised = None, 0
+        if self.chunked and contexts:
+            oldest = contexts[0]
+            promised = min(oldest.pending, budget - budget // 2)
             contexts.sort(key=lambda sequence: sequence.pending)  # stable: the older first among equals
-        for place, sequence in enumerate(contexts):
-            share = budget // (len(contexts) - place) if self.chunked else budget
+        for sequence in contexts:
+            if sequence is oldest:
+                promised = 0
+            count = min(sequence.pending, budget - promised)
             # Unchunked, only a sequence that was set back can exceed a whole step: it must go on nevertheless.
             whole = not self.chunked and sequence.pending <= self.max_num_tokens
-            count = min(sequence.pending, share)
             if count == 0 or (whole and count < sequence.pending):
                 continue
             plan.append(Chunk(sequence, count))

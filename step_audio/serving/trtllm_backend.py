@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 class _InFlight:
     triton_id: str
     is_cancelled: Callable[[], bool]
-    stream: ResponseStream
     engine_ids: list[str] = field(default_factory=list)
 
 
@@ -87,7 +86,7 @@ class TrtllmBackend:
             return
         stream = ResponseStream(request.options, send, self._senders, on_final=lambda: self._finish(key))
         stream.expect([row.input_ids for row in request.rows])
-        entry = _InFlight(triton_id, is_cancelled, stream)
+        entry = _InFlight(triton_id, is_cancelled)
         with self._lock:
             self._in_flight[key] = entry
         try:
@@ -105,13 +104,9 @@ class TrtllmBackend:
             self.engine.cancel(engine_id)
 
     def shutdown(self) -> None:
-        """Requests still in flight end with an error: a cut answer must not look like a whole one."""
+        """Called when Triton has no request in flight any more."""
         self._closing.set()
         self._watcher.join()
-        with self._lock:
-            entries = list(self._in_flight.values())
-        for entry in entries:
-            entry.stream.fail(StepAudioError("the server is shutting down"))
         self.engine.shutdown()
         self._senders.shutdown()
 
