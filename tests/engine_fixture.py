@@ -155,9 +155,7 @@ def submit(engine: Engine, name: str, ids, max_new_tokens: int = 16, **fields) -
     sampling = {key: fields.pop(key) for key in list(fields) if key in SamplingParams.__slots__}
     answer = Answer()
     engine.submit(
-        GenerationRequest(
-            name, np.asarray(ids, np.int32), max_new_tokens, answer, SamplingParams(**sampling), **fields
-        )
+        GenerationRequest(name, np.asarray(ids, np.int32), max_new_tokens, answer, SamplingParams(**sampling), **fields)
     )
     return answer
 

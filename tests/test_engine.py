@@ -21,7 +21,7 @@ from engine_fixture import (
     write_engine,
 )
 
-from step_audio.engine import Engine, EngineOptions, GenerationRequest, SamplingParams
+from step_audio.engine import Engine, EngineOptions, GenerationRequest
 from step_audio.engine.executor import TokenEmbedding
 from step_audio.engine.sampler import TokenSampler
 from step_audio.errors import InvalidRequest, Overloaded, StepAudioError
@@ -168,6 +168,17 @@ def test_a_follow_up_reuses_the_answer_it_continues(start):
     second = ask(engine, conversation)
     assert second.last.stats.reused_blocks == 3  # 99 of 100 positions were computed
     assert second.tokens() == generate(conversation)
+
+
+def test_a_follow_up_reuses_the_block_where_audio_ends_and_the_answer_begins(start):
+    engine = start()
+    table = np.random.default_rng(0).standard_normal((40, HIDDEN)).astype(np.float32)
+    ids = np.arange(VOCAB, VOCAB + 40, dtype=np.int32)
+    clip = np.full(40, 9, np.uint64)
+    first = ask(engine, ids, 40, prompt_table=table, extra_ids=clip)
+    longer = np.append(ids, first.tokens()).astype(np.int32)
+    extra = np.append(clip, np.zeros(40, np.uint64))
+    assert ask(engine, longer, prompt_table=table, extra_ids=extra).last.stats.reused_blocks == 2
 
 
 def test_a_small_cache_evicts_and_stays_right(start):
@@ -468,8 +479,13 @@ def test_every_request_has_exactly_one_final_output_and_it_is_the_last(start):
         for i in range(25):
             key = f"{name}-{i}"
             answers[key] = submit(
-                engine, key, prompt(mine.randint(1, 150), 9), mine.randint(1, 40),
-                num_return_sequences=mine.choice([1, 1, 2]), top_k=mine.choice([0, 20]), end_id=mine.randint(0, 99),
+                engine,
+                key,
+                prompt(mine.randint(1, 150), 9),
+                mine.randint(1, 40),
+                num_return_sequences=mine.choice([1, 1, 2]),
+                top_k=mine.choice([0, 20]),
+                end_id=mine.randint(0, 99),
             )
             if mine.random() < 0.5:
                 time.sleep(mine.random() * 0.01)
@@ -495,11 +511,10 @@ def test_every_request_has_exactly_one_final_output_and_it_is_the_last(start):
 def test_an_idle_engine_sleeps(engine):
     ask(engine, prompt(3))
     idle(engine)
-    iterations, busy = engine.stats().iteration, time.thread_time()
-    before = time.process_time()
+    iterations, before = engine.stats().iteration, time.process_time()
     time.sleep(0.2)
     assert engine.stats().iteration == iterations and time.process_time() - before < 0.05
-    assert engine.stats().scheduled == 0 and busy >= 0
+    assert engine.stats().scheduled == 0
 
 
 def test_times_and_counts_are_told(engine):
@@ -513,12 +528,17 @@ def test_times_and_counts_are_told(engine):
 
 def test_a_long_prompt_does_not_hold_up_a_running_answer(start):
     engine = start({"max_num_tokens": 32, "max_batch_size": 2})
-    running = submit(engine, "running", prompt(3), 100)
+    running, moments = Answer(), []
+
+    def on_output(output):
+        running(output)
+        moments.append(time.monotonic_ns())
+
+    engine.submit(GenerationRequest("running", prompt(3), 300, on_output))
     while not running.outputs:
         time.sleep(0.001)
     long = submit(engine, "long", prompt(500), 2)
     long.wait()
     begin, end = long.last.stats.first_scheduled_ns, long.last.stats.first_token_ns
-    running.wait()
-    assert begin < end and len(running.tokens()) == 100
-    assert SamplingParams() == SamplingParams(temperature=1.0)
+    # The running answer got a token in every one of the 17 steps that the long prompt took.
+    assert sum(begin < moment < end for moment in moments) >= 15

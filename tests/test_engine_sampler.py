@@ -14,7 +14,9 @@ def logits(vocab=200, seed=0, scale=2.0):
 
 
 def sampler(vocab=200, prompt=PROMPT, index=0, **fields):
-    kept = {key: fields.pop(key) for key in ("end_id", "bad_words", "log_probs", "normalize_log_probs") if key in fields}
+    kept = {
+        key: fields.pop(key) for key in ("end_id", "bad_words", "log_probs", "normalize_log_probs") if key in fields
+    }
     return TokenSampler(SamplingParams(**fields), prompt, vocab, index=index, **kept)
 
 
@@ -62,7 +64,7 @@ def test_top_p_alone_reaches_the_tail_of_a_large_flat_vocabulary(top_p):
 
 
 @pytest.mark.parametrize("vocab", [10, 511, 5000, 158_720])
-@pytest.mark.parametrize("k", [1, 50, 1024])
+@pytest.mark.parametrize("k", [1, 2, 3, 50, 1024])
 def test_largest_is_exact_with_ties(vocab, k):
     row = np.round(logits(vocab, seed=k), 2)
     row[:3] = -np.inf
@@ -76,7 +78,9 @@ def test_defaults_are_greedy_even_with_a_temperature():
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-@pytest.mark.parametrize(("repetition", "presence", "frequency"), [(1.3, 0, 0), (1, 0.8, 0), (1, 0, 0.5), (0.8, -1, 0.3)])
+@pytest.mark.parametrize(
+    ("repetition", "presence", "frequency"), [(1.3, 0, 0), (1, 0.8, 0), (1, 0, 0.5), (0.8, -1, 0.3)]
+)
 def test_penalties_follow_the_formula(temperature, repetition, presence, frequency):
     fields = {"repetition_penalty": repetition, "presence_penalty": presence, "frequency_penalty": frequency}
     ours = sampler(top_k=20, temperature=temperature, log_probs=True, normalize_log_probs=False, seed=3, **fields)
@@ -108,7 +112,11 @@ def test_log_probabilities(fields):
     over_all = torch.log_softmax(torch.from_numpy(row) / (0.7 + 1e-6), 0).numpy()
     for seed in range(5):
         make = lambda normalize: sampler(  # noqa: E731
-            seed=seed, temperature=0.7, log_probs=True, normalize_log_probs=normalize, **fields  # noqa: B023
+            seed=seed,
+            temperature=0.7,
+            log_probs=True,
+            normalize_log_probs=normalize,
+            **fields,  # noqa: B023
         )
         token, log_prob, cumulative = make(False).draw(row.copy(), PROMPT)
         assert log_prob == cumulative == pytest.approx(over_all[token], abs=1e-5)

@@ -119,6 +119,28 @@ def test_admission_reserves_the_longest_possible_answer():
     assert not scheduler.waiting
 
 
+def test_a_large_request_is_not_starved_by_small_ones():
+    scheduler = make(blocks=8)
+    scheduler.add(sequence(33, new=96, seed=1))  # 4 blocks of 8
+    large = sequence(150, new=10, seed=2)  # 5
+    scheduler.add(large)
+    run(scheduler)
+    for seed in range(3, 30):
+        scheduler.add(sequence(10, new=3, seed=seed))
+        run(scheduler)
+        assert scheduler.waiting[0] is large and len(scheduler.running) == 1
+
+
+def test_who_was_set_back_comes_before_who_waits():
+    scheduler = make(blocks=6, policy="max_utilization", batch=2)
+    old, young, new = sequence(60, new=100, seed=1), sequence(60, new=60, seed=2), sequence(10, seed=3)
+    for each in (old, young, new):
+        scheduler.add(each)
+    while young not in scheduler.waiting or not young.generated:
+        run(scheduler)
+    assert list(scheduler.waiting) == [young, new]
+
+
 def test_a_prefix_under_computation_is_waited_for_not_computed_twice():
     scheduler = make(tokens=64)
     first, second, other = sequence(100), sequence(100), sequence(20, seed=5)

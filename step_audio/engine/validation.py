@@ -30,7 +30,7 @@ def validate(request: GenerationRequest, spec: EngineSpec, *, reuse: bool, chunk
     request.input_ids = ids.astype(np.int32, copy=False)
     _check_extra_ids(request, reuse)
     _check_words(request, spec)
-    return request.max_new_tokens
+    return min(request.max_new_tokens, spec.max_seq_len - ids.size)
 
 
 def _check_prompt_table(request: GenerationRequest, spec: EngineSpec, ids: np.ndarray) -> None:
