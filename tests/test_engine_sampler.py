@@ -106,25 +106,20 @@ def test_penalties_match_transformers_where_the_definitions_agree():
     assert ours.draw(row, np.array(history))[0] == theirs.argmax()
 
 
-@pytest.mark.parametrize("fields", [{"top_k": 7, "top_p": 0.8}, {"top_p": 0.8}, {}])
-def test_log_probabilities(fields):
+@pytest.mark.parametrize(("top_k", "top_p"), [(7, 0.8), (0, 0.8), (0, 0)])
+def test_log_probabilities(top_k, top_p):
     row = logits()
     over_all = torch.log_softmax(torch.from_numpy(row) / (0.7 + 1e-6), 0).numpy()
     for seed in range(5):
-        make = lambda normalize: sampler(  # noqa: E731
-            seed=seed,
-            temperature=0.7,
-            log_probs=True,
-            normalize_log_probs=normalize,
-            **fields,  # noqa: B023
-        )
-        token, log_prob, cumulative = make(False).draw(row.copy(), PROMPT)
+        fields = {"seed": seed, "top_k": top_k, "top_p": top_p, "temperature": 0.7, "log_probs": True}
+        token, log_prob, cumulative = sampler(normalize_log_probs=False, **fields).draw(row.copy(), PROMPT)
         assert log_prob == cumulative == pytest.approx(over_all[token], abs=1e-5)
-        again, normalized, cumulative = make(True).draw(row.copy(), PROMPT)
+        again, normalized, cumulative = sampler(normalize_log_probs=True, **fields).draw(row.copy(), PROMPT)
         assert again == token and cumulative == pytest.approx(over_all[token], abs=1e-5)
-        best = np.sort(over_all)[::-1][: {"top_k": 7}.get("top_k") if "top_k" in fields else 1]
-        expected = over_all[token] if fields == {"top_p": 0.8} else over_all[token] - np.log(np.exp(best).sum())
-        assert normalized == pytest.approx(expected, abs=1e-5)
+        # Relative to the top_k, of which greedy is the smallest; top_p alone has no top_k to be relative to.
+        kept = top_k or (1 if not top_p else len(row))
+        mass = np.log(np.exp(np.sort(over_all)[-kept:]).sum())
+        assert normalized == pytest.approx(over_all[token] - mass, abs=1e-5)
 
 
 def test_end_id_waits_for_min_tokens():
