@@ -1,7 +1,7 @@
 """Asyncio client of a served Step-Audio-R1: recordings and messages in, text out as it is made.
 
 async with StepAudioClient("127.0.0.1:8001") as client:
-    async for delta in client.generate([user("What do you hear?", "question.wav")]):
+    async for delta in client.generate([user("What do you hear?", Path("question.wav"))]):
         print(delta.text, end="")
 """
 

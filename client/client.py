@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import uuid
@@ -52,7 +53,7 @@ class Sampling:
     logprobs: bool = False
 
     def inputs(self) -> dict[str, np.ndarray]:
-        """Under the names of the `tensorrt_llm` model, each of shape [1, 1]."""
+        """Under the names of the `tensorrt_llm` model, each of shape [1, 1]. Raises RequestError."""
         if self.temperature == 0:
             values: dict[str, tuple[Any, type]] = {"runtime_top_k": (1, np.int32)}
         else:
@@ -70,7 +71,11 @@ class Sampling:
             "seed": (self.seed, np.uint64),
             "return_log_probs": (self.logprobs or None, np.bool_),
         }
-        return {name: _scalar(value, kind) for name, (value, kind) in values.items() if value is not None}
+        given = {name: (value, kind) for name, (value, kind) in values.items() if value is not None}
+        for name, (value, kind) in given.items():  # numpy 1 would wrap it round
+            if issubclass(kind, np.integer) and not np.iinfo(kind).min <= value <= np.iinfo(kind).max:
+                raise RequestError(f"{name} {value} is out of range")
+        return {name: _scalar(value, kind) for name, (value, kind) in given.items()}
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,7 @@ class StepAudioClient:
         self._address = address
         self._tokenizer = tokenizer
         self._info: dict[str, Any] | None = None
+        self._open: set[tuple[str, AsyncIterator[wire.Response]]] = set()  # generations under way, by request id
         self._stops: set[asyncio.Task] = set()
 
     async def __aenter__(self) -> StepAudioClient:
@@ -122,7 +128,13 @@ class StepAudioClient:
         await self.close()
 
     async def close(self) -> None:
-        """Waits for stops under way, so that no slot stays taken on the server."""
+        """Stops what is under way, and waits for it, so that no slot stays taken on the server."""
+        # A `break` leaves the clean-up of `generate` to asyncio, which may get to it only when the channel is closed.
+        while self._open:
+            request_id, responses = self._open.pop()
+            with contextlib.suppress(RuntimeError):  # another task is reading it
+                await responses.aclose()
+            self._stop_in_background(request_id)
         if self._stops:
             await asyncio.gather(*self._stops, return_exceptions=True)
         await self._channel.close()
@@ -183,11 +195,13 @@ class StepAudioClient:
         request_id = request_id or uuid.uuid4().hex
         decoder = IncrementalDecoder(tokenizer)
         completion, prompt_tokens, last_id = 0, 0, None
-        finished = False
         responses = wire.stream(self._stub, wire.infer_request(ENSEMBLE, request_id, inputs), timeout)
+        entry = (request_id, responses)
+        self._open.add(entry)
         try:
             async for response in responses:
-                finished = response.final
+                if response.final:
+                    self._open.discard(entry)
                 ids = response.outputs["output_ids"].reshape(-1).tolist() if response.outputs else []
                 if response.outputs:
                     prompt_tokens = int(response.outputs["num_input_tokens"].reshape(-1)[0])
@@ -195,7 +209,7 @@ class StepAudioClient:
                 last_id = ids[-1] if ids else last_id
                 shown = decoder.push([token for token in ids if token not in stop_ids])
                 logprobs = response.outputs.get("output_log_probs", np.zeros(0)).reshape(-1).tolist()
-                if not finished:
+                if not response.final:
                     yield Delta(ids, shown, logprobs)
                 else:
                     limit = min(sampling.max_tokens or max_seq_len, max_seq_len - prompt_tokens)
@@ -206,14 +220,15 @@ class StepAudioClient:
                     usage = Usage(prompt_tokens, completion)
                     yield Delta(ids, shown + decoder.flush(), logprobs, reason, usage)
         except wire.StreamError as error:
-            finished = True
+            self._open.discard(entry)
             raise _request_error(str(error)) from None
         except grpc.aio.AioRpcError as error:
             raise RequestError(self._unreachable(error)) from None
         finally:
             # First the stream, which keeps steps from being scheduled; then the LLM, if it is already at work.
             await responses.aclose()
-            if not finished:
+            if entry in self._open:
+                self._open.discard(entry)
                 self._stop_in_background(request_id)
 
     async def complete(

@@ -70,9 +70,10 @@ async def stream(
                 await _read_out(call)
                 raise StreamError(message.error_message)
             response = infer_response(message.infer_response)
+            if response.final:  # before it is handed on, for a caller who has all may leave at once
+                await _read_out(call)
             yield response
             if response.final:
-                await _read_out(call)
                 return
         raise StreamError("the stream ended without a final response")
     finally:
@@ -88,7 +89,8 @@ async def _read_out(call: grpc.aio.StreamStreamCall) -> None:
         async for _ in call:
             pass
 
-    with contextlib.suppress(TimeoutError):
+    # What goes wrong now, a deadline or a dying server, is no fault of the answer that is here already.
+    with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError):
         await asyncio.wait_for(rest(), timeout=1)
 
 

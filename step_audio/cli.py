@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from step_audio.errors import StepAudioError
 
 
@@ -15,6 +17,13 @@ def main(argv: list[str] | None = None) -> int:
         return arguments.run(arguments) or 0
     except StepAudioError as error:
         print(f"step-audio: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        print(f"step-audio: this command needs {error.name}: pip install -e '.[cpu]'", file=sys.stderr)
+        return 1
+    except OSError as error:  # a full disk, a folder that may not be written to
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"step-audio: {place}{error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("step-audio: interrupted; the same command goes on from here", file=sys.stderr)
@@ -140,13 +149,23 @@ def _demo(arguments: argparse.Namespace) -> int:
     return demo(arguments.work_dir.resolve(), say)
 
 
+def _count(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise ValueError
+    return value
+
+
+_count.__name__ = "count"  # argparse says "invalid count value"
+
+
 def _add_make_tiny(commands) -> None:
     parser = _command(commands, "make-tiny", _make_tiny, "Write a small random checkpoint in the published layout.")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     for name, default in (("seed", 0), ("hidden-size", 64), ("intermediate-size", 192), ("layers", 2), ("heads", 8)):
-        parser.add_argument(f"--{name}", type=int, default=default, help="default %(default)s")
-    parser.add_argument("--kv-heads", type=int, default=4, help="default %(default)s")
-    parser.add_argument("--max-position-embeddings", type=int, default=32768, help="default %(default)s")
+        kind = int if name == "seed" else _count
+        parser.add_argument(f"--{name}", type=kind, default=default, help="default %(default)s")
+    parser.add_argument("--kv-heads", type=_count, default=4, help="default %(default)s")
+    parser.add_argument("--max-position-embeddings", type=_count, default=32768, help="default %(default)s")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="default %(default)s")
 
 
@@ -154,7 +173,12 @@ def _make_tiny(arguments: argparse.Namespace) -> None:
     from step_audio_build.make_tiny import make_tiny
 
     given = {name: value for name, value in vars(arguments).items() if name not in ("run", "output")}
-    config = make_tiny(arguments.output, **given)
+    if arguments.hidden_size % arguments.heads:
+        raise StepAudioError(f"--hidden-size {arguments.hidden_size} is not a multiple of --heads {arguments.heads}")
+    try:
+        config = make_tiny(arguments.output, **given)
+    except ValidationError as error:
+        raise StepAudioError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
     say(f"{arguments.output}: {config.text.num_hidden_layers} layers of {config.text.hidden_size}, random weights")
 
 

@@ -130,6 +130,9 @@ class ModelConfig(Strict):
             raise CheckpointError(f"{source}: tie_word_embeddings is true, Step-Audio-R1 has a head of its own")
         heads = need(text, "", "num_attention_heads")
         hidden = need(text, "", "hidden_size")
+        for name, value in (("num_attention_heads", heads), ("hidden_size", hidden)):  # computed with below
+            if type(value) is not int or value < 1:
+                raise CheckpointError(f"{source}: {name} must be a positive integer, got {value!r}")
         if not text.get("head_dim") and hidden % heads:
             raise CheckpointError(f"{source}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
         try:
@@ -154,4 +157,5 @@ class ModelConfig(Strict):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise CheckpointError(f"{source}: {where + ': ' if where else ''}{first['msg']}") from None
+            message = first["msg"].removeprefix("Value error, ")
+            raise CheckpointError(f"{source}: {where + ': ' if where else ''}{message}") from None

@@ -25,8 +25,8 @@ RAGGED_INPUTS = ("past_lens", "subsequence_begins", "block_indices", "block_indi
 class OpenVinoExecutor:
     """`Executor` over a compiled graph.
 
-    precision: "f32" (bit-for-bit the same whatever the machine's extensions) or "bf16" (arithmetic
-    and cache in bfloat16 where the CPU has it); threads: 0 leaves the number to OpenVINO.
+    precision: of arithmetic and cache, "f32" or "bf16", whatever the weights have ("bf16" halves the cache;
+    which is faster depends on the CPU); threads: 0 leaves the number to OpenVINO.
     """
 
     def __init__(self, spec: EngineSpec, weights: Weights, num_blocks: int, precision: str, threads: int):

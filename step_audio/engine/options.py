@@ -28,7 +28,7 @@ class EngineOptions:
     executor: Literal["openvino", "torch"] = "openvino"
 
     def num_blocks(self, spec: EngineSpec) -> int:
-        """KV cache blocks for these self."""
+        """KV cache blocks for an engine of this spec."""
         tokens = self.max_tokens_in_paged_kv_cache
         if tokens is None:
             size = 4 if self.precision == "f32" else 2

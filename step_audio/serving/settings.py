@@ -10,8 +10,17 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+)
 
+from step_audio.chat_template import TEMPLATES
 from step_audio.config import DType, ModelConfig, Strict
 from step_audio.errors import StepAudioError
 from step_audio.mel import LengthRule
@@ -56,6 +65,16 @@ class ServeSettings(Strict):
     metrics_port: int = Field(8002, ge=1, le=65535)
     startup_timeout: PositiveFloat = 600.0  # seconds
 
+    @field_validator("chat_template")
+    @classmethod
+    def _template_exists(cls, value: str) -> str:
+        """Said now and not after a conversion of an hour; resolved, for the models run elsewhere."""
+        if value in TEMPLATES:
+            return value
+        if not Path(value).is_file():
+            raise ValueError(f"neither {' nor '.join(TEMPLATES)} nor a file")
+        return str(Path(value).resolve())
+
     @classmethod
     def create(cls, **values) -> ServeSettings:
         """Validate; raises SettingsError with the first fault in words."""
@@ -64,15 +83,20 @@ class ServeSettings(Strict):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise SettingsError(f"{where + ': ' if where else ''}{first['msg']}, got {first['input']!r}") from None
+            message = first["msg"].removeprefix("Value error, ")
+            raise SettingsError(f"{where + ': ' if where else ''}{message}, got {first['input']!r}") from None
 
     def resolved_max_seq_len(self, model: ModelConfig) -> int:
         limit = model.text.max_position_embeddings
-        if self.max_seq_len is None:
-            return min(limit, 32_768)
-        if self.max_seq_len > limit:
-            raise SettingsError(f"max_seq_len {self.max_seq_len} is more than the checkpoint's {limit} positions")
-        return self.max_seq_len
+        length = min(limit, 32_768) if self.max_seq_len is None else self.max_seq_len
+        if length > limit:
+            raise SettingsError(f"max_seq_len {length} is more than the checkpoint's {limit} positions")
+        if self.kv_cache_tokens is not None and self.kv_cache_tokens < length:
+            # The engine would cut answers shorter than clients are told they may be.
+            raise SettingsError(
+                f"kv_cache_tokens {self.kv_cache_tokens} is less than one request of {length} (max_seq_len)"
+            )
+        return length
 
 
 class Runtime(Strict):

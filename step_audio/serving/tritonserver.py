@@ -8,10 +8,12 @@ server loading for ever; a killed stub is neither restarted nor reported by the 
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import importlib.metadata
 import importlib.util
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -26,6 +28,8 @@ from step_audio.errors import ArtefactError, StepAudioError
 EXIT_TIMEOUT = 5  # seconds that tritonserver grants requests in flight; new ones it refuses at once
 # Seconds until it is killed: when the time it grants is over, 2.51 trips over its own heap instead of leaving.
 KILL_AFTER = EXIT_TIMEOUT + 3
+
+ERROR_LINE = re.compile(r"E\d{4} ")  # severity, month, day
 
 
 class ServerError(StepAudioError):
@@ -94,8 +98,9 @@ class Ports:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
                     probe.bind(("127.0.0.1", port))
-                except OSError:
-                    raise ServerError(f"port {port} is in use: choose another with --{name}-port") from None
+                except OSError as error:
+                    said = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+                    raise ServerError(f"port {port} {said}: choose another with --{name}-port") from None
 
 
 class TritonServer:
@@ -154,11 +159,11 @@ class TritonServer:
         return None
 
     def reason(self) -> str:
-        """The log's last error, for people."""
+        """The log's first error, for people: those that follow come of it."""
         errors = [
             line.split("] ", 1)[-1].strip().strip('"')
             for line in self.log.read_text("utf-8", "replace").splitlines()
-            if line.startswith("E") and "CudaDriverHelper" not in line and "unable to create stream" not in line
+            if ERROR_LINE.match(line) and "CudaDriverHelper" not in line and "unable to create stream" not in line
         ]
         return f"{errors[0] if errors else 'no error in its log'} (log: {self.log})"
 

@@ -8,11 +8,13 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from step_audio.engine.engine import Engine, EngineOptions, EngineStats
 from step_audio.engine.request import SequenceOutput
+from step_audio.engine.scheduler import Policy
 from step_audio.errors import ArtefactError, StepAudioError
 from step_audio.serving import trtllm_request
 from step_audio.serving.triton_io import readable
@@ -28,6 +30,28 @@ class _InFlight:
     engine_ids: list[str] = field(default_factory=list)
 
 
+class _Channel:
+    """Triton frees a request with its final response, and a question about it from another thread then crashes
+    the server: so the two exclude each other, and after the final one nothing is asked."""
+
+    def __init__(self, send: Send, is_cancelled: Callable[[], bool]):
+        self._send, self._is_cancelled = send, is_cancelled
+        self._lock = threading.Lock()
+        self._ended = False
+
+    def send(self, tensors: dict[str, np.ndarray] | None, error: str | None, final: bool) -> None:
+        if not final:
+            self._send(tensors, error, False)
+            return
+        with self._lock:
+            self._ended = True
+            self._send(tensors, error, True)
+
+    def is_cancelled(self) -> bool:
+        with self._lock:
+            return not self._ended and self._is_cancelled()
+
+
 class TrtllmBackend:
     """One per Triton model instance. Thread-safe."""
 
@@ -36,15 +60,18 @@ class TrtllmBackend:
         self.exclude_input = _bool(parameters, "exclude_input_in_output", False)
         self.cancel_period = _number(parameters, "cancellation_check_period_ms", 100) / 1000
         self.stats_period = _number(parameters, "stats_check_period_ms", 100) / 1000
-        max_tokens = parameters.get("max_tokens_in_paged_kv_cache")
+        max_tokens = int(_number(parameters, "max_tokens_in_paged_kv_cache", 0))
+        policy = parameters.get("batch_scheduler_policy") or "guaranteed_no_evict"
+        if policy not in get_args(Policy):
+            raise ArtefactError(f"batch_scheduler_policy must be one of {', '.join(get_args(Policy))}, got {policy!r}")
         engine_dir = Path(parameters["gpt_model_path"])
         self.engine = Engine(
             EngineOptions(
                 engine_dir=engine_dir,
-                max_tokens_in_paged_kv_cache=int(max_tokens) if max_tokens else None,
+                max_tokens_in_paged_kv_cache=max_tokens or None,
                 enable_kv_cache_reuse=_bool(parameters, "enable_kv_cache_reuse", True),
                 enable_chunked_context=_bool(parameters, "enable_chunked_context", False),
-                batch_scheduler_policy=parameters.get("batch_scheduler_policy") or "guaranteed_no_evict",
+                batch_scheduler_policy=policy,
                 normalize_log_probs=_bool(parameters, "normalize_log_probs", True),
                 max_queue_size=max_queue_size,
                 precision="f32" if _dtype(engine_dir) == "float32" else "bf16",
@@ -66,6 +93,8 @@ class TrtllmBackend:
         self, triton_id: str, tensors: Mapping[str, np.ndarray], send: Send, is_cancelled: Callable[[], bool]
     ) -> None:
         """Start one request. Each outcome, a refusal too, goes to the client by `send`, one of it final."""
+        channel = _Channel(send, is_cancelled)
+        send = channel.send
         with self._lock:
             self._serial += 1
             key = self._serial
@@ -86,7 +115,7 @@ class TrtllmBackend:
             return
         stream = ResponseStream(request.options, send, self._senders, on_final=lambda: self._finish(key))
         stream.expect([row.input_ids for row in request.rows])
-        entry = _InFlight(triton_id, is_cancelled)
+        entry = _InFlight(triton_id, channel.is_cancelled)
         with self._lock:
             self._in_flight[key] = entry
         try:

@@ -99,7 +99,12 @@ def parse(
         raise InvalidRequest(f"input '{name}' is not supported by the CPU backend")
 
     def flag(name: str, default: bool = False) -> bool:
-        return bool(tensors[name].reshape(-1)[0]) if name in tensors else default
+        if name not in tensors:
+            return default
+        values = tensors[name].reshape(-1)
+        if (values != values[0]).any():  # the rows of a batch are answered on one stream
+            raise InvalidRequest(f"input '{name}' must be the same for all rows of a batch")
+        return bool(values[0])
 
     options = Options(
         streaming=flag("streaming"),

@@ -78,7 +78,9 @@ class ResponseStream:
         for row, output in batch:
             key = (row, output.sequence_index)
             # To the end: the group that holds a request's final output must be delivered last.
-            groups[key] = [*groups.pop(key, []), output]
+            group = groups.pop(key, [])
+            group.append(output)
+            groups[key] = group
         if self.options.streaming:
             return [(row, outputs) for (row, _), outputs in groups.items()]
         ready = []
@@ -101,7 +103,8 @@ class ResponseStream:
             if failed is not None:
                 self._send(None, str(failed), True)
             elif last.finished == "cancelled" and not any(output.token_ids for output in outputs):
-                self._send(None, None, final)
+                if final:  # an answer that was not begun: nothing to tell unless it ends the request
+                    self._send(None, None, True)
             else:
                 self._send(self._tensors(row, outputs), None, final)
         except Exception:  # the client is gone; the engine must not hear of it
