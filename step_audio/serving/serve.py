@@ -93,7 +93,8 @@ class Service:
         except KeyboardInterrupt:
             pass
         finally:
-            self.say("stopping")
+            if self.server is not None:
+                self.say("stopping")
             self.stop()
             for number, handler in previous.items():
                 signal.signal(number, handler)

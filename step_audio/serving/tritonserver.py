@@ -193,11 +193,17 @@ def _http_ok(port: int, path: str) -> bool:
 
 
 def _children(pid: int) -> set[int]:
-    """Process ids of all child processes, whichever thread started them."""
+    """Process ids of all living child processes, whichever thread started them. The dead are never reaped."""
     found: set[int] = set()
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
+        with contextlib.suppress(OSError):  # the thread has ended meanwhile
             found |= {int(child) for child in task.read_text().split()}
-        except OSError:
-            continue
-    return found
+    return {child for child in found if _alive(child)}
+
+
+def _alive(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] not in "ZX"

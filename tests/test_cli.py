@@ -1,0 +1,160 @@
+"""The command: help for every subcommand, and one line with status 1 for whatever goes wrong."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from step_audio import cli
+from step_audio.config import ModelConfig
+from step_audio.serving.demo import free_ports
+
+COMMANDS = ("serve", "chat", "demo", "make-tiny", "convert", "export-encoder")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """The smallest checkpoint, made by the command itself."""
+    output = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    sizes = "--hidden-size 32 --intermediate-size 32 --layers 1 --heads 4 --kv-heads 2 --dtype float32"
+    assert cli.main(["make-tiny", "--output", str(output), *sizes.split()]) == 0
+    return output
+
+
+@pytest.fixture
+def fails(capsys):
+    """Run a command that must fail; its one line."""
+
+    def run(*arguments) -> str:
+        assert cli.main([str(argument) for argument in arguments]) == 1
+        captured = capsys.readouterr()
+        lines = [line for line in captured.err.splitlines() if not re.match(r"(decoder|encoder):", line)]
+        assert captured.out == "" and len(lines) == 1, captured.err
+        assert lines[0].startswith("step-audio: ")
+        return lines[0]
+
+    return run
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*filter(None, [command]), "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert "usage: step-audio" in text and "%(" not in text
+    if not command:
+        assert all(name in text for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "", "fly", "serve", "convert --checkpoint x", "serve --checkpoint x --tp many", "chat --colour red",
+        "serve --checkpoint x --length-rule L-1", "make-tiny --output x --heads 0", "make-tiny --output x --layers -1",
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments.split())
+    assert ended.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_make_tiny(tiny):
+    text = ModelConfig.from_directory(tiny).text
+    assert (text.hidden_size, text.num_hidden_layers, text.num_key_value_heads, text.dtype) == (32, 1, 2, "float32")
+
+
+def test_make_tiny_refuses(tmp_path, fails):
+    output = ["make-tiny", "--output", tmp_path / "tiny"]
+    assert "hidden-size 64 is not a multiple of --heads 7" in fails(*output, "--heads", 7)
+    assert "num_key_value_heads 3" in fails(*output, "--kv-heads", 3)
+    assert "odd" in fails(*output, "--hidden-size", 24, "--heads", 8)
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "mine.txt").touch()
+    assert "not empty" in fails(*output)
+
+
+def test_convert(tiny, tmp_path, fails):
+    output = tmp_path / "rank files"
+    command = ["convert", "--checkpoint", str(tiny), "--output", str(output)]
+    for _ in range(2):  # the second time there is nothing to do
+        assert cli.main([*command, "--tp", "2"]) == 0
+        assert {path.name for path in output.iterdir()} == {
+            "config.json", "rank0.safetensors", "rank1.safetensors", "manifest.json"
+        }  # fmt: skip
+    assert json.loads((output / "config.json").read_text())["mapping"]["tp_size"] == 2
+    assert "another build" in fails(*command, "--tp", 1)
+    other = ["convert", "--checkpoint", tiny, "--output", tmp_path / "other", "--tp"]
+    for tp in (3, 0, -1):
+        assert str(tp) in fails(*other, tp)
+    assert not (tmp_path / "other").exists()
+
+
+def test_export_encoder(tiny, tmp_path, fails):
+    output = tmp_path / "encoder.onnx"
+    command = ["export-encoder", "--checkpoint", str(tiny), "--output", str(output)]
+    assert cli.main(command) == 0
+    assert output.is_file() and output.with_suffix(".manifest.json").is_file()
+    assert "length_rule L, not L-2" in fails(*command, "--length-rule", "L-2")
+
+
+@pytest.mark.parametrize("command", ["serve", "convert", "export-encoder"])
+def test_no_checkpoint(command, tmp_path, fails):
+    output = [] if command == "serve" else ["--output", tmp_path / "out"]
+    assert "nowhere does not exist" in fails(command, "--checkpoint", tmp_path / "nowhere", *output)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ("--tp 0", "tp: "),
+        ("--grpc-port 70000", "grpc_port: "),
+        ("--max-seq-len 40000", "32768 positions"),
+        ("--kv-cache-tokens 100", "kv_cache_tokens 100"),
+        ("--chat-template nowhere.jinja", "chat_template: "),
+        ("--max-audios -1", "limits.max_audios: "),
+        ("--max-num-tokens 4", "max_num_tokens 4"),
+    ],
+)
+def test_serve_refuses_before_it_builds(tiny, tmp_path, fails, arguments, text):
+    line = fails("serve", "--checkpoint", tiny, "--work-dir", tmp_path / "work", *arguments.split())
+    assert text in line and "Value error" not in line
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_file_where_a_folder_should_be(tiny, tmp_path, fails):
+    (tmp_path / "file").touch()
+    line = fails("convert", "--checkpoint", tiny, "--output", tmp_path / "file" / "ranks", "--tp", 1)
+    assert "Not a directory" in line and "file" in line
+
+
+def test_a_package_that_is_not_installed(tiny, tmp_path, fails, monkeypatch):
+    monkeypatch.setitem(sys.modules, "step_audio_build.export_encoder", None)
+    line = fails("export-encoder", "--checkpoint", tiny, "--output", tmp_path / "x.onnx")
+    assert line.endswith("pip install -e '.[cpu]'")
+
+
+def test_chat_refuses(tmp_path, fails):
+    (port,) = free_ports(1)
+    assert "nothing to ask" in fails("chat")
+    assert "nowhere.wav" in fails("chat", "--audio", tmp_path / "nowhere.wav")
+    assert "nowhere has neither tokenizer.json" in fails("chat", "--text", "x", "--tokenizer", tmp_path / "nowhere")
+    line = fails("chat", "--text", "x", "--url", f"127.0.0.1:{port}")
+    assert line == f"step-audio: no server answers at 127.0.0.1:{port}"
+
+
+def test_the_module_is_the_command(tmp_path):
+    """Without Triton, torch or a server's packages in sight: help must come at once."""
+    ran = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "step_audio.cli", "--help"],
+        capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "COLUMNS": "120"},
+    )  # fmt: skip
+    assert ran.returncode == 0 and "Step-Audio-R1 on Triton" in ran.stdout
+    loaded = {line.rsplit("|", 1)[-1].strip() for line in ran.stderr.splitlines()}
+    assert not loaded & {"torch", "grpc", "openvino", "onnxruntime"}

@@ -1,0 +1,377 @@
+"""The client library against a small gRPC server that behaves as tritonserver does, well and badly."""
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+
+import grpc
+import numpy as np
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from step_audio.serving.demo import free_ports
+from step_audio.tokenizer import Tokenizer
+from step_audio_build.make_tiny import build_tokenizer
+from step_audio_client import Audio, RequestError, Sampling, ServerBusy, StepAudioClient, user, wire
+from step_audio_client.client import _request_error
+from step_audio_client.messages import split_audio
+
+TOKENIZER = Tokenizer(build_tokenizer().to_str())
+EOT = TOKENIZER.special.eot
+
+
+# Messages
+
+
+def test_user(tmp_path):
+    (tmp_path / "clip.wav").write_bytes(b"RIFF")
+    assert user("hello") == {"role": "user", "content": [{"type": "text", "text": "hello"}]}
+    content = user(Audio(b"1"), "and", tmp_path / "clip.wav")["content"]
+    assert content == [
+        {"type": "audio", "audio": Audio(b"1")},
+        {"type": "text", "text": "and"},
+        {"type": "audio", "audio": Audio(b"RIFF")},
+    ]
+
+
+def test_split_audio():
+    """Bytes travel beside the messages, in the order of their places; everything else is left as it is."""
+    messages = [
+        {"role": "system", "content": "听"},
+        user(Audio(b"1"), "then", Audio(b"2")),
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]},
+        user(Audio(b"3")),
+        {"role": "user", "content": [{"type": "audio"}]},
+    ]
+    text, audio = split_audio(messages)
+    assert audio == [b"1", b"2", b"3"]
+    place = {"type": "audio"}
+    assert json.loads(text) == [
+        messages[0],
+        {"role": "user", "content": [place, {"type": "text", "text": "then"}, place]},
+        messages[2],
+        {"role": "user", "content": [place]},
+        {"role": "user", "content": [place]},
+    ]
+    assert "听" in text
+    assert messages[1]["content"][0]["audio"] == Audio(b"1"), "the caller's messages are left alone"
+
+
+# Sampling
+
+
+def sent(sampling: Sampling) -> dict:
+    inputs = sampling.inputs()
+    assert all(array.shape == (1, 1) for array in inputs.values())
+    return {name: array.item() for name, array in inputs.items()}
+
+
+def test_greedy_is_said_so_that_every_engine_is_greedy():
+    assert sent(Sampling(temperature=0, top_p=0.5, top_k=9)) == {"runtime_top_k": 1}
+
+
+def test_a_temperature_never_travels_alone():
+    """The engine would ignore it, and be greedy."""
+    assert sent(Sampling(temperature=0.5)) == {"temperature": 0.5, "runtime_top_p": 1.0}
+    assert sent(Sampling(temperature=0.5, top_p=0.25, top_k=40)) == {
+        "temperature": 0.5, "runtime_top_p": 0.25, "runtime_top_k": 40,
+    }  # fmt: skip
+
+
+def test_every_control_travels_under_its_name_and_type():
+    inputs = Sampling(max_tokens=5, min_tokens=2, repetition_penalty=1.5, presence_penalty=0.5, frequency_penalty=0.25,
+                      seed=2**64 - 1, logprobs=True).inputs()  # fmt: skip
+    assert {name: (array.dtype, array.item()) for name, array in inputs.items()} == {
+        "temperature": (np.float32, pytest.approx(0.7)),
+        "runtime_top_p": (np.float32, 1.0),
+        "request_output_len": (np.int32, 5),
+        "min_tokens": (np.int32, 2),
+        "repetition_penalty": (np.float32, 1.5),
+        "presence_penalty": (np.float32, 0.5),
+        "frequency_penalty": (np.float32, 0.25),
+        "seed": (np.uint64, 2**64 - 1),
+        "return_log_probs": (np.bool_, True),
+    }
+
+
+@pytest.mark.parametrize(("name", "value"), [("seed", -1), ("seed", 2**64), ("max_tokens", 2**31), ("top_k", -(2**40))])
+def test_a_number_that_does_not_fit_is_not_wrapped_round(name, value):
+    with pytest.raises(RequestError, match=rf"{value} is out of range"):
+        Sampling(**{name: value}).inputs()
+
+
+# The wire
+
+
+def answer(outputs: dict[str, np.ndarray], final: bool = False) -> service_pb2.ModelInferResponse:
+    """As tritonserver encodes it."""
+    request = wire.infer_request("m", "", outputs)  # inputs and outputs are written alike
+    response = service_pb2.ModelInferResponse()
+    for tensor in request.inputs:
+        response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+    response.raw_output_contents.extend(request.raw_input_contents)
+    response.parameters["triton_final_response"].bool_param = final
+    return response
+
+
+def bytes_array(*values: bytes) -> np.ndarray:
+    array = np.empty((1, len(values)), object)
+    array[0, :] = values
+    return array
+
+
+def test_request_on_the_wire():
+    request = wire.infer_request("model", "id-1", {"a": np.array([[1, -2]], np.int32), "b": bytes_array(b"x", b"")})
+    assert (request.model_name, request.id) == ("model", "id-1")
+    assert request.parameters["triton_enable_empty_final_response"].bool_param
+    assert [(t.name, t.datatype, list(t.shape)) for t in request.inputs] == [
+        ("a", "INT32", [1, 2]), ("b", "BYTES", [1, 2]),
+    ]  # fmt: skip
+    assert list(request.raw_input_contents) == [b"\x01\0\0\0\xfe\xff\xff\xff", b"\x01\0\0\0x\0\0\0\0"]
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array([[1, -2]], np.int32),
+        np.array([[2**64 - 1]], np.uint64),
+        np.array([[[0.5]]], np.float32),
+        np.array([[True, False]]),
+        np.zeros((1, 1, 0), np.int32),
+        bytes_array(b"", b"\xff\0", "é".encode()),
+        np.empty((1, 0), object),
+    ],
+    ids=lambda array: f"{array.dtype}{array.shape}",
+)
+def test_arrays_survive_the_wire(array):
+    message = service_pb2.ModelInferResponse.FromString(answer({"x": array}, final=True).SerializeToString())
+    response = wire.infer_response(message)
+    assert response.final
+    got = response.outputs["x"]
+    assert (got.dtype, got.shape, got.tolist()) == (array.dtype, array.shape, array.tolist())
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "shown"),
+    [
+        ("in ensemble 'step_audio_r1', audio[0]: there are no bytes", RequestError, "audio[0]: there are no bytes"),
+        ("[request id: a1] unexpected inference input 'x'", RequestError, "unexpected inference input 'x'"),
+        ("in ensemble 'step_audio_r1', [request id: e3] Exceeds maximum queue size", ServerBusy, "queue is full"),
+        ("256 requests are waiting already: try again later", ServerBusy, "try again later"),
+    ],
+)
+def test_the_server_s_text_without_its_insides(text, kind, shown):
+    error = _request_error(text)
+    assert type(error) is kind and shown in str(error)
+    assert "ensemble" not in str(error) and "request id" not in str(error)
+
+
+# A server
+
+
+class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """`script` yields messages for a generation; everything that reaches the server is in `seen`."""
+
+    def __init__(self, script):
+        self.script = script
+        self.seen: list[tuple] = []
+        self.max_seq_len = 100
+
+    async def ModelInfer(self, request, context):
+        self.seen.append(("asked", request.outputs[0].name))
+        values = {"tokenizer_json": TOKENIZER.to_json(), "serving_info": json.dumps({"max_seq_len": self.max_seq_len})}
+        return answer({request.outputs[0].name: bytes_array(values[request.outputs[0].name].encode())[0]})
+
+    async def ModelStreamInfer(self, requests, context):
+        async for request in requests:
+            inputs = wire.infer_response(
+                service_pb2.ModelInferResponse(
+                    outputs=[{"name": t.name, "datatype": t.datatype, "shape": t.shape} for t in request.inputs],
+                    raw_output_contents=request.raw_input_contents,
+                )
+            ).outputs
+            if request.model_name == "tensorrt_llm":
+                self.seen.append(("stop", request.id, inputs["stop"].item()))
+                yield message(final=True)
+                continue
+            self.seen.append(("generate", request.id, inputs))
+            try:
+                async for part in self.script():
+                    yield part
+            except asyncio.CancelledError:
+                self.seen.append(("cancelled", request.id))
+                raise
+        self.seen.append(("ended",))
+
+
+def message(*ids: int, final: bool = False, prompt: int = 10, empty: bool = False, error: str = ""):
+    if error:
+        return service_pb2.ModelStreamInferResponse(error_message=error)
+    outputs = {"output_ids": np.array([[ids]], np.int32), "num_input_tokens": np.array([[prompt]], np.int32)}
+    return service_pb2.ModelStreamInferResponse(infer_response=answer({} if empty else outputs, final))
+
+
+def script(*messages, then=None):
+    async def run():
+        for each in messages:
+            yield each
+        if then:
+            await then()
+
+    return run
+
+
+async def for_ever():
+    await asyncio.sleep(60)
+
+
+@asynccontextmanager
+async def served(run, tokenizer: Tokenizer | None = TOKENIZER):
+    """(fake, client of it)"""
+    server, fake = grpc.aio.server(), Fake(run)
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(fake, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with StepAudioClient(f"127.0.0.1:{port}", tokenizer) as client:
+            yield fake, client
+        await asyncio.sleep(0.05)  # what the client leaves running reaches the server, or never
+    finally:
+        await server.stop(0)
+
+
+def stops(fake) -> list[tuple]:
+    return [entry for entry in fake.seen if entry[0] in ("cancelled", "stop")]
+
+
+async def test_an_answer():
+    ids = TOKENIZER.encode("Hi 你好")
+    parts = [message(token) for token in ids[:-1]]
+    async with served(script(*parts, message(ids[-1]), message(final=True, empty=True)), tokenizer=None) as (
+        fake,
+        client,
+    ):
+        whole = await client.complete([user(Audio(b"RIFF"), "x")], Sampling(max_tokens=50), request_id="mine")
+        await client.complete([user("x")])
+    assert (whole.text, whole.token_ids, whole.finish_reason) == ("Hi 你好", ids, "stop")
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (10, len(ids))
+    (_, name, inputs), (_, second, _) = [entry for entry in fake.seen if entry[0] == "generate"]
+    assert name == "mine" and len(second) == 32
+    assert inputs["audio"].tolist() == [[b"RIFF"]]
+    assert (inputs["streaming"].item(), inputs["request_output_len"].item()) == (True, 50)
+    assert json.loads(inputs["messages"].item())[0]["content"][0] == {"type": "audio"}
+    asked = [entry[1] for entry in fake.seen if entry[0] == "asked"]
+    assert sorted(asked) == ["serving_info", "tokenizer_json"], "asked once"
+    assert not stops(fake)
+
+
+@pytest.mark.parametrize(
+    ("ids", "limit", "room", "reason"),
+    [
+        ([5, 6], 3, 90, "stop"),
+        ([5, 6, 7], 3, 90, "length"),
+        ([5, 6, EOT], 3, 90, "stop"),
+        ([5, 6], None, 2, "length"),
+        ([5, 6], 50, 2, "length"),
+    ],
+)
+async def test_finish_reason(ids, limit, room, reason):
+    async with served(script(message(*ids, final=True, prompt=100 - room))) as (_, client):
+        assert (await client.complete([user("x")], Sampling(max_tokens=limit))).finish_reason == reason
+
+
+async def test_stop_tokens_are_ids_and_no_text():
+    async with served(script(message(*TOKENIZER.encode("yes"), EOT, final=True))) as (_, client):
+        whole = await client.complete([user("x")])
+    assert whole.text == "yes" and whole.token_ids[-1] == EOT
+
+
+async def test_characters_are_never_split():
+    ids = TOKENIZER.encode("🙂")
+    assert len(ids) > 1
+    async with served(script(*map(message, ids), message(final=True))) as (_, client):
+        texts = [delta.text async for delta in client.generate([user("x")])]
+    assert "".join(texts) == "🙂" and "\ufffd" not in "".join(texts)
+
+
+async def test_an_error_after_tokens():
+    bad = message(error="in ensemble 'step_audio_r1', it broke")
+    async with served(script(message(5), bad)) as (fake, client):
+        stream = client.generate([user("x")])
+        assert (await anext(stream)).token_ids == [5]
+        with pytest.raises(RequestError, match=r"^it broke$"):
+            await anext(stream)
+    assert not stops(fake)
+
+
+async def test_a_stream_that_ends_without_a_final_response():
+    async with served(script(message(5))) as (_, client):
+        with pytest.raises(RequestError, match="ended without a final response"):
+            await client.complete([user("x")])
+
+
+async def leave_by_break(client):
+    async for _ in client.generate([user("x")], request_id="mine"):
+        break
+
+
+async def leave_by_aclose(client):
+    stream = client.generate([user("x")], request_id="mine")
+    await anext(stream)
+    await stream.aclose()
+
+
+async def leave_by_cancelling(client):
+    task = asyncio.create_task(client.complete([user("x")], request_id="mine"))
+    await asyncio.sleep(0.1)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def leave_by_deadline(client):
+    with pytest.raises(RequestError, match="longer than the timeout"):
+        await client.complete([user("x")], request_id="mine", timeout=0.1)
+
+
+@pytest.mark.parametrize("leave", [leave_by_break, leave_by_aclose, leave_by_cancelling, leave_by_deadline])
+async def test_leaving_early_stops_the_server(leave):
+    """The stream is closed first; then the LLM is told, under the same id, before `close` returns."""
+    async with served(script(message(5), then=for_ever)) as (fake, client):
+        await leave(client)
+    assert stops(fake) == [("cancelled", "mine"), ("stop", "mine", True)]
+
+
+async def test_leaving_at_the_last_delta_is_not_early():
+    """Everything is here: nothing to stop, and a stream that is cancelled as it ends would trip tritonserver."""
+    slow_end = script(message(5), message(6, final=True), then=lambda: asyncio.sleep(0.1))
+    async with served(slow_end) as (fake, client):
+        async for delta in client.generate([user("x")]):
+            if delta.finish_reason:
+                break
+    assert not stops(fake) and fake.seen[-1] == ("ended",)
+
+
+async def test_a_deadline_after_the_answer_harms_nothing():
+    async with served(script(message(5, final=True), then=for_ever)) as (_, client):
+        assert (await client.complete([user("x")], timeout=0.3)).token_ids == [5]
+
+
+async def test_no_server():
+    (port,) = free_ports(1)
+    async with StepAudioClient(f"127.0.0.1:{port}", TOKENIZER) as client:
+        assert not await client.ready()
+        with pytest.raises(RequestError, match=f"^no server answers at 127.0.0.1:{port}$"):
+            await client.complete([user("x")])
+
+
+async def test_a_server_that_dies_midway():
+    server = grpc.aio.server()
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Fake(script(message(5), then=for_ever)), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with StepAudioClient(f"127.0.0.1:{port}", TOKENIZER) as client:
+        stream = client.generate([user("x")])
+        await anext(stream)
+        await server.stop(0)
+        with pytest.raises(RequestError):
+            await anext(stream)

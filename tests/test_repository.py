@@ -1,0 +1,321 @@
+"""The assembled model repository: TensorRT-LLM 1.2.1's interface to the letter, and an ensemble that holds together."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from test_settings import model
+from tritonclient.grpc import model_config_pb2
+
+from step_audio.errors import ArtefactError
+from step_audio.serving.repository import Artefacts, assemble, assemble_backends, source
+from step_audio.serving.settings import Runtime, ServeSettings
+from step_audio.serving.template import fill, keys
+
+ENSEMBLE, LLM = "step_audio_r1", "tensorrt_llm"
+TABLE, LOGITS = "TABLE", "LOGITS"  # types that depend on the build
+
+# TensorRT-LLM 1.2.1's tensorrt_llm/config.pbtxt: name, type, dims; "s" is dims [1] reshaped to [].
+INPUTS = """
+input_ids INT32 -1 | encoder_input_features TABLE -1,-1 | encoder_output_lengths INT32 s | input_lengths INT32 s
+request_output_len INT32 s | num_return_sequences INT32 s | draft_input_ids INT32 -1 | decoder_input_ids INT32 -1
+decoder_input_lengths INT32 s | draft_logits LOGITS -1,-1 | draft_acceptance_threshold FP32 s | end_id INT32 s
+pad_id INT32 s | stop_words_list INT32 2,-1 | bad_words_list INT32 2,-1 | embedding_bias FP32 -1 | beam_width INT32 s
+temperature FP32 s | runtime_top_k INT32 s | runtime_top_p FP32 s | runtime_top_p_min FP32 s
+runtime_top_p_decay FP32 s | runtime_top_p_reset_ids INT32 s | len_penalty FP32 s | early_stopping BOOL s
+repetition_penalty FP32 s | min_tokens INT32 s | beam_search_diversity_rate FP32 s | presence_penalty FP32 s
+frequency_penalty FP32 s | seed UINT64 s | return_log_probs BOOL s | return_context_logits BOOL s
+return_generation_logits BOOL s | return_perf_metrics BOOL s | return_num_input_tokens BOOL s
+return_num_output_tokens BOOL s | exclude_input_in_output BOOL s | stop BOOL s | streaming BOOL s
+prompt_embedding_table TABLE -1,-1 | prompt_table_extra_ids UINT64 -1 | prompt_vocab_size INT32 s
+cross_attention_mask BOOL -1,-1 | mrope_rotary_cos_sin FP32 -1 | mrope_position_deltas INT64 1 | lora_task_id UINT64 s
+lora_weights FP16 -1,-1 | lora_config INT32 -1,3 | context_phase_params UINT8 -1 | skip_cross_attn_blocks BOOL 1
+retention_token_range_starts INT32 -1 | retention_token_range_ends INT32 -1 | retention_token_range_priorities INT32 -1
+retention_token_range_durations_ms INT32 -1 | retention_decode_priority INT32 1 | retention_decode_duration_ms INT32 1
+guided_decoding_guide_type STRING 1 | guided_decoding_guide STRING 1 | lookahead_window_size INT32 1
+lookahead_ngram_size INT32 1 | lookahead_verification_set_size INT32 1
+"""
+REQUIRED = {"input_ids", "input_lengths", "request_output_len"}
+RAGGED = {
+    "input_ids", "encoder_input_features", "stop_words_list", "bad_words_list", "embedding_bias",
+    "prompt_embedding_table", "prompt_table_extra_ids",
+}  # fmt: skip
+OUTPUTS = """
+output_ids INT32 -1,-1 | sequence_length INT32 -1 | cum_log_probs FP32 -1 | output_log_probs FP32 -1,-1
+context_logits LOGITS -1,-1 | generation_logits LOGITS -1,-1,-1 | batch_index INT32 1 | sequence_index INT32 1
+context_phase_params UINT8 -1 | kv_cache_alloc_new_blocks INT32 1 | kv_cache_reused_blocks INT32 1
+kv_cache_alloc_total_blocks INT32 1 | arrival_time_ns INT64 1 | first_scheduled_time_ns INT64 1
+first_token_time_ns INT64 1 | last_token_time_ns INT64 1 | acceptance_rate FP32 1 | total_accepted_draft_tokens INT32 1
+total_draft_tokens INT32 1 | num_input_tokens INT32 1 | num_output_tokens INT32 1
+"""
+
+
+def table(text: str, table_type: str = "TYPE_BF16") -> dict[str, tuple[str, list[int], bool]]:
+    """Name -> type, dims, whether it is reshaped to a scalar."""
+    types = {TABLE: table_type, LOGITS: "TYPE_FP32"}
+    rows = [entry.split() for entry in text.replace("\n", "|").split("|") if entry.strip()]
+    return {
+        name: (types.get(kind, f"TYPE_{kind}"), [1] if dims == "s" else [int(n) for n in dims.split(",")], dims == "s")
+        for name, kind, dims in rows
+    }
+
+
+def declared(tensors) -> dict[str, tuple[str, list[int], bool]]:
+    def scalar(tensor) -> bool:
+        return tensor.HasField("reshape") and not tensor.reshape.shape
+
+    return {t.name: (model_config_pb2.DataType.Name(t.data_type), list(t.dims), scalar(t)) for t in tensors}
+
+
+def settings(work: Path, **values) -> ServeSettings:
+    return ServeSettings.create(checkpoint=work / "Step-Audio-R1.1", work_dir=work, **values)
+
+
+def build(work: Path, dtype: str = "bfloat16", **values) -> Path:
+    work.mkdir(exist_ok=True)
+    artefacts = Artefacts(work / "engine", work / "encoder.onnx", work / "tokenizer.json", dtype, 4096)
+    return assemble(settings(work, **values), model(), artefacts)
+
+
+def parse(repository: Path) -> dict[str, model_config_pb2.ModelConfig]:
+    return {
+        folder.name: text_format.Parse((folder / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+        for folder in repository.iterdir()
+    }
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory) -> Path:
+    """In a folder whose name needs escaping."""
+    return build(tmp_path_factory.mktemp("work") / 'a "quoted" \\ folder')
+
+
+@pytest.fixture(scope="module")
+def configs(repository):
+    return parse(repository)
+
+
+@pytest.fixture(scope="module")
+def llm(configs):
+    return configs[LLM]
+
+
+def parameters(config) -> dict[str, str]:
+    return {key: value.string_value for key, value in config.parameters.items()}
+
+
+# The templates
+
+
+def test_fill_escapes_and_spells():
+    filled = fill(
+        'a: "${path}" b: ${flag} c: ${n} d: ${off}', {"path": 'x"\\', "flag": True, "n": 3, "off": False}, "m"
+    )
+    assert filled == 'a: "x\\"\\\\" b: true c: 3 d: false'
+
+
+def test_fill_refuses_what_does_not_fit():
+    with pytest.raises(ArtefactError, match="that model: the template has no typo"):
+        fill("${a}", {"a": 1, "typo": 2}, "that model")
+    with pytest.raises(ArtefactError, match="that model: no value for b, c"):
+        fill("${a} ${c} ${b}", {"a": 1}, "that model")
+    assert fill("${a}", {"a": "${b}"}, "m") == "${b}"  # a value is no template
+
+
+def test_every_placeholder_is_filled(repository):
+    for config in repository.glob("*/config.pbtxt"):
+        assert not keys(config.read_text()), config
+
+
+# The LLM's interface
+
+
+def test_llm_inputs(llm):
+    expected = table(INPUTS)
+    assert len(expected) == 62
+    assert declared(llm.input) == expected
+    assert {t.name for t in llm.input if not t.optional} == REQUIRED
+    assert {t.name for t in llm.input if t.allow_ragged_batch} >= RAGGED
+
+
+def test_llm_outputs(llm):
+    expected = table(OUTPUTS)
+    assert len(expected) == 21
+    assert declared(llm.output) == expected
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("float32", "FP32"), ("bfloat16", "BF16"), ("float16", "FP16")])
+def test_the_table_s_type_is_the_engine_s(tmp_path, dtype, kind):
+    configs = parse(build(tmp_path, dtype))
+    assert declared(configs[LLM].input) == table(INPUTS, f"TYPE_{kind}")
+    assert declared(configs["audio_encoder"].output)["prompt_embedding_table"][0] == f"TYPE_{kind}"
+
+
+def test_llm_queue_and_parameters(tmp_path):
+    configs = parse(
+        build(tmp_path, max_batch_size=7, max_queue_size=11, max_seq_len=1000, kv_cache_reuse=False,
+              batch_scheduler_policy="max_utilization")
+    )  # fmt: skip
+    llm = configs[LLM]
+    assert (llm.backend, llm.max_batch_size) == ("tensorrtllm", 7)
+    assert llm.model_transaction_policy.decoupled
+    assert list(llm.dynamic_batching.preferred_batch_size) == [7]
+    assert llm.dynamic_batching.default_queue_policy.max_queue_size == 11
+    expected = {
+        "gpt_model_type": "inflight_fused_batching",
+        "gpt_model_path": str(tmp_path / "engine"),
+        "max_beam_width": "1",
+        "batch_scheduler_policy": "max_utilization",
+        "max_tokens_in_paged_kv_cache": "4000",
+        "kv_cache_host_memory_bytes": "0",
+        "enable_kv_cache_reuse": "false",
+        "enable_chunked_context": "true",
+        "exclude_input_in_output": "true",
+        "normalize_log_probs": "false",
+        "tokenizer_dir": "",
+        "guided_decoding_backend": "",
+        "xgrammar_tokenizer_info_path": "",
+    }
+    assert {key: value for key, value in parameters(llm).items() if key in expected} == expected
+    assert parameters(parse(build(tmp_path / "on"))[LLM])["enable_kv_cache_reuse"] == "true"
+
+
+def test_paths_survive_escaping(repository, configs):
+    work = repository.parent
+    for name in ("audio_featurizer", "prompt_builder", "audio_encoder", "tokenizer"):
+        assert Path(parameters(configs[name])["runtime_file"]) == work / "runtime.json"
+    assert parameters(configs[LLM])["gpt_model_path"] == str(work / "engine")
+    assert Runtime.load(work / "runtime.json").tokenizer_file == work / "tokenizer.json"
+
+
+# The ensemble
+
+
+def steps(configs):
+    return configs[ENSEMBLE].ensemble_scheduling.step
+
+
+def wiring_faults(configs) -> list[str]:
+    """What tritonserver would refuse, or worse accept: tensors made twice or never, types and dims that differ."""
+    ensemble, faults = configs[ENSEMBLE], []
+    made = {name: ("the request", value) for name, value in declared(ensemble.input).items()}
+    for step in steps(configs):
+        for name, tensor in step.output_map.items():
+            if tensor in made:
+                faults.append(f"{tensor} is made twice")
+            made[tensor] = (step.model_name, declared(configs[step.model_name].output)[name])
+    used = set()
+    for step in steps(configs):
+        inputs = declared(configs[step.model_name].input)
+        faults += [f"{step.model_name} lacks {t.name}" for t in configs[step.model_name].input
+                   if not t.optional and t.name not in step.input_map]  # fmt: skip
+        for name, tensor in step.input_map.items():
+            used.add(tensor)
+            if tensor not in made:
+                faults.append(f"{tensor} is never made")
+            elif not fits(made[tensor][1], inputs[name]):
+                faults.append(f"{tensor}: {made[tensor]} does not fit {step.model_name}'s {name}, {inputs[name]}")
+    for name, value in declared(ensemble.output).items():
+        used.add(name)
+        if name not in made or made[name][0] == "the request" or not fits(made[name][1], value):
+            faults.append(f"output {name} is not made as declared")
+    return faults + [f"{name} is for nothing" for name in made if name not in used]
+
+
+def fits(made, wanted) -> bool:
+    (kind, dims, _), (wanted_kind, wanted_dims, _) = made, wanted
+    return kind == wanted_kind and len(dims) == len(wanted_dims) and all(
+        -1 in (a, b) or a == b for a, b in zip(dims, wanted_dims, strict=True)
+    )  # fmt: skip
+
+
+def test_the_ensemble_holds_together(configs):
+    assert wiring_faults(configs) == []
+    assert {step.model_name for step in steps(configs)} == set(configs) - {ENSEMBLE, "tokenizer"}
+
+
+@pytest.mark.parametrize("fault", ["twice", "never", "type", "dims", "unused", "required"])
+def test_the_checker_finds(configs, fault):
+    broken = {name: type(config).FromString(config.SerializeToString()) for name, config in configs.items()}
+    featurizer, _, encoder, llm = steps(broken)
+    match fault:
+        case "twice":
+            featurizer.output_map["frames"] = "_mel"
+        case "never":
+            llm.input_map["end_id"] = "_nothing"
+        case "type":
+            llm.input_map["end_id"] = "temperature"
+        case "dims":
+            broken[LLM].input[0].dims.append(-1)
+        case "unused":
+            del llm.input_map["seed"]
+        case "required":
+            del encoder.input_map["input_lengths"]
+    assert wiring_faults(broken)
+
+
+def test_shared_names_mean_the_llm_s(configs):
+    """A control or output of the ensemble that the LLM has too: the same type and dims, passed on under its name."""
+    llm = steps(configs)[-1]
+    assert llm.model_name == LLM
+    filled_in = {"request_output_len", "end_id", "stop_words_list"}  # prompt_builder's, from the request's
+    for mine, theirs, mapping in (
+        (configs[ENSEMBLE].input, configs[LLM].input, llm.input_map),
+        (configs[ENSEMBLE].output, configs[LLM].output, llm.output_map),
+    ):
+        theirs = declared(theirs)
+        for name, (kind, dims, _) in declared(mine).items():
+            if name in theirs:
+                assert (kind, dims) == theirs[name][:2], name
+                assert mapping[name] == (f"_{name}" if name in filled_in and mapping is llm.input_map else name)
+    assert set(declared(configs[ENSEMBLE].output)) <= set(declared(configs[LLM].output))
+    assert all(tensor.optional for tensor in configs[ENSEMBLE].input)
+
+
+def test_nothing_stands_behind_the_llm(configs):
+    out_of_llm = {tensor for step in steps(configs) if step.model_name == LLM for tensor in step.output_map.values()}
+    for step in steps(configs):
+        assert not out_of_llm & set(step.input_map.values()), step.model_name
+
+
+def test_the_encoder_waits_for_the_prompt(configs):
+    by_name = {step.model_name: step for step in steps(configs)}
+    made = set(by_name["prompt_builder"].output_map.values())
+    assert made & set(by_name["audio_encoder"].input_map.values())
+
+
+# The folders
+
+
+def test_assembled_again_nothing_old_is_left(tmp_path):
+    repository = build(tmp_path)
+    (repository / "old_model").mkdir()
+    assert build(tmp_path) == repository
+    assert {folder.name for folder in repository.iterdir()} == {f.name for f in source("model_repository").iterdir()}
+    for folder in repository.iterdir():
+        assert (folder / "1").is_dir()
+        assert not list(folder.rglob("__pycache__"))
+
+
+def test_the_edges_are_thin():
+    files = [*source("model_repository").rglob("model.py"), *source("backends").rglob("model.py")]
+    assert len(files) == 5
+    for file in files:
+        assert len(file.read_text().splitlines()) < 150, file
+
+
+def test_backends_are_copies(tmp_path):
+    """tritonserver resolves links and refuses a library outside the backend directory."""
+    server, stub = tmp_path / "server", tmp_path / "stub"
+    (server / "python").mkdir(parents=True)
+    (server / "python" / "libtriton_python.so").write_bytes(b"library")
+    stub.write_bytes(b"stub")
+    for _ in range(2):  # the second time over the first
+        backends = assemble_backends(tmp_path, server, stub)
+    assert {path.relative_to(backends).as_posix() for path in backends.rglob("*") if path.is_file()} == {
+        "python/libtriton_python.so", "python/triton_python_backend_stub", "tensorrtllm/model.py",
+    }  # fmt: skip
+    assert not any(path.is_symlink() for path in backends.rglob("*"))
+    assert os.stat(backends / "python" / "triton_python_backend_stub").st_mode & stat.S_IXUSR

@@ -1,0 +1,114 @@
+"""Finding and starting tritonserver: what is missing is said with what to do about it."""
+
+import importlib.metadata
+import importlib.util
+import socket
+import sys
+import sysconfig
+from collections import namedtuple
+from types import SimpleNamespace
+
+import pytest
+
+from step_audio.serving.demo import free_ports
+from step_audio.serving.tritonserver import Installation, Ports, ServerError, TritonServer
+
+
+@pytest.mark.parametrize("name", ["grpc", "http", "metrics"])
+def test_a_port_in_use_names_its_flag(name):
+    free = dict(zip(("grpc", "http", "metrics"), free_ports(3), strict=True))
+    Ports(**free).check_free()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ServerError, match=f"port {port} is in use: choose another with --{name}-port"):
+            Ports(**free | {name: port}).check_free()
+    Ports(**free | {name: port}).check_free()
+
+
+@pytest.fixture
+def wheel(tmp_path, monkeypatch):
+    """A made-up nvidia-pytriton with numpy 1 and this Python's library: all that is needed."""
+    package = tmp_path / "pytriton" / "__init__.py"
+    stub = tmp_path / "pytriton/tritonserver/python_backend_stubs" / version() / "triton_python_backend_stub"
+    stub.parent.mkdir(parents=True)
+    stub.touch()
+    library = tmp_path / f"libpython{version()}.so.1.0"
+    library.touch()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(origin=str(package)))
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.26.4")
+    monkeypatch.setattr(sysconfig, "get_config_var", lambda name: str(tmp_path) if name == "LIBDIR" else None)
+    return SimpleNamespace(root=tmp_path, stub=stub, library=library)
+
+
+def version() -> str:
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def test_all_is_there(wheel):
+    found = Installation.find()
+    root = wheel.root / "pytriton" / "tritonserver"
+    assert (found.binary, found.backends, found.stub) == (root / "bin" / "tritonserver", root / "backends", wheel.stub)
+    assert found.libraries == (wheel.root / "nvidia_pytriton.libs", wheel.root)
+
+
+def test_no_pytriton(wheel, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ServerError, match=r"no tritonserver here: pip install -e '\.\[cpu\]'"):
+        Installation.find()
+
+
+def test_numpy_2(wheel, monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: {"numpy": "2.3.1"}[name])
+    with pytest.raises(ServerError, match=r"numpy 2 .*pip install 'numpy==1\.26\.4'"):
+        Installation.find()
+
+
+def test_a_python_without_a_stub(wheel, monkeypatch):
+    info = namedtuple("info", "major minor")(3, 14)
+    monkeypatch.setattr(sys, "version_info", info)
+    with pytest.raises(ServerError, match=r"no stub for Python 3\.14: use Python 3\.11 or 3\.12"):
+        Installation.find()
+
+
+def test_no_shared_libpython(wheel, monkeypatch):
+    wheel.library.unlink()
+    monkeypatch.setattr(sys, "base_prefix", str(wheel.root))
+    monkeypatch.setattr("step_audio.serving.tritonserver.Path", fenced(wheel.root))
+    with pytest.raises(ServerError, match=rf"libpython{version()}\.so\.1\.0 is missing .*apt-get install libpython"):
+        Installation.find()
+
+
+def fenced(root):
+    """Paths of which only those below `root` exist: this machine may well have the library in /usr/lib."""
+    from pathlib import PosixPath
+
+    class Fenced(PosixPath):
+        def exists(self) -> bool:
+            return str(self).startswith(str(root)) and super().exists()
+
+    return Fenced
+
+
+LOG = """\
+I1123 02:05:44.1 20734 metrics.cc:877] "Collecting CPU metrics"
+E1123 02:05:44.4 20734 server.cc:241] "CudaDriverHelper has not been initialized."
+E1123 02:05:48.4 20734 ensemble_scheduler.cc:1468] "unable to create stream for x: CUDA driver version is insufficient"
+Exception ignored in: <module 'threading'>
+"""
+FAULTS = """\
+E1123 02:05:50.1 20734 model_lifecycle.cc:642] "failed to load 'tensorrt_llm' version 1: Internal: no engine"
+E1123 02:05:51.9 20734 main.cc:535] "failed to stop server: Internal - Exit timeout expired. Exiting immediately."
+"""
+
+
+def test_the_reason_is_the_first_error_that_matters(tmp_path):
+    server = TritonServer.__new__(TritonServer)
+    server.log = tmp_path / "tritonserver.log"
+    server.log.write_text(LOG + FAULTS)
+    assert server.reason() == (
+        f"failed to load 'tensorrt_llm' version 1: Internal: no engine (log: {server.log})"
+    )  # fmt: skip
+    server.log.write_bytes(LOG.encode() + b"\xff not UTF-8\n")
+    assert server.reason() == f"no error in its log (log: {server.log})"
