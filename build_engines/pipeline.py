@@ -2,8 +2,8 @@
 
     WORK/decoder-tp4-bfloat16/   TensorRT-LLM checkpoint: config.json, rank0..3.safetensors, manifest
     WORK/encoder-L.onnx          and its manifest
-    WORK/engine/                 engine-style config.json beside links to the rank files
     WORK/tokenizer.json
+    WORK/server-PORT/engine/     engine-style config.json with that server's limits, and links to the rank files
 
 A name says what its content depends on, so that another choice builds beside it and not over it.
 """
@@ -48,9 +48,9 @@ def build(settings: ServeSettings, say: Callable[[str], None] = lambda line: Non
     say("encoder: ONNX")
     with _named("encoder"):
         export_encoder(settings.checkpoint, encoder, settings.length_rule)
-    build_cpu_engine_dir(decoder, work / "engine", limits)
+    build_cpu_engine_dir(decoder, settings.run_dir / "engine", limits)
     return model, Artefacts(
-        engine_dir=work / "engine",
+        engine_dir=settings.run_dir / "engine",
         encoder_file=encoder,
         tokenizer_file=work / "tokenizer.json",
         table_dtype=dtype,

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
+import secrets
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,7 +50,7 @@ class Sampling:
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    seed: int | None = None
+    seed: int | None = None  # None: a fresh one
     logprobs: bool = False
 
     def inputs(self) -> dict[str, np.ndarray]:
@@ -61,6 +62,8 @@ class Sampling:
                 "temperature": (self.temperature, np.float32),
                 "runtime_top_p": (self.top_p, np.float32),
                 "runtime_top_k": (self.top_k, np.int32),
+                # To the engine no seed is seed 0: everybody would always get the same answer.
+                "seed": (secrets.randbits(63) if self.seed is None else self.seed, np.uint64),
             }
         values |= {
             "request_output_len": (self.max_tokens, np.int32),
@@ -68,7 +71,6 @@ class Sampling:
             "repetition_penalty": (self.repetition_penalty, np.float32),
             "presence_penalty": (self.presence_penalty, np.float32),
             "frequency_penalty": (self.frequency_penalty, np.float32),
-            "seed": (self.seed, np.uint64),
             "return_log_probs": (self.logprobs or None, np.bool_),
         }
         given = {name: (value, kind) for name, (value, kind) in values.items() if value is not None}
@@ -208,7 +210,9 @@ class StepAudioClient:
                 completion += len(ids)
                 last_id = ids[-1] if ids else last_id
                 shown = decoder.push([token for token in ids if token not in stop_ids])
+                # The engine sends those of the whole answer each time.
                 logprobs = response.outputs.get("output_log_probs", np.zeros(0)).reshape(-1).tolist()
+                logprobs = logprobs[len(logprobs) - len(ids) :]
                 if not response.final:
                     yield Delta(ids, shown, logprobs)
                 else:
@@ -280,8 +284,8 @@ class StepAudioClient:
         return error.details() or error.code().name
 
 
-# The engine's own words, and tritonserver's when a burst fills the queue in front of the engine.
-BUSY = ("requests are waiting already", "Exceeds maximum queue size")
+# The words of our engine, of NVIDIA's, and of tritonserver when a burst fills the queue in front of the engine.
+BUSY = ("requests are waiting already", "Maximum queue size of", "Exceeds maximum queue size")
 
 
 def _request_error(text: str) -> RequestError:

@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"step-audio: {place}{error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("step-audio: interrupted; the same command goes on from here", file=sys.stderr)
+        print("step-audio: interrupted", file=sys.stderr)
         return 130
 
 
@@ -65,7 +65,9 @@ def _add_serve(commands) -> None:
     parser.add_argument("--max-num-tokens", type=int, help="positions computed in one step (default 2048)")
     parser.add_argument("--max-prompt-table-rows", type=int, help="audio tokens of a request (default: max-seq-len)")
     parser.add_argument("--max-queue-size", type=int, help="requests waiting, 0 for no bound (default 256)")
-    parser.add_argument("--kv-cache-tokens", type=int, help="positions in the KV cache (default: 4 x max-seq-len)")
+    parser.add_argument(
+        "--kv-cache-tokens", type=int, help="positions in the KV cache (default and least: 4 and 1 x max-seq-len)"
+    )
     parser.add_argument("--no-kv-cache-reuse", dest="kv_cache_reuse", action="store_false", default=None)
     parser.add_argument("--batch-scheduler-policy", choices=("guaranteed_no_evict", "max_utilization"))
     parser.add_argument("--length-rule", choices=("L", "L-2"), help="audio tokens of a clip (default L)")

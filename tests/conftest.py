@@ -6,12 +6,12 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from step_audio_build.make_tiny import make_tiny
-from step_audio_client import StepAudioClient
 
 from step_audio.serving.demo import free_ports
 from step_audio.serving.serve import Service
 from step_audio.serving.settings import ServeSettings
+from step_audio_build.make_tiny import make_tiny
+from step_audio_client import StepAudioClient
 
 MAX_SEQ_LEN = 24_576  # holds 30 minutes of audio: 72 clips of 315 positions
 

@@ -107,7 +107,6 @@ def test_bad_request(address, kind):
 BAD_LLM = {
     "missing ids": ({"input_lengths": scalar(1, np.int32), "request_output_len": scalar(1, np.int32),
                      "end_id": scalar(1, np.int32)}, "input_ids"),
-    "length beyond ids": (prompt([1, 2], 4) | {"input_lengths": scalar(3, np.int32)}, "input_lengths is 3"),
     "negative id": (prompt([1, -2], 4), "-2|negative"),
     "id of no table": (prompt([1, 50_000], 4), "50000|prompt table|prompt_table"),
     "beam": (prompt([1], 4, beam_width=scalar(2, np.int32)), "beam_width"),

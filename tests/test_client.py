@@ -72,10 +72,15 @@ def test_greedy_is_said_so_that_every_engine_is_greedy():
 
 def test_a_temperature_never_travels_alone():
     """The engine would ignore it, and be greedy."""
-    assert sent(Sampling(temperature=0.5)) == {"temperature": 0.5, "runtime_top_p": 1.0}
-    assert sent(Sampling(temperature=0.5, top_p=0.25, top_k=40)) == {
-        "temperature": 0.5, "runtime_top_p": 0.25, "runtime_top_k": 40,
+    assert sent(Sampling(temperature=0.5, seed=3)) == {"temperature": 0.5, "runtime_top_p": 1.0, "seed": 3}
+    assert sent(Sampling(temperature=0.5, top_p=0.25, top_k=40, seed=3)) == {
+        "temperature": 0.5, "runtime_top_p": 0.25, "runtime_top_k": 40, "seed": 3,
     }  # fmt: skip
+
+
+def test_no_seed_is_a_fresh_one():
+    """To the engine it would be seed 0, the same answer for everybody."""
+    assert sent(Sampling())["seed"] != sent(Sampling())["seed"]
 
 
 def test_every_control_travels_under_its_name_and_type():

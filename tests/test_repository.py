@@ -37,7 +37,7 @@ retention_token_range_durations_ms INT32 -1 | retention_decode_priority INT32 1 
 guided_decoding_guide_type STRING 1 | guided_decoding_guide STRING 1 | lookahead_window_size INT32 1
 lookahead_ngram_size INT32 1 | lookahead_verification_set_size INT32 1
 """
-REQUIRED = {"input_ids", "input_lengths", "request_output_len"}
+REQUIRED = {"input_lengths", "request_output_len"}
 RAGGED = {
     "input_ids", "encoder_input_features", "stop_words_list", "bad_words_list", "embedding_bias",
     "prompt_embedding_table", "prompt_table_extra_ids",
@@ -186,8 +186,8 @@ def test_paths_survive_escaping(repository, configs):
     work = repository.parent
     for name in ("audio_featurizer", "prompt_builder", "audio_encoder", "tokenizer"):
         assert Path(parameters(configs[name])["runtime_file"]) == work / "runtime.json"
-    assert parameters(configs[LLM])["gpt_model_path"] == str(work / "engine")
-    assert Runtime.load(work / "runtime.json").tokenizer_file == work / "tokenizer.json"
+    assert parameters(configs[LLM])["gpt_model_path"] == str(work.parent / "engine")
+    assert Runtime.load(work / "runtime.json").tokenizer_file == work.parent / "tokenizer.json"
 
 
 # The ensemble

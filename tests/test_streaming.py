@@ -230,7 +230,7 @@ def test_full_queue_is_said_at_once(checkpoint, work_dir):
         results = asyncio.run(flood())
     errors = [result for result in results if isinstance(result, RequestError)]
     answers = [result for result in results if not isinstance(result, Exception)]
-    assert len(errors) + len(answers) == 12 and len(answers) >= 4 and errors
+    assert len(errors) + len(answers) == 12 and len(answers) >= 2 and errors
     assert all(isinstance(error, ServerBusy) for error in errors), errors
     assert len({tuple(answer.token_ids) for answer in answers}) == 1
 

@@ -6,11 +6,11 @@ import unicodedata
 
 import pytest
 import tokenizers
-from tokenizer_fixture import CORPUS, NOT_SPECIAL, SPECIAL, build_json, build_reference
 from tokenizers import pre_tokenizers
 
 from step_audio.errors import CheckpointError
 from step_audio.tokenizer import IncrementalDecoder, SpecialTokens, Tokenizer, check_vocabulary
+from tokenizer_fixture import CORPUS, NOT_SPECIAL, SPECIAL, build_json, build_reference
 
 NAMES = SPECIAL + NOT_SPECIAL
 

@@ -5,7 +5,7 @@ import pytest
 from test_repository import INPUTS, table
 
 from step_audio.errors import InvalidRequest
-from step_audio.serving.trtllm_request import NEUTRAL, SUPPORTED, parse
+from step_audio.serving.trtllm_request import NEUTRAL, SUPPORTED, is_stop, parse
 
 KINDS = {
     "TYPE_INT32": np.int32, "TYPE_INT64": np.int64, "TYPE_UINT8": np.uint8, "TYPE_UINT64": np.uint64,
@@ -38,7 +38,7 @@ def row(**others: np.ndarray):
 
 def test_the_least_request():
     request = parsed(tensors([5, 6, 7]))
-    assert not request.stop and len(request.rows) == 1
+    assert len(request.rows) == 1
     (one,) = request.rows
     assert (one.input_ids.tolist(), one.max_new_tokens, one.num_return_sequences) == ([5, 6, 7], 9, 1)
     assert (one.end_id, one.stop_words, one.bad_words, one.prompt_table, one.extra_ids) == (None, [], [], None, None)
@@ -143,7 +143,7 @@ def test_rows_of_a_batch():
     assert (first.end_id, second.end_id) == (None, 6)
     assert (first.stop_words, second.stop_words) == ([[7]], [[8], [9]])
     assert (first.prompt_table.item(), second.prompt_table.item()) == (0, 1)
-    assert (first.extra_ids.tolist(), second.extra_ids.tolist()) == ([1, 2, 3], [4, 5])
+    assert (first.extra_ids.tolist(), second.extra_ids) == ([1, 2, 3], None)  # as long as the row, or dropped
     assert first.request_id != second.request_id
     second.on_output("second's")
     first.on_output("first's")
@@ -159,13 +159,12 @@ def test_a_flag_that_differs_between_rows():
 @pytest.mark.parametrize("length", [-1, 4])
 def test_lengths_beyond_the_ids(length):
     with pytest.raises(InvalidRequest, match=f"input_lengths is {length}, but input_ids has 3 ids"):
-        parsed(tensors(length=length))
+        parsed(tensors([1, 2, 3], [1, 2, 3], length=length))
 
 
-def test_no_length():
-    inputs = tensors() | {"input_lengths": scalars(0)}
-    with pytest.raises(InvalidRequest, match="input_lengths is 0"):
-        parsed(inputs)
+def test_a_batch_of_one_is_not_cut():
+    """As in C++, which looks at input_lengths only where rows are padded."""
+    assert len(row(input_lengths=scalars(1)).input_ids) == 3
 
 
 def test_extra_ids_of_another_length_are_dropped():
@@ -187,9 +186,8 @@ def test_a_missing_input_is_named(name):
 
 
 def test_stop_needs_nothing_else():
-    request = parsed({"stop": scalars(True, kind=np.bool_)})
-    assert request.stop and not request.rows
-    assert not parsed(tensors(stop=scalars(False, kind=np.bool_))).stop
+    assert is_stop({"stop": scalars(True, kind=np.bool_)})
+    assert not is_stop({"stop": scalars(False, kind=np.bool_)}) and not is_stop({})
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,13 @@ from step_audio.serving.trtllm_response import ResponseStream, SenderPool
 
 def options(**given: bool) -> Options:
     names = ("streaming", "exclude_input", "log_probs", "perf_metrics", "num_input_tokens", "num_output_tokens")
-    return Options(**(dict.fromkeys(names, False) | {"streaming": True} | given))
+    defaults = dict.fromkeys(names, False) | {"streaming": True, "several_answers": True}
+    return Options(**(defaults | given))
+
+
+def index(tensors: dict, name: str) -> int:
+    """Left out where there is only one."""
+    return tensors[name].item() if name in tensors else 0
 
 
 class Client:
@@ -43,6 +49,7 @@ class Client:
         assert self.done.wait(5), "no final response"
         time.sleep(0.02)  # for what must not follow
         assert all(any(response) for response in self.responses), "Triton refuses a response of nothing"
+        assert all(tensors is not None for tensors, error, _ in self.responses if not error)
         assert [final for *_, final in self.responses] == [False] * (len(self.responses) - 1) + [True]
         return self
 
@@ -50,7 +57,7 @@ class Client:
         return [
             token
             for tensors, *_ in self.responses
-            if tensors and (tensors["batch_index"].item(), tensors["sequence_index"].item()) == (row, sequence)
+            if tensors and (index(tensors, "batch_index"), index(tensors, "sequence_index")) == (row, sequence)
             for token in tensors["output_ids"].reshape(-1).tolist()
         ]
 
@@ -160,7 +167,8 @@ def test_without_streaming_one_response_a_sequence(pool, exclude):
     prompt = [] if exclude else [1, 2, 3]
     assert len(client.responses) == 2
     assert (client.tokens(sequence=0), client.tokens(sequence=1)) == ([*prompt, 7, 8, 9], [*prompt, 8, 9])
-    assert [tensors["num_output_tokens"].item() for tensors, *_ in client.responses] == [2, 3]
+    counts = [tensors["num_output_tokens"].item() for tensors, *_ in client.responses]
+    assert counts == [len(prompt) + 2, len(prompt) + 3]
     lengths = [tensors["sequence_length"].item() for tensors, *_ in client.responses]
     assert lengths == [len(prompt) + 2, len(prompt) + 3]
 
@@ -173,15 +181,18 @@ def test_only_what_was_asked_for(pool):
         responses = stream(pool, client, **given)
         responses.put(0, output(5, log_probs=[-0.5], cum_log_prob=-0.5))
         responses.put(0, output(6, log_probs=[-1.0], cum_log_prob=-1.5, finished="length", final=True, stats=stats))
+        for row in range(1, len(responses.prompts)):
+            responses.put(row, output(finished="cancelled", final=True))
         return client.wait().responses[-1][0]
 
-    always = {"output_ids", "sequence_length", "batch_index", "sequence_index"}
-    assert set(last()) == always
+    assert set(last()) == {"output_ids", "sequence_length", "sequence_index"}
+    assert set(last(several_answers=False)) == {"output_ids", "sequence_length"}
+    assert set(last(prompts=[(1,), (2,)])) == {"output_ids", "sequence_length", "sequence_index", "batch_index"}
     full = last(log_probs=True, perf_metrics=True, num_input_tokens=True, num_output_tokens=True)
-    assert full["output_log_probs"].reshape(-1).tolist()[-1] == -1.0
-    assert full["output_log_probs"].shape == full["output_ids"].shape
+    assert full["output_log_probs"].tolist() == [[[-0.5, -1.0]]], "of the whole answer, each time"
     assert full["cum_log_probs"].tolist() == [[-1.5]]
-    assert (full["num_input_tokens"].item(), full["num_output_tokens"].item()) == (3, 2)
+    assert full["num_input_tokens"].item() == 3
+    assert full["num_output_tokens"].item() == full["sequence_length"].item()
     names = ("kv_cache_reused_blocks", "kv_cache_alloc_new_blocks", "kv_cache_alloc_total_blocks")
     assert [full[name].item() for name in names] == [10, 20, 30]
     times = ("arrival_time_ns", "first_scheduled_time_ns", "first_token_time_ns", "last_token_time_ns")
@@ -218,7 +229,7 @@ def test_a_client_that_is_gone_harms_nobody(pool):
 
 @pytest.mark.parametrize("streaming", [True, False])
 def test_cancelled(pool, streaming):
-    """What was made is kept; an answer that was not begun says nothing, the request ends all the same."""
+    """What was streamed is kept; what waited for its end is not, as on a GPU."""
     client = Client()
     responses = stream(pool, client, streaming=streaming, exclude_input=True)
     responses.put(0, output(5, sequence=1))
@@ -227,7 +238,8 @@ def test_cancelled(pool, streaming):
     responses.put(0, output(finished="cancelled", sequence=2, final=True))
     client.wait()
     assert not client.errors
-    assert client.tokens(sequence=1) == [5] and client.tokens() == client.tokens(sequence=2) == []
+    assert client.tokens(sequence=1) == ([5] if streaming else [])
+    assert client.tokens() == client.tokens(sequence=2) == []
 
 
 def test_shutdown_sends_what_waits():
@@ -260,7 +272,7 @@ class FakeEngine:
         self.requests[request.request_id] = request
 
     def cancel(self, request_id: str) -> bool:
-        if request_id in self.cancelled:
+        if request_id in self.cancelled or request_id not in self.requests:
             return False
         self.cancelled.append(request_id)
         self.requests[request_id].on_output(output(finished="cancelled", final=True))
@@ -300,7 +312,7 @@ def ask(backend, name: str = "a", rows: int = 1, cancelled=lambda: False, **tens
         "request_output_len": np.full(rows, 4, np.int32),
         "streaming": np.ones(rows, np.bool_),
     }
-    backend.submit(name, inputs | tensors, client, cancelled)
+    backend.submit(name, inputs | tensors, {"output_ids", "sequence_length"}, client, cancelled)
     return client, [request for key, request in backend.engine.requests.items() if key not in before]
 
 
@@ -353,10 +365,10 @@ def test_stop_ends_its_own_requests_only(backend):
         ask(backend, "a", rows=2), ask(backend, "a"), ask(backend, "b"), ask(backend, "")
     )  # fmt: skip
     stopper, _ = ask(backend, "a", **stop)
-    assert stopper.wait().responses == [(None, None, True)]
+    assert stopper.wait().responses == [({}, None, True)]
     assert mine.wait() and twin.wait() and not mine.errors
-    for name in ("unknown", ""):
-        assert ask(backend, name, **stop)[0].wait().responses == [(None, None, True)]
+    assert ask(backend, "unknown", **stop)[0].wait().responses == [({}, None, True)]
+    assert ask(backend, "", **stop)[0].wait().errors == ["stop needs the id of the request to stop"]
     assert not other.responses and not anonymous.responses
     others[0].on_output(output(5, finished="length", final=True))
     nameless[0].on_output(output(6, finished="length", final=True))
@@ -382,7 +394,7 @@ def test_triton_s_cancellation(backend):
     time.sleep(0.05)
     assert not client.responses
     hung_up.set()
-    assert client.wait().responses == [(None, None, True)]
+    assert client.wait().tokens() == [] and not client.errors
     assert not other.responses
 
 
@@ -390,13 +402,45 @@ def test_triton_s_cancellation(backend):
     ("tensors", "text"),
     [
         ({"beam_width": np.array([4], np.int32)}, "input 'beam_width' is supported only as 1 by the CPU backend"),
-        ({"input_lengths": np.zeros((1, 0), np.int32)}, INTERNAL_ERROR),  # a fault of ours is not told in detail
+        ({"request_output_len": np.zeros((1, 0), np.int32)}, INTERNAL_ERROR),  # a fault of ours is not told in detail
     ],
 )
 def test_a_request_that_is_refused(backend, tensors, text):
     client, requests = ask(backend, **tensors)
     assert client.wait().responses == [(None, text, True)]
     assert not requests and not backend._in_flight
+
+
+@pytest.mark.parametrize("missing", ["output_ids", "sequence_length"])
+def test_both_outputs_must_be_requested(backend, missing):
+    client = Client()
+    backend.submit("a", {}, {"output_ids", "sequence_length"} - {missing}, client, lambda: False)
+    assert client.wait().errors == [f"output '{missing}' must be requested"]
+
+
+def test_a_row_that_fails_at_once_leaves_no_other_behind(backend):
+    """The first row breaks while the second is on its way into the engine."""
+    engine, submit = backend.engine, backend.engine.submit
+
+    def submit_and_break(request):
+        submit(request)
+        if len(engine.requests) == 1:
+            request.on_output(output(error=StepAudioError("it broke"), final=True))
+            wait_for(lambda: not backend._in_flight)
+
+    engine.submit = submit_and_break
+    client, rows = ask(backend, rows=2)
+    assert client.wait().errors == ["it broke"]
+    assert rows[1].request_id in engine.cancelled
+
+
+def test_tokens_before_an_error_are_sent(pool):
+    client = Client(slow=0.02)
+    responses = stream(pool, client)
+    for token in range(5):
+        responses.put(0, output(token))
+    responses.put(0, output(error=StepAudioError("it broke"), final=True))
+    assert client.wait().tokens() == list(range(5)) and client.errors == ["it broke"]
 
 
 def test_an_engine_that_is_full(backend):

@@ -37,7 +37,7 @@ class TritonPythonModel:
             sender = request.get_response_sender()
             names = set(request.requested_output_names())
             tensors = {tensor.name(): _array(tensor) for tensor in request.inputs()}
-            self.backend.submit(request.request_id(), tensors, _send(sender, names), sender.is_cancelled)
+            self.backend.submit(request.request_id(), tensors, names, _send(sender, names), sender.is_cancelled)
         return None
 
     def finalize(self):
@@ -75,8 +75,6 @@ def _send(sender, names):
         flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0
         if error is not None:
             sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(error)), flags=flags)
-        elif tensors is None:
-            sender.send(flags=flags)
         else:
             outputs = [pb_utils.Tensor(name, array) for name, array in tensors.items() if name in names]
             sender.send(pb_utils.InferenceResponse(outputs), flags=flags)

@@ -8,6 +8,8 @@ from step_audio.engine.request import GenerationRequest
 from step_audio.engine.trtllm_checkpoint import EngineSpec
 from step_audio.errors import InvalidRequest
 
+MAX_RETURN_SEQUENCES = 64  # each takes memory from the moment the request is queued
+
 
 def validate(request: GenerationRequest, spec: EngineSpec, *, reuse: bool, chunked: bool) -> int:
     """Check and normalise `request` in place; returns the number of new tokens it may have.
@@ -24,8 +26,10 @@ def validate(request: GenerationRequest, spec: EngineSpec, *, reuse: bool, chunk
         raise InvalidRequest(f"Prompt length ({ids.size}) exceeds maximum input length ({longest}): shorten the prompt")
     if request.max_new_tokens < 1:
         raise InvalidRequest(f"max_new_tokens must be at least 1, not {request.max_new_tokens}")
-    if request.num_return_sequences < 1:
-        raise InvalidRequest(f"num_return_sequences must be at least 1, not {request.num_return_sequences}")
+    if not 1 <= request.num_return_sequences <= MAX_RETURN_SEQUENCES:
+        raise InvalidRequest(
+            f"num_return_sequences must be between 1 and {MAX_RETURN_SEQUENCES}, not {request.num_return_sequences}"
+        )
     _check_prompt_table(request, spec, ids)
     request.input_ids = ids.astype(np.int32, copy=False)
     _check_extra_ids(request, reuse)

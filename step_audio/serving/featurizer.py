@@ -62,7 +62,13 @@ class Featurizer:
         index: list[int] = []
         left = self.runtime.limits.max_audio_seconds
         for i, data in enumerate(audio):
-            samples = decode_audio(data, max_seconds=left, name=f"audio[{i}]")
+            try:
+                samples = decode_audio(data, max_seconds=left, name=f"audio[{i}]")
+            except InvalidRequest as error:
+                if i and "limit" in str(error):  # the number in it is what the recordings before have left
+                    total = self.runtime.limits.max_audio_seconds
+                    raise InvalidRequest(f"{error}: what the recordings before it leave of {total:g} s") from None
+                raise
             left -= len(samples) / SAMPLE_RATE
             new = split_clips(samples)
             clips += new

@@ -1,8 +1,8 @@
 """Assembly of what `tritonserver` is started on: a work copy of the model repository, and the backends.
 
-WORK/runtime.json     what the Python models read
-WORK/repository/      model_repository/ with every config.pbtxt filled
-WORK/backends/        python (the server's own) and tensorrtllm (ours)
+WORK/server-PORT/runtime.json     what the Python models read
+WORK/server-PORT/repository/      model_repository/ with every config.pbtxt filled
+WORK/server-PORT/backends/        python (the server's own) and tensorrtllm (ours)
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ def source(name: str) -> Path:
 
 
 def assemble(settings: ServeSettings, model: ModelConfig, artefacts: Artefacts) -> Path:
-    """Write WORK/runtime.json and WORK/repository, replacing what was there; returns the repository."""
-    work = settings.work_dir
+    """Write runtime.json and repository/, replacing what was there; returns the repository."""
+    work = settings.run_dir
+    work.mkdir(parents=True, exist_ok=True)
     runtime = Runtime(
         model=model,
         name=settings.checkpoint.resolve().name,
@@ -112,12 +113,12 @@ def template_values(
     }
 
 
-def assemble_backends(work: Path, server_backends: Path, stub: Path) -> Path:
-    """WORK/backends, for `--backend-directory`.
+def assemble_backends(run_dir: Path, server_backends: Path, stub: Path) -> Path:
+    """backends/, for `--backend-directory`.
 
     Files are copied, not linked: tritonserver resolves links and refuses a library outside the directory.
     """
-    backends = work / "backends"
+    backends = run_dir / "backends"
     shutil.rmtree(backends, ignore_errors=True)
     shutil.copytree(server_backends / "python", backends / "python", ignore=shutil.ignore_patterns("__pycache__"))
     copied = Path(shutil.copy(stub, backends / "python" / "triton_python_backend_stub"))

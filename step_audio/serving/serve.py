@@ -49,23 +49,28 @@ class Service:
     def start(self) -> None:
         """Returns when a warm-up request has gone through. Raises StepAudioError; then nothing is left running."""
         settings = self.settings
+        ports = Ports(settings.grpc_port, settings.http_port, settings.metrics_port)
+        ports.check_free()
         model, artefacts = build(settings, self.say)
         installation = Installation.find()
         repository = assemble(settings, model, artefacts)
-        backends = assemble_backends(settings.work_dir, installation.backends, installation.stub)
-        ports = Ports(settings.grpc_port, settings.http_port, settings.metrics_port)
+        backends = assemble_backends(settings.run_dir, installation.backends, installation.stub)
         self.say("tritonserver: loading the models")
-        self.server = TritonServer(installation, repository, backends, ports, settings.work_dir / "tritonserver.log")
-        try:
-            self.server.wait_live(settings.startup_timeout)
-            asyncio.run(warm_up(self.address))
-        except RequestError as error:
-            reason = self.server.reason()
-            self.stop()
-            raise ServerError(f"the warm-up request failed: {error}; {reason}") from None
-        except BaseException:
-            self.stop()
-            raise
+        for last in (False, True):
+            self.server = TritonServer(installation, repository, backends, ports, settings.run_dir / "tritonserver.log")
+            try:
+                self.server.wait_live(settings.startup_timeout)
+                asyncio.run(warm_up(self.address))
+                return
+            except (ServerError, RequestError) as error:
+                crashed, reason = self.server.crashed, self.server.reason()
+                self.stop()
+                if last or not crashed:
+                    raise ServerError(f"{error}: {reason}") from None
+                self.say("tritonserver crashed while loading: trying once more")
+            except BaseException:
+                self.stop()
+                raise
 
     def stop(self) -> None:
         if self.server is not None:

@@ -65,6 +65,11 @@ class ServeSettings(Strict):
     metrics_port: int = Field(8002, ge=1, le=65535)
     startup_timeout: PositiveFloat = 600.0  # seconds
 
+    @property
+    def run_dir(self) -> Path:
+        """What belongs to one running server; the artefacts beside it are shared by all on this work directory."""
+        return self.work_dir / f"server-{self.grpc_port}"
+
     @field_validator("chat_template")
     @classmethod
     def _template_exists(cls, value: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from step_audio.errors import StepAudioError
+from step_audio.errors import InvalidRequest, StepAudioError
 
 INTERNAL_ERROR = "internal error; the server's log has the details"
 
@@ -19,9 +19,15 @@ log = logging.getLogger(__name__)
 
 
 def optional(pb_utils: Any, request: Any, name: str) -> np.ndarray | None:
-    """The input's array with its batch dimension, None if it was not sent."""
+    """The input's array with its batch dimension, None if it was not sent. Raises InvalidRequest for a batch:
+    the ensemble sends one request at a time, and Triton batches by handing over several."""
     tensor = pb_utils.get_input_tensor_by_name(request, name)
-    return None if tensor is None else tensor.as_numpy()
+    if tensor is None:
+        return None
+    array = tensor.as_numpy()
+    if len(array) != 1:
+        raise InvalidRequest(f"{name}: a batch of {len(array)}, send one request at a time")
+    return array
 
 
 def guarded(pb_utils: Any, work: Callable[[Any], list], request: Any) -> Any:

@@ -29,7 +29,7 @@ EXIT_TIMEOUT = 5  # seconds that tritonserver grants requests in flight; new one
 # Seconds until it is killed: when the time it grants is over, 2.51 trips over its own heap instead of leaving.
 KILL_AFTER = EXIT_TIMEOUT + 3
 
-ERROR_LINE = re.compile(r"E\d{4} ")  # severity, month, day
+ERROR_LINE = re.compile(r"E\d{4} |terminate called|Signal \(")  # severity, month, day; or the last words of a crash
 
 
 class ServerError(StepAudioError):
@@ -93,6 +93,9 @@ class Ports:
     metrics: int
 
     def check_free(self) -> None:
+        """Raises ServerError that names the flag to change."""
+        if len({self.grpc, self.http, self.metrics}) < 3:
+            raise ServerError("--grpc-port, --http-port and --metrics-port must differ")
         for name, port in (("grpc", self.grpc), ("http", self.http), ("metrics", self.metrics)):
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -107,7 +110,6 @@ class TritonServer:
     """One running server. `stop()` leaves nothing behind: no process, no shared memory."""
 
     def __init__(self, installation: Installation, repository: Path, backends: Path, ports: Ports, log: Path):
-        ports.check_free()
         self.log = log
         self.ports = ports
         self._prefix = f"step_audio_{os.getpid()}_{ports.grpc}_"
@@ -139,14 +141,19 @@ class TritonServer:
             )
         self._stubs: set[int] = set()
 
+    @property
+    def crashed(self) -> bool:
+        """Ended by a signal, as 2.51 now and then does while it loads on a busy machine."""
+        return (self.process.poll() or 0) < 0
+
     def wait_live(self, timeout: float) -> None:
-        """Until every model is loaded. Raises ServerError with the log's reason."""
+        """Until every model is loaded. Raises ServerError."""
         deadline = time.monotonic() + timeout
         while not _http_ok(self.ports.http, "/v2/health/ready"):
             if self.process.poll() is not None:
-                raise ServerError(f"tritonserver did not start: {self.reason()}")
+                raise ServerError("tritonserver did not start")
             if time.monotonic() > deadline:
-                raise ServerError(f"tritonserver was not ready within {timeout:.0f} s: {self.reason()}")
+                raise ServerError(f"tritonserver was not ready within {timeout:.0f} s")
             time.sleep(0.05)
         self._stubs = _children(self.process.pid)
 
@@ -168,7 +175,8 @@ class TritonServer:
         return f"{errors[0] if errors else 'no error in its log'} (log: {self.log})"
 
     def stop(self) -> None:
-        """SIGTERM, then SIGKILL for what is left."""
+        """SIGTERM, then SIGKILL for what is left. Returns when all processes are gone."""
+        stubs = self._stubs | _children(self.process.pid)
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -176,6 +184,9 @@ class TritonServer:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        deadline = time.monotonic() + KILL_AFTER
+        while any(map(_alive, stubs)) and time.monotonic() < deadline:
+            time.sleep(0.01)
         for region in Path("/dev/shm").glob(f"{self._prefix}*"):
             region.unlink(missing_ok=True)
 

@@ -15,7 +15,7 @@ import numpy as np
 from step_audio.engine.engine import Engine, EngineOptions, EngineStats
 from step_audio.engine.request import SequenceOutput
 from step_audio.engine.scheduler import Policy
-from step_audio.errors import ArtefactError, StepAudioError
+from step_audio.errors import ArtefactError, InvalidRequest, StepAudioError
 from step_audio.serving import trtllm_request
 from step_audio.serving.triton_io import readable
 from step_audio.serving.trtllm_response import ResponseStream, Send, SenderPool
@@ -90,14 +90,18 @@ class TrtllmBackend:
         return self.engine.stats()
 
     def submit(
-        self, triton_id: str, tensors: Mapping[str, np.ndarray], send: Send, is_cancelled: Callable[[], bool]
+        self,
+        triton_id: str,
+        tensors: Mapping[str, np.ndarray],
+        requested: set[str],
+        send: Send,
+        is_cancelled: Callable[[], bool],
     ) -> None:
-        """Start one request. Each outcome, a refusal too, goes to the client by `send`, one of it final."""
+        """Start one request; `requested`: the outputs that it asks for.
+
+        Each outcome, a refusal too, goes to the client by `send`, exactly one of it final.
+        """
         channel = _Channel(send, is_cancelled)
-        send = channel.send
-        with self._lock:
-            self._serial += 1
-            key = self._serial
         stream: ResponseStream | None = None
 
         def on_output(row: int, output: SequenceOutput) -> None:
@@ -105,31 +109,41 @@ class TrtllmBackend:
             stream.put(row, output)
 
         try:
+            if trtllm_request.is_stop(tensors):
+                self.stop(triton_id)
+                channel.send({}, None, True)
+                return
+            if missing := sorted({"output_ids", "sequence_length"} - requested):
+                raise InvalidRequest(f"output '{missing[0]}' must be requested")
             request = trtllm_request.parse(tensors, self.exclude_input, on_output)
         except Exception as error:
-            send(None, readable(error), True)
+            channel.send(None, readable(error), True)
             return
-        if request.stop:
-            self.stop(triton_id)
-            send(None, None, True)
-            return
-        stream = ResponseStream(request.options, send, self._senders, on_final=lambda: self._finish(key))
-        stream.expect([row.input_ids for row in request.rows])
-        entry = _InFlight(triton_id, channel.is_cancelled)
         with self._lock:
-            self._in_flight[key] = entry
+            self._serial += 1
+            key = self._serial
+            entry = self._in_flight[key] = _InFlight(triton_id, channel.is_cancelled)
+        stream = ResponseStream(request.options, channel.send, self._senders, on_final=lambda: self._finish(key))
+        stream.expect([row.input_ids for row in request.rows])
         try:
             for row in request.rows:
+                entry.engine_ids.append(row.request_id)  # before it can end, and before a stop can miss it
                 self.engine.submit(row)
-                entry.engine_ids.append(row.request_id)
+            if stream.ended:  # by an error of an early row, while later ones were on their way
+                self._cancel(entry.engine_ids)
         except Exception as error:  # rows of the batch that were accepted end with the one that was not
             stream.fail(StepAudioError(readable(error)))
 
     def stop(self, triton_id: str) -> None:
-        """Cancel every request that carries this id; an unknown or empty id is no error, as in the C++ backend."""
+        """Cancel every request that carries this id; an unknown one is no error. Raises InvalidRequest for none."""
+        if not triton_id:
+            raise InvalidRequest("stop needs the id of the request to stop")
         with self._lock:
-            ids = [i for e in self._in_flight.values() if triton_id and e.triton_id == triton_id for i in e.engine_ids]
-        for engine_id in ids:
+            ids = [i for entry in self._in_flight.values() if entry.triton_id == triton_id for i in entry.engine_ids]
+        self._cancel(ids)
+
+    def _cancel(self, engine_ids: list[str]) -> None:
+        for engine_id in engine_ids:
             self.engine.cancel(engine_id)
 
     def shutdown(self) -> None:
@@ -142,8 +156,8 @@ class TrtllmBackend:
     def _finish(self, key: int) -> None:
         with self._lock:
             entry = self._in_flight.pop(key, None)
-        for engine_id in entry.engine_ids if entry else ():
-            self.engine.cancel(engine_id)  # nothing to do unless another row of the batch failed
+        if entry:
+            self._cancel(entry.engine_ids)  # nothing to do unless another row of the batch failed
 
     def _watch_cancellation(self) -> None:
         """Triton's own cancellation (a direct client hung up) is only to be had by asking."""
@@ -156,8 +170,7 @@ class TrtllmBackend:
                 except Exception:  # the sender was closed in between
                     continue
                 if cancelled:
-                    for engine_id in entry.engine_ids:
-                        self.engine.cancel(engine_id)
+                    self._cancel(entry.engine_ids)
 
 
 def _dtype(engine_dir: Path) -> str:

@@ -71,15 +71,20 @@ class Options:
     perf_metrics: bool
     num_input_tokens: bool
     num_output_tokens: bool
+    several_answers: bool
 
 
 @dataclass(frozen=True)
 class TritonRequest:
-    """One Triton request: `rows` independent generations (its batch), or a `stop` for those of the same id."""
+    """One Triton request: `rows` independent generations, its batch."""
 
-    stop: bool
     options: Options
     rows: list[GenerationRequest]
+
+
+def is_stop(tensors: Mapping[str, np.ndarray]) -> bool:
+    """Whether this request is only to end another; then none of its other inputs is looked at."""
+    return "stop" in tensors and bool(tensors["stop"].reshape(-1)[0])
 
 
 def parse(
@@ -106,6 +111,7 @@ def parse(
             raise InvalidRequest(f"input '{name}' must be the same for all rows of a batch")
         return bool(values[0])
 
+    several = tensors.get("num_return_sequences")
     options = Options(
         streaming=flag("streaming"),
         exclude_input=flag("exclude_input_in_output", exclude_input_default),
@@ -113,14 +119,13 @@ def parse(
         perf_metrics=flag("return_perf_metrics"),
         num_input_tokens=flag("return_num_input_tokens"),
         num_output_tokens=flag("return_num_output_tokens"),
+        several_answers=several is not None and bool((several > 1).any()),
     )
-    if flag("stop"):
-        return TritonRequest(True, options, [])
     for name in REQUIRED:
         if name not in tensors:
             raise InvalidRequest(f"missing required input '{name}'")
     rows = [_row(tensors, row, options, on_output) for row in range(tensors["input_ids"].shape[0])]
-    return TritonRequest(False, options, rows)
+    return TritonRequest(options, rows)
 
 
 def _row(
@@ -133,11 +138,13 @@ def _row(
         return unpack_word_list(tensors[name][row], name) if name in tensors else []
 
     input_ids, length = tensors["input_ids"][row], scalar("input_lengths")
+    if len(tensors["input_ids"]) == 1:
+        length = len(input_ids)  # a batch of one is not padded: the C++ backend does not look at input_lengths
     if not 1 <= length <= len(input_ids):
         raise InvalidRequest(f"input_lengths is {length}, but input_ids has {len(input_ids)} ids")
     extra_ids = tensors.get("prompt_table_extra_ids")
     # The C++ backend drops extra ids of another length than the prompt; the engine then refuses a table with reuse.
-    fits = extra_ids is not None and extra_ids.shape[1] == len(input_ids)
+    fits = extra_ids is not None and extra_ids.shape[1] == length
     sampling = {field: value for name, field in SAMPLING.items() if (value := scalar(name)) is not None}
     table = tensors.get("prompt_embedding_table")
     end_id = scalar("end_id")
@@ -150,7 +157,7 @@ def _row(
         stop_words=words("stop_words_list"),
         bad_words=words("bad_words_list"),
         prompt_table=None if table is None else table[row],
-        extra_ids=np.ascontiguousarray(extra_ids[row, :length]) if fits else None,
+        extra_ids=np.ascontiguousarray(extra_ids[row]) if fits else None,
         num_return_sequences=1 if scalar("num_return_sequences") is None else scalar("num_return_sequences"),
         return_log_probs=options.log_probs,
         on_output=lambda output: on_output(row, output),

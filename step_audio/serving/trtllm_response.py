@@ -3,6 +3,9 @@
 A send is a round trip to the server of 0.15-0.3 ms, a large part of an engine step, so the engine only
 queues. While a request's responses wait, later tokens of the same sequence join the waiting one: under
 load a response carries several tokens and the stream keeps up, as the C++ backend's does.
+
+What is in a response is what TensorRT-LLM 1.2's C++ backend puts there, with two differences: KV cache and time
+figures come with an answer's last response only, and a row of a batch that is refused ends the whole request.
 """
 
 from __future__ import annotations
@@ -39,13 +42,18 @@ class ResponseStream:
         self._lock = threading.Lock()
         self._scheduled = False
         self._ended = False
-        self._generated: dict[tuple[int, int], int] = {}  # tokens sent so far
-        self._held: dict[tuple[int, int], list[SequenceOutput]] = {}  # not streaming: until the sequence ends
+        self._log_probs: dict[tuple[int, int], list[float]] = {}  # per answer, all so far
+        self._held: dict[tuple[int, int], list[SequenceOutput]] = {}  # not streaming: until the answer ends
 
     def expect(self, prompts: list[np.ndarray]) -> None:
         """The prompts of the rows that are about to be submitted."""
         self.prompts = prompts
         self._rows_left = len(prompts)
+
+    @property
+    def ended(self) -> bool:
+        """The final response is sent, or being sent."""
+        return self._ended
 
     def put(self, row: int, output: SequenceOutput) -> None:
         """Called by the engine's thread; never blocks on the server."""
@@ -94,17 +102,15 @@ class ResponseStream:
     def _deliver(self, row: int, outputs: list[SequenceOutput]) -> None:
         if self._ended:
             return
-        last = outputs[-1]
         failed = next((output.error for output in outputs if output.error), None)
         self._rows_left -= sum(output.final for output in outputs)
         final = self._rows_left == 0 or failed is not None
         self._ended = final
         try:
             if failed is not None:
+                if self.options.streaming and any(output.token_ids for output in outputs):
+                    self._send(self._tensors(row, [output for output in outputs if not output.error]), None, False)
                 self._send(None, str(failed), True)
-            elif last.finished == "cancelled" and not any(output.token_ids for output in outputs):
-                if final:  # an answer that was not begun: nothing to tell unless it ends the request
-                    self._send(None, None, True)
             else:
                 self._send(self._tensors(row, outputs), None, final)
         except Exception:  # the client is gone; the engine must not hear of it
@@ -116,24 +122,28 @@ class ResponseStream:
     def _tensors(self, row: int, outputs: list[SequenceOutput]) -> dict[str, np.ndarray]:
         last, options = outputs[-1], self.options
         tokens = [token for output in outputs for token in output.token_ids]
-        key = (row, last.sequence_index)
-        generated = self._generated[key] = self._generated.get(key, 0) + len(tokens)
-        if not options.streaming and not options.exclude_input:
-            tokens = self.prompts[row].tolist() + tokens
+        log_probs = self._log_probs.setdefault((row, last.sequence_index), [])
+        log_probs += [value for output in outputs for value in output.log_probs]
+        if not options.streaming:
+            if last.finished == "cancelled":
+                tokens = []
+            elif not options.exclude_input:
+                tokens = self.prompts[row].tolist() + tokens
         tensors = {
             "output_ids": np.array(tokens, np.int32).reshape(1, 1, -1),
             "sequence_length": _int32(len(tokens)),
-            "batch_index": _int32(row),
-            "sequence_index": _int32(last.sequence_index),
         }
-        if options.log_probs:
-            log_probs = [value for output in outputs for value in output.log_probs]
+        if len(self.prompts) > 1:
+            tensors["batch_index"] = _int32(row)
+        if options.several_answers:
+            tensors["sequence_index"] = _int32(last.sequence_index)
+        if options.log_probs:  # of the whole answer, in every response
             tensors["output_log_probs"] = np.array(log_probs, np.float32).reshape(1, 1, -1)
             tensors["cum_log_probs"] = np.array([[last.cum_log_prob]], np.float32)
         if options.num_input_tokens:
             tensors["num_input_tokens"] = _int32(len(self.prompts[row]))
-        if options.num_output_tokens:
-            tensors["num_output_tokens"] = _int32(generated)
+        if options.num_output_tokens:  # of this response
+            tensors["num_output_tokens"] = _int32(len(tokens))
         if options.perf_metrics and last.stats is not None:
             stats = last.stats
             tensors |= {
@@ -144,6 +154,9 @@ class ResponseStream:
                 "first_scheduled_time_ns": _int64(stats.first_scheduled_ns),
                 "first_token_time_ns": _int64(stats.first_token_ns),
                 "last_token_time_ns": _int64(stats.last_token_ns),
+                "acceptance_rate": np.zeros((1, 1), np.float32),  # there is no speculation here
+                "total_accepted_draft_tokens": _int32(0),
+                "total_draft_tokens": _int32(0),
             }
         return tensors
 
