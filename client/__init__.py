@@ -5,15 +5,9 @@ async with StepAudioClient("127.0.0.1:8001") as client:
         print(delta.text, end="")
 """
 
-from step_audio_client.client import (
-    Delta,
-    Generation,
-    RequestError,
-    Sampling,
-    ServerBusy,
-    StepAudioClient,
-    Usage,
-)
+from step_audio_client.client import Delta, Generation, StepAudioClient, Usage
+from step_audio_client.errors import RequestError, ServerBusy
 from step_audio_client.messages import Audio, user
+from step_audio_client.sampling import Sampling
 
 __all__ = ["Audio", "Delta", "Generation", "RequestError", "Sampling", "ServerBusy", "StepAudioClient", "Usage", "user"]

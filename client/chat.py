@@ -13,8 +13,10 @@ from typing import Any, TextIO
 
 from step_audio.errors import StepAudioError
 from step_audio.tokenizer import Tokenizer
-from step_audio_client.client import RequestError, Sampling, StepAudioClient
+from step_audio_client.client import StepAudioClient
+from step_audio_client.errors import RequestError
 from step_audio_client.messages import Audio, user
+from step_audio_client.sampling import Sampling
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 

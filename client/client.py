@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import re
-import secrets
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,66 +16,14 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from step_audio.tokenizer import IncrementalDecoder, Tokenizer
 from step_audio_client import wire
+from step_audio_client.errors import RequestError, request_error
 from step_audio_client.messages import split_audio
+from step_audio_client.sampling import Sampling
 
 ENSEMBLE = "step_audio_r1"
 LLM = "tensorrt_llm"
 
 FinishReason = Literal["stop", "length"]
-
-
-class RequestError(Exception):
-    """The server refused or failed the request; the text is meant for a person."""
-
-
-class ServerBusy(RequestError):
-    """The server's queue is full; the same request may succeed later."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen. Defaults are those of the model card's examples.
-
-    `temperature` 0 is greedy. The engine itself samples only when top_k or top_p is set and ignores a lone
-    temperature, so `top_p` is always sent along.
-    """
-
-    max_tokens: int | None = None  # None: what is left of the context
-    temperature: float = 0.7
-    top_p: float = 1.0
-    top_k: int | None = None
-    min_tokens: int | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    seed: int | None = None  # None: a fresh one
-    logprobs: bool = False
-
-    def inputs(self) -> dict[str, np.ndarray]:
-        """Under the names of the `tensorrt_llm` model, each of shape [1, 1]. Raises RequestError."""
-        if self.temperature == 0:
-            values: dict[str, tuple[Any, type]] = {"runtime_top_k": (1, np.int32)}
-        else:
-            values = {
-                "temperature": (self.temperature, np.float32),
-                "runtime_top_p": (self.top_p, np.float32),
-                "runtime_top_k": (self.top_k, np.int32),
-                # To the engine no seed is seed 0: everybody would always get the same answer.
-                "seed": (secrets.randbits(63) if self.seed is None else self.seed, np.uint64),
-            }
-        values |= {
-            "request_output_len": (self.max_tokens, np.int32),
-            "min_tokens": (self.min_tokens, np.int32),
-            "repetition_penalty": (self.repetition_penalty, np.float32),
-            "presence_penalty": (self.presence_penalty, np.float32),
-            "frequency_penalty": (self.frequency_penalty, np.float32),
-            "return_log_probs": (self.logprobs or None, np.bool_),
-        }
-        given = {name: (value, kind) for name, (value, kind) in values.items() if value is not None}
-        for name, (value, kind) in given.items():  # numpy 1 would wrap it round
-            if issubclass(kind, np.integer) and not np.iinfo(kind).min <= value <= np.iinfo(kind).max:
-                raise RequestError(f"{name} {value} is out of range")
-        return {name: _scalar(value, kind) for name, (value, kind) in given.items()}
 
 
 @dataclass(frozen=True)
@@ -120,7 +66,7 @@ class StepAudioClient:
         self._address = address
         self._tokenizer = tokenizer
         self._info: dict[str, Any] | None = None
-        self._open: set[tuple[str, AsyncIterator[wire.Response]]] = set()  # generations under way, by request id
+        self._open: set[tuple[str, AsyncGenerator[wire.Response]]] = set()  # generations under way, by request id
         self._stops: set[asyncio.Task] = set()
 
     async def __aenter__(self) -> StepAudioClient:
@@ -170,7 +116,7 @@ class StepAudioClient:
         continue_final_message: bool = False,
         timeout: float | None = None,
         request_id: str | None = None,
-    ) -> AsyncIterator[Delta]:
+    ) -> AsyncGenerator[Delta]:
         """Deltas of the answer; the last one carries `finish_reason` and `usage`.
 
         Leaving the iteration early, by `break`, cancellation or an exception, stops the server's work.
@@ -184,15 +130,15 @@ class StepAudioClient:
         text, audio = split_audio(messages)
         inputs = sampling.inputs() | {
             "messages": _bytes([text.encode()]),
-            "streaming": _scalar(True, np.bool_),
-            "return_num_input_tokens": _scalar(True, np.bool_),
+            "streaming": wire.scalar(True, np.bool_),
+            "return_num_input_tokens": wire.scalar(True, np.bool_),
         }
         if audio:
             inputs["audio"] = _bytes(audio)
         if tools:
             inputs["tools"] = _bytes([json.dumps(list(tools), ensure_ascii=False).encode()])
         if continue_final_message:
-            inputs["continue_final_message"] = _scalar(True, np.bool_)
+            inputs["continue_final_message"] = wire.scalar(True, np.bool_)
 
         request_id = request_id or uuid.uuid4().hex
         decoder = IncrementalDecoder(tokenizer)
@@ -225,7 +171,7 @@ class StepAudioClient:
                     yield Delta(ids, shown + decoder.flush(), logprobs, reason, usage)
         except wire.StreamError as error:
             self._open.discard(entry)
-            raise _request_error(str(error)) from None
+            raise request_error(str(error)) from None
         except grpc.aio.AioRpcError as error:
             raise RequestError(self._unreachable(error)) from None
         finally:
@@ -257,7 +203,12 @@ class StepAudioClient:
         takes a second request with the same id and `stop`.
         """
         one = np.ones((1, 1), np.int32)
-        inputs = {"input_ids": one, "input_lengths": one, "request_output_len": one, "stop": _scalar(True, np.bool_)}
+        inputs = {
+            "input_ids": one,
+            "input_lengths": one,
+            "request_output_len": one,
+            "stop": wire.scalar(True, np.bool_),
+        }
         async for _ in wire.stream(self._stub, wire.infer_request(LLM, request_id, inputs), timeout=10):
             pass
 
@@ -282,22 +233,6 @@ class StepAudioClient:
         if error.code() == grpc.StatusCode.UNAVAILABLE:
             return f"no server answers at {self._address}"
         return error.details() or error.code().name
-
-
-# The words of our engine, of NVIDIA's, and of tritonserver when a burst fills the queue in front of the engine.
-BUSY = ("requests are waiting already", "Maximum queue size of", "Exceeds maximum queue size")
-
-
-def _request_error(text: str) -> RequestError:
-    """The server's text without the ensemble's prefixes, which mean nothing to a caller."""
-    text = re.sub(rf"^in ensemble '{ENSEMBLE}', |\[request id: [^]]*\] ", "", text)
-    if any(words in text for words in BUSY):
-        return ServerBusy("the server's queue is full: try again later")
-    return RequestError(text)
-
-
-def _scalar(value: Any, kind: type) -> np.ndarray:
-    return np.array([[value]], kind)
 
 
 def _bytes(values: Sequence[bytes]) -> np.ndarray:

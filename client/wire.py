@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import numpy as np
@@ -23,6 +24,11 @@ UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_le
 class Response:
     outputs: dict[str, np.ndarray]
     final: bool
+
+
+def scalar(value: Any, kind: type) -> np.ndarray:
+    """One value with the batch dimension that the models expect, [1, 1]."""
+    return np.array([[value]], kind)
 
 
 def infer_request(model: str, request_id: str, inputs: Mapping[str, np.ndarray]) -> service_pb2.ModelInferRequest:
@@ -57,7 +63,7 @@ class StreamError(Exception):
 
 async def stream(
     stub: service_pb2_grpc.GRPCInferenceServiceStub, request: service_pb2.ModelInferRequest, timeout: float | None
-) -> AsyncIterator[Response]:
+) -> AsyncGenerator[Response]:
     """Responses of one request up to and including the final one. Raises StreamError, grpc.aio.AioRpcError."""
 
     async def requests() -> AsyncIterator[service_pb2.ModelInferRequest]:

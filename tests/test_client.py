@@ -13,7 +13,7 @@ from step_audio.serving.demo import free_ports
 from step_audio.tokenizer import Tokenizer
 from step_audio_build.make_tiny import build_tokenizer
 from step_audio_client import Audio, RequestError, Sampling, ServerBusy, StepAudioClient, user, wire
-from step_audio_client.client import _request_error
+from step_audio_client.errors import request_error
 from step_audio_client.messages import split_audio
 
 TOKENIZER = Tokenizer(build_tokenizer().to_str())
@@ -166,7 +166,7 @@ def test_arrays_survive_the_wire(array):
     ],
 )
 def test_the_server_s_text_without_its_insides(text, kind, shown):
-    error = _request_error(text)
+    error = request_error(text)
     assert type(error) is kind and shown in str(error)
     assert "ensemble" not in str(error) and "request id" not in str(error)
 
