@@ -89,14 +89,10 @@ async def _ask(
             return INTERRUPTED
     out.write("\n")
     out.flush()
-    _figures(delta, start, first)
-    return 0
-
-
-def _figures(last: Any, start: float, first: float) -> None:
-    elapsed = time.monotonic() - start
+    assert first is not None and delta.usage is not None
     print(
-        f"{last.usage.prompt_tokens} prompt tokens, {last.usage.completion_tokens} new in {elapsed:.2f} s "
-        f"(first after {first - start:.2f} s), finish: {last.finish_reason}",
+        f"{delta.usage.prompt_tokens} prompt tokens, {delta.usage.completion_tokens} new in "
+        f"{time.monotonic() - start:.2f} s (first after {first - start:.2f} s), finish: {delta.finish_reason}",
         file=sys.stderr,
     )
+    return 0

@@ -202,13 +202,8 @@ class StepAudioClient:
         A cancelled stream does not do it: tritonserver never tells a step inside an ensemble. The LLM model
         takes a second request with the same id and `stop`.
         """
-        one = np.ones((1, 1), np.int32)
-        inputs = {
-            "input_ids": one,
-            "input_lengths": one,
-            "request_output_len": one,
-            "stop": wire.scalar(True, np.bool_),
-        }
+        required = ("input_ids", "input_lengths", "request_output_len")  # by the model's configuration, not read
+        inputs = {name: wire.scalar(1, np.int32) for name in required} | {"stop": wire.scalar(True, np.bool_)}
         async for _ in wire.stream(self._stub, wire.infer_request(LLM, request_id, inputs), timeout=10):
             pass
 

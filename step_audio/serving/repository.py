@@ -11,7 +11,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from step_audio.config import ModelConfig
+from step_audio.config import DType, ModelConfig
 from step_audio.errors import ArtefactError
 from step_audio.serving.settings import Runtime, ServeSettings
 from step_audio.serving.template import fill
@@ -32,7 +32,7 @@ class Artefacts:
     engine_dir: Path
     encoder_file: Path
     tokenizer_file: Path
-    table_dtype: str
+    table_dtype: DType
     max_prompt_table_rows: int
 
 
@@ -81,10 +81,10 @@ def template_values(
     settings: ServeSettings, runtime: Runtime, runtime_file: Path, artefacts: Artefacts
 ) -> dict[str, dict[str, object]]:
     """Model name -> placeholder -> value."""
-    step = {"runtime_file": runtime_file}
+    step: dict[str, object] = {"runtime_file": runtime_file}
     batched = step | {"preprocessing_batch_size": settings.preprocessing_batch_size}
-    n_mels = {"n_mels": runtime.model.audio.n_mels}
-    table_type = {"prompt_embedding_table_data_type": TRITON_TYPES[runtime.table_dtype]}
+    n_mels: dict[str, object] = {"n_mels": runtime.model.audio.n_mels}
+    table_type: dict[str, object] = {"prompt_embedding_table_data_type": TRITON_TYPES[runtime.table_dtype]}
     kv_tokens = settings.kv_cache_tokens or 4 * runtime.max_seq_len
     return {
         "audio_featurizer": batched | n_mels,
