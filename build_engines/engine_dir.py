@@ -1,8 +1,7 @@
 """A TensorRT-LLM checkpoint -> an engine directory for machines without a GPU.
 
-It looks like the output of `trtllm-build`: config.json with `pretrained_config` and `build_config`, read by the
-preprocessing model on every machine. Where a GPU's directory has compiled engines, this one has links to the rank
-files, from which the CPU backend loads.
+It looks like the output of `trtllm-build`: config.json with `pretrained_config` and `build_config`. Where a GPU's
+directory has compiled engines, this one has links to the rank files, from which the CPU backend loads.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ VERSION = "1.2.1"  # of TensorRT-LLM, whose layout this is
 class BuildConfig(Strict):
     """The limits that an engine is built for, under `trtllm-build`'s names."""
 
-    max_batch_size: PositiveInt = 16  # requests decoded together
-    max_seq_len: PositiveInt = 32768  # tokens, prompt and answer together
-    max_num_tokens: PositiveInt = 8192  # tokens of one step over all requests; the chunk of a long prompt
-    max_prompt_embedding_table_size: PositiveInt = 65536  # audio embeddings; each request may have 1/max_batch_size
+    max_batch_size: PositiveInt  # requests decoded together
+    max_seq_len: PositiveInt  # tokens, prompt and answer together
+    max_num_tokens: PositiveInt  # tokens of one step over all requests; the chunk of a long prompt
+    max_prompt_embedding_table_size: PositiveInt  # audio embeddings; each request may have 1/max_batch_size
     tokens_per_block: PositiveInt = Field(default=32, description="granularity of the KV cache and of its reuse")
 
     @model_validator(mode="after")

@@ -16,7 +16,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from step_audio.chat_template import render
 from step_audio.config import ModelConfig
+from step_audio.conversation import parse_conversation
 from step_audio.errors import StepAudioError
 from step_audio.serving.repository import Artefacts
 from step_audio.serving.settings import ServeSettings, SettingsError
@@ -37,6 +39,7 @@ def build(settings: ServeSettings, say: Callable[[str], None] = lambda line: Non
 
     tokenizer = Tokenizer.from_directory(settings.checkpoint)
     check_vocabulary(tokenizer, model.text.vocab_size)
+    render(parse_conversation([{"role": "user", "content": "hello"}]), settings.chat_template)  # a broken one, now
     write_atomically(work / "tokenizer.json", tokenizer.to_json())
 
     dtype = settings.dtype or model.text.dtype

@@ -71,7 +71,8 @@ async def _ask(
     task = asyncio.current_task()
     assert task is not None
     with contextlib.suppress(NotImplementedError, RuntimeError):  # not the main thread, or not Unix
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the last when the terminal is closed
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     async with StepAudioClient(address, tokenizer) as client:
         start, first = time.monotonic(), None
         try:
@@ -85,7 +86,8 @@ async def _ask(
             raise ChatError(str(error)) from None
         except asyncio.CancelledError:
             task.uncancel()
-            print("\nstopped", file=sys.stderr)
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                print("\nstopped", file=sys.stderr)
             return INTERRUPTED
     out.write("\n")
     out.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from step_audio_client.sampling import Sampling
 
 ENSEMBLE = "step_audio_r1"
 LLM = "tensorrt_llm"
+
+TOO_LATE = "the answer took longer than the timeout"
 
 FinishReason = Literal["stop", "length"]
 
@@ -123,6 +126,7 @@ class StepAudioClient:
         `timeout` in seconds bounds the whole answer. `request_id` must be unguessable: who knows it can stop the
         request; None makes a UUID. Raises RequestError.
         """
+        start = time.monotonic()
         tokenizer = await self.tokenizer()
         max_seq_len = (await self.serving_info())["max_seq_len"]
         sampling = sampling or Sampling()
@@ -173,6 +177,8 @@ class StepAudioClient:
             self._open.discard(entry)
             raise request_error(str(error)) from None
         except grpc.aio.AioRpcError as error:
+            if timeout is not None and time.monotonic() - start >= timeout:
+                raise RequestError(TOO_LATE) from None  # however the server put it
             raise RequestError(self._unreachable(error)) from None
         finally:
             # First the stream, which keeps steps from being scheduled; then the LLM, if it is already at work.
@@ -224,7 +230,7 @@ class StepAudioClient:
 
     def _unreachable(self, error: grpc.aio.AioRpcError) -> str:
         if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-            return "the answer took longer than the timeout"
+            return TOO_LATE
         if error.code() == grpc.StatusCode.UNAVAILABLE:
             return f"no server answers at {self._address}"
         return error.details() or error.code().name

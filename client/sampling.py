@@ -33,6 +33,8 @@ class Sampling:
 
     def inputs(self) -> dict[str, np.ndarray]:
         """Under the names of the `tensorrt_llm` model, each of shape [1, 1]. Raises RequestError."""
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise RequestError(f"max_tokens must be at least 1, not {self.max_tokens}")
         if self.temperature == 0:
             values: dict[str, tuple[Any, type]] = {"runtime_top_k": (1, np.int32)}
         else:

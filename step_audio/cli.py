@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -25,6 +26,9 @@ def main(argv: list[str] | None = None) -> int:
         place = f"{error.filename}: " if error.filename else ""
         print(f"step-audio: {place}{error.strerror or error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # `step-audio chat | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit complains
+        return 141
     except KeyboardInterrupt:
         print("step-audio: interrupted", file=sys.stderr)
         return 130
@@ -196,7 +200,11 @@ def _convert(arguments: argparse.Namespace) -> None:
     from step_audio_build.convert_decoder import convert_decoder
     from step_audio_build.progress import Progress
 
-    convert_decoder(arguments.checkpoint, arguments.output, arguments.tp, arguments.dtype, Progress("decoder"))
+    manifest = convert_decoder(
+        arguments.checkpoint, arguments.output, arguments.tp, arguments.dtype, Progress("decoder")
+    )
+    size = sum(file.size for file in manifest.outputs)
+    say(f"{arguments.output}: TensorRT-LLM checkpoint for {arguments.tp} ranks, {size / 1e9:.3f} GB")
 
 
 def _add_export_encoder(commands) -> None:
@@ -210,6 +218,7 @@ def _export_encoder(arguments: argparse.Namespace) -> None:
     from step_audio_build.export_encoder import export_encoder
 
     export_encoder(arguments.checkpoint, arguments.output, arguments.length_rule)
+    say(f"{arguments.output}: encoder and adaptor")
 
 
 if __name__ == "__main__":

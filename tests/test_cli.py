@@ -29,6 +29,7 @@ def fails(capsys):
     """Run a command that must fail; its one line."""
 
     def run(*arguments) -> str:
+        capsys.readouterr()  # of what went before
         assert cli.main([str(argument) for argument in arguments]) == 1
         captured = capsys.readouterr()
         lines = [line for line in captured.err.splitlines() if not re.match(r"(decoder|encoder):", line)]
@@ -79,11 +80,12 @@ def test_make_tiny_refuses(tmp_path, fails):
     assert "not empty" in fails(*output)
 
 
-def test_convert(tiny, tmp_path, fails):
+def test_convert(tiny, tmp_path, fails, capsys):
     output = tmp_path / "rank files"
     command = ["convert", "--checkpoint", str(tiny), "--output", str(output)]
     for _ in range(2):  # the second time there is nothing to do
         assert cli.main([*command, "--tp", "2"]) == 0
+        assert "TensorRT-LLM checkpoint for 2 ranks" in capsys.readouterr().err
         assert {path.name for path in output.iterdir()} == {
             "config.json", "rank0.safetensors", "rank1.safetensors", "manifest.json"
         }  # fmt: skip

@@ -342,7 +342,7 @@ def test_engine_dir_for_the_cpu(source, tmp_path):
         build_cpu_engine_dir(tmp_path / "b" / "ckpt", tmp_path / "b" / "ckpt", build)
     assert (tmp_path / "b" / "ckpt" / "rank0.safetensors").is_file()
     with pytest.raises(ValueError, match="leaves no row"):
-        BuildConfig(max_batch_size=16, max_prompt_embedding_table_size=15)
+        BuildConfig(max_batch_size=16, max_seq_len=2048, max_num_tokens=256, max_prompt_embedding_table_size=15)
 
 
 def test_memory_stays_at_a_few_blocks(source, tmp_path, monkeypatch):

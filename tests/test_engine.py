@@ -542,3 +542,17 @@ def test_a_long_prompt_does_not_hold_up_a_running_answer(start):
     begin, end = long.last.stats.first_scheduled_ns, long.last.stats.first_token_ns
     # The running answer got a token in every one of the 17 steps that the long prompt took.
     assert sum(begin < moment < end for moment in moments) >= 15
+
+
+def test_many_answers_do_not_push_ahead_of_others(start):
+    """A request for ten answers queues with each of them: one for a single answer comes in between."""
+    engine = start({"max_batch_size": 2})
+    many = submit(engine, "many", prompt(5), 100, num_return_sequences=10)
+    submit(engine, "one", prompt(6), 5).wait()
+    assert sum(output.finished is not None for output in many.outputs) <= 3
+    assert {output.sequence_index for output in many.wait().outputs if output.finished} == set(range(10))
+
+
+def test_too_many_words(start):
+    with pytest.raises(InvalidRequest, match="stop_words has 1025 words, at most 1024"):
+        submit(start(), "a", prompt(5), 5, stop_words=[[1]] * 1025)

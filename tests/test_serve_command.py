@@ -106,6 +106,17 @@ def test_serves_survives_a_dead_model_and_stops(command):
     assert not list(Path("/dev/shm").glob(f"step_audio_{command.process.pid}_*"))
 
 
+def test_a_killed_serve_leaves_no_server(command):
+    command.wait_for("ready")
+    family = command.family()
+    command.process.kill()
+    for _ in range(200):
+        if not [pid for pid in family if living(pid)]:
+            return
+        time.sleep(0.1)
+    raise AssertionError("tritonserver outlived the command")
+
+
 def test_ctrl_c_while_it_starts(command):
     command.wait_for("loading the models")
     family = command.family()

@@ -116,7 +116,8 @@ def test_hanging_up_on_the_llm_itself_frees_the_slot(service):
     wait_until(lambda: active(service) == 0)
 
 
-def test_ctrl_c_in_chat(service):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_chat_is_ended(service, number):
     """The command a person runs: text appears, Ctrl-C ends it with status 130, and the server is free."""
     chat = subprocess.Popen(
         f"{sys.executable} -m step_audio.cli chat --url {service.address} --text hello --temperature 0".split(),
@@ -125,7 +126,7 @@ def test_ctrl_c_in_chat(service):
     )
     assert os.read(chat.stdout.fileno(), 100)
     assert active(service) == 1 or wait_until(lambda: active(service) == 1) >= 0
-    chat.send_signal(signal.SIGINT)
+    chat.send_signal(number)
     wait_until(lambda: active(service) == 0)
     _, errors = chat.communicate(timeout=20)
     assert chat.returncode == 130

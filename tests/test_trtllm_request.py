@@ -140,7 +140,7 @@ def test_rows_of_a_batch():
     assert (first.input_ids.tolist(), second.input_ids.tolist()) == ([1, 2, 3], [4, 5])
     assert (first.max_new_tokens, second.max_new_tokens) == (8, 9)
     assert (first.sampling.temperature, second.sampling.temperature) == (0.5, 2.0)
-    assert (first.end_id, second.end_id) == (None, 6)
+    assert (first.end_id, second.end_id) == (-1, 6)  # the engine takes -1 for none
     assert (first.stop_words, second.stop_words) == ([[7]], [[8], [9]])
     assert (first.prompt_table.item(), second.prompt_table.item()) == (0, 1)
     assert (first.extra_ids.tolist(), second.extra_ids) == ([1, 2, 3], None)  # as long as the row, or dropped
@@ -170,11 +170,6 @@ def test_a_batch_of_one_is_not_cut():
 def test_extra_ids_of_another_length_are_dropped():
     """As in C++; the engine then refuses a table that has none, if blocks are reused."""
     assert row(prompt_table_extra_ids=np.array([[1, 2]], np.uint64)).extra_ids is None
-
-
-def test_end_id_of_minus_one_is_none():
-    assert row(end_id=scalars(-1)).end_id is None
-    assert row(end_id=scalars(0)).end_id == 0
 
 
 @pytest.mark.parametrize("name", ["input_ids", "input_lengths", "request_output_len"])

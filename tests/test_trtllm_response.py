@@ -260,6 +260,7 @@ class FakeEngine:
 
     refuse: Exception | None = None
     accepts = 10**9
+    alive = True
 
     def __init__(self, options):
         self.options = options
@@ -409,6 +410,16 @@ def test_a_request_that_is_refused(backend, tensors, text):
     client, requests = ask(backend, **tensors)
     assert client.wait().responses == [(None, text, True)]
     assert not requests and not backend._in_flight
+
+
+def test_the_process_ends_with_its_engine(backend, monkeypatch):
+    """Its supervisor starts a new one; alive, it would refuse for ever."""
+    ended = []
+    monkeypatch.setattr(trtllm_backend.os, "_exit", ended.append)
+    backend.engine.alive = False
+    wait_for(lambda: ended)
+    assert ended[0] == 1
+    backend.engine.alive = True
 
 
 @pytest.mark.parametrize("missing", ["output_ids", "sequence_length"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from dataclasses import replace
 
 import numpy as np
@@ -29,6 +30,9 @@ class _Active:
     def __init__(self, request: GenerationRequest, sequences: list[Sequence]):
         self.request = request
         self.sequences = sequences  # not yet finished
+        # Of these, not yet given to the scheduler: each when the one before it is at work, so that a request for
+        # many answers queues behind the others' requests with each of them, and not before them with all.
+        self.queued = deque(sequences)
         self.arrival_ns = time.monotonic_ns()
         self.scheduled = False
         self.cancelled = False
@@ -138,6 +142,11 @@ class Engine:
                 total_generated_tokens=self._total_tokens,
             )
 
+    @property
+    def alive(self) -> bool:
+        """False once the engine has ended, by `shutdown` or by a fault of its own; it cannot be revived."""
+        return self._thread.is_alive()
+
     def shutdown(self) -> None:
         """Cancel what is active and end the thread; returns when the last output has been sent."""
         with self._condition:
@@ -174,8 +183,7 @@ class Engine:
             arrived, self._arrived = self._arrived, []
             cancelled, self._cancelled = self._cancelled, []
         for active in arrived:
-            for sequence in active.sequences:
-                self._scheduler.add(sequence)
+            self._scheduler.add(active.queued.popleft())
         for active in cancelled:
             self._cancel(active)
         return self._running
@@ -194,7 +202,10 @@ class Engine:
             generation += sequence.decoding
             if not sequence.first_scheduled_ns:
                 sequence.first_scheduled_ns = now
-                self._active[sequence.request.request_id].scheduled = True
+                active = self._active[sequence.request.request_id]
+                active.scheduled = True
+                if active.queued:
+                    self._scheduler.add(active.queued.popleft())
         self._last_step = (len(plan) - generation, generation)
         self._iteration += 1
         try:
@@ -282,7 +293,10 @@ class Engine:
     def _release(self, active: _Active, sequences: list[Sequence]) -> None:
         """Before an output that is final, so that whoever gets it may use the id again."""
         for sequence in sequences:
-            self._scheduler.remove(sequence)
+            if sequence in active.queued:
+                active.queued.remove(sequence)
+            else:
+                self._scheduler.remove(sequence)
             active.sequences.remove(sequence)
         if not active.sequences:
             with self._condition:
@@ -310,8 +324,8 @@ def _make_executor(spec: EngineSpec, weights: Weights, num_blocks: int, options:
 def _finish_reason(sequence: Sequence) -> Finished | None:
     """After a token was appended: a stop word may begin in the prompt, as on a GPU."""
     history = sequence.history()
-    for word in sequence.request.stop_words:
-        if len(word) <= len(history) and history[-len(word) :].tolist() == list(word):
+    for word in sequence.stop_words.get(int(history[-1]), ()):
+        if len(word) <= len(history) and history[-len(word) :].tolist() == word:
             return "stop"
     return "length" if sequence.length == sequence.max_length else None
 

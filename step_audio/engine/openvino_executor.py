@@ -37,6 +37,9 @@ class OpenVinoExecutor:
             "NUM_STREAMS": 1,
             "INFERENCE_PRECISION_HINT": kind,
             "KV_CACHE_PRECISION": kind,
+            # Kernels prepared for shapes seen before. Every step has another shape here, and with the default
+            # of 5000 the process grows by hundreds of megabytes within minutes.
+            "CPU_RUNTIME_CACHE_CAPACITY": 100,
         }
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads

@@ -28,6 +28,9 @@ class Sequence:
         self.tokens[: self.prompt_length] = request.input_ids
         self.length = self.prompt_length
         self.computed = 0
+        self.stop_words: dict[int, list[list[int]]] = {}  # by their last token: looked up, not searched, every step
+        for word in request.stop_words:
+            self.stop_words.setdefault(word[-1], []).append(list(word))
         self.sampler: TokenSampler | None = None  # made by the engine, which knows the vocabulary and the options
         self.cum_log_prob = 0.0
         # KV cache

@@ -8,6 +8,7 @@ from step_audio.engine.request import GenerationRequest
 from step_audio.engine.trtllm_checkpoint import EngineSpec
 from step_audio.errors import InvalidRequest
 
+MAX_WORDS = 1024  # bad words cost every step of the whole batch
 MAX_RETURN_SEQUENCES = 64  # each takes memory from the moment the request is queued
 
 
@@ -76,6 +77,8 @@ def _check_words(request: GenerationRequest, spec: EngineSpec) -> None:
     if request.end_id == -1:  # TensorRT-LLM's way of saying that there is none
         request.end_id = None
     for name in ("stop_words", "bad_words"):
+        if len(getattr(request, name)) > MAX_WORDS:
+            raise InvalidRequest(f"{name} has {len(getattr(request, name))} words, at most {MAX_WORDS} are allowed")
         for word in getattr(request, name):
             if not word or not all(0 <= token < spec.vocab_size for token in word):
                 raise InvalidRequest(f"{name} has {list(word)}: each must be token ids from 0 to {spec.vocab_size - 1}")

@@ -47,8 +47,6 @@ class Featurizer:
         limits = self.runtime.limits
         if messages is None:
             raise InvalidRequest("missing required input 'messages'")
-        if len(messages) > limits.max_message_bytes:
-            raise InvalidRequest(f"messages: {len(messages)} bytes, the limit is {limits.max_message_bytes}")
         placeholders = parse_conversation(messages).audio_count
         if placeholders != len(audio):
             raise InvalidRequest(f"messages have {placeholders} audio parts, but {len(audio)} audios were sent")

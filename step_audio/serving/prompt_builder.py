@@ -39,9 +39,6 @@ class PromptBuilder:
 
     def build(self, request: PromptRequest) -> dict[str, np.ndarray]:
         """Inputs of `tensorrt_llm` by name, without a batch dimension. Raises InvalidRequest."""
-        limits = self.runtime.limits
-        if request.tools is not None and len(request.tools) > limits.max_message_bytes:
-            raise InvalidRequest(f"tools: {len(request.tools)} bytes, the limit is {limits.max_message_bytes}")
         conversation = parse_conversation(request.messages, request.tools)
         clips: list[list[ClipInfo]] = [[] for _ in range(conversation.audio_count)]
         for frames, index, digest in zip(request.frames, request.audio_index, request.content_hash, strict=True):

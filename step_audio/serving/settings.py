@@ -36,7 +36,6 @@ class Limits(Strict):
     max_audios: NonNegativeInt = 64
     max_audio_seconds: NonNegativeFloat = 5100.0  # of all recordings together; 85 minutes fill 65,536 positions
     max_audio_bytes: PositiveInt = 512 << 20  # of all files together
-    max_message_bytes: PositiveInt = 4 << 20  # of the messages and tools JSON
 
 
 class ServeSettings(Strict):
@@ -57,7 +56,7 @@ class ServeSettings(Strict):
     batch_scheduler_policy: Literal["guaranteed_no_evict", "max_utilization"] = "guaranteed_no_evict"
     length_rule: LengthRule = "L"
     chat_template: str = "default"  # "default", "published", or a path to a Jinja file
-    encoder_batch_clips: PositiveInt = 8  # clips in one run of the encoder engine
+    encoder_batch_clips: PositiveInt = 2  # clips in one run of the encoder; on a CPU more are no faster, only larger
     preprocessing_batch_size: PositiveInt = 16  # requests in one call of featurizer, prompt builder, encoder
     limits: Limits = Limits()
     grpc_port: int = Field(8001, ge=1, le=65535)

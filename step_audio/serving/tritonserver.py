@@ -8,6 +8,7 @@ server loading for ever; a killed stub is neither restarted nor reported by the 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import http.client
 import importlib.metadata
@@ -30,6 +31,9 @@ EXIT_TIMEOUT = 5  # seconds that tritonserver grants requests in flight; new one
 KILL_AFTER = EXIT_TIMEOUT + 3
 
 ERROR_LINE = re.compile(r"E\d{4} |terminate called|Signal \(")  # severity, month, day; or the last words of a crash
+
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class ServerError(StepAudioError):
@@ -137,7 +141,12 @@ class TritonServer:
         with log.open("wb") as stream:
             # Its own session: a Ctrl-C in the terminal reaches us alone, and we stop it in order.
             self.process = subprocess.Popen(
-                command, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                env=environment,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
         self._stubs: set[int] = set()
 
@@ -189,6 +198,12 @@ class TritonServer:
             time.sleep(0.01)
         for region in Path("/dev/shm").glob(f"{self._prefix}*"):
             region.unlink(missing_ok=True)
+
+
+def _end_with_parent() -> None:
+    """In the child, before it becomes tritonserver: a SIGTERM when the thread that starts it dies, however it dies.
+    Without it a killed `step-audio serve` leaves a server behind that holds the ports."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _http_ok(port: int, path: str) -> bool:

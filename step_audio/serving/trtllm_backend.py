@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -83,7 +84,7 @@ class TrtllmBackend:
         self._in_flight: dict[int, _InFlight] = {}
         self._serial = 0
         self._closing = threading.Event()
-        self._watcher = threading.Thread(target=self._watch_cancellation, name="cancellation", daemon=True)
+        self._watcher = threading.Thread(target=self._watch, name="watcher", daemon=True)
         self._watcher.start()
 
     def stats(self) -> EngineStats:
@@ -159,9 +160,12 @@ class TrtllmBackend:
         if entry:
             self._cancel(entry.engine_ids)  # nothing to do unless another row of the batch failed
 
-    def _watch_cancellation(self) -> None:
+    def _watch(self) -> None:
         """Triton's own cancellation (a direct client hung up) is only to be had by asking."""
         while not self._closing.wait(self.cancel_period):
+            if not self.engine.alive:
+                log.critical("the engine has ended: so does this process, for its supervisor to start a new one")
+                os._exit(1)
             with self._lock:
                 entries = list(self._in_flight.values())
             for entry in entries:
@@ -174,7 +178,7 @@ class TrtllmBackend:
 
 
 def _dtype(engine_dir: Path) -> str:
-    """What the checkpoint was converted to, which a GPU engine would compute in."""
+    """What the checkpoint was converted to. float32 is computed as such, the 16-bit types in bfloat16."""
     try:
         return json.loads((engine_dir / "config.json").read_text("utf-8"))["pretrained_config"]["dtype"]
     except (OSError, ValueError, KeyError):

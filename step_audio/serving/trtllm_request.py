@@ -147,13 +147,12 @@ def _row(
     fits = extra_ids is not None and extra_ids.shape[1] == length
     sampling = {field: value for name, field in SAMPLING.items() if (value := scalar(name)) is not None}
     table = tensors.get("prompt_embedding_table")
-    end_id = scalar("end_id")
     return GenerationRequest(
         request_id=f"{next(_serial)}",
         input_ids=np.ascontiguousarray(input_ids[:length]),
         max_new_tokens=scalar("request_output_len"),
         sampling=SamplingParams(**sampling),
-        end_id=None if end_id == -1 else end_id,
+        end_id=scalar("end_id"),
         stop_words=words("stop_words_list"),
         bad_words=words("bad_words_list"),
         prompt_table=None if table is None else table[row],
