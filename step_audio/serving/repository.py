@@ -22,7 +22,7 @@ TRITON_TYPES = {"float32": "TYPE_FP32", "bfloat16": "TYPE_BF16", "float16": "TYP
 
 # How often the LLM backend looks for cancelled direct requests, and reports its gauges.
 CANCELLATION_CHECK_MS = 100
-STATS_CHECK_MS = 100
+STATS_CHECK_MS = 50
 
 
 @dataclass(frozen=True)

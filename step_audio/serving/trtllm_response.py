@@ -1,8 +1,9 @@
 """Generated tokens to responses of the `tensorrt_llm` model, sent from threads of their own.
 
 A send is a round trip to the server of 0.15-0.3 ms, a large part of an engine step, so the engine only
-queues. While a request's responses wait, later tokens of the same sequence join the waiting one: under
-load a response carries several tokens and the stream keeps up, as the C++ backend's does.
+queues. While a request's tokens wait, later ones of the same sequence join them: alone, a request gets a
+response a token; the more there are, the more tokens a response carries, and the longer each waits for
+the next, by `SPACING` for each other one. First tokens and ends never wait.
 
 What is in a response is what TensorRT-LLM 1.2's C++ backend puts there, with two differences: KV cache and time
 figures come with an answer's last response only, and a row of a batch that is refused ends the whole request.
@@ -10,11 +11,13 @@ figures come with an answer's last response only, and a row of a batch that is r
 
 from __future__ import annotations
 
+import heapq
 import logging
-import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
+from itertools import count
 
 import numpy as np
 
@@ -24,6 +27,8 @@ from step_audio.serving.trtllm_request import Options
 
 # tensors by output name, error text, final flag
 Send = Callable[[dict[str, np.ndarray] | None, str | None, bool], None]
+
+SPACING = 0.001  # seconds, for each other stream under way
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +45,9 @@ class ResponseStream:
         self._on_final = on_final
         self._pending: deque[tuple[int, SequenceOutput]] = deque()
         self._lock = threading.Lock()
-        self._scheduled = False
+        self._sent_at = 0.0  # time.monotonic() of the last response
+        self._scheduled = False  # to be drained for what is pending
+        self._draining = False
         self._ended = False
         self._log_probs: dict[tuple[int, int], list[float]] = {}  # per answer, all so far
         self._held: dict[tuple[int, int], list[SequenceOutput]] = {}  # not streaming: until the answer ends
@@ -49,6 +56,7 @@ class ResponseStream:
         """The prompts of the rows that are about to be submitted."""
         self.prompts = prompts
         self._rows_left = len(prompts)
+        self._pool.count_streams(1)
 
     @property
     def ended(self) -> bool:
@@ -57,28 +65,34 @@ class ResponseStream:
 
     def put(self, row: int, output: SequenceOutput) -> None:
         """Called by the engine's thread; never blocks on the server."""
+        urgent = bool(output.finished or output.final)
         with self._lock:
             self._pending.append((row, output))
-            if self._scheduled:
+            if self._scheduled and not urgent:
                 return
             self._scheduled = True
-        self._pool.schedule(self)
+        self._pool.schedule(self, 0.0 if urgent else self._sent_at + self._pool.spacing())
 
     def fail(self, error: StepAudioError) -> None:
         """End the request with an error, after what was put before."""
         self.put(0, SequenceOutput("", 0, [], [], 0.0, error=error, final=True))
 
     def drain(self) -> None:
-        """Called by one sender thread at a time."""
+        """Called by sender threads; a second one at the same time leaves the work to the first, for the order."""
+        with self._lock:
+            if self._draining:
+                return
+            self._draining = True
         while True:
             with self._lock:
-                if not self._pending:
-                    self._scheduled = False
-                    return
                 batch = list(self._pending)
                 self._pending.clear()
+                if not batch:
+                    self._draining = self._scheduled = False
+                    return
             for row, outputs in self._grouped(batch):
                 self._deliver(row, outputs)
+            self._sent_at = time.monotonic()
 
     def _grouped(self, batch: list[tuple[int, SequenceOutput]]) -> list[tuple[int, list[SequenceOutput]]]:
         """Join outputs of the same sequence; without streaming, hold them back until it ends."""
@@ -117,6 +131,7 @@ class ResponseStream:
             log.warning("a response could not be sent", exc_info=True)
         finally:
             if final:
+                self._pool.count_streams(-1)
                 self._on_final()
 
     def _tensors(self, row: int, outputs: list[SequenceOutput]) -> dict[str, np.ndarray]:
@@ -170,26 +185,53 @@ def _int64(value: int) -> np.ndarray:
 
 
 class SenderPool:
-    """Threads that send. A stream is drained by one of them at a time, so its order is kept."""
+    """Threads that send, each stream not before its time."""
 
     def __init__(self, threads: int = 4):
-        self._queue: queue.SimpleQueue[ResponseStream | None] = queue.SimpleQueue()
+        self._streams = 0  # not yet ended
+        self._due: list[tuple[float, int, ResponseStream]] = []  # a heap; the number keeps streams from being compared
+        self._serial = count()
+        self._wake = threading.Condition()
+        self._closing = False
         self._threads = [threading.Thread(target=self._run, name=f"sender-{i}", daemon=True) for i in range(threads)]
         for thread in self._threads:
             thread.start()
 
-    def schedule(self, stream: ResponseStream) -> None:
-        self._queue.put(stream)
+    def count_streams(self, more: int) -> None:
+        with self._wake:
+            self._streams += more
+
+    def spacing(self) -> float:
+        """Seconds between two responses of one stream; 0 for who is alone."""
+        return (self._streams - 1) * SPACING
+
+    def schedule(self, stream: ResponseStream, due: float) -> None:
+        """Drain `stream` when time.monotonic() is `due`."""
+        with self._wake:
+            heapq.heappush(self._due, (due, next(self._serial), stream))
+            self._wake.notify()
 
     def shutdown(self) -> None:
         """Returns when everything queued so far has been sent."""
-        for _ in self._threads:
-            self._queue.put(None)
+        with self._wake:
+            self._closing = True
+            self._wake.notify_all()
         for thread in self._threads:
             thread.join()
 
+    def _next(self) -> ResponseStream | None:
+        """Wait for the stream whose time has come; None when all is sent and the pool is closing."""
+        with self._wake:
+            while True:
+                if self._closing and not self._due:
+                    return None
+                wait = self._due[0][0] - time.monotonic() if self._due else None
+                if wait is not None and (wait <= 0 or self._closing):
+                    return heapq.heappop(self._due)[2]
+                self._wake.wait(wait)
+
     def _run(self) -> None:
-        while (stream := self._queue.get()) is not None:
+        while (stream := self._next()) is not None:
             try:
                 stream.drain()
             except Exception:
