@@ -115,7 +115,9 @@ def main() -> None:
         )
         print("at once | served tokens/s | engine tokens/s | served/engine | first token served | engine")
         with Service(settings) as service:
-            engine = Engine(EngineOptions(settings.run_dir / "engine", precision="bf16", max_tokens_in_paged_kv_cache=65_536))
+            engine = Engine(
+                EngineOptions(settings.run_dir / "engine", precision="bf16", max_tokens_in_paged_kv_cache=65_536)
+            )
             bare(engine, 1, 107)
             for at_once in (1, 8, 32):
                 pairs = [

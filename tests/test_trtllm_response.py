@@ -290,8 +290,8 @@ def make_backend(tmp_path, monkeypatch):
     made = []
 
     def make(**parameters) -> TrtllmBackend:
-        values = {"gpt_model_path": str(tmp_path), "cancellation_check_period_ms": "10"} | parameters
-        made.append(TrtllmBackend(values, max_queue_size=3))
+        values = {"gpt_model_path": str(tmp_path), "cancellation_check_period_ms": "10", "max_queue_size": "3"}
+        made.append(TrtllmBackend(values | parameters))
         return made[-1]
 
     yield make

@@ -21,9 +21,8 @@ class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
-        queue_policy = config.get("dynamic_batching", {}).get("default_queue_policy", {})
         try:
-            self.backend = TrtllmBackend(parameters, int(queue_policy.get("max_queue_size", 0)))
+            self.backend = TrtllmBackend(parameters)
         except StepAudioError as error:
             raise pb_utils.TritonModelException(str(error)) from None
         self.labels = {"model": args["model_name"], "version": args["model_version"]}

@@ -99,7 +99,7 @@ def template_values(
             "encoder_input_features_data_type": TRITON_TYPES[runtime.table_dtype],
             "logits_datatype": "TYPE_FP32",
             "max_batch_size": settings.max_batch_size,
-            "max_queue_delay_microseconds": 0,
+            "dynamic_batching": "",
             "max_queue_size": settings.max_queue_size,
             "engine_dir": artefacts.engine_dir,
             "max_tokens_in_paged_kv_cache": kv_tokens,

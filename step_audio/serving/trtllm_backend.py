@@ -56,7 +56,7 @@ class _Channel:
 class TrtllmBackend:
     """One per Triton model instance. Thread-safe."""
 
-    def __init__(self, parameters: Mapping[str, str], max_queue_size: int, threads: int = 0):
+    def __init__(self, parameters: Mapping[str, str]):
         """`parameters`: the model configuration's, by key. Raises ArtefactError for one that does not parse."""
         self.exclude_input = _bool(parameters, "exclude_input_in_output", False)
         self.cancel_period = _number(parameters, "cancellation_check_period_ms", 100) / 1000
@@ -74,9 +74,8 @@ class TrtllmBackend:
                 enable_chunked_context=_bool(parameters, "enable_chunked_context", False),
                 batch_scheduler_policy=policy,
                 normalize_log_probs=_bool(parameters, "normalize_log_probs", True),
-                max_queue_size=max_queue_size,
+                max_queue_size=int(_number(parameters, "max_queue_size", 0)),
                 precision="f32" if _dtype(engine_dir) == "float32" else "bf16",
-                threads=threads,
             )
         )
         self._senders = SenderPool()
