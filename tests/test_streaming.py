@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from raw_triton import call, metrics, prompt, scalar, send
 from reference import sine_speech, wav
 from step_audio.serving.serve import Service
 from step_audio_client import Audio, RequestError, Sampling, ServerBusy, StepAudioClient, user
+from step_audio_client.chat import chat
 
 LLM = "tensorrt_llm"
 LONG = Sampling(max_tokens=8000, temperature=0)
@@ -131,6 +134,23 @@ def test_chat_is_ended(service, number):
     _, errors = chat.communicate(timeout=20)
     assert chat.returncode == 130
     assert errors.decode().strip() == "stopped"
+
+
+def test_chat_prints_the_answer(service, checkpoint, ask, capsys):
+    """With the tokenizer from the server and from a folder; continued from a prefix; figures on stderr."""
+    recording = Path(__file__).parents[1] / "examples" / "mmsu_test.wav"
+    greedy = Sampling(max_tokens=12, temperature=0)
+
+    async def expected(client):
+        messages = [user(recording, "What?"), {"role": "assistant", "content": "<think>\n"}]
+        return await client.complete(messages, greedy, continue_final_message=True)
+
+    text = ask(expected).text
+    for tokenizer in (None, checkpoint):
+        out = io.StringIO()
+        status = chat(service.address, [recording], ["What?"], greedy, prefix="<think>\n", tokenizer=tokenizer, out=out)
+        assert (status, out.getvalue()) == (0, text + "\n")
+        assert re.search(r"prompt tokens, 12 new in .* finish: length", capsys.readouterr().err)
 
 
 def test_stop_ends_only_its_own_request(service):
