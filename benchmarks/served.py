@@ -134,7 +134,7 @@ def main() -> None:
             engine.shutdown()
             times = sorted(asyncio.run(cancel_latency(service.address, metrics)) for _ in range(20))
         print(f"cancelled to slot free: median {times[10] * 1000:.0f} ms, largest of 20 {times[-1] * 1000:.0f} ms "
-              "(the gauge is renewed every 100 ms)")  # fmt: skip
+              "(the gauge is renewed every 50 ms)")  # fmt: skip
 
 
 if __name__ == "__main__":
