@@ -513,7 +513,7 @@ def test_an_idle_engine_sleeps(engine):
     idle(engine)
     iterations, before = engine.stats().iteration, time.process_time()
     time.sleep(0.2)
-    assert engine.stats().iteration == iterations and time.process_time() - before < 0.05
+    assert engine.stats().iteration == iterations and time.process_time() - before < 0.1  # CPU, of 0.2
     assert engine.stats().scheduled == 0
 
 
