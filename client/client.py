@@ -133,14 +133,14 @@ class StepAudioClient:
         stop_ids = tokenizer.special.stop_ids
         text, audio = split_audio(messages)
         inputs = sampling.inputs() | {
-            "messages": _bytes([text.encode()]),
+            "messages": wire.byte_strings([text.encode()]),
             "streaming": wire.scalar(True, np.bool_),
             "return_num_input_tokens": wire.scalar(True, np.bool_),
         }
         if audio:
-            inputs["audio"] = _bytes(audio)
+            inputs["audio"] = wire.byte_strings(audio)
         if tools:
-            inputs["tools"] = _bytes([json.dumps(list(tools), ensure_ascii=False).encode()])
+            inputs["tools"] = wire.byte_strings([json.dumps(list(tools), ensure_ascii=False).encode()])
         if continue_final_message:
             inputs["continue_final_message"] = wire.scalar(True, np.bool_)
 
@@ -234,9 +234,3 @@ class StepAudioClient:
         if error.code() == grpc.StatusCode.UNAVAILABLE:
             return f"no server answers at {self._address}"
         return error.details() or error.code().name
-
-
-def _bytes(values: Sequence[bytes]) -> np.ndarray:
-    array = np.empty((1, len(values)), object)
-    array[0, :] = values
-    return array

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,13 @@ class Response:
 def scalar(value: Any, kind: type) -> np.ndarray:
     """One value with the batch dimension that the models expect, [1, 1]."""
     return np.array([[value]], kind)
+
+
+def byte_strings(values: Sequence[bytes]) -> np.ndarray:
+    """Byte strings with the batch dimension, [1, n] of objects."""
+    array = np.empty((1, len(values)), object)
+    array[0, :] = values
+    return array
 
 
 def infer_request(model: str, request_id: str, inputs: Mapping[str, np.ndarray]) -> service_pb2.ModelInferRequest:

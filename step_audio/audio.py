@@ -16,7 +16,7 @@ import av
 import numpy as np
 import soxr
 
-from step_audio.errors import InvalidRequest
+from step_audio.errors import AudioTooLong, InvalidRequest
 
 SAMPLE_RATE = 16_000  # Hz, the only rate that the model knows
 CLIP_SECONDS = 25  # the model was served with clips of 25 s; its positions end at 30 s
@@ -125,7 +125,7 @@ def _decode(
         stated = _stated_seconds(container, stream)
     # A codec's padding may be counted in the header: up to a second more is left to the count of samples.
     if max_seconds is not None and stated is not None and stated > max_seconds + 1:
-        raise InvalidRequest(f"{name}: {stated:.1f} s long, the limit is {max_seconds:g} s")
+        raise AudioTooLong(f"{name}: {stated:.1f} s long, the limit is {max_seconds:g} s")
 
     pcm = bytearray()  # grows in place: no list of pieces to join, which would double the memory
     rate = count = longest = 0  # of the source: Hz, samples, samples in a frame
@@ -144,7 +144,7 @@ def _decode(
         block = _mono(frames)
         count += len(block)
         if max_seconds is not None and count > max_seconds * rate:
-            raise InvalidRequest(f"{name}: longer than the limit of {max_seconds:g} s")
+            raise AudioTooLong(f"{name}: longer than the limit of {max_seconds:g} s")
         if not np.isfinite(block).all():
             raise InvalidRequest(f"{name}: the samples hold NaN or infinity")
         pcm.extend(resampler.resample_chunk(block) if resampler else block)

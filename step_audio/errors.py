@@ -14,6 +14,10 @@ class InvalidRequest(StepAudioError):
     """The request cannot be served as it is; the text says what to change."""
 
 
+class AudioTooLong(InvalidRequest):
+    """A recording is longer than what was allowed for it."""
+
+
 class Overloaded(StepAudioError):
     """The queue is full; the same request may succeed later."""
 

@@ -11,15 +11,11 @@ from tritonclient.grpc import service_pb2_grpc
 
 from step_audio_client import wire
 
-
-def scalar(value, kind) -> np.ndarray:
-    return np.array([[value]], kind)
+scalar = wire.scalar
 
 
 def texts(*values: bytes | str) -> np.ndarray:
-    array = np.empty((1, len(values)), object)
-    array[0, :] = [value.encode() if isinstance(value, str) else value for value in values]
-    return array
+    return wire.byte_strings([value.encode() if isinstance(value, str) else value for value in values])
 
 
 def prompt(ids: list[int], new: int, **others: np.ndarray) -> dict[str, np.ndarray]:

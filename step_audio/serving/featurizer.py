@@ -14,7 +14,7 @@ import numpy as np
 from step_audio import mel
 from step_audio.audio import SAMPLE_RATE, content_hash, decode_audio, split_clips
 from step_audio.conversation import parse_conversation
-from step_audio.errors import InvalidRequest
+from step_audio.errors import AudioTooLong, InvalidRequest
 from step_audio.serving.settings import Runtime
 
 
@@ -62,11 +62,11 @@ class Featurizer:
         for i, data in enumerate(audio):
             try:
                 samples = decode_audio(data, max_seconds=left, name=f"audio[{i}]")
-            except InvalidRequest as error:
-                if i and "limit" in str(error):  # the number in it is what the recordings before have left
-                    total = self.runtime.limits.max_audio_seconds
-                    raise InvalidRequest(f"{error}: what the recordings before it leave of {total:g} s") from None
-                raise
+            except AudioTooLong as error:
+                if i == 0:
+                    raise
+                total = self.runtime.limits.max_audio_seconds
+                raise InvalidRequest(f"{error}: what the recordings before it leave of {total:g} s") from None
             left -= len(samples) / SAMPLE_RATE
             new = split_clips(samples)
             clips += new

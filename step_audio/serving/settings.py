@@ -57,7 +57,7 @@ class ServeSettings(Strict):
     length_rule: LengthRule = "L"
     chat_template: str = "default"  # "default", "published", or a path to a Jinja file
     encoder_batch_clips: PositiveInt = 2  # clips in one run of the encoder; on a CPU more are no faster, only larger
-    preprocessing_batch_size: PositiveInt = 16  # requests in one call of featurizer, prompt builder, encoder
+    preprocessing_batch_size: PositiveInt = 16  # requests in one call of featurizer or encoder
     limits: Limits = Limits()
     grpc_port: int = Field(8001, ge=1, le=65535)
     http_port: int = Field(8000, ge=1, le=65535)

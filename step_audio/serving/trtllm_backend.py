@@ -24,7 +24,7 @@ from step_audio.serving.trtllm_response import ResponseStream, Send, SenderPool
 log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(eq=False)
 class _InFlight:
     triton_id: str
     is_cancelled: Callable[[], bool]
@@ -80,8 +80,7 @@ class TrtllmBackend:
         )
         self._senders = SenderPool()
         self._lock = threading.Lock()
-        self._in_flight: dict[int, _InFlight] = {}
-        self._serial = 0
+        self._in_flight: set[_InFlight] = set()
         self._closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watcher", daemon=True)
         self._watcher.start()
@@ -119,11 +118,10 @@ class TrtllmBackend:
         except Exception as error:
             channel.send(None, readable(error), True)
             return
+        entry = _InFlight(triton_id, channel.is_cancelled)
         with self._lock:
-            self._serial += 1
-            key = self._serial
-            entry = self._in_flight[key] = _InFlight(triton_id, channel.is_cancelled)
-        stream = ResponseStream(request.options, channel.send, self._senders, on_final=lambda: self._finish(key))
+            self._in_flight.add(entry)
+        stream = ResponseStream(request.options, channel.send, self._senders, on_final=lambda: self._finish(entry))
         stream.expect([row.input_ids for row in request.rows])
         try:
             for row in request.rows:
@@ -139,7 +137,7 @@ class TrtllmBackend:
         if not triton_id:
             raise InvalidRequest("stop needs the id of the request to stop")
         with self._lock:
-            ids = [i for entry in self._in_flight.values() if entry.triton_id == triton_id for i in entry.engine_ids]
+            ids = [i for entry in self._in_flight if entry.triton_id == triton_id for i in entry.engine_ids]
         self._cancel(ids)
 
     def _cancel(self, engine_ids: list[str]) -> None:
@@ -153,11 +151,10 @@ class TrtllmBackend:
         self.engine.shutdown()
         self._senders.shutdown()
 
-    def _finish(self, key: int) -> None:
+    def _finish(self, entry: _InFlight) -> None:
         with self._lock:
-            entry = self._in_flight.pop(key, None)
-        if entry:
-            self._cancel(entry.engine_ids)  # nothing to do unless another row of the batch failed
+            self._in_flight.discard(entry)
+        self._cancel(entry.engine_ids)  # nothing to do unless another row of the batch failed
 
     def _watch(self) -> None:
         """Triton's own cancellation (a direct client hung up) is only to be had by asking."""
@@ -166,7 +163,7 @@ class TrtllmBackend:
                 log.critical("the engine has ended: so does this process, for its supervisor to start a new one")
                 os._exit(1)
             with self._lock:
-                entries = list(self._in_flight.values())
+                entries = list(self._in_flight)
             for entry in entries:
                 try:
                     cancelled = entry.is_cancelled()

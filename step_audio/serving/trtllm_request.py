@@ -157,7 +157,7 @@ def _row(
         bad_words=words("bad_words_list"),
         prompt_table=None if table is None else table[row],
         extra_ids=np.ascontiguousarray(extra_ids[row]) if fits else None,
-        num_return_sequences=1 if scalar("num_return_sequences") is None else scalar("num_return_sequences"),
+        num_return_sequences=1 if (answers := scalar("num_return_sequences")) is None else answers,
         return_log_probs=options.log_probs,
         on_output=lambda output: on_output(row, output),
     )
