@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from step_audio.serving.demo import free_ports
 from step_audio.tokenizer import Tokenizer
-from step_audio_build.make_tiny import build_tokenizer
+from step_audio_build.small_tokenizer import build_tokenizer
 from step_audio_client import Audio, RequestError, Sampling, ServerBusy, StepAudioClient, user, wire
 from step_audio_client.errors import request_error
 from step_audio_client.messages import split_audio
