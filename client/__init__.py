@@ -3,11 +3,34 @@
 async with StepAudioClient("127.0.0.1:8001") as client:
     async for delta in client.generate([user("What do you hear?", Path("question.wav"))]):
         print(delta.text, end="")
+
+`ReplyParser` (streamed) and `parse_reply` (whole) take that text apart: thought, answer, tool calls.
 """
 
 from step_audio_client.client import Delta, Generation, StepAudioClient, Usage
 from step_audio_client.errors import RequestError, ServerBusy
 from step_audio_client.messages import Audio, user
+from step_audio_client.reasoning import ReasoningSplitter, reasoning_ended
+from step_audio_client.replies import Reply, ReplyDelta, ReplyParser, parse_reply
 from step_audio_client.sampling import Sampling
+from step_audio_client.tool_calls import ToolCall, ToolCallParser
 
-__all__ = ["Audio", "Delta", "Generation", "RequestError", "Sampling", "ServerBusy", "StepAudioClient", "Usage", "user"]
+__all__ = [
+    "Audio",
+    "Delta",
+    "Generation",
+    "ReasoningSplitter",
+    "Reply",
+    "ReplyDelta",
+    "ReplyParser",
+    "RequestError",
+    "Sampling",
+    "ServerBusy",
+    "StepAudioClient",
+    "ToolCall",
+    "ToolCallParser",
+    "Usage",
+    "parse_reply",
+    "reasoning_ended",
+    "user",
+]
