@@ -2,7 +2,7 @@
 
     WORK/decoder-tp4-bfloat16/   TensorRT-LLM checkpoint: config.json, rank0..3.safetensors, manifest
     WORK/encoder-L.onnx          and its manifest
-    WORK/tokenizer.json
+    WORK/tokenizer.json, WORK/xgrammar_tokenizer_info.json
     WORK/server-PORT/engine/     engine-style config.json with that server's limits, and links to the rank files
 
 A name says what its content depends on, so that another choice builds beside it and not over it.
@@ -23,6 +23,7 @@ from step_audio.errors import StepAudioError
 from step_audio.serving.repository import Artefacts
 from step_audio.serving.settings import ServeSettings, SettingsError
 from step_audio.tokenizer import Tokenizer, check_vocabulary
+from step_audio.tokenizer_info import xgrammar_tokenizer_info
 from step_audio_build.convert_decoder import convert_decoder
 from step_audio_build.engine_dir import BuildConfig, build_cpu_engine_dir
 from step_audio_build.export_encoder import export_encoder
@@ -41,6 +42,7 @@ def build(settings: ServeSettings, say: Callable[[str], None] = lambda line: Non
     check_vocabulary(tokenizer, model.text.vocab_size)
     render(parse_conversation([{"role": "user", "content": "hello"}]), settings.chat_template)  # a broken one, now
     write_atomically(work / "tokenizer.json", tokenizer.to_json())
+    write_atomically(work / "xgrammar_tokenizer_info.json", xgrammar_tokenizer_info(tokenizer))
 
     dtype = settings.dtype or model.text.dtype
     decoder = work / f"decoder-tp{settings.tp}-{dtype}"
@@ -56,6 +58,7 @@ def build(settings: ServeSettings, say: Callable[[str], None] = lambda line: Non
         engine_dir=settings.run_dir / "engine",
         encoder_file=encoder,
         tokenizer_file=work / "tokenizer.json",
+        xgrammar_tokenizer_info_file=work / "xgrammar_tokenizer_info.json",
         table_dtype=dtype,
         max_prompt_table_rows=limits.max_prompt_embedding_table_size // limits.max_batch_size,
     )

@@ -75,7 +75,8 @@ def settings(work: Path, **values) -> ServeSettings:
 
 def build(work: Path, dtype: str = "bfloat16", **values) -> Path:
     work.mkdir(exist_ok=True)
-    artefacts = Artefacts(work / "engine", work / "encoder.onnx", work / "tokenizer.json", dtype, 4096)
+    files = ("engine", "encoder.onnx", "tokenizer.json", "xgrammar_tokenizer_info.json")
+    artefacts = Artefacts(*(work / name for name in files), dtype, 4096)
     return assemble(settings(work, **values), model(), artefacts)
 
 
@@ -175,8 +176,8 @@ def test_llm_queue_and_parameters(tmp_path):
         "exclude_input_in_output": "true",
         "normalize_log_probs": "false",
         "tokenizer_dir": "",
-        "guided_decoding_backend": "",
-        "xgrammar_tokenizer_info_path": "",
+        "guided_decoding_backend": "xgrammar",
+        "xgrammar_tokenizer_info_path": str(tmp_path / "xgrammar_tokenizer_info.json"),
     }
     assert {key: value for key, value in parameters(llm).items() if key in expected} == expected
     assert parameters(parse(build(tmp_path / "on"))[LLM])["enable_kv_cache_reuse"] == "true"

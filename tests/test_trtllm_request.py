@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from test_repository import INPUTS, table
 
-from step_audio.errors import InvalidRequest
+from step_audio.engine.request import Guide
+from step_audio.errors import ArtefactError, InvalidRequest
+from step_audio.serving.trtllm_backend import TrtllmBackend
 from step_audio.serving.trtllm_request import NEUTRAL, SUPPORTED, is_stop, parse
 
 KINDS = {
@@ -192,3 +194,40 @@ def test_stop_needs_nothing_else():
 def test_values_out_of_range(name, value, kind):
     with pytest.raises(InvalidRequest, match=name.removeprefix("runtime_")):
         row(**{name: scalars(value, kind=kind)})
+
+
+def strings(*values: bytes) -> np.ndarray:
+    return np.array([[value] for value in values], object)
+
+
+def test_guides():
+    assert row().guide is None
+    kind, schema = strings(b"json_schema"), strings('{"title": "é"}'.encode())
+    assert row(guided_decoding_guide_type=kind, guided_decoding_guide=schema).guide == Guide(
+        "json_schema", '{"title": "é"}'
+    )
+    assert row(guided_decoding_guide_type=strings(b"json")).guide == Guide("json", "")
+    both = parsed(
+        tensors(
+            [1], [2], guided_decoding_guide_type=strings(b"regex", b"json"), guided_decoding_guide=strings(b"a", b"")
+        )
+    )
+    assert [one.guide for one in both.rows] == [Guide("regex", "a"), Guide("json", "")]
+
+
+def test_a_guide_without_its_type():
+    """The C++ backend would answer without a guide."""
+    with pytest.raises(InvalidRequest, match="'guided_decoding_guide' needs 'guided_decoding_guide_type'"):
+        row(guided_decoding_guide=strings(b"a"))
+
+
+@pytest.mark.parametrize("name", ["guided_decoding_guide_type", "guided_decoding_guide"])
+def test_a_guide_that_is_no_text(name):
+    texts = {"guided_decoding_guide_type": strings(b"regex"), "guided_decoding_guide": strings(b"a")}
+    with pytest.raises(InvalidRequest, match=f"input '{name}' is not UTF-8"):
+        row(**texts | {name: strings(b"\xff")})
+
+
+def test_another_guided_decoding_backend_is_refused():
+    with pytest.raises(ArtefactError, match="guided_decoding_backend must be xgrammar or empty, got 'llguidance'"):
+        TrtllmBackend({"guided_decoding_backend": "llguidance"})

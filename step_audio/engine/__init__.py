@@ -2,13 +2,14 @@
 
 from step_audio.engine.engine import Engine
 from step_audio.engine.options import EngineOptions, EngineStats
-from step_audio.engine.request import GenerationRequest, SamplingParams, SequenceOutput, SequenceStats
+from step_audio.engine.request import GenerationRequest, Guide, SamplingParams, SequenceOutput, SequenceStats
 
 __all__ = [
     "Engine",
     "EngineOptions",
     "EngineStats",
     "GenerationRequest",
+    "Guide",
     "SamplingParams",
     "SequenceOutput",
     "SequenceStats",

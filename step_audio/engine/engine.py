@@ -11,10 +11,11 @@ from dataclasses import replace
 import numpy as np
 
 from step_audio.engine.executor import Executor, TokenEmbedding
+from step_audio.engine.guide import CompiledGuide, GuideCompiler, TokenGuide
 from step_audio.engine.kv_cache import BlockPool
 from step_audio.engine.options import EngineOptions, EngineStats
 from step_audio.engine.request import Finished, GenerationRequest, SequenceOutput, SequenceStats
-from step_audio.engine.sampler import TokenSampler
+from step_audio.engine.sampler import NoToken, TokenSampler
 from step_audio.engine.scheduler import Scheduler
 from step_audio.engine.sequence import Sequence, assemble
 from step_audio.engine.trtllm_checkpoint import EngineSpec, Weights, load_engine
@@ -36,6 +37,7 @@ class _Active:
         self.arrival_ns = time.monotonic_ns()
         self.scheduled = False
         self.cancelled = False
+        self.refusal: StepAudioError | None = None  # its guide cannot be compiled
 
 
 class Engine:
@@ -53,6 +55,8 @@ class Engine:
         self.spec = replace(spec, max_seq_len=min(spec.max_seq_len, num_blocks * spec.tokens_per_block))
         self.options = options
         self._embed = TokenEmbedding(weights)
+        info = options.xgrammar_tokenizer_info_path
+        self._guides = GuideCompiler(info, spec.vocab_size) if info else None
         self._executor = _make_executor(self.spec, weights, num_blocks, options)
         self._pool = BlockPool(num_blocks, options.enable_kv_cache_reuse)
         self._scheduler = Scheduler(
@@ -80,6 +84,10 @@ class Engine:
         new_tokens = validate(
             request, spec, reuse=options.enable_kv_cache_reuse, chunked=options.enable_chunked_context
         )
+        if request.guide is not None and self._guides is None:
+            raise InvalidRequest(
+                "input 'guided_decoding_guide_type' needs guided decoding, which this server is not set up for"
+            )
         sequences = [
             Sequence(request, index, new_tokens, spec.tokens_per_block, spec.vocab_size)
             for index in range(request.num_return_sequences)
@@ -104,8 +112,12 @@ class Engine:
             if options.max_queue_size and self._waiting() >= options.max_queue_size:
                 raise Overloaded(f"{options.max_queue_size} requests are waiting already: try again later")
             self._active[request.request_id] = active
-            self._arrived.append(active)
             self._total_requests += 1
+            if request.guide is not None and self._guides is not None:  # arrives when that is compiled
+                answers = tuple(sequences)
+                self._guides.submit(request.guide, lambda outcome: self._compiled(active, answers, outcome))
+                return
+            self._arrived.append(active)
             self._condition.notify()
 
     def cancel(self, request_id: str) -> bool:
@@ -154,9 +166,28 @@ class Engine:
             self._condition.notify()
         if threading.current_thread() is not self._thread:
             self._thread.join()
+        if self._guides is not None:
+            self._guides.shutdown()
 
     def _waiting(self) -> int:
         return sum(not active.scheduled for active in self._active.values())
+
+    def _compiled(
+        self, active: _Active, sequences: tuple[Sequence, ...], outcome: CompiledGuide | StepAudioError
+    ) -> None:
+        """Called by a thread of the compiler's."""
+        if isinstance(outcome, StepAudioError):
+            active.refusal = outcome
+        else:
+            try:
+                for sequence in sequences:
+                    sequence.guide = TokenGuide(outcome, active.request)
+            except Exception:
+                logger.exception("the guide of request %s cannot be followed", active.request.request_id)
+                active.refusal = StepAudioError("internal error")
+        with self._condition:
+            self._arrived.append(active)
+            self._condition.notify()
 
     def _run(self) -> None:
         try:
@@ -183,7 +214,10 @@ class Engine:
             arrived, self._arrived = self._arrived, []
             cancelled, self._cancelled = self._cancelled, []
         for active in arrived:
-            self._scheduler.add(active.queued.popleft())
+            if active.refusal is not None:
+                self._fail(active, active.refusal)
+            elif active.queued:  # else cancelled while its guide was being compiled
+                self._scheduler.add(active.queued.popleft())
         for active in cancelled:
             self._cancel(active)
         return self._running
@@ -225,14 +259,24 @@ class Engine:
                 continue  # another answer to the same request has just failed
             try:
                 self._extend(active, sequence, row)
+            except StepAudioError as error:
+                self._fail(active, error)
             except Exception:
                 logger.exception("request %s failed", active.request.request_id)
                 self._fail(active)
 
     def _extend(self, active: _Active, sequence: Sequence, row: np.ndarray) -> None:
         """Draw the sequence's next token and tell the request. What goes wrong here is this request's alone."""
-        request = sequence.request
-        token, log_prob, cumulative = sequence.sampler.draw(row, sequence.history())
+        request, guide = sequence.request, sequence.guide
+        if guide is not None and not guide.mask(row):
+            self._finish(active, sequence, "stop")
+            return
+        try:
+            token, log_prob, cumulative = sequence.sampler.draw(row, sequence.history())
+        except NoToken:
+            if guide is None:
+                raise
+            raise InvalidRequest("bad_words or min_tokens forbid every token that the guide allows next") from None
         now = time.monotonic_ns()
         sequence.first_token_ns = sequence.first_token_ns or now
         if token == request.end_id:
@@ -247,6 +291,8 @@ class Engine:
         if finished:
             self._finish(active, sequence, finished, [token], log_probs)
         else:
+            if guide is not None:
+                guide.accept(token)
             self._send(
                 active,
                 SequenceOutput(request.request_id, sequence.index, [token], log_probs, sequence.cum_log_prob),
@@ -279,15 +325,15 @@ class Engine:
         for sequence in list(active.sequences):
             self._finish(active, sequence, "cancelled")
 
-    def _fail(self, active: _Active) -> None:
+    def _fail(self, active: _Active, error: StepAudioError | None = None) -> None:
         if not active.sequences:  # its final output has been sent
             return
         index = active.sequences[0].index
         self._release(active, list(active.sequences))
-        self._send_error(active, index)
+        self._send_error(active, index, error)
 
-    def _send_error(self, active: _Active, index: int) -> None:
-        error = StepAudioError("internal error")
+    def _send_error(self, active: _Active, index: int, error: StepAudioError | None = None) -> None:
+        error = error or StepAudioError("internal error")
         self._send(active, SequenceOutput(active.request.request_id, index, [], [], 0.0, error=error, final=True))
 
     def _release(self, active: _Active, sequences: list[Sequence]) -> None:

@@ -23,6 +23,7 @@ class EngineOptions:
     batch_scheduler_policy: Policy = "guaranteed_no_evict"
     max_queue_size: int = 0  # requests waiting for their first step; 0 is unlimited
     normalize_log_probs: bool = True
+    xgrammar_tokenizer_info_path: str | Path | None = None  # None: requests with a guide are refused
     precision: Literal["f32", "bf16"] = "f32"
     threads: int = 0  # of the executor; 0 is its own choice
     executor: Literal["openvino", "torch"] = "openvino"

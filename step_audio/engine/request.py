@@ -12,6 +12,7 @@ import numpy as np
 from step_audio.errors import InvalidRequest, StepAudioError
 
 Finished = Literal["stop", "length", "cancelled"]
+GuideKind = Literal["json", "json_schema", "regex", "ebnf_grammar"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,15 @@ class SamplingParams:
         for name, (valid, allowed) in ranges.items():
             if not valid:
                 raise InvalidRequest(f"{name} must be {allowed}, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Guide:
+    """What the answer must be, from its first token on: any JSON, JSON of a schema, what a regular expression
+    matches, or a sentence of a grammar in xgrammar's EBNF, whose first rule is `root`."""
+
+    kind: GuideKind
+    text: str = ""  # not looked at for "json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +108,4 @@ class GenerationRequest:
     extra_ids: np.ndarray | None = None  # uint64 [n], tell apart equal ids of different clips in the KV cache
     num_return_sequences: int = 1  # sequence i draws with seed + i
     return_log_probs: bool = False
+    guide: Guide | None = None

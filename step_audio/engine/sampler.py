@@ -19,6 +19,10 @@ MAX_TOP_K = 1024
 _MASK64 = 2**64 - 1
 
 
+class NoToken(ValueError):
+    """Every token is forbidden, or the logits are not numbers."""
+
+
 def uniform(seed: int, position: int) -> float:
     """A number in (0, 1], a function of its arguments alone, so no neighbour in the batch can move it.
 
@@ -34,7 +38,7 @@ def uniform(seed: int, position: int) -> float:
 
 
 def largest(row: np.ndarray, k: int) -> np.ndarray:
-    """Ids of the k largest values, falling; the lower id first among equals.
+    """Ids of the k largest values, falling; the lower id first among equals. -inf may be left out.
 
     A partition of 158,720 values takes 1.7 ms. The k-th largest of the maxima of disjoint groups is a lower
     bound of the k-th largest value, leaves few candidates, and is found in one pass: 0.06 ms.
@@ -45,7 +49,8 @@ def largest(row: np.ndarray, k: int) -> np.ndarray:
         return np.argsort(-row, kind="stable")[:k]
     maxima = row[: rows * columns].reshape(rows, columns).max(0)
     bound = np.partition(maxima, columns - k)[columns - k]
-    candidates = np.flatnonzero(row >= bound)
+    # Under a guide few are above -inf, and then all of these are fewer than k.
+    candidates = np.flatnonzero(row >= bound if bound > -np.inf else row > bound)
     return candidates[np.argsort(-row[candidates], kind="stable")[:k]]
 
 
@@ -90,7 +95,7 @@ class TokenSampler:
     def draw(self, row: np.ndarray, history: np.ndarray) -> tuple[int, float, float]:
         """The next token, its log-probability, and its share of the cumulative one (0.0 unless asked for).
 
-        row: float32 [vocab], overwritten; history: int32, prompt and answer so far. Raises ValueError if
+        row: float32 [vocab], overwritten; history: int32, prompt and answer so far. Raises NoToken if
         nothing can be drawn, and then only this answer is at fault.
         """
         if self.penalized:
@@ -109,7 +114,7 @@ class TokenSampler:
         else:
             best = row.max()
         if not np.isfinite(best):
-            raise ValueError("no token has a finite logit")
+            raise NoToken("no token has a finite logit")
         total = self._total(row, best) if self.log_probs or not self.top_k else 1.0
         within = 1.0  # mass of the top_k, relative to the best token
         if self.top_k > 1:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from step_audio.engine.executor import Batch, TokenEmbedding
+from step_audio.engine.guide import TokenGuide
 from step_audio.engine.kv_cache import block_key
 from step_audio.engine.request import GenerationRequest
 from step_audio.engine.sampler import TokenSampler
@@ -32,6 +33,7 @@ class Sequence:
         for word in request.stop_words:
             self.stop_words.setdefault(word[-1], []).append(list(word))
         self.sampler: TokenSampler | None = None  # made by the engine, which knows the vocabulary and the options
+        self.guide: TokenGuide | None = None  # if the request has one, made when that is compiled
         self.cum_log_prob = 0.0
         # KV cache
         self.blocks: list[int] = []

@@ -32,6 +32,7 @@ class Artefacts:
     engine_dir: Path
     encoder_file: Path
     tokenizer_file: Path
+    xgrammar_tokenizer_info_file: Path
     table_dtype: DType
     max_prompt_table_rows: int
 
@@ -102,6 +103,7 @@ def template_values(
             "dynamic_batching": "",
             "max_queue_size": settings.max_queue_size,
             "engine_dir": artefacts.engine_dir,
+            "xgrammar_tokenizer_info_path": artefacts.xgrammar_tokenizer_info_file,
             "max_tokens_in_paged_kv_cache": kv_tokens,
             "batch_scheduler_policy": settings.batch_scheduler_policy,
             "kv_cache_free_gpu_mem_fraction": 0.9,

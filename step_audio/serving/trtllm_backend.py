@@ -65,6 +65,10 @@ class TrtllmBackend:
         policy = parameters.get("batch_scheduler_policy") or "guaranteed_no_evict"
         if policy not in get_args(Policy):
             raise ArtefactError(f"batch_scheduler_policy must be one of {', '.join(get_args(Policy))}, got {policy!r}")
+        guided = parameters.get("guided_decoding_backend")
+        if guided and guided != "xgrammar":
+            raise ArtefactError(f"guided_decoding_backend must be xgrammar or empty, got {guided!r}")
+        tokenizer_info = parameters.get("xgrammar_tokenizer_info_path")
         engine_dir = Path(parameters["gpt_model_path"])
         self.engine = Engine(
             EngineOptions(
@@ -75,6 +79,8 @@ class TrtllmBackend:
                 batch_scheduler_policy=policy,
                 normalize_log_probs=_bool(parameters, "normalize_log_probs", True),
                 max_queue_size=int(_number(parameters, "max_queue_size", 0)),
+                # As in the C++ backend either alone is nothing, and tokenizer_dir is not read.
+                xgrammar_tokenizer_info_path=tokenizer_info if guided and tokenizer_info else None,
                 precision="f32" if _dtype(engine_dir) == "float32" else "bf16",
             )
         )

@@ -11,7 +11,7 @@ from itertools import count
 
 import numpy as np
 
-from step_audio.engine.request import GenerationRequest, SamplingParams, SequenceOutput
+from step_audio.engine.request import GenerationRequest, Guide, SamplingParams, SequenceOutput
 from step_audio.errors import InvalidRequest
 from step_audio.word_list import unpack_word_list
 
@@ -47,6 +47,8 @@ OTHERS = (
     # The C++ backend takes the table's size from its shape, and pads nothing that is packed.
     "prompt_vocab_size",
     "pad_id",
+    "guided_decoding_guide_type",
+    "guided_decoding_guide",
 )
 SUPPORTED = frozenset((*REQUIRED, *SAMPLING, *FLAGS, *OTHERS))
 
@@ -137,6 +139,14 @@ def _row(
     def words(name: str) -> list[list[int]]:
         return unpack_word_list(tensors[name][row], name) if name in tensors else []
 
+    def text(name: str) -> str | None:
+        if name not in tensors:
+            return None
+        try:
+            return tensors[name].reshape(len(tensors["input_ids"]), -1)[row, 0].decode()
+        except UnicodeDecodeError:
+            raise InvalidRequest(f"input '{name}' is not UTF-8") from None
+
     input_ids, length = tensors["input_ids"][row], scalar("input_lengths")
     if len(tensors["input_ids"]) == 1:
         length = len(input_ids)  # a batch of one is not padded: the C++ backend does not look at input_lengths
@@ -159,5 +169,15 @@ def _row(
         extra_ids=np.ascontiguousarray(extra_ids[row]) if fits else None,
         num_return_sequences=1 if (answers := scalar("num_return_sequences")) is None else answers,
         return_log_probs=options.log_probs,
+        guide=_guide(text("guided_decoding_guide_type"), text("guided_decoding_guide")),
         on_output=lambda output: on_output(row, output),
     )
+
+
+def _guide(kind: str | None, text: str | None) -> Guide | None:
+    """The C++ backend answers without a guide if it does not know the type; our engine refuses that."""
+    if kind is None:
+        if text is not None:
+            raise InvalidRequest("input 'guided_decoding_guide' needs 'guided_decoding_guide_type' beside it")
+        return None
+    return Guide(kind, text or "")
