@@ -7,28 +7,48 @@ async with StepAudioClient("127.0.0.1:8001") as client:
 `ReplyParser` (streamed) and `parse_reply` (whole) take that text apart: thought, answer, tool calls.
 """
 
+from step_audio_client.chat_types import (
+    ChatDelta,
+    ChatOptions,
+    ChatUsage,
+    Guide,
+    Thinking,
+    TokenLogprob,
+    TtsContent,
+)
 from step_audio_client.client import Delta, Generation, StepAudioClient, Usage
-from step_audio_client.errors import RequestError, ServerBusy
+from step_audio_client.errors import RequestError, RequestTimeout, ServerBusy, Unavailable
 from step_audio_client.messages import Audio, user
 from step_audio_client.reasoning import ReasoningSplitter, reasoning_ended
 from step_audio_client.replies import Reply, ReplyDelta, ReplyParser, parse_reply
 from step_audio_client.sampling import Sampling
 from step_audio_client.tool_calls import ToolCall, ToolCallParser
+from step_audio_client.tts import TtsParser
 
 __all__ = [
     "Audio",
+    "ChatDelta",
+    "ChatOptions",
+    "ChatUsage",
     "Delta",
     "Generation",
+    "Guide",
     "ReasoningSplitter",
     "Reply",
     "ReplyDelta",
     "ReplyParser",
     "RequestError",
+    "RequestTimeout",
     "Sampling",
     "ServerBusy",
     "StepAudioClient",
+    "Thinking",
+    "TokenLogprob",
     "ToolCall",
     "ToolCallParser",
+    "TtsContent",
+    "TtsParser",
+    "Unavailable",
     "Usage",
     "parse_reply",
     "reasoning_ended",

@@ -16,6 +16,8 @@ from step_audio.tokenizer import Tokenizer
 from step_audio_client.client import StepAudioClient
 from step_audio_client.errors import RequestError
 from step_audio_client.messages import Audio, user
+from step_audio_client.reasoning import reasoning_ended
+from step_audio_client.replies import ReplyDelta, ReplyParser
 from step_audio_client.sampling import Sampling
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
@@ -35,7 +37,7 @@ def chat(
     tokenizer: Path | None = None,
     out: TextIO = sys.stdout,
 ) -> int:
-    """Print the answer on `out` and a line of figures on stderr; returns the exit status.
+    """Print the answer on `out`, the thought before it and a line of figures on stderr; returns the exit status.
 
     Ctrl-C stops the server's work too. Raises ChatError.
     """
@@ -60,6 +62,36 @@ def _messages(
     return messages
 
 
+class _Printer:
+    """The thought on stderr, dim where that is a terminal; the answer on `out`."""
+
+    def __init__(self, out: TextIO):
+        self.out = out
+        self.dim, self.plain = ("\033[2m", "\033[0m") if sys.stderr.isatty() else ("", "")
+        self.thinking = False
+
+    def __call__(self, delta: ReplyDelta) -> None:
+        if delta.reasoning:
+            self.thinking = True
+            print(f"{self.dim}{delta.reasoning}{self.plain}", end="", file=sys.stderr, flush=True)
+        if (delta.content or delta.tool_calls) and self.thinking:
+            self._end_thought()
+        self.out.write(delta.content)
+        for call in delta.tool_calls:
+            self.out.write(f"{call.name}({call.arguments})\n")
+        self.out.flush()
+
+    def _end_thought(self) -> None:
+        self.thinking = False
+        print(file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        if self.thinking:
+            self._end_thought()
+        self.out.write("\n")
+        self.out.flush()
+
+
 async def _ask(
     address: str,
     messages: list[dict[str, Any]],
@@ -75,13 +107,15 @@ async def _ask(
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     async with StepAudioClient(address, tokenizer) as client:
         start, first = time.monotonic(), None
+        parser = ReplyParser(starts_in_content=reasoning_ended(prefix or ""))
+        show = _Printer(out)
         try:
             answer = client.generate(messages, sampling, continue_final_message=prefix is not None)
             async with contextlib.aclosing(answer):
                 async for delta in answer:
                     first = first or time.monotonic()
-                    out.write(delta.text)
-                    out.flush()
+                    show(parser.push(delta.text))
+                show(parser.flush())
         except RequestError as error:
             raise ChatError(str(error)) from None
         except asyncio.CancelledError:
@@ -89,8 +123,7 @@ async def _ask(
             with contextlib.suppress(OSError):  # the terminal may be gone
                 print("\nstopped", file=sys.stderr)
             return INTERRUPTED
-    out.write("\n")
-    out.flush()
+    show.end()
     assert first is not None and delta.usage is not None
     print(
         f"{delta.usage.prompt_tokens} prompt tokens, {delta.usage.completion_tokens} new in "

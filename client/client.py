@@ -1,32 +1,22 @@
-"""The client: one coroutine-safe object per server, one async iterator per generation."""
+"""The client: one coroutine-safe object for one server or several, one async iterator per answer."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-import time
-import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-import grpc
 import numpy as np
-from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from step_audio.tokenizer import IncrementalDecoder, Tokenizer
-from step_audio_client import wire
-from step_audio_client.errors import RequestError, request_error
-from step_audio_client.messages import split_audio
+from step_audio_client.chat_stream import ChatStream
+from step_audio_client.chat_types import ChatDelta, ChatOptions
+from step_audio_client.pipeline import Pipeline, Run
 from step_audio_client.sampling import Sampling
-
-ENSEMBLE = "step_audio_r1"
-LLM = "tensorrt_llm"
-
-TOO_LATE = "the answer took longer than the timeout"
-
-FinishReason = Literal["stop", "length"]
+from step_audio_client.tokens import FinishReason, TokenRequest, Tokens
 
 
 @dataclass(frozen=True)
@@ -60,17 +50,15 @@ class Generation:
 class StepAudioClient:
     """Speaks gRPC to the model repository. `async with`, or `close()` when done.
 
+    `address`: of one server, or of several that serve the same, as "host1:8001,host2:8001" or a sequence. Answers
+    take them in turns; one that a server did not begin, out of reach or its queue full, goes to the next.
     `tokenizer`: taken from the server at first use if not given.
     """
 
-    def __init__(self, address: str = "127.0.0.1:8001", tokenizer: Tokenizer | None = None):
-        self._channel = wire.channel(address)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._address = address
+    def __init__(self, address: str | Sequence[str] = "127.0.0.1:8001", tokenizer: Tokenizer | None = None):
+        self._pipeline = Pipeline(address)
         self._tokenizer = tokenizer
         self._info: dict[str, Any] | None = None
-        self._open: set[tuple[str, AsyncGenerator[wire.Response]]] = set()  # generations under way, by request id
-        self._stops: set[asyncio.Task] = set()
 
     async def __aenter__(self) -> StepAudioClient:
         return self
@@ -80,28 +68,20 @@ class StepAudioClient:
 
     async def close(self) -> None:
         """Stops what is under way, and waits for it, so that no slot stays taken on the server."""
-        # A `break` leaves the clean-up of `generate` to asyncio, which may get to it only when the channel is closed.
-        while self._open:
-            request_id, responses = self._open.pop()
-            with contextlib.suppress(RuntimeError):  # another task is reading it
-                await responses.aclose()
-            self._stop_in_background(request_id)
-        if self._stops:
-            await asyncio.gather(*self._stops, return_exceptions=True)
-        await self._channel.close()
+        await self._pipeline.close()
 
     async def ready(self) -> bool:
-        """Whether the whole pipeline is loaded."""
-        try:
-            answer = await self._stub.ModelReady(service_pb2.ModelReadyRequest(name=ENSEMBLE), timeout=5)
-        except grpc.aio.AioRpcError:
-            return False
-        return answer.ready
+        """Whether the whole pipeline is loaded, on one server at least."""
+        return await self._pipeline.ready()
+
+    async def stop(self, request_id: str) -> None:
+        """End an answer by its id, from wherever. Its own iterator then ends as if the model had."""
+        await self._pipeline.stop(request_id)
 
     async def serving_info(self) -> dict[str, Any]:
         """The served model's name and limits; asked once."""
         if self._info is None:
-            self._info = json.loads((await self._ask_tokenizer_model("serving_info")).decode())
+            self._info = json.loads(await self._ask_tokenizer_model("serving_info"))
         return self._info
 
     async def tokenizer(self) -> Tokenizer:
@@ -109,6 +89,35 @@ class StepAudioClient:
         if self._tokenizer is None:
             self._tokenizer = Tokenizer.from_json((await self._ask_tokenizer_model("tokenizer_json")).decode())
         return self._tokenizer
+
+    async def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        options: ChatOptions | None = None,
+        *,
+        request_id: str | None = None,
+    ) -> AsyncGenerator[ChatDelta]:
+        """The reply taken apart: thought, answer, tool calls, speech; the last delta has `finish_reason` and `usage`.
+
+        Leaving early and `request_id` are as for `generate`. Raises RequestError; for options that contradict each
+        other before anything is sent.
+        """
+        options = options or ChatOptions()
+        run = self._pipeline.run(request_id, options.timeout)
+        stream = ChatStream(lambda request: self._tokens(run, request), await self.tokenizer(), messages, options)
+        # Asked beside the generation, which takes longer.
+        first = stream.request()
+        text_tokens = None
+        if first.audio_count():
+            text_tokens = asyncio.create_task(self._text_tokens(run, first))
+            text_tokens.add_done_callback(lambda done: done.cancelled() or done.exception())  # never "not retrieved"
+        try:
+            async with contextlib.aclosing(stream.deltas(text_tokens)) as deltas:
+                async for delta in deltas:
+                    yield delta
+        finally:
+            if text_tokens is not None:
+                text_tokens.cancel()
 
     async def generate(
         self,
@@ -120,72 +129,28 @@ class StepAudioClient:
         timeout: float | None = None,
         request_id: str | None = None,
     ) -> AsyncGenerator[Delta]:
-        """Deltas of the answer; the last one carries `finish_reason` and `usage`.
+        """Deltas of the reply as the model writes it; the last one carries `finish_reason` and `usage`.
 
         Leaving the iteration early, by `break`, cancellation or an exception, stops the server's work.
         `timeout` in seconds bounds the whole answer. `request_id` must be unguessable: who knows it can stop the
         request; None makes a UUID. Raises RequestError.
         """
-        start = time.monotonic()
+        run = self._pipeline.run(request_id, timeout)
         tokenizer = await self.tokenizer()
-        max_seq_len = (await self.serving_info())["max_seq_len"]
-        sampling = sampling or Sampling()
         stop_ids = tokenizer.special.stop_ids
-        text, audio = split_audio(messages)
-        inputs = sampling.inputs() | {
-            "messages": wire.byte_strings([text.encode()]),
-            "streaming": wire.scalar(True, np.bool_),
-            "return_num_input_tokens": wire.scalar(True, np.bool_),
-        }
-        if audio:
-            inputs["audio"] = wire.byte_strings(audio)
-        if tools:
-            inputs["tools"] = wire.byte_strings([json.dumps(list(tools), ensure_ascii=False).encode()])
-        if continue_final_message:
-            inputs["continue_final_message"] = wire.scalar(True, np.bool_)
-
-        request_id = request_id or uuid.uuid4().hex
         decoder = IncrementalDecoder(tokenizer)
-        completion, prompt_tokens, last_id = 0, 0, None
-        responses = wire.stream(self._stub, wire.infer_request(ENSEMBLE, request_id, inputs), timeout)
-        entry = (request_id, responses)
-        self._open.add(entry)
-        try:
-            async for response in responses:
-                if response.final:
-                    self._open.discard(entry)
-                ids = response.outputs["output_ids"].reshape(-1).tolist() if response.outputs else []
-                if response.outputs:
-                    prompt_tokens = int(response.outputs["num_input_tokens"].reshape(-1)[0])
+        request = TokenRequest(messages, sampling or Sampling(), tools, continue_final_message)
+        completion = 0
+        async with contextlib.aclosing(self._tokens(run, request)) as stream:
+            async for tokens in stream:
+                ids, reason = tokens.token_ids, tokens.finish_reason
                 completion += len(ids)
-                last_id = ids[-1] if ids else last_id
-                shown = decoder.push([token for token in ids if token not in stop_ids])
-                # The engine sends those of the whole answer each time.
-                logprobs = response.outputs.get("output_log_probs", np.zeros(0)).reshape(-1).tolist()
-                logprobs = logprobs[len(logprobs) - len(ids) :]
-                if not response.final:
-                    yield Delta(ids, shown, logprobs)
+                text = decoder.push([token for token in ids if token not in stop_ids])
+                if reason is None:
+                    yield Delta(ids, text, tokens.logprobs)
                 else:
-                    limit = min(sampling.max_tokens or max_seq_len, max_seq_len - prompt_tokens)
-                    # The engine says neither: an answer that used up its room ended by length, unless by its
-                    # last token; of stop words the last token is kept, of end_id it is not.
-                    by_length = completion >= limit and last_id not in stop_ids
-                    reason: FinishReason = "length" if by_length else "stop"
-                    usage = Usage(prompt_tokens, completion)
-                    yield Delta(ids, shown + decoder.flush(), logprobs, reason, usage)
-        except wire.StreamError as error:
-            self._open.discard(entry)
-            raise request_error(str(error)) from None
-        except grpc.aio.AioRpcError as error:
-            if timeout is not None and time.monotonic() - start >= timeout:
-                raise RequestError(TOO_LATE) from None  # however the server put it
-            raise RequestError(self._unreachable(error)) from None
-        finally:
-            # First the stream, which keeps steps from being scheduled; then the LLM, if it is already at work.
-            await responses.aclose()
-            if entry in self._open:
-                self._open.discard(entry)
-                self._stop_in_background(request_id)
+                    usage = Usage(tokens.prompt_tokens, completion)
+                    yield Delta(ids, text + decoder.flush(), tokens.logprobs, reason, usage)
 
     async def complete(
         self, messages: Sequence[Mapping[str, Any]], sampling: Sampling | None = None, **options: Any
@@ -202,35 +167,28 @@ class StepAudioClient:
             usage=last.usage,
         )
 
-    async def stop(self, request_id: str) -> None:
-        """End a request of ours on the server.
+    async def _tokens(self, run: Run, request: TokenRequest) -> AsyncGenerator[Tokens]:
+        max_seq_len = (await self.serving_info())["max_seq_len"]
+        stop_ids = {*(await self.tokenizer()).special.stop_ids, *request.stop_token_ids}
+        async with contextlib.aclosing(self._pipeline.tokens(run, request, stop_ids, max_seq_len)) as stream:
+            async for tokens in stream:
+                yield tokens
 
-        A cancelled stream does not do it: tritonserver never tells a step inside an ensemble. The LLM model
-        takes a second request with the same id and `stop`.
+    async def _text_tokens(self, run: Run, request: TokenRequest) -> int:
+        """Positions of the prompt that are not the recordings' own, by the server's template and tokenizer.
+
+        The step that builds prompts answers it alone, with a clip of the shortest kind for each recording.
         """
-        required = ("input_ids", "input_lengths", "request_output_len")  # by the model's configuration, not read
-        inputs = {name: wire.scalar(1, np.int32) for name in required} | {"stop": wire.scalar(True, np.bool_)}
-        async for _ in wire.stream(self._stub, wire.infer_request(LLM, request_id, inputs), timeout=10):
-            pass
-
-    def _stop_in_background(self, request_id: str) -> None:
-        """A task of its own: the caller may itself be cancelled, and must not be kept waiting."""
-        task = asyncio.get_running_loop().create_task(self.stop(request_id))
-        self._stops.add(task)
-        task.add_done_callback(lambda done: (self._stops.discard(done), done.cancelled() or done.exception()))
+        count = request.audio_count()
+        clips = {"frames": np.int32, "audio_index": np.int32, "content_hash": np.uint64}
+        values = {"frames": [8] * count, "audio_index": range(count), "content_hash": [1] * count}
+        inputs = request.prompt_inputs() | {name: np.array([values[name]], clips[name]) for name in clips}
+        outputs = ("input_lengths", "prompt_table_extra_ids")
+        aside = self._pipeline.run(timeout=run.timeout)
+        aside.route = list(run.route)
+        length, extra = await self._pipeline.ask(aside, "prompt_builder", inputs, *outputs)
+        return int(length.item()) - np.count_nonzero(extra) - 2 * count  # the marks around a clip are its own
 
     async def _ask_tokenizer_model(self, output: str) -> bytes:
-        request = wire.infer_request("tokenizer", "", {})
-        request.outputs.add(name=output)
-        try:
-            answer = await self._stub.ModelInfer(request, timeout=30)
-        except grpc.aio.AioRpcError as error:
-            raise RequestError(self._unreachable(error)) from None
-        return wire.infer_response(answer).outputs[output].item()
-
-    def _unreachable(self, error: grpc.aio.AioRpcError) -> str:
-        if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-            return TOO_LATE
-        if error.code() == grpc.StatusCode.UNAVAILABLE:
-            return f"no server answers at {self._address}"
-        return error.details() or error.code().name
+        (value,) = await self._pipeline.ask(self._pipeline.run(), "tokenizer", {}, output)
+        return value.item()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import grpc
+
 
 class RequestError(Exception):
     """The server refused or failed the request; the text is meant for a person."""
@@ -13,8 +15,20 @@ class ServerBusy(RequestError):
     """The server's queue is full; the same request may succeed later."""
 
 
+class RequestTimeout(RequestError):
+    """The answer took longer than the caller's timeout."""
+
+
+class Unavailable(RequestError):
+    """No server answers, or it went away in the middle."""
+
+
 # The words of our engine, of NVIDIA's, and of tritonserver when a burst fills the queue in front of the engine.
 BUSY = ("requests are waiting already", "Maximum queue size of", "Exceeds maximum queue size")
+# tritonserver's, while it shuts down and when a model's process is dead.
+GONE = ("Server is stopping", "has stopped accepting new inference requests", "is not healthy")
+
+TOO_LATE = "the answer took longer than the timeout"
 
 
 def request_error(text: str) -> RequestError:
@@ -22,4 +36,15 @@ def request_error(text: str) -> RequestError:
     text = re.sub(r"^in ensemble '[^']*', |\[request id: [^]]*\] ", "", text)
     if any(words in text for words in BUSY):
         return ServerBusy("the server's queue is full: try again later")
+    if any(words in text for words in GONE):
+        return Unavailable("the server is stopping or broken: try again later")
     return RequestError(text)
+
+
+def call_error(error: grpc.aio.AioRpcError, address: str) -> RequestError:
+    """What gRPC says of a failed call."""
+    if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return RequestTimeout(TOO_LATE)
+    if error.code() == grpc.StatusCode.UNAVAILABLE:
+        return Unavailable(f"no server answers at {address}")
+    return request_error(error.details() or error.code().name)

@@ -35,6 +35,17 @@ def reasoning_ended(prompt_tail: str) -> bool:
     return bool(markers) and markers[-1] in END_MARKERS
 
 
+def thought_of(reply: str) -> str:
+    r"""The thought as the model wrote it, ready to be closed: up to its end marker, to what may become one, or all.
+
+    >>> thought_of("Two.\n</think>\nFour."), thought_of("Two.\n</th"), thought_of("<think>\nTwo")
+    ('Two.', 'Two.', '<think>\nTwo')
+    """
+    end = _END.search(reply)
+    size = end.start() if end else len(reply) - partial_marker(reply, END_MARKERS)
+    return reply[:size].rstrip("\n")
+
+
 class ReasoningSplitter:
     """Splits a reply that arrives in pieces of any size; what it returns joins up the same however it was cut.
 

@@ -44,6 +44,9 @@ TEMPLATES = ("default", "published")
 
 _AUDIO_PATCH = SPECIAL_TOKEN_NAMES["audio_patch"]  # where the templates put an audio part
 
+# Control tokens that a model writes inside its own turn; none of them begins or ends one.
+_OWN_TOKENS = re.compile("(</?tool_call>|<tts_start>|<tts_end>)")
+
 
 @dataclass(frozen=True, slots=True)
 class Control:
@@ -139,7 +142,7 @@ def render(
     messages = [_template_message(message, vault) for message in conversation.messages]
     end = vault.mark()
     if continue_final_message:
-        messages[-1]["content"] += end
+        messages[-1]["content"] = _continued(conversation.messages[-1], vault) + end
     try:
         rendered = _load_template(template).render(
             messages=messages,
@@ -180,6 +183,12 @@ def _template_message(message: Message, vault: _Vault) -> dict[str, Any]:
             for c in message.tool_calls
         ]
     return view
+
+
+def _continued(message: Message, vault: _Vault) -> str:
+    """The turn that the model is to continue: as it would have written it, with the control tokens of its own."""
+    text = "\n".join(part.text for part in message.parts if isinstance(part, Text))
+    return "".join(piece if i % 2 else vault.put(piece) for i, piece in enumerate(_OWN_TOKENS.split(text)))
 
 
 def _segments(rendered: str, vault: _Vault, control: re.Pattern[str], label: str) -> Iterator[Segment]:

@@ -2,23 +2,30 @@
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
 
 import grpc
 import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from fake_triton import (
+    EOT,
+    TOKENIZER,
+    Fake,
+    answer,
+    bytes_array,
+    for_ever,
+    message,
+    script,
+    served,
+    serving,
+    stops,
+    until,
+)
 from step_audio.serving.demo import free_ports
-from step_audio.tokenizer import Tokenizer
-from step_audio_build.small_tokenizer import build_tokenizer
 from step_audio_client import Audio, RequestError, Sampling, ServerBusy, StepAudioClient, user, wire
 from step_audio_client.errors import request_error
 from step_audio_client.messages import split_audio
-
-TOKENIZER = Tokenizer(build_tokenizer().to_str())
-EOT = TOKENIZER.special.eot
-
 
 # Messages
 
@@ -108,23 +115,6 @@ def test_a_number_that_does_not_fit_is_not_wrapped_round(name, value):
 # The wire
 
 
-def answer(outputs: dict[str, np.ndarray], final: bool = False) -> service_pb2.ModelInferResponse:
-    """As tritonserver encodes it."""
-    request = wire.infer_request("m", "", outputs)  # inputs and outputs are written alike
-    response = service_pb2.ModelInferResponse()
-    for tensor in request.inputs:
-        response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
-    response.raw_output_contents.extend(request.raw_input_contents)
-    response.parameters["triton_final_response"].bool_param = final
-    return response
-
-
-def bytes_array(*values: bytes) -> np.ndarray:
-    array = np.empty((1, len(values)), object)
-    array[0, :] = values
-    return array
-
-
 def test_request_on_the_wire():
     request = wire.infer_request("model", "id-1", {"a": np.array([[1, -2]], np.int32), "b": bytes_array(b"x", b"")})
     assert (request.model_name, request.id) == ("model", "id-1")
@@ -172,81 +162,6 @@ def test_the_server_s_text_without_its_insides(text, kind, shown):
 
 
 # A server
-
-
-class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """`script` yields messages for a generation; everything that reaches the server is in `seen`."""
-
-    def __init__(self, script):
-        self.script = script
-        self.seen: list[tuple] = []
-        self.max_seq_len = 100
-
-    async def ModelInfer(self, request, context):
-        self.seen.append(("asked", request.outputs[0].name))
-        values = {"tokenizer_json": TOKENIZER.to_json(), "serving_info": json.dumps({"max_seq_len": self.max_seq_len})}
-        return answer({request.outputs[0].name: bytes_array(values[request.outputs[0].name].encode())[0]})
-
-    async def ModelStreamInfer(self, requests, context):
-        async for request in requests:
-            inputs = wire.infer_response(
-                service_pb2.ModelInferResponse(
-                    outputs=[{"name": t.name, "datatype": t.datatype, "shape": t.shape} for t in request.inputs],
-                    raw_output_contents=request.raw_input_contents,
-                )
-            ).outputs
-            if request.model_name == "tensorrt_llm":
-                self.seen.append(("stop", request.id, inputs["stop"].item()))
-                yield message(final=True)
-                continue
-            self.seen.append(("generate", request.id, inputs))
-            try:
-                async for part in self.script():
-                    yield part
-            except asyncio.CancelledError:
-                self.seen.append(("cancelled", request.id))
-                raise
-        self.seen.append(("ended",))
-
-
-def message(*ids: int, final: bool = False, prompt: int = 10, empty: bool = False, error: str = ""):
-    if error:
-        return service_pb2.ModelStreamInferResponse(error_message=error)
-    outputs = {"output_ids": np.array([[ids]], np.int32), "num_input_tokens": np.array([[prompt]], np.int32)}
-    return service_pb2.ModelStreamInferResponse(infer_response=answer({} if empty else outputs, final))
-
-
-def script(*messages, then=None):
-    async def run():
-        for each in messages:
-            yield each
-        if then:
-            await then()
-
-    return run
-
-
-async def for_ever():
-    await asyncio.sleep(60)
-
-
-@asynccontextmanager
-async def served(run, tokenizer: Tokenizer | None = TOKENIZER):
-    """(fake, client of it)"""
-    server, fake = grpc.aio.server(), Fake(run)
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(fake, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        async with StepAudioClient(f"127.0.0.1:{port}", tokenizer) as client:
-            yield fake, client
-        await asyncio.sleep(0.05)  # what the client leaves running reaches the server, or never
-    finally:
-        await server.stop(0)
-
-
-def stops(fake) -> list[tuple]:
-    return [entry for entry in fake.seen if entry[0] in ("cancelled", "stop")]
 
 
 async def test_an_answer():
@@ -315,35 +230,40 @@ async def test_a_stream_that_ends_without_a_final_response():
             await client.complete([user("x")])
 
 
-async def leave_by_break(client):
+async def leave_by_break(client, fake):
     async for _ in client.generate([user("x")], request_id="mine"):
         break
 
 
-async def leave_by_aclose(client):
+async def leave_by_aclose(client, fake):
     stream = client.generate([user("x")], request_id="mine")
     await anext(stream)
     await stream.aclose()
 
 
-async def leave_by_cancelling(client):
+async def leave_by_cancelling(client, fake):
     task = asyncio.create_task(client.complete([user("x")], request_id="mine"))
-    await asyncio.sleep(0.1)
+    while not fake.seen:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)  # the token is on its way
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def leave_by_deadline(client):
+async def leave_by_deadline(client, fake):
     with pytest.raises(RequestError, match="longer than the timeout"):
-        await client.complete([user("x")], request_id="mine", timeout=0.1)
+        await client.complete([user("x")], request_id="mine", timeout=0.5)
 
 
 @pytest.mark.parametrize("leave", [leave_by_break, leave_by_aclose, leave_by_cancelling, leave_by_deadline])
 async def test_leaving_early_stops_the_server(leave):
     """The stream is closed and the LLM is told, under the same id, before `close` returns. In this order; but the
     two travel on streams of their own, and the fake server may see the second first."""
-    async with served(script(message(5), then=for_ever)) as (fake, client):
-        await leave(client)
+    async with serving(script(message(5), then=for_ever)) as [(fake, address, _)]:
+        async with StepAudioClient(address, TOKENIZER) as client:
+            await leave(client, fake)
+        assert ("stop", "mine", True) in fake.seen
+        await until(lambda: len(stops(fake)) == 2)
     assert sorted(stops(fake)) == [("cancelled", "mine"), ("stop", "mine", True)]
 
 

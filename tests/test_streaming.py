@@ -121,36 +121,39 @@ def test_hanging_up_on_the_llm_itself_frees_the_slot(service):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_chat_is_ended(service, number):
-    """The command a person runs: text appears, Ctrl-C ends it with status 130, and the server is free."""
+    """The command a person runs: the thought appears, Ctrl-C ends it with status 130, and the server is free."""
     chat = subprocess.Popen(
         f"{sys.executable} -m step_audio.cli chat --url {service.address} --text hello --temperature 0".split(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    assert os.read(chat.stdout.fileno(), 100)
+    assert os.read(chat.stderr.fileno(), 100)
     assert active(service) == 1 or wait_until(lambda: active(service) == 1) >= 0
     chat.send_signal(number)
     wait_until(lambda: active(service) == 0)
     _, errors = chat.communicate(timeout=20)
     assert chat.returncode == 130
-    assert errors.decode().strip() == "stopped"
+    assert errors.decode().rstrip().endswith("\nstopped")
 
 
-def test_chat_prints_the_answer(service, checkpoint, ask, capsys):
-    """With the tokenizer from the server and from a folder; continued from a prefix; figures on stderr."""
+@pytest.mark.parametrize("prefix", ["<think>\n", "<think>\n\n</think>\n"])
+def test_chat_prints_thought_and_answer(service, checkpoint, ask, capsys, prefix):
+    """With the tokenizer from the server and from a folder; the thought and figures on stderr, the answer on stdout."""
     recording = Path(__file__).parents[1] / "examples" / "mmsu_test.wav"
     greedy = Sampling(max_tokens=12, temperature=0)
 
     async def expected(client):
-        messages = [user(recording, "What?"), {"role": "assistant", "content": "<think>\n"}]
+        messages = [user(recording, "What?"), {"role": "assistant", "content": prefix}]
         return await client.complete(messages, greedy, continue_final_message=True)
 
     text = ask(expected).text
+    thought, answer = ("", text) if "</think>" in prefix else (text, "")
     for tokenizer in (None, checkpoint):
         out = io.StringIO()
-        status = chat(service.address, [recording], ["What?"], greedy, prefix="<think>\n", tokenizer=tokenizer, out=out)
-        assert (status, out.getvalue()) == (0, text + "\n")
-        assert re.search(r"prompt tokens, 12 new in .* finish: length", capsys.readouterr().err)
+        status = chat(service.address, [recording], ["What?"], greedy, prefix=prefix, tokenizer=tokenizer, out=out)
+        assert (status, out.getvalue()) == (0, answer + "\n")
+        errors = capsys.readouterr().err
+        assert errors.startswith(thought) and re.search(r"prompt tokens, 12 new in .* finish: length", errors)
 
 
 def test_stop_ends_only_its_own_request(service):

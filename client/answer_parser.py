@@ -1,0 +1,166 @@
+"""Generated tokens to what a caller sees: thought, answer, calls, speech, log-probabilities, counts."""
+
+from __future__ import annotations
+
+import codecs
+from collections import deque
+from collections.abc import Collection, Sequence
+
+from step_audio.tokenizer import Tokenizer
+from step_audio_client.chat_types import ChatDelta, TokenLogprob, TtsContent
+from step_audio_client.reasoning import BEGIN_MARKERS, END_MARKERS, ReasoningSplitter
+from step_audio_client.stop_strings import StopStrings
+from step_audio_client.tool_calls import ToolCall, ToolCallParser
+from step_audio_client.tts import TtsParser
+
+
+class AnswerParser:
+    """Fed one token at a time, emptied at any time: what `take` returns joins up the same however often it is called.
+
+    The order of work: speech (on ids), decoding, thought and answer apart, stop strings in the answer, tool calls.
+    A character whose last byte never comes is left out.
+
+    `starts_in_content`: the prompt closed the thought. `tool_names`: the calls to look for; None looks for none.
+    `stop_ids`: tokens that are no part of the text. `speech`: the prompt ended with `<tts_start>`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        starts_in_content: bool = False,
+        tool_names: Collection[str] | None = None,
+        stop: Sequence[str] = (),
+        stop_ids: Collection[int] = (),
+        skip_special_tokens: bool = True,
+        speech: bool = False,
+    ):
+        self.completion_tokens = 0
+        self.reasoning_tokens = 0  # up to the end marker's last
+        self.calls = 0
+        self._tokenizer = tokenizer
+        self._stop_ids = frozenset(stop_ids)
+        self._skip = skip_special_tokens
+        self._markers = {tokenizer.added_tokens.get(name) for name in (*BEGIN_MARKERS, *END_MARKERS)}
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._speech = TtsParser(tokenizer, skip_special_tokens) if speech else None
+        self._splitter = ReasoningSplitter(starts_in_content or speech)
+        self._stop = StopStrings(stop)
+        self._calls = None if tool_names is None else ToolCallParser(tool_names)
+        self._thought: list[str] = []
+        self._size = 0  # characters of the answer, those held among them
+        self._waiting: deque[tuple[int, TokenLogprob]] = deque()  # by their place in the answer
+        self._clear()
+
+    def _clear(self) -> None:
+        self._new: dict[str, list[str]] = {name: [] for name in ("reasoning", "content", "raw", "text", "audio")}
+        self._new_calls: list[ToolCall] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._ids: list[int] = []
+
+    @property
+    def thinking(self) -> bool:
+        """The thought is not over."""
+        return not self._splitter.ended
+
+    @property
+    def thought(self) -> str:
+        """The thought as the model wrote it, with what the token that ended it brought along."""
+        return "".join(self._thought)
+
+    @property
+    def stopped(self) -> bool:
+        """A stop string was found: nothing more will come."""
+        return self._stop.found is not None
+
+    def add(self, token: int, logprob: float | None = None, thought_only: bool = False) -> None:
+        """The next generated token. `thought_only`: what it brings of the answer is left out."""
+        self.completion_tokens += 1
+        self._ids.append(token)
+        if token in self._stop_ids:
+            return
+        thinking = self.thinking
+        self.reasoning_tokens += thinking
+        speech = self._speech is not None and not self._speech.ended
+        # A marker that is a special token is looked for even where special tokens are left out.
+        data = self._tokenizer.token_bytes([token], self._skip and not (thinking and token in self._markers))
+        if data and logprob is not None:
+            shown = TokenLogprob(data.decode("utf-8", "replace"), tuple(data), logprob, thinking)
+            self._waiting.append((self._size, shown))
+        if speech:
+            self._add_speech(token, data)
+        else:
+            self._add_text(self._utf8.decode(data), thought_only and thinking)
+        self._release_logprobs()
+
+    def insert(self, text: str) -> None:
+        """Text that a continued generation has in its prompt, as if the model had written it."""
+        self._add_text(text)
+
+    def close_thought(self, text: str) -> None:
+        """See that the thought is over and that a line end follows it; `text` ends one that is not over.
+
+        What was held back as a possible part of a marker or a character is dropped.
+        """
+        self._utf8.reset()
+        if self.thinking:
+            self._splitter.flush()
+            self._add_text(text)
+        elif not self.thought.endswith("\n"):
+            self._new["raw"].append("\n")
+
+    def flush(self) -> None:
+        """The end of the reply: what was held back was nothing else than text."""
+        self._new["reasoning"].append(self._splitter.flush()[0])
+        self._add_answer(self._stop.flush())
+        if self._calls is not None:
+            self._new["content"].append(self._calls.flush()[0])
+        self._release_logprobs()
+
+    def take(self) -> ChatDelta:
+        """What is new since the last time."""
+        new = {name: "".join(pieces) for name, pieces in self._new.items()}
+        tts = TtsContent(new.pop("text"), new.pop("audio"))
+        delta = ChatDelta(
+            **new,
+            tool_calls=tuple(self._new_calls),
+            tts=tts if tts.text or tts.audio else None,
+            logprobs=tuple(self._logprobs),
+            token_ids=tuple(self._ids),
+        )
+        self._clear()
+        return delta
+
+    def _add_speech(self, token: int, data: bytes) -> None:
+        assert self._speech is not None
+        heard, _ = self._speech.push([token])
+        self._new["text"].append(heard.text)
+        self._new["audio"].append(heard.audio)
+        self._new["raw"].append(data.decode() if token in self._tokenizer.added_ids else heard.text)
+
+    def _add_text(self, text: str, thought_only: bool = False) -> None:
+        if self.thinking:
+            self._thought.append(text)
+        reasoning, answer = self._splitter.push(text)
+        self._new["reasoning"].append(reasoning)
+        # The splitter never holds a part of the answer: in front of it are thought, marker and line ends.
+        self._new["raw"].append(text[: len(text) - len(answer)])
+        if thought_only:
+            self._thought[-1] = self._thought[-1][: len(text) - len(answer)]
+        else:
+            self._size += len(answer)
+            self._add_answer(self._stop.push(answer))
+
+    def _add_answer(self, text: str) -> None:
+        self._new["raw"].append(text)
+        if self._calls is not None:
+            text, calls = self._calls.push(text)
+            self._new_calls += calls
+            self.calls += len(calls)
+        self._new["content"].append(text)
+
+    def _release_logprobs(self) -> None:
+        """Those of tokens with any text let pass; with a stop string go the tokens that lie inside it."""
+        passed = self._stop.passed
+        all_passed = not self.stopped and passed == self._size
+        while self._waiting and (all_passed or self._waiting[0][1].reasoning or self._waiting[0][0] < passed):
+            self._logprobs.append(self._waiting.popleft()[1])

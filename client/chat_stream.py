@@ -1,0 +1,220 @@
+r"""One reply out of one generation or several.
+
+Usually one. The thought is a generation of its own where something has to happen at its end:
+
+    budget        the thought is as long as allowed: it is closed and the answer begins
+    guide         the form holds for the answer; an engine applies it from the first token
+    tool_choice   a call is wanted: its beginning is put into the model's mouth
+
+The next generation continues the final message `<think>\n{thought}\n</think>\n`. That is text, and is tokenized anew:
+the same text may be other tokens than the model had chosen, mostly where thought and marker touch, so a continued
+answer is not token for token what one generation would have given. The server's KV cache holds all up to there.
+
+A call that is wanted: `<tool_call>function\n{name}\n` is written for the model, its arguments follow under the guide
+of the tool's JSON schema, and the call is closed. Of several tools the model first chooses a name, under a guide too.
+So it is one call, of a tool that exists, with arguments that fit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import zip_longest
+from typing import Any, Literal
+
+from step_audio.tokenizer import Tokenizer
+from step_audio_client.answer_parser import AnswerParser
+from step_audio_client.chat_types import ChatDelta, ChatOptions, ChatUsage, Guide
+from step_audio_client.errors import RequestError
+from step_audio_client.reasoning import reasoning_ended, thought_of
+from step_audio_client.tokens import TokenRequest, Tokens
+from step_audio_client.tool_calls import BEGIN_CALL, END_CALL
+from step_audio_client.tts import TTS_START
+
+OPEN, CLOSE = "<think>\n", "\n</think>\n"
+NO_THOUGHT = "<think>\n\n</think>\n"
+CALL_HEAD = f"{BEGIN_CALL}function\n"
+
+Generate = Callable[[TokenRequest], AsyncGenerator[Tokens]]
+Until = Callable[[], bool]
+
+
+class ChatStream:
+    """`generate` makes tokens; everything about text is done here. Raises RequestError for options that do not fit."""
+
+    def __init__(
+        self, generate: Generate, tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], options: ChatOptions
+    ):
+        self._generate = generate
+        self._tokenizer = tokenizer
+        self._options = options
+        self._schemas = check(options)
+        self._turns: list[Mapping[str, Any]] = list(messages)
+        self._last: Mapping[str, Any] = {"role": "assistant"}
+        self._prefill: str | None = None  # of the assistant's turn
+        if options.continue_final_message and messages:
+            self._last = self._turns.pop()
+            self._prefill = _text(self._last.get("content"))
+        elif options.thinking.mode == "off" or options.thinking.budget == 0:
+            self._prefill = NO_THOUGHT
+        self._call_wanted = options.tool_choice not in ("auto", "none")
+        self._in_two = self._call_wanted or options.guide is not None
+        self._parser = AnswerParser(
+            tokenizer,
+            starts_in_content=reasoning_ended(self._prefill or ""),
+            tool_names=None if not self._schemas or options.tool_choice == "none" else self._schemas,
+            stop=() if self._call_wanted else options.stop,
+            stop_ids={*tokenizer.special.stop_ids, *options.stop_token_ids},
+            skip_special_tokens=options.skip_special_tokens,
+            speech=(self._prefill or "").endswith(TTS_START),
+        )
+        self._prompt_tokens = 0  # of the first generation: what the others have more is the model's own
+        self._ids: list[int] = []  # of the generation under way
+        self._end: Literal["stop", "length", "next"] = "next"  # how the last one ended; next: another is to follow
+
+    def request(self, guide: Guide | None = None) -> TokenRequest:
+        """What is to be generated next."""
+        options, used = self._options, self._parser.completion_tokens
+        sampling = replace(options.sampling, logprobs=options.logprobs or options.sampling.logprobs)
+        if sampling.max_tokens is not None:
+            sampling = replace(sampling, max_tokens=sampling.max_tokens - used)
+        if sampling.min_tokens is not None and used:
+            sampling = replace(sampling, min_tokens=max(sampling.min_tokens - used, 0))
+        turns = self._turns if self._prefill is None else [*self._turns, {**self._last, "content": self._prefill}]
+        return TokenRequest(
+            turns,
+            sampling,
+            tools=options.tools if options.tool_choice != "none" else None,
+            continue_final_message=self._prefill is not None,
+            stop_token_ids=options.stop_token_ids,
+            guide=guide,
+        )
+
+    async def deltas(self, text_tokens: Awaitable[int] | None = None) -> AsyncGenerator[ChatDelta]:
+        """`text_tokens`: how many of the prompt's are not audio; None where all are text. Raises RequestError."""
+        parser = self._parser
+        for guide, until in self._plan():
+            request = self.request(guide)
+            self._ids, self._end = [], "length"
+            if self._prompt_tokens and request.sampling.max_tokens == 0:
+                break
+            try:
+                async with contextlib.aclosing(self._generate(request)) as stream:
+                    async for tokens in stream:
+                        if not self._prompt_tokens:
+                            self._prompt_tokens = tokens.prompt_tokens
+                            audio_tokens = tokens.prompt_tokens - await text_tokens if text_tokens else 0
+                        if self._enough(tokens, until):  # the server's work is ended before the caller gets the rest
+                            break
+                        if (delta := parser.take()) != ChatDelta():
+                            yield delta
+            except RequestError as error:
+                if guide and "guided_decoding" in str(error):  # the caller's word for it
+                    raise RequestError(f"{'tool_choice' if self._call_wanted else 'guide'}: {error}") from None
+                raise
+            if self._end == "next":
+                yield parser.take()
+        parser.flush()
+        reason = "tool_calls" if self._end == "stop" and parser.calls else self._end
+        usage = ChatUsage(self._prompt_tokens, parser.completion_tokens, audio_tokens, parser.reasoning_tokens)
+        yield replace(parser.take(), finish_reason=reason, usage=usage)
+
+    def _plan(self) -> Iterator[tuple[Guide | None, Until]]:
+        """The generations, each with what ends it early; goes on when one has ended, by what that one brought."""
+        if self._parser.thinking:
+            yield None, self._thought_suffices
+            # Where a form is demanded, a reply that ended inside its thought gets an answer all the same.
+            if self._end == "length" or (self._end == "stop" and not self._in_two):
+                return
+            self._prefill = (self._prefill or OPEN) + thought_of(self._parser.thought) + CLOSE
+            self._parser.close_thought(CLOSE)
+        if self._call_wanted:
+            yield from self._plan_call()
+        else:
+            yield self._options.guide, _never
+
+    def _plan_call(self) -> Iterator[tuple[Guide | None, Until]]:
+        choice = self._options.tool_choice
+        names = list(self._schemas) if choice == "required" else [choice]
+        self._insert(CALL_HEAD)
+        if len(names) == 1:
+            self._insert(names[0])
+        else:
+            # TensorRT-LLM's regular expressions know no needless escapes.
+            one_of = "|".join(re.escape(name).replace(r"\-", "-") for name in names)
+            yield Guide("regex", f"({one_of})"), _never
+            if self._end == "length":
+                return
+            stop_ids = {*self._tokenizer.special.stop_ids, *self._options.stop_token_ids}
+            names = [self._tokenizer.decode(token for token in self._ids if token not in stop_ids)]
+            if names[0] not in self._schemas:
+                raise RequestError(f"tool_choice: the model named no tool, but {names[0]!r}")
+            self._prefill = (self._prefill or "") + names[0]
+        self._insert("\n")
+        yield Guide("json_schema", self._schemas[names[0]]), _never
+        if self._end == "stop":
+            self._parser.insert(END_CALL)
+
+    def _insert(self, text: str) -> None:
+        """Both into the prompt and into the reply."""
+        self._prefill = (self._prefill or "") + text
+        self._parser.insert(text)
+
+    def _thought_suffices(self) -> bool:
+        if not self._parser.thinking:
+            return self._in_two
+        budget, most = self._options.thinking.budget, self._options.sampling.max_tokens
+        return budget is not None and self._parser.reasoning_tokens >= budget and (most is None or budget < most)
+
+    def _enough(self, tokens: Tokens, until: Until) -> bool:
+        """Reads the tokens, up to the one at which a stop string is complete or `until` holds; whether that is all."""
+        for token, logprob in zip_longest(tokens.token_ids, tokens.logprobs):
+            self._parser.add(token, logprob, thought_only=self._in_two)
+            self._ids.append(token)
+            if self._parser.stopped or until():
+                self._end = "stop" if self._parser.stopped else "next"
+                return True
+        if tokens.finish_reason:
+            self._end = tokens.finish_reason
+        return tokens.finish_reason is not None
+
+
+def _never() -> bool:
+    return False
+
+
+def check(options: ChatOptions) -> dict[str, str]:
+    """The tools' names, each with the JSON schema of its arguments. Raises RequestError for what does not fit."""
+    schemas = {}
+    for i, tool in enumerate(options.tools):
+        function = tool.get("function", tool)
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
+            raise RequestError(f"tools[{i}] has no function with a name")
+        schemas[function["name"]] = json.dumps(function.get("parameters") or {"type": "object"}, ensure_ascii=False)
+    choice, guide, thinking = options.tool_choice, options.guide, options.thinking
+    if choice == "required" and not schemas:
+        raise RequestError("tool_choice 'required' needs tools")
+    if choice not in ("auto", "none", "required"):
+        if choice not in schemas:
+            raise RequestError(f"tool_choice: {choice!r} is none of the tools")
+        if "\n" in choice:
+            raise RequestError("tool_choice: a name of several lines cannot be called")
+    if guide and choice not in ("auto", "none"):
+        raise RequestError(f"tool_choice {choice!r} and a guide of the answer contradict each other")
+    if guide and guide.kind != "json" and not guide.text:
+        raise RequestError(f"guide: {guide.kind} without a text")
+    if thinking.budget is not None and (thinking.budget < 0 or thinking.mode == "off"):
+        raise RequestError("thinking: a budget is a number of tokens from 0, with mode 'on'")
+    if not all(options.stop):
+        raise RequestError("stop: an empty string would end every answer")
+    return schemas
+
+
+def _text(content: Any) -> str:
+    """Of a message that is to be continued, as the prompt has it."""
+    parts = content if isinstance(content, (list, tuple)) else [content]
+    texts = (part.get("value", part.get("text")) if isinstance(part, Mapping) else part for part in parts)
+    return "\n".join(text for text in texts if isinstance(text, str))

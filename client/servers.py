@@ -1,0 +1,61 @@
+"""The servers behind one client: one gRPC channel each, taken in turns.
+
+gRPC keeps the connections: it opens them, tries again when they break, and knows which of them stand; a server that
+cannot be reached is left out until it can. The turns are taken here and not by gRPC's `round_robin` policy, which
+picks a server for every call and does not say which: `stop` must reach the server that runs the request, and the
+second part of an answer the one that holds the first part's KV cache. (gRPC's health protocol adds nothing:
+tritonserver does not have its `Watch` method, and gRPC then takes the connection for health, as is done here.)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import grpc
+from tritonclient.grpc import service_pb2_grpc
+
+from step_audio_client import wire
+
+_ORDER = {  # the best first
+    grpc.ChannelConnectivity.READY: 0,
+    grpc.ChannelConnectivity.IDLE: 1,
+    grpc.ChannelConnectivity.CONNECTING: 1,
+    grpc.ChannelConnectivity.TRANSIENT_FAILURE: 2,
+    grpc.ChannelConnectivity.SHUTDOWN: 2,
+}
+
+
+class Server:
+    """One address. It must stand for one server: behind a balancer a `stop` would reach another."""
+
+    def __init__(self, address: str):
+        self.address = address
+        self.channel = wire.channel(address)
+        self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
+
+    def rank(self) -> int:
+        """How likely a call succeeds, 0 the most; makes an idle connection open."""
+        return _ORDER[self.channel.get_state(try_to_connect=True)]
+
+
+class Servers:
+    """`addresses`: `host:port`, several of them with commas between or in a sequence."""
+
+    def __init__(self, addresses: str | Sequence[str]):
+        text = addresses if isinstance(addresses, str) else ",".join(addresses)
+        names = [name for name in re.split(r"[,\s]+", text) if name]
+        if not names:
+            raise ValueError("a client needs the address of a server, such as 127.0.0.1:8001")
+        self.all = [Server(name) for name in dict.fromkeys(names)]
+        self._turn = 0
+
+    def route(self) -> list[Server]:
+        """All of them in the order to try them: whose turn it is first, those out of reach last."""
+        turn = self._turn % len(self.all)
+        self._turn += 1
+        return sorted(self.all[turn:] + self.all[:turn], key=Server.rank)
+
+    async def close(self) -> None:
+        for server in self.all:
+            await server.channel.close()

@@ -1,0 +1,72 @@
+"""One generation as the pipeline knows it: messages to input tensors, tokens back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from step_audio.word_list import pack_word_list
+from step_audio_client.chat_types import Guide
+from step_audio_client.errors import RequestError
+from step_audio_client.messages import split_audio
+from step_audio_client.sampling import Sampling
+from step_audio_client.wire import byte_strings, scalar
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What is new of one generation."""
+
+    token_ids: list[int]
+    logprobs: list[float]  # empty unless asked for
+    prompt_tokens: int
+    finish_reason: FinishReason | None = None  # on the last one
+
+
+@dataclass(frozen=True)
+class TokenRequest:
+    """What one generation is made from. `stop_token_ids` come on top of the checkpoint's own."""
+
+    messages: Sequence[Mapping[str, Any]]
+    sampling: Sampling
+    tools: Sequence[Mapping[str, Any]] | None = None
+    continue_final_message: bool = False
+    stop_token_ids: Sequence[int] = ()
+    guide: Guide | None = None
+
+    def inputs(self) -> dict[str, np.ndarray]:
+        """Of the model `step_audio_r1`. Raises RequestError."""
+        inputs = self.prompt_inputs() | self.sampling.inputs()
+        inputs |= {
+            "streaming": scalar(True, np.bool_),
+            "return_num_input_tokens": scalar(True, np.bool_),
+        }
+        if audio := split_audio(self.messages)[1]:
+            inputs["audio"] = byte_strings(audio)
+        if self.stop_token_ids:
+            if any(not 0 <= token < 2**31 for token in self.stop_token_ids):
+                raise RequestError(f"stop_token_ids: {list(self.stop_token_ids)} are not all token ids")
+            inputs["stop_words_list"] = pack_word_list([[token] for token in self.stop_token_ids])[None]
+        if self.guide:
+            inputs["guided_decoding_guide_type"] = byte_strings([self.guide.kind.encode()])
+            if self.guide.text:
+                inputs["guided_decoding_guide"] = byte_strings([self.guide.text.encode()])
+        return inputs
+
+    def prompt_inputs(self) -> dict[str, np.ndarray]:
+        """Those of the prompt's text, which the models `step_audio_r1` and `prompt_builder` share."""
+        inputs = {"messages": byte_strings([split_audio(self.messages)[0].encode()])}
+        if self.tools:
+            inputs["tools"] = byte_strings([json.dumps(list(self.tools), ensure_ascii=False).encode()])
+        if self.continue_final_message:
+            inputs["continue_final_message"] = scalar(True, np.bool_)
+        return inputs
+
+    def audio_count(self) -> int:
+        return len(split_audio(self.messages)[1])

@@ -1,0 +1,138 @@
+"""A small gRPC server that behaves as tritonserver does, well and badly."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from contextlib import asynccontextmanager
+from itertools import zip_longest
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from step_audio.tokenizer import Tokenizer
+from step_audio_build.small_tokenizer import build_tokenizer
+from step_audio_client import StepAudioClient, wire
+
+TOKENIZER = Tokenizer(build_tokenizer().to_str())
+EOT = TOKENIZER.special.eot
+
+
+def answer(outputs: dict[str, np.ndarray], final: bool = False) -> service_pb2.ModelInferResponse:
+    """As tritonserver encodes it."""
+    request = wire.infer_request("m", "", outputs)  # inputs and outputs are written alike
+    response = service_pb2.ModelInferResponse()
+    for tensor in request.inputs:
+        response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+    response.raw_output_contents.extend(request.raw_input_contents)
+    response.parameters["triton_final_response"].bool_param = final
+    return response
+
+
+def bytes_array(*values: bytes) -> np.ndarray:
+    array = np.empty((1, len(values)), object)
+    array[0, :] = values
+    return array
+
+
+def read(request: service_pb2.ModelInferRequest) -> dict[str, np.ndarray]:
+    """Its inputs."""
+    outputs = [{"name": t.name, "datatype": t.datatype, "shape": t.shape} for t in request.inputs]
+    raw = request.raw_input_contents
+    return wire.infer_response(service_pb2.ModelInferResponse(outputs=outputs, raw_output_contents=raw)).outputs
+
+
+class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """`script` yields messages for a generation; everything that reaches the server is in `seen`."""
+
+    def __init__(self, script):
+        self.script = script
+        self.seen: list[tuple] = []
+        self.max_seq_len = 100
+
+    async def ModelInfer(self, request, context):
+        self.seen.append(("asked", request.outputs[0].name))
+        if request.model_name == "prompt_builder":  # a text of 7 tokens; to each clip its marks and one position
+            clips = read(request)["frames"].size
+            extra = np.array([[0] * 7 + [0, 1, 0] * clips], np.uint64)
+            return answer({"input_lengths": np.array([[extra.size]], np.int32), "prompt_table_extra_ids": extra})
+        values = {"tokenizer_json": TOKENIZER.to_json(), "serving_info": json.dumps({"max_seq_len": self.max_seq_len})}
+        return answer({request.outputs[0].name: bytes_array(values[request.outputs[0].name].encode())[0]})
+
+    async def ModelStreamInfer(self, requests, context):
+        async for request in requests:
+            inputs = read(request)
+            if request.model_name == "tensorrt_llm":
+                self.seen.append(("stop", request.id, inputs["stop"].item()))
+                yield message(final=True)
+                continue
+            self.seen.append(("generate", request.id, inputs))
+            try:
+                async for part in self.script():
+                    yield part
+            except asyncio.CancelledError:
+                self.seen.append(("cancelled", request.id))
+                raise
+        self.seen.append(("ended",))
+
+
+def message(*ids: int, final: bool = False, prompt: int = 10, empty: bool = False, error: str = ""):
+    if error:
+        return service_pb2.ModelStreamInferResponse(error_message=error)
+    outputs = {"output_ids": np.array([[ids]], np.int32), "num_input_tokens": np.array([[prompt]], np.int32)}
+    return service_pb2.ModelStreamInferResponse(infer_response=answer({} if empty else outputs, final))
+
+
+def script(*messages, then=None):
+    async def run():
+        for each in messages:
+            yield each
+        if then:
+            await then()
+
+    return run
+
+
+async def for_ever():
+    await asyncio.sleep(60)
+
+
+@asynccontextmanager
+async def serving(*runs, addresses: Sequence[str] = ()):
+    """For each run a server: (fake, address, grpc.aio.Server)"""
+    started = []
+    for run, address in zip_longest(runs, addresses, fillvalue="127.0.0.1:0"):
+        server, fake = grpc.aio.server(), Fake(run)
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(fake, server)
+        port = server.add_insecure_port(address)
+        await server.start()
+        started.append((fake, f"127.0.0.1:{port}", server))
+    try:
+        yield started
+        await asyncio.sleep(0.05)  # what the client leaves running reaches the server, or never
+    finally:
+        for _, _, server in started:
+            await server.stop(0)
+
+
+@asynccontextmanager
+async def served(run, tokenizer: Tokenizer | None = TOKENIZER):
+    """(fake, client of it)"""
+    async with serving(run) as [(fake, address, _)]:
+        async with StepAudioClient(address, tokenizer) as client:
+            yield fake, client
+        await asyncio.sleep(0.05)
+
+
+def stops(fake) -> list[tuple]:
+    return [entry for entry in fake.seen if entry[0] in ("cancelled", "stop")]
+
+
+async def until(condition, seconds: float = 10) -> None:
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < seconds, "it did not happen"
+        await asyncio.sleep(0.01)

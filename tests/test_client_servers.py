@@ -1,0 +1,187 @@
+"""Several servers behind one client: turns, failover before the first token, and stops that find their server."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from fake_triton import TOKENIZER, for_ever, message, script, serving, until
+from step_audio.serving.demo import free_ports
+from step_audio_client import (
+    Audio,
+    ChatOptions,
+    RequestError,
+    RequestTimeout,
+    ServerBusy,
+    StepAudioClient,
+    Thinking,
+    Unavailable,
+    user,
+)
+
+QUESTION = [user("x")]
+BUSY = message(error="in ensemble 'step_audio_r1', [request id: 1] Exceeds maximum queue size")
+BROKEN = message(error="in ensemble 'step_audio_r1', Stub process 'tensorrt_llm_0_0' is not healthy.")
+
+
+def answered(fake) -> list[str]:
+    return [entry[1] for entry in fake.seen if entry[0] == "generate"]
+
+
+def client_of(*addresses: str) -> StepAudioClient:
+    return StepAudioClient(addresses, TOKENIZER)
+
+
+def dead() -> str:
+    (port,) = free_ports(1)
+    return f"127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize("join", [",".join, ", ".join, list])
+async def test_turns(join):
+    done = script(message(5, final=True))
+    async with serving(done, done, done) as servers:
+        async with StepAudioClient(join([address for _, address, _ in servers]), TOKENIZER) as client:
+            assert await client.ready() is False  # the fake has no such method, and none of them is dead for it
+            for _ in range(2):  # a connection that stands is preferred: at first only one does
+                await asyncio.gather(*(client.complete(QUESTION) for _ in range(3)))
+            await until(lambda: all(server.rank() == 0 for server in client._pipeline._servers.all))
+            for fake, _, _ in servers:
+                fake.seen.clear()
+            for _ in range(6):
+                await client.complete(QUESTION)
+        assert [len(answered(fake)) for fake, _, _ in servers] == [2, 2, 2]
+
+
+def test_an_address_is_needed():
+    with pytest.raises(ValueError, match="needs the address"):
+        StepAudioClient(" , ")
+
+
+@pytest.mark.parametrize("fault", [BUSY, BROKEN, None])
+async def test_what_was_not_begun_goes_to_the_next(fault):
+    """A full queue, a dead model process, no server at all."""
+    async with serving(script(fault or message()), script(message(5, final=True))) as servers:
+        (_, address, _), (second, other, _) = servers
+        async with client_of(address if fault else dead(), other) as client:
+            for _ in range(4):
+                assert (await client.complete(QUESTION)).token_ids == [5]
+            if fault is None:  # after that it is not even tried, while it is out of reach
+                assert [client._pipeline._servers.route()[0].address for _ in range(4)] == [other] * 4
+        assert len(answered(second)) == 4
+        assert not [entry for entry in second.seen if entry[0] == "stop"]
+
+
+async def test_nothing_is_retried_behind_the_first_token():
+    async with serving(script(message(5), BUSY), script(message(6, final=True))) as servers:
+        (_, address, _), (second, other, _) = servers
+        async with client_of(address, other) as client:
+            await client.serving_info()  # takes a turn
+            client._pipeline._servers._turn = 0
+            stream = client.generate(QUESTION)
+            assert (await anext(stream)).token_ids == [5]
+            with pytest.raises(ServerBusy):
+                await anext(stream)
+        assert not answered(second)
+
+
+async def test_faults_of_the_request_are_not_retried():
+    bad = script(message(error="in ensemble 'step_audio_r1', messages is empty"))
+    async with serving(bad, bad) as servers:
+        async with client_of(*(address for _, address, _ in servers)) as client:
+            with pytest.raises(RequestError, match=r"^messages is empty$"):
+                await client.complete(QUESTION)
+        assert sum(len(answered(fake)) for fake, _, _ in servers) == 1
+
+
+async def test_no_server_helps():
+    async with client_of(dead(), dead()) as client:
+        assert not await client.ready()
+        with pytest.raises(Unavailable, match="none of the servers answers"):
+            await client.complete(QUESTION)
+    async with serving(script(BUSY)) as [(_, address, _)], client_of(dead(), address) as client:
+        with pytest.raises(ServerBusy, match="queue is full"):
+            await client.complete(QUESTION)
+
+
+async def test_a_server_that_comes_back_gets_its_turn():
+    """gRPC itself tries the connection again."""
+    done = script(message(5, final=True))
+    async with serving(done) as [(stays, address, _)]:
+        async with serving(done) as [(_, other, _)]:
+            client = client_of(other, address)
+            await client.complete(QUESTION)
+        await client.complete(QUESTION)
+        await client.complete(QUESTION)
+        assert len(answered(stays)) >= 2
+        async with serving(done, addresses=[other]) as [(again, _, _)], client:
+            await until(lambda: all(server.rank() == 0 for server in client._pipeline._servers.all))
+            for _ in range(4):
+                await client.complete(QUESTION)
+        assert len(answered(again)) == 2
+
+
+@pytest.mark.parametrize("which", [0, 1])
+async def test_a_stop_reaches_the_server_that_works(which):
+    """And no other; by leaving, and by the answer's id."""
+    slow = script(message(5), then=for_ever)
+    async with serving(slow, slow) as servers:
+        async with client_of(*(address for _, address, _ in servers)) as client:
+            await client.serving_info()
+            await until(lambda: all(server.rank() == 0 for server in client._pipeline._servers.all))
+            client._pipeline._servers._turn = which
+            stream = client.chat(QUESTION, request_id="mine")
+            await anext(stream)
+            await client.stop("mine")
+            await stream.aclose()
+        stops = [[entry for entry in fake.seen if entry[0] == "stop"] for fake, _, _ in servers]
+        assert stops[which] == [("stop", "mine", True)] * 2 and stops[1 - which] == []
+
+
+async def test_the_id_of_somebody_else_is_stopped_everywhere():
+    async with serving(script(), script()) as servers:
+        async with client_of(*(address for _, address, _ in servers)) as client:
+            await client.stop("theirs")
+        assert [fake.seen[0] for fake, _, _ in servers] == [("stop", "theirs", True)] * 2
+
+
+async def test_both_parts_of_an_answer_are_made_on_one_server():
+    """Each under an id of its own: the stop that ends the first must not end the second."""
+    endless = script(*(message(5) for _ in range(9)), then=for_ever)
+
+    async with serving(endless, endless) as servers:
+        async with client_of(*(address for _, address, _ in servers)) as client:
+            stream = client.chat(QUESTION, ChatOptions(thinking=Thinking(budget=3)), request_id="mine")
+            await until_answer(stream)
+        (busy,) = [fake for fake, _, _ in servers if answered(fake)]
+        assert answered(busy) == ["mine", "mine/2"]
+        assert sorted(e[1] for e in busy.seen if e[0] == "stop") == ["mine", "mine/2"]
+
+
+async def until_answer(stream) -> None:
+    async for delta in stream:
+        if delta.content:
+            return
+
+
+async def test_one_deadline_for_all_parts():
+    endless = script(*(message(5) for _ in range(9)), then=for_ever)
+    async with serving(endless) as [(fake, address, _)], client_of(address) as client:
+        start = time.monotonic()
+        with pytest.raises(RequestTimeout, match="longer than the timeout"):
+            async for _ in client.chat(QUESTION, ChatOptions(thinking=Thinking(budget=3), timeout=0.6)):
+                pass
+        assert 0.5 < time.monotonic() - start < 5
+        assert len(answered(fake)) == 2
+
+
+async def test_audio_tokens():
+    """Of 50 positions 7 are text; the marks around each recording belong to it."""
+    async with serving(script(message(5, final=True, prompt=50))) as [(fake, address, _)], client_of(address) as client:
+        (delta,) = [d async for d in client.chat([user(Audio(b"1"), "x", Audio(b"2"))])]
+        (silent,) = [d async for d in client.chat(QUESTION)]
+    assert (delta.usage.prompt_tokens, delta.usage.audio_tokens) == (50, 43)
+    assert silent.usage.audio_tokens == 0
+    assert [e[1] for e in fake.seen if e[0] == "asked"].count("input_lengths") == 1
