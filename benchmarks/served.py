@@ -23,13 +23,14 @@ import numpy as np
 
 from step_audio.engine.engine import Engine, EngineOptions
 from step_audio.engine.request import GenerationRequest
-from step_audio.serving.demo import RECORDING, free_ports
+from step_audio.serving.demo import free_ports
 from step_audio.serving.repository import source
 from step_audio.serving.serve import Service
 from step_audio.serving.settings import ServeSettings
 from step_audio_build.make_tiny import make_tiny
 from step_audio_client import Audio, Sampling, StepAudioClient, user
 
+RECORDING = "mmsu_test.wav"
 NEW_TOKENS = 128
 GREEDY = Sampling(max_tokens=NEW_TOKENS, temperature=0)
 

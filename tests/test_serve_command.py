@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import queue
 import signal
@@ -10,11 +11,13 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 from conftest import settings_for
 
+from step_audio.serving.demo import free_ports
 from step_audio_build.make_tiny import make_tiny
 from step_audio_client import Sampling, StepAudioClient, user
 
@@ -24,10 +27,12 @@ class Command:
 
     def __init__(self, settings, *extra: str):
         self.settings = settings
+        (self.port,) = free_ports(1)
         arguments = [
             *("--checkpoint", str(settings.checkpoint), "--work-dir", str(settings.work_dir)),
             *("--grpc-port", str(settings.grpc_port), "--http-port", str(settings.http_port)),
             *("--metrics-port", str(settings.metrics_port), "--max-seq-len", "4096"),
+            *("--port", str(self.port)),
         ]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "step_audio.cli", "serve", *arguments, *extra], stderr=subprocess.PIPE, text=True
@@ -61,6 +66,9 @@ class Command:
 
         return asyncio.run(once())
 
+    def get(self, path: str) -> bytes:
+        return urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30).read()
+
     def family(self) -> list[int]:
         """Process ids below the command, living ones."""
         table = subprocess.run(["ps", "-eo", "pid=,ppid=,stat="], capture_output=True, text=True).stdout
@@ -91,6 +99,8 @@ def test_serves_survives_a_dead_model_and_stops(command):
     ready = command.wait_for("ready")
     assert str(command.settings.grpc_port) in ready
     assert command.ask() == 5
+    assert json.loads(command.get("/v1/models"))["data"][0]["id"] == command.settings.checkpoint.name
+    assert b"<html" in command.get("/").lower()  # the playground
 
     stubs = [pid for pid in command.family() if "triton_python" in Path(f"/proc/{pid}/comm").read_text()]
     assert len(stubs) == 5  # one a model
@@ -135,6 +145,7 @@ def refused(*arguments: str) -> str:
 
 def test_what_serve_refuses(checkpoint, work_dir, service, tmp_path):
     here = ("--checkpoint", str(checkpoint), "--work-dir", str(work_dir))
+    assert "give --checkpoint DIR" in refused("serve")
     assert "does not exist" in refused("serve", "--checkpoint", str(tmp_path / "nothing"))
     port = str(service.settings.grpc_port)
     assert f"port {port} is in use: choose another with --grpc-port" in refused("serve", *here, "--grpc-port", port)

@@ -9,6 +9,7 @@ import threading
 import time
 import wave
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +20,10 @@ from step_audio.serving.tritonserver import Installation, Ports, ServerError, Tr
 from step_audio_build.pipeline import build
 from step_audio_client import Audio, RequestError, Sampling, StepAudioClient, user
 
+if TYPE_CHECKING:
+    from step_audio_gateway.beside import GatewayProcess
+    from step_audio_gateway.settings import GatewaySettings
+
 MAX_RESTARTS = 3  # within RESTART_WINDOW; more means that a restart does not help
 RESTART_WINDOW = 600.0  # seconds
 WATCH_PERIOD = 0.5  # seconds
@@ -28,12 +33,20 @@ Say = Callable[[str], None]
 
 
 class Service:
-    """A served checkpoint. Used as a context manager by tests and by the demo, or run until a signal."""
+    """A served checkpoint. Used as a context manager by tests and by the demo, or run until a signal.
 
-    def __init__(self, settings: ServeSettings, say: Say = lambda line: None):
+    `gateway`: opens the HTTP door too, while it is run; its `triton` is ours.
+    """
+
+    def __init__(self, settings: ServeSettings, say: Say = lambda line: None, gateway: GatewaySettings | None = None):
         self.settings = settings
         self.say = say
         self.server: TritonServer | None = None
+        self.gateway: GatewayProcess | None = None
+        if gateway is not None:
+            from step_audio_gateway.beside import GatewayProcess
+
+            self.gateway = GatewayProcess(gateway.model_copy(update={"triton": (self.address,)}))
 
     @property
     def address(self) -> str:
@@ -78,35 +91,48 @@ class Service:
             self.server = None
 
     def run(self) -> None:
-        """Serve until SIGINT or SIGTERM; restart a server that died, a few times."""
+        """Serve until SIGINT or SIGTERM; restart a server or gateway that died, a few times."""
         stopping = threading.Event()
         previous = {s: signal.signal(s, _Interrupt(stopping)) for s in (signal.SIGINT, signal.SIGTERM)}
         restarts: list[float] = []
         try:
+            if self.gateway is not None:
+                self.gateway.check()
             self._start_and_tell()
             while not stopping.wait(WATCH_PERIOD):
                 assert self.server is not None
-                fault = self.server.fault()
+                server_fault = self.server.fault()
+                fault = server_fault or (self.gateway.fault() if self.gateway is not None else None)
                 if fault is None:
                     continue
                 restarts = [at for at in restarts if time.monotonic() - at < RESTART_WINDOW] + [time.monotonic()]
                 if len(restarts) > MAX_RESTARTS:
                     raise ServerError(f"{fault}, after {MAX_RESTARTS} restarts; log: {self.server.log}")
                 self.say(f"{fault}: restart {len(restarts)} of at most {MAX_RESTARTS}")
-                self.stop()
+                if server_fault:
+                    self.stop()
                 self._start_and_tell()
         except KeyboardInterrupt:
             pass
         finally:
             if self.server is not None:
                 self.say("stopping")
+            if self.gateway is not None:  # first, for its answers may still end
+                self.gateway.stop()
             self.stop()
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
     def _start_and_tell(self) -> None:
-        self.start()
-        self.say(f"ready: gRPC {self.address}, metrics http://127.0.0.1:{self.settings.metrics_port}/metrics")
+        """Whichever of the two is not running."""
+        if self.server is None:
+            self.start()
+        door = ""
+        if self.gateway is not None:
+            if not self.gateway.running:
+                self.gateway.start()
+            door = f"{self.gateway.url}, "
+        self.say(f"ready: {door}gRPC {self.address}, metrics http://127.0.0.1:{self.settings.metrics_port}/metrics")
 
 
 class _Interrupt:

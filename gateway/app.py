@@ -1,0 +1,142 @@
+"""The application: all routes, and what stands around them."""
+
+from __future__ import annotations
+
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import Response
+from starlette.types import Scope
+
+from step_audio_client import StepAudioClient
+from step_audio_gateway import errors
+from step_audio_gateway.auth import Keys
+from step_audio_gateway.chat import FAILURES, chat_routes
+from step_audio_gateway.core import Gateway
+from step_audio_gateway.errors import ErrorBody
+from step_audio_gateway.fetch import Fetcher
+from step_audio_gateway.middleware import Guard, Observe
+from step_audio_gateway.responses import ChatCompletionChunk, Model, ModelList, Status
+from step_audio_gateway.settings import GatewaySettings
+from step_audio_gateway.transcriptions import transcription_routes
+
+PLAYGROUND = Path(__file__).parent / "playground"
+
+
+# The page uses nothing but its own files and this server.
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "media-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Permissions-Policy": "microphone=(self)",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
+
+
+class _Page(StaticFiles):
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers.update(PAGE_HEADERS)
+        return response
+
+
+def create_app(settings: GatewaySettings, client: StepAudioClient, fetcher: Fetcher | None = None) -> FastAPI:
+    """The ASGI application. The client stays the caller's to close. `fetcher` replaces that of the settings.
+
+    Raises SettingsError.
+    """
+    gateway = Gateway(settings, client, fetcher)
+    keys = Keys(settings.keys())
+    app = FastAPI(title="Step-Audio-R1", version=version("step-audio-triton"), redoc_url=None, docs_url=None)
+    app.state.log_content = settings.log_content
+    errors.install(app)
+    app.include_router(chat_routes(gateway))
+    app.include_router(transcription_routes(gateway))
+    _service_routes(app, gateway)
+    if PLAYGROUND.is_dir():  # last: it answers for every path that nobody else has
+        app.mount("/", _Page(directory=PLAYGROUND, html=True), name="playground")
+    # The last one added is the outermost.
+    app.add_middleware(Guard, keys=keys, max_body_bytes=settings.max_body_bytes)
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
+    app.add_middleware(Observe, metrics=gateway.metrics)
+    _describe(app, bool(keys))
+    return app
+
+
+def _service_routes(app: FastAPI, gateway: Gateway) -> None:
+    started = int(time.time())
+    unavailable: dict[int | str, dict[str, Any]] = {503: FAILURES[503]}
+
+    @app.get("/v1/models", responses={401: FAILURES[401], 500: FAILURES[500], **unavailable}, tags=["models"])
+    async def list_models() -> ModelList:
+        """The served model, once for each of its names."""
+        info = await gateway.client.serving_info()
+        models = [
+            Model(
+                id=name,
+                object="model",
+                created=started,
+                owned_by="stepfun-ai",
+                root=info["model"],
+                max_model_len=info["max_seq_len"],
+            )
+            for name in await gateway.model_names()
+        ]
+        return ModelList(object="list", data=models)
+
+    @app.get("/health", tags=["service"])
+    async def health() -> Status:
+        """Whether the gateway itself is alive."""
+        return Status(status="ok")
+
+    @app.get("/ready", responses={503: {"model": Status}}, tags=["service"])
+    async def ready(response: Response) -> Status:
+        """Whether the served model answers."""
+        if await gateway.client.ready():
+            return Status(status="ok")
+        response.status_code = 503
+        return Status(status="unavailable")
+
+    @app.get("/metrics", response_class=Response, tags=["service"])
+    async def metrics(request: Request) -> Response:
+        """Prometheus' text format."""
+        return Response(gateway.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def _describe(app: FastAPI, with_keys: bool) -> None:
+    """Correct what FastAPI writes about itself into /openapi.json."""
+    generate = app.openapi
+
+    def describe() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = generate()
+            components = document["components"]
+            for name in ("HTTPValidationError", "ValidationError"):
+                components["schemas"].pop(name, None)
+            chunk = ChatCompletionChunk.model_json_schema(ref_template="#/components/schemas/{model}")
+            components["schemas"] |= chunk.pop("$defs") | {"ChatCompletionChunk": chunk}
+            components["schemas"].setdefault("ErrorBody", ErrorBody.model_json_schema())
+            for path, methods in document["paths"].items():
+                for method in methods.values():
+                    method["responses"].pop("422", None)  # faults of validation are 400 here
+                    if with_keys and path.startswith("/v1/"):
+                        method["security"] = [{"key": []}]
+            if with_keys:
+                components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        assert app.openapi_schema is not None
+        return app.openapi_schema
+
+    app.openapi = describe  # type: ignore[method-assign]

@@ -1,0 +1,37 @@
+"""What all routes share: the client of the served model, the settings, the counters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from step_audio_client import ChatOptions, StepAudioClient
+from step_audio_gateway.completions import Deltas
+from step_audio_gateway.errors import ApiError
+from step_audio_gateway.fetch import Fetcher
+from step_audio_gateway.generations import merged
+from step_audio_gateway.metrics import Metrics
+from step_audio_gateway.settings import GatewaySettings
+
+
+class Gateway:
+    def __init__(self, settings: GatewaySettings, client: StepAudioClient, fetcher: Fetcher | None = None):
+        self.settings = settings
+        self.client = client
+        self.metrics = Metrics()
+        self.fetcher = fetcher or Fetcher(settings.allowed_media_domains, settings.media_timeout)
+
+    async def model_names(self) -> tuple[str, ...]:
+        """What requests may call the model, the first one being what replies call it. Raises RequestError."""
+        return self.settings.served_model_name or ((await self.client.serving_info())["model"],)
+
+    async def model_name(self, asked: str | None) -> str:
+        """The name to answer with. Raises ApiError (404), RequestError."""
+        names = await self.model_names()
+        if asked and asked not in names:
+            raise ApiError(404, f"there is no model {asked!r} here, but {names[0]!r}", "model", "model_not_found")
+        return asked or names[0]
+
+    def answers(self, messages: Sequence[dict[str, Any]], options: Sequence[ChatOptions]) -> Deltas:
+        """An answer for each of `options`, all under way at once."""
+        return merged([self.metrics.observed(self.client.chat(messages, option)) for option in options])

@@ -1,0 +1,143 @@
+"""Errors in OpenAI's shape: {"error": {"message", "type", "param", "code"}} with the right status."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from step_audio.errors import InvalidRequest
+from step_audio_client import RequestError, RequestTimeout, ServerBusy, Unavailable
+
+RETRY_AFTER = 1  # seconds; a queue of short answers moves that fast
+CLIENT_GONE = 499  # nobody reads it; nginx's number, for the log
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """Every reply that is not a success."""
+
+    error: ErrorDetail
+
+
+class ApiError(HTTPException):
+    """What a client gets instead of an answer. `param`: the request's field at fault."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ):
+        super().__init__(status, message, headers)
+        self.param, self.code = param, code
+
+    def body(self) -> ErrorBody:
+        kind = _TYPES.get(self.status_code, "invalid_request_error" if self.status_code < 500 else "server_error")
+        return ErrorBody(error=ErrorDetail(message=self.detail, type=kind, param=self.param, code=self.code))
+
+    def response(self) -> Response:
+        # Escaped to ASCII: a message may quote half a surrogate pair, which UTF-8 cannot hold.
+        return Response(json.dumps(self.body().model_dump()), self.status_code, self.headers, "application/json")
+
+
+class ClientGone(Exception):
+    """The client hung up: there is nobody to answer."""
+
+
+def refused(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """400: the request cannot be served as it is."""
+    return ApiError(400, message, param, code)
+
+
+def unsupported(param: str, instead: str) -> ApiError:
+    """400: asked for something that cannot be honoured; `instead` says what can be."""
+    return refused(f"{param} is not supported: {instead}", param, "unsupported_parameter")
+
+
+def from_client(error: RequestError) -> ApiError:
+    """The client library's error as a status."""
+    message = str(error)
+    if isinstance(error, ServerBusy):
+        return ApiError(429, message, code="server_busy", headers={"Retry-After": str(RETRY_AFTER)})
+    if isinstance(error, RequestTimeout):
+        return ApiError(504, message, code="timeout")
+    if isinstance(error, Unavailable):
+        return ApiError(503, message, code="unavailable", headers={"Retry-After": str(RETRY_AFTER)})
+    if message.startswith("internal error"):  # the server's word for faults of its own
+        return ApiError(500, "internal error", code="internal_error")
+    return refused(message)
+
+
+def from_validation(error: RequestValidationError) -> ApiError:
+    """One fault. Where a value may be of several types each has its complaints: the one furthest inside is told."""
+    found = [(_place(fault["loc"], fault["type"], error.body), fault["msg"]) for fault in error.errors()]
+    place, message = max(found, key=lambda entry: len(entry[0]))
+    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
+    message = message.removeprefix("Value error, ")
+    return refused(f"{param}: {message}" if param else message, param or None)
+
+
+def _place(loc: Sequence[int | str], kind: str, body: Any) -> list[int | str]:
+    """The caller's own keys of a fault's place, without those that name a type of ours."""
+    place: list[int | str] = []
+    for i, part in enumerate(loc[1:], 2):
+        known = part in body if isinstance(body, Mapping) else isinstance(body, list) and isinstance(part, int)
+        if known or (i == len(loc) and kind == "missing"):
+            place.append(part)
+            body = body[part] if known else None
+    return place
+
+
+def install(app: FastAPI) -> None:
+    """Every error that a route may raise becomes a response in OpenAI's shape."""
+
+    def answer(request: Request, error: ApiError) -> Response:
+        request.state.log["error"] = error.code or error.body().error.type
+        if error.status_code >= 500 or request.app.state.log_content:  # a refusal may quote what was sent
+            request.state.log["message"] = error.detail
+        return error.response()
+
+    async def http(request: Request, error: Exception) -> Response:
+        if isinstance(error, ApiError):
+            return answer(request, error)
+        assert isinstance(error, HTTPException)  # of the router: no such path or method, a body that cannot be read
+        where = f": {request.method} {request.url.path}" if error.status_code in (404, 405) else ""
+        return answer(request, ApiError(error.status_code, f"{error.detail}{where}", headers=error.headers))
+
+    async def validation(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return answer(request, from_validation(error))
+
+    async def client(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestError)
+        return answer(request, from_client(error))
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        return answer(request, refused(str(error)))
+
+    async def gone(request: Request, error: Exception) -> Response:
+        request.state.log["error"] = "client_gone"
+        return Response(status_code=CLIENT_GONE)
+
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(RequestValidationError, validation)
+    app.add_exception_handler(RequestError, client)
+    app.add_exception_handler(InvalidRequest, invalid)
+    app.add_exception_handler(ClientGone, gone)

@@ -1,0 +1,114 @@
+"""Around every request: its id, its line in the log, its place in the metrics, who may ask, and how much."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+import uuid
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from step_audio_gateway.auth import Keys
+from step_audio_gateway.errors import ApiError
+from step_audio_gateway.metrics import Metrics
+
+log = logging.getLogger("step_audio_gateway")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")  # nothing that could break a line of a log
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line; what was logged with `extra={"fields": {...}}` stands beside the message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
+
+
+class Observe:
+    """Outermost. Routes put what is worth logging into `request.state.log`: never text nor audio, unless asked to."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics):
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        start = time.monotonic()
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        fields: dict[str, Any] = {}
+        scope.setdefault("state", {})["log"] = fields
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        except Exception:
+            log.exception("fault", extra={"fields": {"request_id": request_id}})
+            fields["error"] = "internal_error"
+            if not status:
+                response = ApiError(500, "internal error", code="internal_error").response()
+                await response(scope, receive, send_with_id)
+        finally:
+            seconds = time.monotonic() - start
+            route = getattr(scope.get("route"), "path", "other")  # not the path: anybody can make up new ones
+            self.metrics.requests.labels(route, str(status)).inc()
+            self.metrics.seconds.labels(route).observe(seconds)
+            client = (scope.get("client") or ("",))[0]
+            about = {"request_id": request_id, "client": client, "method": scope["method"], "path": scope["path"]}
+            log.info("request", extra={"fields": about | {"status": status, "seconds": round(seconds, 4)} | fields})
+
+
+class Guard:
+    """Refuses before a body is read: without a key, or too large by its own word; then counts what comes."""
+
+    def __init__(self, app: ASGIApp, keys: Keys, max_body_bytes: int):
+        self.app = app
+        self.keys = keys
+        self.max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        headers = Headers(scope=scope)
+        try:
+            if self.keys and scope["path"].startswith("/v1/"):
+                self.keys.check(headers.get("authorization", ""))
+            if (stated := headers.get("content-length", "")).isdecimal() and int(stated) > self.max_body_bytes:
+                raise self._too_large()
+        except ApiError as error:
+            scope["state"]["log"]["error"] = error.code
+            return await error.response()(scope, receive, send)
+        read = 0
+
+        async def counted() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self.max_body_bytes:
+                raise self._too_large()  # within the application, which answers it
+            return message
+
+        await self.app(scope, counted, send)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"the request is larger than {self.max_body_bytes} bytes", code="request_too_large")

@@ -1,0 +1,124 @@
+const STORE = "step-audio-playground";
+const KEY_STORE = "step-audio-playground-key"; // of this tab only: a key should not outlive it
+const SMALLEST_BUDGET = 16; // tokens; each notch of the dial doubles it
+
+/** The settings form: what the user chose, kept from visit to visit. */
+export class Settings {
+  constructor(form) {
+    this.form = form;
+    this.#restore();
+    form.addEventListener("input", () => this.#changed());
+    form.addEventListener("submit", (event) => event.preventDefault());
+    form.addEventListener("reset", () => setTimeout(() => this.#changed())); // after the fields are back
+    this.#changed();
+  }
+
+  get key() {
+    return this.form.elements.key.value.trim();
+  }
+
+  get instructions() {
+    return this.form.elements.instructions.value.trim();
+  }
+
+  get readAloud() {
+    return this.form.elements.aloud.checked;
+  }
+
+  get sendOnRelease() {
+    return this.form.elements.auto.checked;
+  }
+
+  /** Of a request, all but the messages. Throws an Error whose message is for the user. */
+  body() {
+    const fields = this.form.elements;
+    if (!this.form.checkValidity()) {
+      const wrong = this.form.querySelector("input:invalid");
+      throw new Error(`${wrong.labels[0].textContent.trim()}: ${wrong.validationMessage}`);
+    }
+    const body = {
+      model: fields.model.value || undefined,
+      stream: true,
+      stream_options: { include_usage: true },
+      temperature: fields.temperature.valueAsNumber,
+      top_p: fields.top_p.valueAsNumber,
+      thinking: { mode: fields.thinking.value === "off" ? "off" : "on" },
+    };
+    if (fields.thinking.value === "budget") body.thinking.budget_tokens = this.#budget;
+    if (fields.max_tokens.value) body.max_tokens = fields.max_tokens.valueAsNumber;
+    if (fields.seed.value) body.seed = fields.seed.valueAsNumber;
+    const tools = parseTools(fields.tools.value);
+    if (tools.length) Object.assign(body, { tools, tool_choice: fields.tool_choice.value });
+    return body;
+  }
+
+  /** Fills the choice of models. */
+  offer(models) {
+    const select = this.form.elements.model;
+    const chosen = select.value;
+    select.replaceChildren(...models.map(({ id }) => new Option(id, id, false, id === chosen)));
+    select.closest(".field").hidden = models.length < 2;
+  }
+
+  get #budget() {
+    return SMALLEST_BUDGET * 2 ** this.form.elements.budget.valueAsNumber;
+  }
+
+  #changed() {
+    const fields = this.form.elements;
+    fields.budget_shown.value = `${this.#budget.toLocaleString()} tokens`;
+    fields.temperature_shown.value = fields.temperature.valueAsNumber.toFixed(2);
+    fields.top_p_shown.value = fields.top_p.valueAsNumber.toFixed(2);
+    fields.budget.closest(".field").hidden = fields.thinking.value !== "budget";
+    try {
+      const { length } = parseTools(fields.tools.value);
+      fields.tools_shown.value = length ? `${length} tool${length > 1 ? "s" : ""}` : "";
+      fields.tools.setAttribute("aria-invalid", "false");
+      fields.tool_choice.closest(".field").hidden = !length;
+    } catch (error) {
+      fields.tools_shown.value = error.message;
+      fields.tools.setAttribute("aria-invalid", "true");
+    }
+    this.#store();
+  }
+
+  #store() {
+    const { key, ...kept } = Object.fromEntries(new FormData(this.form));
+    for (const box of this.form.querySelectorAll("input[type=checkbox]")) kept[box.name] = box.checked;
+    try {
+      localStorage.setItem(STORE, JSON.stringify(kept));
+      sessionStorage.setItem(KEY_STORE, key);
+    } catch {
+      // Storage is forbidden: the settings last as long as the page.
+    }
+  }
+
+  #restore() {
+    try {
+      const kept = JSON.parse(localStorage.getItem(STORE) ?? "{}");
+      for (const [name, value] of Object.entries({ ...kept, key: sessionStorage.getItem(KEY_STORE) ?? "" })) {
+        const field = this.form.elements[name];
+        if (field?.type === "checkbox") field.checked = value;
+        else if (field) field.value = value;
+      }
+    } catch {
+      // Unreadable or forbidden: the defaults stand.
+    }
+  }
+}
+
+/** A list of tools in OpenAI's form; a bare function is wrapped. Throws an Error whose message is for the user. */
+function parseTools(text) {
+  if (!text.trim()) return [];
+  let tools;
+  try {
+    tools = [JSON.parse(text)].flat();
+  } catch (error) {
+    throw new Error(`Tools are not JSON: ${error.message}`, { cause: error });
+  }
+  return tools.map((tool) => {
+    const wrapped = tool?.type === "function" ? tool : { type: "function", function: tool };
+    if (typeof wrapped.function?.name !== "string") throw new Error("Every tool needs a function with a name.");
+    return wrapped;
+  });
+}

@@ -1,0 +1,68 @@
+"""Runs the gateway: in the foreground, or as a process beside another."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import sys
+import threading
+
+import uvicorn
+
+from step_audio_client import StepAudioClient
+from step_audio_gateway.app import create_app
+from step_audio_gateway.middleware import JsonLines
+from step_audio_gateway.settings import GatewaySettings, SettingsError
+
+SHUTDOWN_TIMEOUT = 10  # seconds that answers under way may still take
+
+
+def serve(settings: GatewaySettings) -> None:
+    """Until SIGINT or SIGTERM. Raises SettingsError."""
+    asyncio.run(_serve(settings, leave_with_stdin=False))
+
+
+async def _serve(settings: GatewaySettings, leave_with_stdin: bool) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    with listen(settings) as listener:
+        async with StepAudioClient(settings.triton) as client:
+            server = uvicorn.Server(
+                uvicorn.Config(
+                    create_app(settings, client),
+                    log_config=None,
+                    log_level="warning",  # the middleware has a line for every request
+                    access_log=False,
+                    server_header=False,
+                    timeout_graceful_shutdown=SHUTDOWN_TIMEOUT,
+                    ssl_certfile=settings.ssl_certfile,
+                    ssl_keyfile=settings.ssl_keyfile,
+                )
+            )
+            if leave_with_stdin:
+                threading.Thread(target=_leave_at_end_of_stdin, args=[server], daemon=True).start()
+            await server.serve(sockets=[listener])
+
+
+def listen(settings: GatewaySettings) -> socket.socket:
+    """The listening socket. Raises SettingsError that names the flag to change."""
+    try:
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise SettingsError(f"port {settings.port} is in use: choose another with --port") from None
+        raise SettingsError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
+
+
+def _leave_at_end_of_stdin(server: uvicorn.Server) -> None:
+    """The other end of the pipe is the parent's, and closed however it dies."""
+    sys.stdin.buffer.read()
+    server.should_exit = True
+
+
+if __name__ == "__main__":  # beside.py's child: the settings come first, then nothing until the end
+    asyncio.run(_serve(GatewaySettings.model_validate_json(sys.stdin.buffer.readline()), leave_with_stdin=True))

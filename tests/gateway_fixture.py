@@ -1,0 +1,138 @@
+"""A stand-in for the client library, and the gateway in front of it, in process or behind a real port."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import threading
+import time
+import wave
+from collections.abc import AsyncGenerator, Callable, Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import uvicorn
+
+import tokenizer_fixture
+from step_audio.tokenizer import Tokenizer
+from step_audio_client import ChatDelta, ChatOptions, ChatUsage, TokenLogprob, ToolCall
+from step_audio_client.messages import split_audio
+from step_audio_gateway.app import create_app
+from step_audio_gateway.settings import GatewaySettings
+
+USAGE = ChatUsage(prompt_tokens=20, completion_tokens=6, audio_tokens=13, reasoning_tokens=4)
+THOUGHT, ANSWER = "It says four.", "Four."
+REPLY = [
+    ChatDelta(reasoning="It says ", raw="It says "),
+    ChatDelta(reasoning="four.", raw="four.\n</th"),
+    ChatDelta(content="Fo", raw="ink>\nFo"),
+    ChatDelta(content="ur.", raw="ur."),
+    ChatDelta(finish_reason="stop", usage=USAGE),
+]
+LIMITS = {"max_audios": 4, "max_audio_seconds": 60.0, "max_audio_bytes": 2_000_000}
+Step = ChatDelta | Exception | float  # to hand out, to raise, or seconds to wait
+
+
+def script(messages: list[dict[str, Any]], options: ChatOptions) -> list[Step]:
+    """What a model would say that calls tools when it is given some, and obeys a schema."""
+    if options.guide:
+        text = '{"city": "Paris", "people": 2}' if options.guide.kind == "json_schema" else '{"a": 1}'
+        return [*REPLY[:2], ChatDelta(content=text, raw=text), REPLY[-1]]
+    if options.tools and options.tool_choice != "none" and messages[-1]["role"] != "tool":
+        call = ToolCall(0, "call_1", options.tools[0]["function"]["name"], '{"city": "Paris"}')
+        text = f"<tool_call>function\n{call.name}\n{call.arguments}</tool_call>"
+        return [*REPLY[:2], ChatDelta(tool_calls=(call,), raw=text), ChatDelta(finish_reason="tool_calls", usage=USAGE)]
+    if options.logprobs:
+        words = [("Four", -0.25), (".", -0.5)]
+        return [
+            ChatDelta(content=w, raw=w, logprobs=(TokenLogprob(w, tuple(w.encode()), p),)) for w, p in words
+        ] + REPLY[-1:]
+    return list(REPLY)
+
+
+class FakeClient:
+    """Plays `script`; remembers what was asked, and whether every answer that was begun has been closed."""
+
+    def __init__(self, script: Callable[[list[dict[str, Any]], ChatOptions], list[Step]] = script):
+        self.script = script
+        self.asked: list[tuple[list[dict[str, Any]], ChatOptions]] = []
+        self.begun = self.closed = 0
+        self.up = True
+
+    async def chat(
+        self, messages: list[dict[str, Any]], options: ChatOptions, *, request_id: str | None = None
+    ) -> AsyncGenerator[ChatDelta]:
+        split_audio(messages)[0].encode()
+        options.sampling.inputs()
+        self.asked.append((messages, options))
+        self.begun += 1
+        try:
+            for step in self.script(messages, options):
+                if isinstance(step, Exception):
+                    raise step
+                await asyncio.sleep(step if isinstance(step, float) else 0)
+                if isinstance(step, ChatDelta):
+                    yield step
+        finally:
+            await asyncio.sleep(0.01)  # as a stop that is sent to the server; must not be cut short
+            self.closed += 1
+
+    async def tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_json(tokenizer_fixture.build_json())
+
+    async def serving_info(self) -> dict[str, Any]:
+        return {"model": "tiny", "vocab_size": 700, "max_seq_len": 4096, "limits": LIMITS}
+
+    async def ready(self) -> bool:
+        return self.up
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        return self.asked[-1][0]
+
+    @property
+    def options(self) -> ChatOptions:
+        return self.asked[-1][1]
+
+
+def http(fake: FakeClient, fetcher: Any = None, **settings: Any) -> httpx.AsyncClient:
+    """An HTTP client of a gateway in this process."""
+    app = create_app(GatewaySettings.create(**settings), fake, fetcher)  # type: ignore[arg-type]
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway")
+
+
+@contextlib.contextmanager
+def listening(fake: FakeClient, **settings: Any) -> Iterator[str]:
+    """A gateway on a real port, in a thread; its base URL."""
+    app = create_app(GatewaySettings.create(**settings), fake)  # type: ignore[arg-type]
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=2))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+def wav(seconds: float = 0.1, rate: int = 16_000) -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(2)
+        writer.setframerate(rate)
+        writer.writeframes(np.random.default_rng(0).integers(-99, 99, round(seconds * rate), "<i2").tobytes())
+    return file.getvalue()
+
+
+def events(text: str) -> list[Any]:
+    """The chunks of a streamed reply, which must be closed properly."""
+    lines = text.split("\n\n")
+    assert lines[-1] == "" and all(line.startswith("data: ") for line in lines[:-1])
+    assert lines[-2] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]

@@ -1,0 +1,158 @@
+"""The whole way: OpenAI's package, the gateway's process, client library, tritonserver, random weights."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import openai
+import pytest
+
+from gateway_fixture import events
+from step_audio.audio import CLIP_SAMPLES, SAMPLE_RATE, decode_audio
+from step_audio.serving.demo import free_ports
+from step_audio_gateway.beside import GatewayProcess
+from step_audio_gateway.settings import GatewaySettings
+
+SAMPLES = Path(__file__).parents[1].parent / "shared" / "samples"
+EOT = 151665
+
+# What the model card's evaluations ask for.
+OFFICIAL = {
+    "mmau": {"max_tokens": 32000, "temperature": 0.7, "repetition_penalty": 1.0},
+    "mmar": {"max_tokens": 32000, "temperature": 0.7, "repetition_penalty": 1.07},
+    "caption": {"max_tokens": 1024, "temperature": 0.5, "top_p": 0.9},
+    "song": {"max_tokens": 2048, "temperature": 0.7, "top_p": 0.9},
+    "step-audio-2": {"max_tokens": 2048, "temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.05},
+}
+
+
+@pytest.fixture(scope="module")
+def url(service) -> Iterator[str]:
+    (port,) = free_ports(1)
+    process = GatewayProcess(GatewaySettings.create(port=port, triton=[service.address], served_model_name=["R1"]))
+    process.start()
+    yield f"http://127.0.0.1:{port}"
+    process.stop()
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120) as client:
+        yield client
+
+
+def tone(seconds: float) -> np.ndarray:
+    return (0.3 * np.sin(np.arange(round(seconds * SAMPLE_RATE)) / 9)).astype(np.float32)
+
+
+def wav(samples: np.ndarray) -> str:
+    """Base64 of a WAV file, as the card's client sends each piece of 25 s."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(2)
+        writer.setframerate(SAMPLE_RATE)
+        writer.writeframes((samples * 32767).astype("<i2").tobytes())
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def part(samples: np.ndarray) -> dict:
+    return {"type": "input_audio", "input_audio": {"data": wav(samples), "format": "wav"}}
+
+
+@pytest.mark.parametrize("task", OFFICIAL)
+def test_the_cards_client(url, task):
+    """25 s pieces, `human`, an opened thought with `eot`, everything raw; answers are cut short here."""
+    recordings = sorted(SAMPLES.glob("*.wav"))
+    samples = decode_audio(recordings[0].read_bytes()) if recordings else tone(30)
+    pieces = [part(samples[start : start + CLIP_SAMPLES]) for start in range(0, len(samples), CLIP_SAMPLES)]
+    body = {
+        "model": "R1",
+        "messages": [
+            {"role": "system", "content": "You are an expert in audio analysis."},
+            {"role": "human", "content": [*pieces, {"type": "text", "text": "What do you hear?"}]},
+            {"role": "assistant", "content": "<think>\n", "eot": False},
+        ],
+        "stream": True,
+        "skip_special_tokens": False,
+        "stop_token_ids": [EOT],
+        "continue_final_message": True,
+        "add_generation_prompt": False,
+        "stream_options": {"include_usage": True},
+        **OFFICIAL[task],
+        "max_tokens": 8,
+    }
+    response = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120)
+    assert response.status_code == 200, response.text
+    chunks = events(response.text)
+    assert chunks[-1]["usage"]["completion_tokens"] <= 8
+    assert chunks[-1]["usage"]["prompt_tokens_details"]["audio_tokens"] > 12 * len(samples) / SAMPLE_RATE
+    for chunk in chunks[:-1]:
+        delta = chunk["choices"][0]["delta"]
+        assert isinstance(delta.get("content", ""), str) and delta.get("tts_content", {}) == {}
+
+
+def test_streamed_is_whole_and_seeds_count(client):
+    ask = {"model": "R1", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 12, "temperature": 1.0}
+
+    def text(message) -> str:
+        return (message.content or "") + (getattr(message, "reasoning_content", None) or "")
+
+    two = client.chat.completions.create(**ask, seed=5, n=2)
+    second = client.chat.completions.create(**ask, seed=6)
+    streamed = "".join(text(c.choices[0].delta) for c in client.chat.completions.create(**ask, seed=5, stream=True))
+    assert text(two.choices[0].message) == streamed and text(two.choices[1].message) == text(second.choices[0].message)
+    assert second.usage.completion_tokens == 12 and second.choices[0].finish_reason == "length"
+
+
+def test_logprobs_and_no_thinking(client):
+    reply = client.chat.completions.create(
+        model="R1",
+        messages=[{"role": "user", "content": "hello"}],
+        max_tokens=6,
+        temperature=0,
+        logprobs=True,
+        extra_body={"thinking": {"mode": "off"}},
+    )
+    tokens = reply.choices[0].logprobs.content
+    assert len(tokens) == 6 and all(token.logprob <= 0 for token in tokens)
+    assert (
+        b"".join(bytes(token.bytes) for token in tokens).decode("utf-8", "replace") == reply.choices[0].message.content
+    )
+    assert reply.usage.completion_tokens_details.reasoning_tokens == 0
+
+
+def test_json_schema_after_the_thought(client):
+    schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}
+    reply = client.chat.completions.create(
+        model="R1",
+        messages=[{"role": "user", "content": "hello"}],
+        max_tokens=64,
+        response_format={"type": "json_schema", "json_schema": {"name": "n", "schema": schema}},
+        extra_body={"thinking": {"budget_tokens": 4}},
+    )
+    assert json.loads(reply.choices[0].message.content)["n"] in (1, 2)
+    assert reply.choices[0].message.reasoning_content
+
+
+def test_transcription(client):
+    recording = ("a.wav", base64.b64decode(wav(tone(1))), "audio/wav")
+    reply = client.with_options(timeout=300).audio.transcriptions.create(
+        model="R1", file=recording, response_format="verbose_json"
+    )
+    assert reply.duration == 1.0 and isinstance(reply.text, str)
+
+
+def test_what_the_served_model_refuses(client):
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="R1", messages=[{"role": "user", "content": [part(tone(0.0))]}])
+    assert "no samples" in caught.value.message or "too short" in caught.value.message
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(model="R1", messages=[{"role": "tool"}])
