@@ -24,7 +24,7 @@ $(VENV)/.test: $(VENV)/.cpu
 
 install: $(VENV)/.cpu ## virtual environment with the server for machines without a GPU
 
-demo: $(VENV)/.cpu ## serve a small model here and stream its answer to a recording
+demo: $(VENV)/.cpu ## serve the small trained model here and ask it something aloud
 	$(BIN)/step-audio demo
 
 test: $(VENV)/.test ## lint and all tests, a real tritonserver included

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from pathlib import Path
@@ -38,11 +39,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="step-audio", description="Step-Audio-R1 on Triton Inference Server")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands)
+    _add_gateway(commands)
     _add_chat(commands)
     _add_demo(commands)
     _add_make_tiny(commands)
     _add_convert(commands)
     _add_export_encoder(commands)
+    _add_eval(commands)
+    _add_train(commands)
     return parser
 
 
@@ -57,15 +61,20 @@ def say(line: str) -> None:
 
 
 def _add_serve(commands) -> None:
-    parser = _command(commands, "serve", _serve, "Build what is missing and serve a checkpoint on loopback.")
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="a Step-Audio checkpoint")
+    from step_audio_gateway.command import add_serve_flags
+
+    about = "Build what is missing and serve a checkpoint: Triton on loopback, the OpenAI-compatible API before it."
+    parser = _command(commands, "serve", _serve, about)
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="a Step-Audio checkpoint (required)")
     parser.add_argument(
         "--work-dir", type=Path, metavar="DIR", help="for what is built (default: CHECKPOINT.step-audio beside it)"
     )
     parser.add_argument("--tp", type=int, help="ranks of the decoder (default 4)")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default: the checkpoint's own")
-    parser.add_argument("--max-batch-size", type=int, help="sequences in flight (default 32)")
-    parser.add_argument("--max-seq-len", type=int, help="positions of prompt and answer (default: up to 32768)")
+    parser.add_argument("--max-batch-size", "--max-num-seqs", type=int, help="sequences in flight (default 32)")
+    parser.add_argument(
+        "--max-seq-len", "--max-model-len", type=int, help="positions of prompt and answer (default: up to 32768)"
+    )
     parser.add_argument("--max-num-tokens", type=int, help="positions computed in one step (default 2048)")
     parser.add_argument("--max-prompt-table-rows", type=int, help="audio tokens of a request (default: max-seq-len)")
     parser.add_argument("--max-queue-size", type=int, help="requests waiting, 0 for no bound (default 256)")
@@ -81,6 +90,7 @@ def _add_serve(commands) -> None:
     parser.add_argument("--max-audio-bytes", type=int, help="of all recordings of a request (default 512 MiB)")
     for name, port in (("grpc", 8001), ("http", 8000), ("metrics", 8002)):
         parser.add_argument(f"--{name}-port", type=int, help=f"on loopback (default {port})")
+    add_serve_flags(parser)
 
 
 LIMIT_NAMES = ("max_audios", "max_audio_seconds", "max_audio_bytes")
@@ -90,12 +100,21 @@ def _serve(arguments: argparse.Namespace) -> None:
     from step_audio.serving.serve import Service
     from step_audio.serving.settings import ServeSettings
     from step_audio_build.pipeline import default_work_dir
+    from step_audio_gateway.command import serve_settings
 
-    given = {name: value for name, value in vars(arguments).items() if value is not None and name != "run"}
+    names = [name for name in ServeSettings.model_fields if name != "limits"]
+    given, gateway = serve_settings(arguments, [*names, *LIMIT_NAMES])
+    if "checkpoint" not in given:
+        raise StepAudioError("which model? give --checkpoint DIR")
     limits = {name: given.pop(name) for name in LIMIT_NAMES if name in given}
-    given.setdefault("work_dir", default_work_dir(arguments.checkpoint))
-    given["work_dir"] = given["work_dir"].resolve()
-    Service(ServeSettings.create(**given, limits=limits), say).run()
+    given["work_dir"] = Path(given.get("work_dir") or default_work_dir(Path(given["checkpoint"]))).resolve()
+    Service(ServeSettings.create(**given, limits=limits), say, gateway).run()
+
+
+def _add_gateway(commands) -> None:
+    from step_audio_gateway.command import add_parser
+
+    add_parser(commands)
 
 
 def _add_chat(commands) -> None:
@@ -109,10 +128,10 @@ def _add_chat(commands) -> None:
     _add_sampling(parser)
 
 
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
+def _add_sampling(parser: argparse.ArgumentParser, temperature: float = 0.7) -> None:
     group = parser.add_argument_group("sampling")
     group.add_argument("--max-tokens", type=int, help="default: what is left of the context")
-    group.add_argument("--temperature", type=float, help="0 is greedy (default 0.7)")
+    group.add_argument("--temperature", type=float, help=f"0 is greedy (default {temperature:g})")
     group.add_argument("--top-p", type=float, help="default 1.0")
     group.add_argument("--top-k", type=int)
     group.add_argument("--min-tokens", type=int)
@@ -145,14 +164,15 @@ def _chat(arguments: argparse.Namespace) -> int:
 
 
 def _add_demo(commands) -> None:
-    parser = _command(commands, "demo", _demo, "Serve a small random model here and stream its answer to a recording.")
+    parser = _command(commands, "demo", _demo, "Serve the small model of this repository and ask it something aloud.")
+    parser.add_argument("--ask", metavar="TEXT", help="what espeak-ng says (default: a sum of two numbers)")
     parser.add_argument("--work-dir", type=Path, default=Path(".work"), metavar="DIR", help="default %(default)s")
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from step_audio.serving.demo import demo
+    from step_audio.serving.demo import QUESTION, demo
 
-    return demo(arguments.work_dir.resolve(), say)
+    return demo(arguments.work_dir.resolve(), arguments.ask or QUESTION, say)
 
 
 def _count(text: str) -> int:
@@ -219,6 +239,75 @@ def _export_encoder(arguments: argparse.Namespace) -> None:
 
     export_encoder(arguments.checkpoint, arguments.output, arguments.length_rule)
     say(f"{arguments.output}: encoder and adaptor")
+
+
+def _add_train(commands) -> None:
+    parser = _command(commands, "train", _train, "Train the small model on speech that espeak-ng makes on the fly.")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="goes on with what is there")
+    parser.add_argument("--steps", type=_count, help="default: the recipe's")
+    parser.add_argument("--seed", type=int, help="default: the recipe's")
+    parser.add_argument("--workers", type=int, default=1, help="processes that make data (default %(default)s)")
+    parser.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from step_audio_training.command import run
+    from step_audio_training.train import Recipe
+
+    given = {name: value for name in ("steps", "seed") if (value := getattr(arguments, name)) is not None}
+    run(arguments.output, Recipe(**given), arguments.workers, arguments.device, say)
+
+
+def _snr(text: str) -> float | str:
+    if text == "clean":
+        return text
+    if not math.isfinite(value := float(text)):
+        raise ValueError
+    return value
+
+
+_snr.__name__ = "level of noise"  # argparse says "invalid level of noise value"
+
+
+def _add_eval(commands) -> None:
+    from step_audio_evaluation.presets import PRESETS
+
+    parser = _command(commands, "eval", _eval, "Ask a served model questions whose answers are known, and score it.")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="answers and report; resumable")
+    parser.add_argument("--url", help="gRPC address of a running server (default: one is started for --checkpoint)")
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="default: the small one that comes along")
+    parser.add_argument("--tasks", nargs="*", metavar="TASK", help="held-out tasks (default: all, or none with --data)")
+    parser.add_argument("--per-task", type=_count, help="questions of a task (default 100)")
+    parser.add_argument("--quick", action="store_true", help="10 questions of a task")
+    parser.add_argument(
+        "--snr",
+        nargs="*",
+        type=_snr,
+        metavar="DB",
+        help="sums and transcripts at these levels of noise, `clean` for none (without values: clean 30 20 15 10 5 0)",
+    )
+    parser.add_argument("--data", type=Path, metavar="FILE", help="a data set of one JSON object a line")
+    parser.add_argument("--audio-first", action="store_true", help="data set: recordings before the question")
+    parser.add_argument(
+        "--no-think", dest="think", action="store_false", help="data set: ask for answers without a thought"
+    )
+    parser.add_argument("--concurrency", type=_count, default=32, help="requests at once (default %(default)s)")
+    parser.add_argument(
+        "--against-torch", type=Path, metavar="DIR", help="compare tokens with this checkpoint's in torch"
+    )
+    parser.add_argument("--preset", choices=PRESETS, help="sampling of a published evaluation (default: greedy)")
+    _add_sampling(parser, temperature=0)
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from step_audio_evaluation.command import Options, evaluate
+    from step_audio_evaluation.held_out import SNRS
+
+    given = {name: value for name, value in vars(arguments).items() if value is not None and name != "run"}
+    sampling = {name: given.pop(name) for name in SAMPLING_NAMES if name in given and name != "seed"}
+    if "snr" in given:
+        given["snr"] = given["snr"] or SNRS
+    return evaluate(Options(**given, sampling=sampling), say)
 
 
 if __name__ == "__main__":

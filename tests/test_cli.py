@@ -12,7 +12,7 @@ from step_audio import cli
 from step_audio.config import ModelConfig
 from step_audio.serving.demo import free_ports
 
-COMMANDS = ("serve", "chat", "demo", "make-tiny", "convert", "export-encoder")
+COMMANDS = ("serve", "gateway", "chat", "demo", "make-tiny", "convert", "export-encoder", "eval", "train")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_help(command, capsys):
 @pytest.mark.parametrize(
     "arguments",
     [
-        "", "fly", "serve", "convert --checkpoint x", "serve --checkpoint x --tp many", "chat --colour red",
+        "", "fly", "convert --checkpoint x", "serve --checkpoint x --tp many", "chat --colour red",
         "serve --checkpoint x --length-rule L-1", "make-tiny --output x --heads 0", "make-tiny --output x --layers -1",
     ],
 )  # fmt: skip

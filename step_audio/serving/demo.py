@@ -1,4 +1,4 @@
-"""`step-audio demo`: the whole way on one machine, from weights to a streamed answer to a recording."""
+"""`step-audio demo`: the whole way on one machine, from weights to a spoken question's streamed answer."""
 
 from __future__ import annotations
 
@@ -7,34 +7,52 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+import soundfile
+
+from step_audio.audio import SAMPLE_RATE
+from step_audio.errors import StepAudioError
 from step_audio.serving.repository import source
 from step_audio.serving.serve import Service
 from step_audio.serving.settings import ServeSettings
-from step_audio_build.make_tiny import make_tiny
 from step_audio_client import Sampling
 from step_audio_client.chat import chat
+from step_audio_training.arithmetic import spell_numbers
+from step_audio_training.speech import Voice, speak
 
-RECORDING = "mmsu_test.wav"
-QUESTION = "What do you hear?"
+MODEL = "espeak-listener-10m"
+QUESTION = "What is 48 plus 34?"  # the numbers and the voice are not in the model's training data
+WORK_DIR = Path(".work")  # what is built of the embedded checkpoint goes here
+VOICE = Voice(accent="en-us", variant="f3", words_per_minute=157)
 
 
-def demo(work_dir: Path, say: Callable[[str], None]) -> int:
-    """Ports are free ones, so that a server that is running is left alone. Returns the exit status."""
-    checkpoint = work_dir / "tiny"
-    make_tiny(checkpoint, dtype="bfloat16", max_position_embeddings=32_768)
-    say(f"checkpoint: {checkpoint.name}, random weights in the published layout; its answers are noise")
+def embedded_checkpoint() -> Path:
+    """The small trained model that comes with the source tree. Raises ArtefactError without one."""
+    return source("models") / MODEL
+
+
+def demo(work_dir: Path, question: str, say: Callable[[str], None]) -> int:
+    """Ports are free ones, so that a server that is running is left alone. Returns the exit status.
+
+    Raises StepAudioError.
+    """
+    recording = work_dir / "question.wav"
+    work_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        soundfile.write(recording, 0.5 * speak(spell_numbers(question), VOICE).samples, SAMPLE_RATE)
+    except ValueError as error:
+        raise StepAudioError(f"{error}; ask in plain English words") from None
     grpc, http, metrics = free_ports(3)
     settings = ServeSettings.create(
-        checkpoint=checkpoint,
-        work_dir=work_dir / "tiny.step-audio",
+        checkpoint=embedded_checkpoint(),
+        work_dir=work_dir / f"{MODEL}.step-audio",
         grpc_port=grpc,
         http_port=http,
         metrics_port=metrics,
     )
-    recording = source("examples") / RECORDING
+    say(f"model: {MODEL}, trained on espeak-ng's voices; see models/{MODEL}/README.md for what it can do")
     with Service(settings, say) as service:
-        say(f"asking {QUESTION!r} about examples/{RECORDING}")
-        return chat(service.address, [recording], [QUESTION], Sampling(max_tokens=128, seed=1))
+        say(f"asking aloud ({recording}): {question}")
+        return chat(service.address, [recording], [], Sampling(max_tokens=256, temperature=0))
 
 
 def free_ports(count: int) -> list[int]:

@@ -1,0 +1,110 @@
+"""Data sets of one JSON object a line, asked as the model card's evaluations ask."""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Iterator
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+from pydantic import Field, StrictFloat, StrictInt, StrictStr, ValidationError
+
+from step_audio.config import Strict
+from step_audio_evaluation.items import NO_THINK, EvaluationError, Item, Kind
+
+CHOOSE = "Please choose the answer from the following options, do not provide any additional explanations or content: "
+
+
+class Line(Strict):
+    """`audio`: a file or several, relative to the data set. `answer`: with choices, one of them or its letter."""
+
+    question: StrictStr
+    answer: StrictStr | StrictInt | StrictFloat
+    audio: StrictStr | list[StrictStr] = Field(default_factory=list)
+    choices: list[StrictStr] | None = Field(None, min_length=2, max_length=26)
+    id: StrictStr | StrictInt | None = None
+    task: StrictStr | None = None
+    system: StrictStr | None = None
+
+    def prompt(self) -> str:
+        """The user's text."""
+        if self.choices is None:
+            return self.question
+        options = "".join(
+            f"{letter}. {choice}\n" for letter, choice in zip(string.ascii_uppercase, self.choices, strict=False)
+        )
+        return f"{self.question}\n{CHOOSE}\n{options}"
+
+    def answer_kind(self) -> tuple[Kind, str]:
+        """How the answer is looked at, and what is right. Raises ValueError."""
+        answer = str(self.answer).strip()
+        if self.choices is not None:
+            if answer in self.choices:
+                return "choice", answer
+            letter = string.ascii_uppercase.find(answer.upper()) if len(answer) == 1 else -1
+            if not 0 <= letter < len(self.choices):
+                raise ValueError("is neither one of the choices nor the letter of one")
+            return "choice", self.choices[letter]
+        try:
+            return ("number", answer) if Decimal(answer).is_finite() else ("text", answer)
+        except InvalidOperation:
+            return "text", answer
+
+
+def load_data_set(path: Path, audio_first: bool = False, think: bool = True) -> list[Item]:
+    """Raises EvaluationError, which names the file, the line and the key."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvaluationError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    items = list(_items(path, text, audio_first, think))
+    if not items:
+        raise EvaluationError(f"{path} has no lines")
+    return items
+
+
+def _items(path: Path, text: str, audio_first: bool, think: bool) -> Iterator[Item]:
+    seen: dict[str, int] = {}
+    for number, raw in enumerate(text.split("\n"), 1):
+        if not raw.strip():
+            continue
+        where = f"{path}, line {number}"
+        line = _line(raw, where)
+        files = tuple(path.parent / name for name in ([line.audio] if isinstance(line.audio, str) else line.audio))
+        if missing := [file for file in files if not file.is_file()]:
+            raise EvaluationError(f"{where}: audio: there is no file {missing[0]}")
+        try:
+            kind, expected = line.answer_kind()
+        except ValueError as error:
+            raise EvaluationError(f"{where}: answer: {line.answer!r} {error}") from None
+        id_ = str(number if line.id is None else line.id)
+        if id_ in seen:
+            raise EvaluationError(f"{where}: id: {id_!r} is line {seen[id_]}'s too")
+        seen[id_] = number
+        task = line.task or path.stem
+        yield Item(
+            f"{path.stem}/{id_}", task, _messages(line, len(files), audio_first), files, kind, expected,
+            tuple(line.choices or ()), prefix=None if think else NO_THINK,
+        )  # fmt: skip
+
+
+def _line(raw: str, where: str) -> Line:
+    try:
+        return Line.model_validate(json.loads(raw))
+    except ValidationError as error:  # before ValueError, which it is
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"][:1]) or "the line"
+        raise EvaluationError(f"{where}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+    except ValueError as error:
+        raise EvaluationError(f"{where}: not valid JSON: {error}") from None
+
+
+def _messages(line: Line, recordings: int, audio_first: bool) -> tuple[dict, ...]:
+    audio = [{"type": "audio"}] * recordings
+    if audio_first or not audio:
+        content = [*audio, {"type": "text", "text": line.prompt()}]
+    else:  # the published server puts a line's end between text and audio
+        content = [{"type": "text", "text": line.prompt() + "\n"}, *audio]
+    system = [{"role": "system", "content": line.system}] if line.system else []
+    return (*system, {"role": "user", "content": content})

@@ -1,0 +1,62 @@
+"""What is asked and what a right answer is: the one form that held-out examples and data sets are brought into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from step_audio.errors import StepAudioError
+from step_audio_client import Audio, Reply, parse_reply
+
+Kind = Literal["number", "word", "transcript", "tool_call", "choice", "text"]
+Snr = float | Literal["clean"]  # decibels; clean: no noise at all
+
+NO_THINK = "<think>\n\n</think>\n"  # an assistant turn that begins so is answered without a thought
+
+
+class EvaluationError(StepAudioError):
+    """The evaluation cannot be done as asked."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question.
+
+    `messages` hold `{"type": "audio"}` where a recording of `audio` stands, in order; a path is read only when the
+    question is asked. `prefix`: the beginning of the assistant's turn, given and not asked. `expected` and `options`
+    mean what `kind` says: a number; one word of the options; the words that are said; a calculator's expression;
+    one of the options, word for word; a text.
+    """
+
+    id: str
+    task: str
+    messages: tuple[Mapping[str, Any], ...]
+    audio: tuple[bytes | Path, ...]
+    kind: Kind
+    expected: str
+    options: tuple[str, ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
+    prefix: str | None = None
+    tags: tuple[str, ...] = ()
+    snr_db: Snr | None = None  # where it was fixed
+
+    def request(self) -> list[dict[str, Any]]:
+        """The messages as the client takes them. Raises OSError for a recording that cannot be read."""
+        recordings = iter(Audio(a) if isinstance(a, bytes) else Audio.load(a) for a in self.audio)
+
+        def filled(content: Any) -> Any:
+            if isinstance(content, str):
+                return content
+            return [{**part, "audio": next(recordings)} if part["type"] == "audio" else part for part in content]
+
+        messages = [{**message, "content": filled(message["content"])} for message in self.messages]
+        if self.prefix is not None:
+            messages.append({"role": "assistant", "content": self.prefix})
+        return messages
+
+    def parse(self, text: str) -> Reply:
+        """What the model wrote behind the prefix, taken apart."""
+        starts_in_content = self.prefix is not None and self.prefix.rstrip().endswith("</think>")
+        return parse_reply(text, starts_in_content, [tool["function"]["name"] for tool in self.tools])

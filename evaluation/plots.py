@@ -1,0 +1,52 @@
+"""Right answers and word errors against noise, drawn from a report's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from step_audio_evaluation.report import Row
+from step_audio_evaluation.statistics import Interval
+
+
+def plot_noise(rows: Sequence[Row], file: Path) -> None:
+    """An SVG with one panel of accuracy and one of word error rate. Raises ModuleNotFoundError without matplotlib."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
+    matplotlib.rcParams["svg.hashsalt"] = "step-audio"  # equal rows, equal files
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    noisy = sorted((row for row in rows if row.snr_db is not None), key=_clearness)
+    for n, task in enumerate(dict.fromkeys(row.task for row in rows if row.snr_db is not None)):
+        style = {"label": task, "color": f"C{n}", "marker": "o", "capsize": 3}
+        own = [row for row in noisy if row.task == task]
+        _curve(left, [(row, row.accuracy, row.interval) for row in own], style)
+        _curve(right, [(row, row.wer, row.wer_interval) for row in own if row.wer is not None], style)
+    for axes, title in ((left, "right answers, %"), (right, "word error rate of transcripts, %")):
+        axes.set(xlabel="signal-to-noise ratio, dB", title=title)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    left.set_ylim(0, 102)
+    left.legend(frameon=False, loc="lower right")
+    figure.savefig(file, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def _clearness(row: Row) -> float:
+    return float("inf") if row.snr_db == "clean" else float(row.snr_db or 0)
+
+
+def _curve(axes: Any, points: Sequence[tuple[Row, float, Interval]], style: dict[str, Any]) -> None:
+    """Noise levels one step apart, the clean recordings at the right end; bars are 95 % intervals."""
+    if not points:
+        return
+    names = ["no noise" if row.snr_db == "clean" else f"{row.snr_db:g}" for row, _, _ in points]
+    values = [100 * value for _, value, _ in points]
+    # Rounding can put the value a hair outside its interval, which errorbar refuses.
+    below = [100 * max(value - interval.low, 0) for _, value, interval in points]
+    above = [100 * max(interval.high - value, 0) for _, value, interval in points]
+    axes.errorbar(names, values, [below, above], **style)

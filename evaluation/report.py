@@ -1,0 +1,116 @@
+"""The figures of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from step_audio_evaluation.agreement import Agreement
+from step_audio_evaluation.answers import Answer
+from step_audio_evaluation.items import Item, Snr
+from step_audio_evaluation.scoring import Score, score
+from step_audio_evaluation.statistics import Difference, Interval, bootstrap_ratio, paired_difference, wilson
+
+WRONG_SHOWN = 3  # examples of a task's wrong answers in the report
+
+
+@dataclass(frozen=True)
+class Graded:
+    item: Item
+    answer: Answer
+    score: Score
+
+
+@dataclass(frozen=True)
+class Row:
+    """Of one task, or of those of its questions that share a tag or a level of noise."""
+
+    task: str
+    n: int
+    correct: int
+    accuracy: float
+    interval: Interval
+    failed: int  # requests without an answer; they count as wrong
+    unfinished: int  # answers that ran into the limit of tokens
+    tokens: float  # mean length of an answer
+    tag: str | None = None
+    snr_db: Snr | None = None
+    wer: float | None = None  # word error rate of a transcript: errors over words
+    wer_interval: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    settings: Mapping[str, Any]
+    date: str
+    rows: list[Row]
+    differences: dict[str, Difference]
+    agreement: Agreement | None
+    wrong: list[Graded] = field(repr=False)
+
+
+def grade(items: Sequence[Item], answers: Mapping[str, Answer]) -> list[Graded]:
+    """Every item has an answer, be it an error."""
+    graded = []
+    for item in items:
+        answer = answers[item.id]
+        reply = item.parse(answer.text) if answer.error is None else None
+        graded.append(Graded(item, answer, score(item, reply)))
+    return graded
+
+
+def make_report(
+    graded: Sequence[Graded], settings: Mapping[str, Any], date: str, agreement: Agreement | None = None
+) -> Report:
+    """Rows in the order of the questions; a task's tags behind it."""
+    seed = settings["seed"]
+    rows, wrong = [], []
+    for (task, snr), group in _groups(graded, lambda g: (g.item.task, g.item.snr_db)):
+        rows.append(_row(group, task, seed, snr_db=snr))
+        for tag in sorted({tag for g in group for tag in g.item.tags}) if snr is None else ():
+            tagged = [g for g in group if tag in g.item.tags]
+            if len(tagged) < len(group):
+                rows.append(_row(tagged, task, seed, tag=tag))
+        wrong += [g for g in group if not g.score.correct][:WRONG_SHOWN]
+    return Report(settings, date, rows, _differences(graded, seed), agreement, wrong)
+
+
+def _groups(graded: Sequence[Graded], key: Callable[[Graded], Any]) -> list[tuple[Any, list[Graded]]]:
+    groups: dict[Any, list[Graded]] = {}
+    for one in graded:
+        groups.setdefault(key(one), []).append(one)
+    return list(groups.items())
+
+
+def _row(group: Sequence[Graded], task: str, seed: int, tag: str | None = None, snr_db: Snr | None = None) -> Row:
+    n, correct = len(group), sum(g.score.correct for g in group)
+    errors, words = [g.score.errors for g in group], [g.score.words for g in group]
+    spoken = all(words)  # of a transcript each recording has some
+    return Row(
+        task, n, correct, correct / n, wilson(correct, n),
+        failed=sum(g.answer.error is not None for g in group),
+        unfinished=sum(g.answer.finish_reason == "length" for g in group),
+        tokens=sum(len(g.answer.token_ids) for g in group) / n,
+        tag=tag, snr_db=snr_db,
+        wer=sum(errors) / sum(words) if spoken else None,
+        wer_interval=bootstrap_ratio(errors, words, seed) if spoken else None,
+    )  # fmt: skip
+
+
+def _differences(graded: Sequence[Graded], seed: int) -> dict[str, Difference]:
+    """What thinking is worth: the same sums with the thought, and without it or with a part of it."""
+
+    def right(task: str) -> dict[str, bool]:
+        # The number behind the dash is the question's, the same in all of these tasks.
+        chosen = [g for g in graded if g.item.task == task and g.item.snr_db is None]
+        return {g.item.id.rpartition("-")[2]: g.score.correct for g in chosen}
+
+    whole = right("arithmetic")
+    differences = {}
+    for name, task in (("no thought", "arithmetic_no_think"), ("cut thought", "arithmetic_cut_thought")):
+        other = right(task)
+        if both := sorted(whole.keys() & other.keys()):
+            pair = paired_difference([whole[n] for n in both], [other[n] for n in both], seed)
+            differences[f"thought against {name}"] = pair
+    return differences

@@ -1,0 +1,134 @@
+"""Whether an answer is right. Pure functions on text; only what comes behind the thought is looked at."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from step_audio_client import Reply, ToolCall
+from step_audio_evaluation.items import Item
+
+_NUMBER = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w])")
+# "A dog" has an article, not a letter.
+_NAMED = re.compile(r"\b(?i:answer|option|choice)\b(?i:\s+is)?:?\s*[(\[]?(A(?!\s+[a-z])|[B-Z])\b(?!')")
+_LETTER = r"[(\[]?([A-Za-z])[)\].:]"
+
+
+@dataclass(frozen=True)
+class Score:
+    """`errors` and `words` are of a transcript: edits it takes to make it right, and words that were said."""
+
+    correct: bool
+    errors: int = 0
+    words: int = 0
+
+
+def score(item: Item, reply: Reply | None) -> Score:
+    """`reply` None: there is none, which is wrong."""
+    content = (reply and reply.content) or ""
+    calls = reply.tool_calls if reply else ()
+    match item.kind:
+        case "number":
+            return Score(not calls and is_number(content, item.expected))
+        case "word":
+            return Score(is_word(content, item.expected, item.options))
+        case "transcript":
+            said = normalised_words(item.expected)
+            errors = word_errors(said, normalised_words(content))
+            return Score(errors == 0, errors, len(said))
+        case "tool_call":
+            return Score(is_call(calls, "calculator", item.expected))
+        case "choice":
+            chosen = chosen_option(content, item.options)
+            return Score(chosen is not None and item.options[chosen] == item.expected)
+        case "text":
+            return Score(normalised_words(content) == normalised_words(item.expected))
+
+
+def last_number(text: str) -> Decimal | None:
+    """
+    >>> last_number("47-38 is 1,009.5.")
+    Decimal('1009.5')
+    """
+    found = _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
+    return Decimal(found[-1].replace(",", "")) if found else None
+
+
+def is_number(text: str, expected: str) -> bool:
+    """Whether the last number of `text` is the expected one; 9.0 is 9."""
+    return last_number(text) == Decimal(expected)
+
+
+def normalised_words(text: str) -> list[str]:
+    """Words without case and punctuation, as word error rates are computed on.
+
+    >>> normalised_words("It's HERE,  now!")
+    ["it's", 'here', 'now']
+    """
+    text = unicodedata.normalize("NFKC", text).casefold().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    return re.findall(r"\w+(?:'\w+)*", text)
+
+
+def is_word(text: str, expected: str, options: Sequence[str]) -> bool:
+    """Whether the expected one of the options is said, and no other.
+
+    >>> is_word("The voice is low, not high.", "low", ("low", "high"))
+    False
+    """
+    said = set(normalised_words(text))
+    return {option for option in options if option.casefold() in said} == {expected}
+
+
+def word_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> int:
+    """The least number of insertions, deletions and substitutions from one to the other (Levenshtein)."""
+    row = list(range(len(hypothesis) + 1))
+    for i, said in enumerate(reference, 1):
+        diagonal, row[0] = row[0], i
+        for j, heard in enumerate(hypothesis, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (said != heard))
+    return row[-1]
+
+
+def is_call(calls: Sequence[ToolCall], name: str, expression: str) -> bool:
+    """Whether there is one call, of this function with this expression; spaces do not matter."""
+    if len(calls) != 1 or calls[0].name != name:
+        return False
+    try:
+        arguments = json.loads(calls[0].arguments)
+    except ValueError:
+        return False
+    given = arguments.get("expression") if isinstance(arguments, dict) else None
+    return isinstance(given, str) and "".join(given.split()) == "".join(expression.split())
+
+
+def chosen_option(text: str, options: Sequence[str]) -> int | None:
+    """Which option an answer names, by its letter or its words; None where it names none or several.
+
+    >>> chosen_option("The answer is (B).", ["a dog", "a cat"])
+    1
+    """
+    text = re.sub(r"[*_`]", "", text).strip()
+
+    def index(letter: str) -> int | None:
+        n = ord(letter.upper()) - ord("A")
+        return n if n < len(options) else None
+
+    words = [normalised_words(option) for option in options]
+    if (said := normalised_words(text)) in words:
+        return words.index(said)
+    if found := re.fullmatch(rf"{_LETTER}?", text) or re.match(rf"{_LETTER}(?=\s|[A-Z])", text):
+        return index(found[1])
+    if named := _NAMED.findall(text):
+        return index(named[-1])
+    held = [n for n, option in enumerate(words) if option and _within(option, said)]
+    whole = [n for n in held if not any(m != n and _within(words[n], words[m]) for m in held)]
+    return whole[0] if len(whole) == 1 else None
+
+
+def _within(part: Sequence[str], whole: Sequence[str]) -> bool:
+    """Whether `part` stands in `whole`, in one piece."""
+    return any(list(whole[n : n + len(part)]) == list(part) for n in range(len(whole) - len(part) + 1))

@@ -1,0 +1,218 @@
+"""Recordings to learn from and to be tested on: what is in them is known because it was put there.
+
+Training and evaluation never share a voice, a speed, a kind of noise or the numbers of a sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+
+from step_audio.audio import SAMPLE_RATE
+from step_audio_training import sound
+from step_audio_training.arithmetic import Sum, draw_large_sum, draw_sum, in_words
+from step_audio_training.sentences import COLOURS, THINGS, sentence
+from step_audio_training.speech import Voice, speak
+
+ACCENTS = ("en-us", "en", "en-gb-scotland", "en-029", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd")
+TRAIN_VARIANTS = (
+    "m1", "m2", "m3", "m5", "m6", "m7", "m8", "f1", "f2", "f4", "f5", "klatt", "klatt2", "klatt4",
+    "Alex", "Andrea", "Andy", "Annie", "Diogo", "Gene", "Hugo", "Jacky", "Lee", "Marco", "Mario", "Michael", "Mike",
+    "adam", "anika", "antonio", "belinda", "benjamin", "boris", "david", "ed", "edward", "iven", "john", "linda",
+    "max", "michel", "miguel", "norbert", "pablo", "paul", "pedro", "rob", "robert", "sandro", "travis",
+    "victor",
+)  # fmt: skip
+# Too few of them are high; these are drawn for a third of the recordings.
+HIGH_VARIANTS = (
+    "f1", "f2", "f4", "f5", "Andrea", "Annie", "anika", "belinda", "linda", "aunty", "grandma", "Nguyen", "anikaRobot",
+)  # fmt: skip
+HELD_OUT_VARIANTS = ("m4", "f3", "klatt3", "Alicia", "Henrique", "Reed", "marcelo", "quincy", "shelby", "steph2")
+
+# Words per minute, as [from, to) ranges. What lies between "slow" and "ordinary" is neither slow nor fast.
+Rate = Literal["slow", "ordinary", "fast"]
+TRAIN_RATES: dict[Rate, tuple[tuple[int, int], ...]] = {
+    "slow": ((82, 92), (96, 106)),
+    "ordinary": ((140, 155), (160, 178), (183, 195)),
+    "fast": ((235, 245), (252, 265)),
+}
+HELD_OUT_RATES: dict[Rate, tuple[tuple[int, int], ...]] = {
+    "slow": ((92, 96),),
+    "ordinary": ((155, 160), (178, 183)),
+    "fast": ((245, 252),),
+}
+LOW_PITCH, HIGH_PITCH = 115, 180  # Hz: a voice below the one is low, above the other high
+
+Kind = Literal["sum", "large_sum", "follow_up", "sentence", "speakers", "beeps", "tone", "noise"]
+# How many of a hundred recordings are of each kind.
+SHARES: dict[Kind, int] = {
+    "sum": 46, "large_sum": 12, "follow_up": 5, "sentence": 18, "speakers": 6, "beeps": 6, "tone": 5, "noise": 2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recording:
+    """`samples`: float32 [n], clean. `text`: what is said. The rest holds what the kind has."""
+
+    kind: Kind
+    samples: np.ndarray = field(repr=False)
+    text: str = ""
+    words: tuple[tuple[float, float], ...] = ()  # from when to when each word of the text is said, in seconds
+    phonemes: tuple[tuple[float, int], ...] = ()  # where each begins, and which of espeak-ng's it is
+    sum: Sum | None = None  # of a follow-up: the sign and the number, behind a first number that it does not say
+    pitch: Literal["high", "low", ""] = ""  # "" for a voice between
+    rate: Rate = "ordinary"
+    count: int = 0  # of beeps, or of speakers
+    glide: str = ""  # of a tone: rising, falling, steady
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / SAMPLE_RATE
+
+
+def draw_recording(random: np.random.Generator, held_out: bool = False, kind: Kind | None = None) -> Recording:
+    """One recording; of a random kind if None is given."""
+    if kind is None:
+        kinds = list(SHARES)
+        kind = kinds[random.choice(len(kinds), p=np.array(list(SHARES.values())) / sum(SHARES.values()))]
+    match kind:
+        case "speakers":
+            return _speakers(random, held_out)
+        case "beeps":
+            count = int(random.integers(1, 6))
+            return Recording(kind, sound.beeps(count, random), count=count)
+        case "tone":
+            glide = ("rising", "falling", "steady")[random.integers(3)]
+            return Recording(kind, sound.tone(glide, random), glide=glide)
+        case "noise":
+            kinds = sound.HELD_OUT_NOISES if held_out else sound.TRAIN_NOISES
+            n = int(random.uniform(1, 2.5) * SAMPLE_RATE)
+            return Recording(kind, 0.1 * sound.noise(kinds[random.integers(len(kinds))], n, random))
+        case _:
+            text, asked = _words(kind, random, held_out)
+            return _spoken(kind, text, random, held_out, asked)
+
+
+def draw_unspoken(random: np.random.Generator, held_out: bool = False, kind: Kind | None = None) -> Recording:
+    """As draw_recording, of the kinds that are words, without sound."""
+    worded: tuple[Kind, ...] = ("sum", "large_sum", "follow_up", "sentence")
+    shares = np.array([SHARES[each] for each in worded])
+    kind = kind or worded[random.choice(len(worded), p=shares / shares.sum())]
+    text, asked = _words(kind, random, held_out)
+    return Recording(kind, np.zeros(0, np.float32), text, sum=asked)
+
+
+def _words(kind: Kind, random: np.random.Generator, held_out: bool) -> tuple[str, Sum | None]:
+    """What is said, and the sum in it."""
+    match kind:
+        case "sum":
+            asked = draw_sum(random, held_out, terms=3 if random.random() < 0.3 else 2)
+            return _question(asked, random), asked
+        case "large_sum":
+            asked = draw_large_sum(random, held_out)
+            return _question(asked, random), asked
+        case "follow_up":
+            number, sign = int(random.integers(2, 20)), "+-"[random.integers(2)]
+            words = {"+": ("and plus", "now add"), "-": ("and minus", "now take away")}[sign][random.integers(2)]
+            return f"{words} {in_words(number)}", Sum((0, number), sign)
+        case _:
+            return sentence(random), None
+
+
+def draw_voice(random: np.random.Generator, held_out: bool, rate: Rate = "ordinary") -> Voice:
+    high = random.random() < 0.33
+    variants = HELD_OUT_VARIANTS if held_out else HIGH_VARIANTS if high else TRAIN_VARIANTS
+    ranges = (HELD_OUT_RATES if held_out else TRAIN_RATES)[rate]
+    return Voice(
+        accent=ACCENTS[random.integers(len(ACCENTS))],
+        variant=variants[random.integers(len(variants))],
+        words_per_minute=int(random.integers(*ranges[random.integers(len(ranges))])),
+        pitch=int(random.integers(10, 91)),
+        intonation=int(random.integers(30, 71)),
+    )
+
+
+def _question(asked: Sum, random: np.random.Generator) -> str:
+    opening = ("what is", "how much is", "tell me", "work out", "please compute")[random.integers(5)]
+    return f"{opening} {asked.spoken}"
+
+
+def _spoken(kind: Kind, text: str, random: np.random.Generator, held_out: bool, sum: Sum | None = None) -> Recording:
+    rates: tuple[Rate, ...] = ("slow", "ordinary", "fast")
+    rate = rates[random.choice(3, p=[0.12, 0.76, 0.12])]
+    while True:
+        said = speak(text, draw_voice(random, held_out, rate))
+        if pitch := sound.fundamental(said.samples):
+            break
+    height = "low" if pitch < LOW_PITCH else "high" if pitch > HIGH_PITCH else ""
+    words = tuple(pairwise(said.words))
+    return Recording(kind, said.samples / _level(said.samples), text, words, said.phonemes, sum, height, rate)
+
+
+def _level(samples: np.ndarray) -> float:
+    """What to divide speech by so that its root mean square is 0.1."""
+    return 10 * float(np.sqrt(np.mean(samples**2))) + 1e-9
+
+
+def _speakers(random: np.random.Generator, held_out: bool) -> Recording:
+    """One voice twice, or two that differ clearly, with a pause between."""
+
+    def phrase() -> str:
+        things = THINGS[random.integers(len(THINGS))]
+        return f"{in_words(int(random.integers(2, 20)))} {COLOURS[random.integers(len(COLOURS))]} {things}"
+
+    first, second = phrase(), phrase()
+    count = int(random.integers(1, 3))
+    while True:
+        voice = draw_voice(random, held_out)
+        other = voice if count == 1 else draw_voice(random, held_out)
+        one, two = speak(first, voice), speak(second, other)
+        low, high = sorted(sound.fundamental(said.samples) for said in (one, two))
+        if low and (count == 1 or (voice.variant != other.variant and high > 1.4 * low)):
+            break
+    pause = np.zeros(int(random.uniform(0.2, 0.5) * SAMPLE_RATE), np.float32)
+    samples = np.concatenate([one.samples / _level(one.samples), pause, two.samples / _level(two.samples)])
+    later = (len(one.samples) + len(pause)) / SAMPLE_RATE
+    words = (*pairwise(one.words), *((later + start, later + end) for start, end in pairwise(two.words)))
+    phonemes = (*one.phonemes, *((later + start, phoneme) for start, phoneme in two.phonemes))
+    return Recording("speakers", samples, f"{first} {second}", words, phonemes, count=count)
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """Where a recording was made. `snr_db` None: no noise. Seconds of silence before and behind it."""
+
+    noise: str
+    snr_db: float | None
+    reverberation: float  # seconds in which sound falls by 60 dB, 0 for none
+    gain_db: float
+    before: float
+    behind: float
+
+
+def draw_conditions(random: np.random.Generator, held_out: bool = False, snr_db: float | None = None) -> Conditions:
+    """A microphone in a room: quiet to noisy, near to far. `snr_db` fixes the noise's level."""
+    kinds = sound.HELD_OUT_NOISES if held_out else sound.TRAIN_NOISES
+    if snr_db is None and random.random() < 0.85:
+        snr_db = float(random.uniform(8, 40))
+    return Conditions(
+        noise=kinds[random.integers(len(kinds))],
+        snr_db=snr_db,
+        reverberation=float(random.uniform(0.1, 0.5)) if random.random() < 0.4 else 0.0,
+        gain_db=float(random.uniform(-20, 6)),
+        before=float(random.uniform(0.05, 0.4)),
+        behind=float(random.uniform(0.1, 0.4)),
+    )
+
+
+def record(recording: Recording, conditions: Conditions, random: np.random.Generator) -> np.ndarray:
+    """The recording as a microphone hears it: float32 [n] at 16 kHz within [-1, 1]."""
+    ends = (int(conditions.before * SAMPLE_RATE), int(conditions.behind * SAMPLE_RATE))
+    samples = np.pad(recording.samples, ends)
+    if conditions.reverberation:
+        samples = sound.reverberate(samples, conditions.reverberation, random)
+    if conditions.snr_db is not None:
+        samples = sound.add_noise(samples, conditions.noise, conditions.snr_db, random)
+    return np.clip(samples * np.float32(10 ** (conditions.gain_db / 20)), -1, 1)

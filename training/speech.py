@@ -1,0 +1,172 @@
+"""Speech from espeak-ng, through the library and the voices that the wheel `espeakng-loader` carries."""
+
+from __future__ import annotations
+
+import _ctypes
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import soxr
+
+from step_audio.audio import SAMPLE_RATE
+
+# espeak-ng's speak_lib.h.
+_OUTPUT_SYNCHRONOUS = 2
+_RATE, _PITCH, _RANGE = 1, 3, 4
+_CHARS_UTF8 = 1
+
+_PHONEME_EVENTS = 1
+_NO_MORE_EVENTS, _WORD, _END, _PHONEME = 0, 1, 5, 7
+
+# Of the English accents, without stress; the first stands for pauses.
+PHONEMES = (
+    "_", "t", "n", "s", "d", "z", "l", "k", "r", "I", "E", "b", "f", "V", "aI", "m", "v", "w", "eI", "i:", "@", "3",
+    "p", "0", "a", "aU", "i", "h", "I2", "u:", "3:", "g", "S", "oU", "D", "T", "a#", "tS", "j", "@L", "O@", "N", "dZ",
+    "o@", "U", "O:", "e@", "A:", "A@", "i@3", "i@", "t#", "t[", "I#", "@2", "IR", "O2", "aI2", "VR", "w#", "t2", ";",
+)  # fmt: skip
+_PHONEME_IDS = {name: n for n, name in enumerate(PHONEMES)} | {"_:": 0}
+UNKNOWN_PHONEME = -100
+
+
+class _Event(ctypes.Structure):
+    _fields_ = [
+        ("type", ctypes.c_int),
+        ("identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("milliseconds", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", ctypes.c_char * 8),
+    ]
+
+
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """How something is said.
+
+    `accent`: an English of espeak-ng ("en-us"); `variant`: one of its voices ("f2"); `words_per_minute` 80 to 450;
+    `pitch` and `intonation` 0 to 99, 50 being the voice's own.
+    """
+
+    accent: str = "en-us"
+    variant: str = "m3"
+    words_per_minute: int = 160
+    pitch: int = 50
+    intonation: int = 50
+
+
+class _Espeak:
+    """The library; it has one state for the whole process."""
+
+    def __init__(self) -> None:
+        import espeakng_loader
+
+        self.library = ctypes.CDLL(espeakng_loader.get_library_path())
+        self.library.espeak_Initialize.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
+        data = Path(espeakng_loader.get_data_path())
+        self.rate = self.library.espeak_Initialize(_OUTPUT_SYNCHRONOUS, 1000, bytes(data), _PHONEME_EVENTS)
+        self.variants = {file.name for file in (data / "voices" / "!v").iterdir()}
+        if self.rate <= 0:
+            raise OSError("espeak-ng cannot be started: its voices were not found")
+        self.pieces: list[np.ndarray] = []
+        self.starts: list[float] = []  # seconds, of the words and of the end
+        self.phonemes: list[tuple[float, int]] = []
+        self.callback = _Callback(self._collect)  # kept, or it would be freed
+        self.library.espeak_SetSynthCallback(self.callback)
+
+    def _collect(self, samples, count: int, events) -> int:
+        if samples and count > 0:
+            self.pieces.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        n = 0
+        while (event := events[n]).type != _NO_MORE_EVENTS:
+            if event.type in (_WORD, _END):
+                self.starts.append(event.sample / self.rate)
+            elif event.type == _PHONEME:
+                name = event.id.decode(errors="replace").lstrip("',")
+                self.phonemes.append((event.sample / self.rate, _PHONEME_IDS.get(name, UNKNOWN_PHONEME)))
+            n += 1
+        return 0
+
+
+@cache
+def _espeak() -> _Espeak:
+    return _Espeak()
+
+
+def restart() -> None:
+    """Load espeak-ng anew, with known seeds, in less than a millisecond.
+
+    Its voices waver by a state that outlives a sentence, by a seed that it takes from the clock, and by the C
+    library's `rand`: the same words would sound otherwise each time. Only in a process that does little else: with
+    other libraries loaded, unloading this one has been seen to crash.
+    """
+    library = _espeak().library
+    library.espeak_Terminate()
+    _espeak.cache_clear()
+    _ctypes.dlclose(library._handle)
+    _espeak().library.espeak_ng_SetRandSeed(ctypes.c_long(0))
+    ctypes.CDLL(None).srand(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """`samples` float32 [n] at 16 kHz within [-1, 1].
+
+    `words`: where each word begins, and the last one ends, in seconds; `phonemes`: where each begins, and which.
+    """
+
+    samples: np.ndarray
+    words: tuple[float, ...]
+    phonemes: tuple[tuple[float, int], ...]
+
+
+def speak(text: str, voice: Voice) -> Speech:
+    """Say it, without silence at the ends. `text`: words in lower case, no punctuation.
+
+    The same calls in the same order behind a `restart` give the same samples. Not for several threads at once.
+    Raises ValueError for a voice that espeak-ng does not have.
+    """
+    espeak = _espeak()
+    name = f"{voice.accent}+{voice.variant}"
+    # An unknown variant of a known accent is the accent's own voice to espeak-ng, and no error.
+    if voice.variant not in espeak.variants or espeak.library.espeak_SetVoiceByName(name.encode()):
+        raise ValueError(f"espeak-ng has no voice {name}")
+    for parameter, value in (
+        (_RATE, voice.words_per_minute),
+        (_PITCH, voice.pitch),
+        (_RANGE, voice.intonation),
+    ):
+        espeak.library.espeak_SetParameter(parameter, value, 0)
+    espeak.pieces.clear()
+    espeak.starts.clear()
+    espeak.phonemes.clear()
+    data = text.encode()
+    espeak.library.espeak_Synth(data, len(data) + 1, 0, 1, 0, _CHARS_UTF8, None, None)
+    starts = espeak.starts
+    if len(starts) != len(text.split()) + 1:
+        raise ValueError(f"espeak-ng reads {text!r} as {len(starts) - 1} words")
+    samples = np.concatenate(espeak.pieces).astype(np.float32) / 32768
+    samples = soxr.resample(samples, espeak.rate, SAMPLE_RATE)
+    first, last = _sounding(samples)
+    cut = first / SAMPLE_RATE
+    return Speech(
+        samples[first:last],
+        tuple(start - cut for start in starts),
+        tuple((start - cut, phoneme) for start, phoneme in espeak.phonemes),
+    )
+
+
+def _sounding(samples: np.ndarray, level: float = 0.003) -> tuple[int, int]:
+    """Where it is louder than `level`, 20 ms more on either side."""
+    loud = np.flatnonzero(np.abs(samples) > level)
+    if not len(loud):
+        return 0, len(samples)
+    margin = SAMPLE_RATE // 50
+    return max(int(loud[0]) - margin, 0), int(loud[-1]) + margin
