@@ -79,7 +79,8 @@ def prompt(item) -> str:
 
 def test_tokens_are_those_of_an_independent_reference(graded):
     reference = Reference(embedded_checkpoint())
-    chosen = {one.item.task: one for one in graded if one.item.task not in ("second_turn", "tool_result", "text_only")}
+    asked = [one for one in graded if one.item.task not in ("second_turn", "text_only")]
+    chosen = {one.item.id: one for one in asked if int(one.item.id[-1]) in (0, 5)}  # some of each task
     assert len(chosen) >= 8
     for one in chosen.values():
         served = one.answer.token_ids
