@@ -83,8 +83,9 @@ def test_tokens_are_those_of_an_independent_reference(graded):
     chosen = {one.item.id: one for one in asked if int(one.item.id[-1]) in (0, 5)}  # some of each task
     assert len(chosen) >= 8
     for one in chosen.values():
-        served = one.answer.token_ids
-        expected = reference.greedy(prompt(one.item), [bytes(a) for a in one.item.audio], len(served) + 1)
+        served, request = one.answer.token_ids, (prompt(one.item), [bytes(a) for a in one.item.audio])
+        assert one.answer.prompt_tokens == len(reference.prompt_embeddings(*request))
+        expected = reference.greedy(*request, len(served) + 1)
         stopped = [token for token in expected.tokens if token not in reference.stop_ids]
         if expected.margin > 1e-3:  # the last digits of a float decide a near-tie
             assert [token for token in served if token not in reference.stop_ids] == stopped, one.item.id
