@@ -1,6 +1,6 @@
 """What the OpenAI-compatible door costs: streamed chat completions beside the gRPC client library.
 
-    python benchmarks/gateway.py
+    python benchmarks/gateway.py 2>/dev/null        (stderr has the gateway's log)
 
 One run, one machine, one server with a small random model (hidden 256, 4 layers, bf16). Every request brings the same
 6.6 s recording and asks for 128 tokens, streamed; both ways take turns. Ratios mean something; the absolute figures
