@@ -25,6 +25,7 @@ from dataclasses import replace
 from itertools import zip_longest
 from typing import Any, Literal
 
+from step_audio.chat_template import CLOSE_THOUGHT, NO_THOUGHT, OPEN_THOUGHT
 from step_audio.tokenizer import Tokenizer
 from step_audio_client.answer_parser import AnswerParser
 from step_audio_client.chat_types import ChatDelta, ChatOptions, ChatUsage, Guide
@@ -34,8 +35,6 @@ from step_audio_client.tokens import TokenRequest, Tokens
 from step_audio_client.tool_calls import BEGIN_CALL, END_CALL
 from step_audio_client.tts import TTS_START
 
-OPEN, CLOSE = "<think>\n", "\n</think>\n"
-NO_THOUGHT = "<think>\n\n</think>\n"
 CALL_HEAD = f"{BEGIN_CALL}function\n"
 
 Generate = Callable[[TokenRequest], AsyncGenerator[Tokens]]
@@ -129,8 +128,8 @@ class ChatStream:
             # Where a form is demanded, a reply that ended inside its thought gets an answer all the same.
             if self._end == "length" or (self._end == "stop" and not self._in_two):
                 return
-            self._prefill = (self._prefill or OPEN) + thought_of(self._parser.thought) + CLOSE
-            self._parser.close_thought(CLOSE)
+            self._prefill = (self._prefill or OPEN_THOUGHT) + thought_of(self._parser.thought) + CLOSE_THOUGHT
+            self._parser.close_thought(CLOSE_THOUGHT)
         if self._call_wanted:
             yield from self._plan_call()
         else:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from pydantic import Field, StrictFloat, StrictInt, StrictStr, ValidationError
 
+from step_audio.chat_template import NO_THOUGHT
 from step_audio.config import Strict
-from step_audio_evaluation.items import NO_THINK, EvaluationError, Item, Kind
+from step_audio_evaluation.items import EvaluationError, Item, Kind
 
 CHOOSE = "Please choose the answer from the following options, do not provide any additional explanations or content: "
 
@@ -85,7 +86,7 @@ def _items(path: Path, text: str, audio_first: bool, think: bool) -> Iterator[It
         task = line.task or path.stem
         yield Item(
             f"{path.stem}/{id_}", task, _messages(line, len(files), audio_first), files, kind, expected,
-            tuple(line.choices or ()), prefix=None if think else NO_THINK,
+            tuple(line.choices or ()), prefix=None if think else NO_THOUGHT,
         )  # fmt: skip
 
 

@@ -20,7 +20,8 @@ from multiprocessing import get_context
 import numpy as np
 
 from step_audio.audio import SAMPLE_RATE
-from step_audio_evaluation.items import NO_THINK, Item, Kind, Snr
+from step_audio.chat_template import NO_THOUGHT
+from step_audio_evaluation.items import Item, Kind, Snr
 from step_audio_training.examples import Example, Task, draw_example
 from step_audio_training.recordings import draw_conditions, record
 from step_audio_training.sentences import DAYS
@@ -80,7 +81,7 @@ def _item(wanted: tuple[Task, int, int, Snr | None]) -> Item:
         audio.append(wav(record(recording, conditions, random)))
     prefix, tags = None, example.tags
     if task == "arithmetic_no_think":
-        prefix = NO_THINK
+        prefix = NO_THOUGHT
     elif task == "arithmetic_cut_thought":
         assert example.thought is not None
         share = float(np.random.default_rng([seed, zlib.crc32(task.encode()), n]).random())

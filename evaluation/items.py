@@ -13,8 +13,6 @@ from step_audio_client import Audio, Reply, parse_reply
 Kind = Literal["number", "word", "transcript", "tool_call", "choice", "text"]
 Snr = float | Literal["clean"]  # decibels; clean: no noise at all
 
-NO_THINK = "<think>\n\n</think>\n"  # an assistant turn that begins so is answered without a thought
-
 
 class EvaluationError(StepAudioError):
     """The evaluation cannot be done as asked."""

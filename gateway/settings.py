@@ -14,13 +14,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
-from step_audio.errors import StepAudioError
+from step_audio.errors import SettingsError
 
 ENVIRONMENT_PREFIX = "STEP_AUDIO_"
-
-
-class SettingsError(StepAudioError):
-    """A setting is out of range, unknown, or cannot be read."""
 
 
 def _several(value: Any) -> Any:

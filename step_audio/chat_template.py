@@ -42,6 +42,10 @@ from step_audio.tokenizer import SPECIAL_TOKEN_NAMES
 
 TEMPLATES = ("default", "published")
 
+# How an assistant's turn begins: with a thought, which ends so; or, in the form that the model was trained on, without.
+OPEN_THOUGHT, CLOSE_THOUGHT = "<think>\n", "\n</think>\n"
+NO_THOUGHT = "<think>\n\n</think>\n"
+
 _AUDIO_PATCH = SPECIAL_TOKEN_NAMES["audio_patch"]  # where the templates put an audio part
 
 # Control tokens that a model writes inside its own turn; none of them begins or ends one.

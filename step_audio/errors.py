@@ -28,3 +28,7 @@ class CheckpointError(StepAudioError):
 
 class ArtefactError(StepAudioError):
     """A built artefact (rank files, ONNX, engine directory) is missing, incomplete or of another build."""
+
+
+class SettingsError(StepAudioError):
+    """A setting is out of range, unknown or unreadable, or two of them contradict each other."""

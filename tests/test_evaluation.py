@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from step_audio import cli
+from step_audio.chat_template import NO_THOUGHT
 from step_audio_client import Audio, Generation, Reply, RequestError, Sampling, ServerBusy, ToolCall, Usage
 from step_audio_client.messages import split_audio
 from step_audio_evaluation import run as running
@@ -24,7 +25,7 @@ from step_audio_evaluation.answers import Answer, AnswerFile
 from step_audio_evaluation.command import Options, evaluate
 from step_audio_evaluation.data_set import load_data_set
 from step_audio_evaluation.held_out import TASKS, at_noise_levels, cut, held_out
-from step_audio_evaluation.items import NO_THINK, EvaluationError, Item
+from step_audio_evaluation.items import EvaluationError, Item
 from step_audio_evaluation.plots import plot_noise
 from step_audio_evaluation.report import grade, make_report
 from step_audio_evaluation.scoring import (
@@ -144,7 +145,7 @@ def test_only_what_stands_behind_the_thought_counts():
     assert score(item(), item().parse("It is 6.\n</think>\nFive: 5.")).correct
     assert not score(item(), item().parse("It is 5.\n</think>\nSix: 6.")).correct
     assert not score(item(), item().parse("It is 5.")).correct  # the thought never ended
-    direct = item(prefix=NO_THINK)
+    direct = item(prefix=NO_THOUGHT)
     assert score(direct, direct.parse("It is 5.")).correct
 
 
@@ -223,9 +224,9 @@ def test_sums_are_the_same_with_thought_without_and_with_a_part():
     whole, none, part = (held_out([task], 6, 1) for task in TASKS[:3])
     for a, b, c in zip(whole, none, part, strict=True):
         assert a.audio == b.audio == c.audio and a.messages == b.messages == c.messages and a.expected == c.expected
-        assert a.prefix is None and b.prefix == NO_THINK
+        assert a.prefix is None and b.prefix == NO_THOUGHT
         assert c.prefix.startswith("<think>\nI hear: ") and c.prefix.endswith("\n</think>\n")
-        assert b.request()[-1] == {"role": "assistant", "content": NO_THINK}
+        assert b.request()[-1] == {"role": "assistant", "content": NO_THOUGHT}
 
 
 def test_cut_ends_with_a_step():
@@ -293,7 +294,7 @@ def test_data_set(data_set):
 
 def test_data_set_options(data_set):
     (one,) = load_data_set(data_set({**GOOD, "answer": "b"}), audio_first=True, think=False)
-    assert one.expected == "cat" and one.prefix == NO_THINK
+    assert one.expected == "cat" and one.prefix == NO_THOUGHT
     assert [part["type"] for part in one.messages[0]["content"]] == ["audio", "text"]
     assert one.messages[0]["content"][1]["text"].endswith("B. cat\n")
 

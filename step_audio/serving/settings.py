@@ -22,12 +22,8 @@ from pydantic import (
 
 from step_audio.chat_template import TEMPLATES
 from step_audio.config import DType, ModelConfig, Strict
-from step_audio.errors import StepAudioError
+from step_audio.errors import SettingsError
 from step_audio.mel import LengthRule
-
-
-class SettingsError(StepAudioError):
-    """A setting is out of range, or two of them contradict each other."""
 
 
 class Limits(Strict):
