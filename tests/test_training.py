@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 
 from step_audio.audio import SAMPLE_RATE
 from step_audio.checkpoint import Checkpoint, expected_tensors
@@ -16,12 +17,12 @@ from step_audio.mel import token_count
 from step_audio.tokenizer import Tokenizer
 from step_audio_training import recordings, sound, train
 from step_audio_training.arithmetic import Sum, draw_large_sum, draw_sum, in_words, spell_numbers
-from step_audio_training.batches import IGNORED, WORD_IDS, WORDS, Batches, spoken_when
+from step_audio_training.batches import IGNORED, WORD_IDS, WORDS, Batches, heard_when
 from step_audio_training.command import run
 from step_audio_training.examples import SHARES, draw_example
-from step_audio_training.recordings import Recording, draw_conditions, draw_recording, record
+from step_audio_training.recordings import SOUNDS, Recording, draw_conditions, draw_recording, record
 from step_audio_training.sentences import sentence
-from step_audio_training.speech import PHONEMES, Voice, speak
+from step_audio_training.speech import PHONEMES, Voice, draw_variant, speak
 from step_audio_training.train import Recipe
 
 TASKS = tuple(SHARES)
@@ -30,6 +31,14 @@ TASKS = tuple(SHARES)
 @pytest.fixture(scope="module")
 def tokenizer_json() -> str:
     return train.make_tokenizer(0)
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
@@ -107,12 +116,28 @@ def test_the_fundamental_is_that_of_a_known_tone():
     assert sound.fundamental(np.random.default_rng(0).standard_normal(SAMPLE_RATE).astype(np.float32)) < 1
 
 
+def test_a_microphone_has_its_response():
+    """A sine comes out louder or softer by what the response says at its octave."""
+    t = np.arange(SAMPLE_RATE) / SAMPLE_RATE
+    response = (0, 0, -12, 0, 6, 0, 0, 0)
+    for frequency, gain in ((250, -12), (500, 0), (1000, 6), (4000, 0)):
+        sine = np.sin(2 * np.pi * frequency * t).astype(np.float32)
+        heard = sound.respond(sine, response)
+        assert len(heard) == len(sine)
+        assert 20 * np.log10(heard.std() / sine.std()) == pytest.approx(gain, abs=0.2)
+    drawn = sound.draw_response(np.random.default_rng(0))
+    assert len(drawn) == len(response) and sum(drawn) == pytest.approx(0)
+
+
 def test_beeps_can_be_counted():
     random = np.random.default_rng(0)
     for count in range(1, 6):
-        loud = np.abs(sound.beeps(count, random)) > 0.01
+        samples, times = sound.beeps(count, random)
+        loud = np.abs(samples) > 0.01
         silent = np.convolve(loud, np.ones(800), "same") == 0  # 50 ms without a sound
-        assert 1 + np.sum(np.diff(silent.astype(int)) == 1) == count
+        assert 1 + np.sum(np.diff(silent.astype(int)) == 1) == count == len(times)
+        for start, end in times:
+            assert loud[int((start + 0.02) * SAMPLE_RATE) : int((end - 0.02) * SAMPLE_RATE)].mean() > 0.9
 
 
 def test_words_and_phonemes_are_where_the_synthesiser_says():
@@ -129,11 +154,37 @@ def test_words_and_phonemes_are_where_the_synthesiser_says():
 def test_labels_follow_the_silence_in_front():
     """A pause of 1.6 s before the recording moves all labels by 20 embeddings and 40 frames."""
     recording = draw_recording(np.random.default_rng(2), kind="sentence")
-    early = spoken_when(recording, 0.0, 60, 120)
-    late = spoken_when(recording, 1.6, 80, 160)
-    for before, after, shift in zip(early, late, (20, 40), strict=True):
+    early = heard_when(recording, 0.0, 60, 120)
+    late = heard_when(recording, 1.6, 80, 160)
+    for before, after, shift in zip(early, late, (20, 20, 40), strict=True):
         assert not after[:shift].any() and np.array_equal(after[shift:], before)
     assert [WORDS[n - 1] for n in np.unique(early[0]) if n] == sorted(set(recording.text.split()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "heard"),
+    [
+        ("beeps", lambda r: [f"beep {n + 1}" for n in range(r.count)]),
+        ("tone", lambda r: [f"{r.glide} tone"]),
+        ("noise", lambda r: ["noise"]),
+        ("sum", lambda r: [f"{r.pitch or 'middle'} voice"]),
+    ],
+)
+def test_sounds_are_labelled(kind, heard):
+    random = np.random.default_rng(11)
+    for _ in range(5):
+        recording = draw_recording(random, kind=kind)
+        tokens = int(12.5 * recording.seconds) + 6
+        _, sounds, _ = heard_when(recording, 0.2, tokens, 2 * tokens)
+        assert [SOUNDS[n] for n in sounds[np.flatnonzero(np.diff(sounds, prepend=0))] if n] == heard(recording)
+        assert not sounds[:2].any() and not sounds[-1]
+
+
+def test_a_second_voice_is_the_same_or_another():
+    random = np.random.default_rng(12)
+    for _ in range(6):
+        recording = draw_recording(random, kind="speakers")
+        assert recording.sounds[1][2] == ("same voice" if recording.count == 1 else "other voice")
 
 
 def test_speed_is_obeyed_and_unknown_voices_are_an_error():
@@ -141,6 +192,14 @@ def test_speed_is_obeyed_and_unknown_voices_are_an_error():
     assert slow > 2 * fast
     with pytest.raises(ValueError, match="no voice"):
         speak("one", Voice(variant="nobody"))
+
+
+def test_drawn_voices_differ():
+    random = np.random.default_rng(0)
+    drawn = [speak("twenty seven apples", Voice(variant=draw_variant(random))).samples for _ in range(8)]
+    heights = [sound.fundamental(samples) for samples in drawn]
+    assert min(heights) > 55 and max(heights) > 1.5 * min(heights)
+    assert len({len(samples) for samples in drawn}) > 4
 
 
 def test_every_voice_exists():
@@ -154,7 +213,7 @@ def test_every_voice_exists():
 
 
 def test_training_and_evaluation_share_nothing():
-    assert not set(recordings.TRAIN_VARIANTS) & set(recordings.HELD_OUT_VARIANTS)
+    assert not {*recordings.TRAIN_VARIANTS, *recordings.HIGH_VARIANTS} & set(recordings.HELD_OUT_VARIANTS)
     assert not set(sound.TRAIN_NOISES) & set(sound.HELD_OUT_NOISES)
     for rate, ranges in recordings.HELD_OUT_RATES.items():
         trained = {n for low, high in recordings.TRAIN_RATES[rate] for n in range(low, high)}
@@ -225,8 +284,11 @@ def test_batches_hold_what_was_said(tokenizer_json):
 # The recipe.
 
 
-def test_training_resumes_and_exports(tmp_path, monkeypatch, tokenizer_json):
-    """Interrupted and resumed it gives the same weights as in one go, and a checkpoint that the product reads."""
+def test_training_resumes_and_exports(tmp_path, monkeypatch, tokenizer_json, one_thread):
+    """Interrupted and resumed it gives the same weights as in one go, and a checkpoint that the product reads.
+
+    On one thread: several may share the work out differently from one run to the next.
+    """
     made = Batches(7, 0, 1, tokenizer_json, train.rows(Tokenizer(tokenizer_json).max_id + 1))[0]
     monkeypatch.setattr(train, "make_tokenizer", lambda seed: tokenizer_json)
     monkeypatch.setattr(train, "held_out_batches", lambda *_: made[:1])

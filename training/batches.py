@@ -11,14 +11,21 @@ from torch.utils.data import DataLoader, Dataset
 
 from step_audio.audio import content_hash
 from step_audio.chat import ClipInfo, build_prompt
+from step_audio.chat_template import CLOSE_THOUGHT, NO_THOUGHT
 from step_audio.conversation import parse_conversation
-from step_audio.mel import ADAPTOR_STRIDE, TOKENS_PER_SECOND, log_mel, pad_batch, pooled_frames, token_count
+from step_audio.mel import (
+    ADAPTOR_STRIDE,
+    TOKENS_PER_SECOND,
+    frame_count,
+    log_mel,
+    pad_batch,
+    pooled_frames,
+    token_count,
+)
 from step_audio.tokenizer import Tokenizer
 from step_audio_training import arithmetic, sentences
 from step_audio_training.examples import (
     ACOUSTIC,
-    END_OF_THOUGHT,
-    NO_THINK,
     ONE_RECORDING,
     SHARES,
     Example,
@@ -27,13 +34,15 @@ from step_audio_training.examples import (
     make_example,
     typed,
 )
-from step_audio_training.recordings import Recording, draw_conditions, draw_recording, draw_unspoken, record
+from step_audio_training.recordings import SOUNDS, Recording, draw_conditions, draw_recording, draw_unspoken, record
 
 RECORDINGS = 16  # of a batch
 EXAMPLES = 24  # of a batch: a recording is asked about one and a half times
 TYPED = 12  # of a batch: further examples, without recordings
-DRILLS = 18  # of a batch: sums in writing
-PRACTICE: list[Task | None] = ["text_only", "text_only", "arithmetic"]  # what is practised in writing
+DRILLS = 18  # of a batch: what is practised in writing
+PRACTICE: tuple[Task, ...] = (  # what is practised in writing
+    "text_only", "text_only", "arithmetic", "arithmetic", "arithmetic_cut_thought", "tool_result",
+)  # fmt: skip
 GROUPS = 4  # of examples of similar length, each padded to its own longest
 BATCHES = 6  # drawn together and sorted by length, so that little is padded
 IGNORED = -100  # labels that do not count, as torch's cross entropy has it
@@ -48,30 +57,35 @@ WORDS = tuple(
     )
 )  # fmt: skip
 WORD_IDS = {word: n + 1 for n, word in enumerate(WORDS)}  # 0 is no word
+SOUND_IDS = {sound: n for n, sound in enumerate(SOUNDS)}
 
 
-def spoken_when(recording: Recording, before: float, tokens: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """What is said when, with `before` seconds of silence in front.
+def heard_when(
+    recording: Recording, before: float, tokens: int, frames: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What is heard when, with `before` seconds of silence in front.
 
-    Which word (0 for none) at each of the clip's `tokens` embeddings, and which phoneme (0 for none) at each of the
-    encoder's `frames` before the adaptor; at the middle of each, int64.
+    Which word (0 for none) and which of SOUNDS at each of the clip's `tokens` embeddings, and which phoneme (0 for
+    none) at each of the encoder's `frames` before the adaptor; at the middle of each, int64.
     """
-    words, phonemes = np.zeros(tokens, np.int64), np.zeros(frames, np.int64)
+    words, sounds, phonemes = np.zeros(tokens, np.int64), np.zeros(tokens, np.int64), np.zeros(frames, np.int64)
     at = (np.arange(tokens) + 0.5) / TOKENS_PER_SECOND - before
     for word, (start, end) in zip(recording.text.split(), recording.words, strict=False):
         words[(at >= start) & (at < end)] = WORD_IDS[word]
+    for start, end, sound in recording.sounds:
+        sounds[(at >= start) & (at < end)] = SOUND_IDS[sound]
     at = (np.arange(frames) + 0.5) / (TOKENS_PER_SECOND * ADAPTOR_STRIDE) - before
     for start, phoneme in recording.phonemes:
         phonemes[at >= start] = phoneme
-    return words, phonemes
+    return words, sounds, phonemes
 
 
 @dataclass
 class Batch:
     """`mels` float32 [clips, n_mels, T], `frames` int64 [clips].
 
-    `words` int64 [clips, tok], `phonemes` int64 [clips, pooled frames]: what is said there, 0 for nothing, IGNORED past
-    the clip's end.
+    `words` and `sounds` int64 [clips, tok], `phonemes` int64 [clips, pooled frames]: what is heard there, 0 for
+    nothing, IGNORED past the clip's end.
 
     `groups`: pairs of `ids` int64 [examples, S], each a token, or vocabulary size + row of the clips' embeddings, all
     clips' own rows one after the other; and `labels` int64 [examples, S], the token that comes next, IGNORED outside
@@ -81,12 +95,13 @@ class Batch:
     mels: torch.Tensor
     frames: torch.Tensor
     words: torch.Tensor
+    sounds: torch.Tensor
     phonemes: torch.Tensor
     groups: list[tuple[torch.Tensor, torch.Tensor]]
 
     def to(self, device: torch.device) -> Batch:
         groups = [(ids.to(device), labels.to(device)) for ids, labels in self.groups]
-        tensors = (self.mels, self.frames, self.words, self.phonemes)
+        tensors = (self.mels, self.frames, self.words, self.sounds, self.phonemes)
         return Batch(*(tensor.to(device) for tensor in tensors), groups)
 
 
@@ -96,8 +111,8 @@ class Encoded:
     def __init__(self, example: Example, clips: Sequence[np.ndarray], tokenizer: Tokenizer, vocab_size: int):
         """`clips`: samples of the example's recordings."""
         thinks = example.thought is not None
-        messages = example.messages if thinks else [*example.messages, {"role": "assistant", "content": NO_THINK}]
-        infos = [[ClipInfo(token_count((len(clip) + 479) // 160), content_hash(clip))] for clip in clips]
+        messages = example.messages if thinks else [*example.messages, {"role": "assistant", "content": NO_THOUGHT}]
+        infos = [[ClipInfo(token_count(frame_count(len(clip))), content_hash(clip))] for clip in clips]
         conversation = parse_conversation(messages, example.tools)
         prompt = build_prompt(
             conversation, tokenizer, vocab_size, infos, add_generation_prompt=thinks, continue_final_message=not thinks
@@ -106,7 +121,7 @@ class Encoded:
         self.answer: list[int] = []
         if example.thought is not None:
             thought = tokenizer.encode(example.thought)
-            end = tokenizer.encode(END_OF_THOUGHT)
+            end = tokenizer.encode(CLOSE_THOUGHT)
             if example.cut is None:
                 self.answer += thought + end
             else:  # what is there of the thought is given, not learnt
@@ -142,25 +157,12 @@ def _examples(recordings: Sequence[Recording], random: np.random.Generator, held
 
 
 class Batches(Dataset):
-    """`Batches(...)[n]` is the n-th draw from `first` on: BATCHES batches.
+    """`Batches(...)[n]` is the n-th draw from `first` on: BATCHES batches."""
 
-    `typed_from`, `drills_from`: the draws from which on they have typed examples and sums to practise, too.
-    """
-
-    def __init__(
-        self,
-        seed: int,
-        first: int,
-        last: int,
-        tokenizer_json: str,
-        vocab_size: int,
-        typed_from: int = 0,
-        drills_from: int = 0,
-        held_out: bool = False,
-    ):
+    def __init__(self, seed: int, first: int, last: int, tokenizer_json: str, vocab_size: int, held_out: bool = False):
         self.seed, self.first, self.last = seed, first, last
         self.tokenizer_json, self.vocab_size = tokenizer_json, vocab_size
-        self.typed_from, self.drills_from, self.held_out = typed_from, drills_from, held_out
+        self.held_out = held_out
         self.tokenizer: Tokenizer | None = None
 
     def __len__(self) -> int:
@@ -172,18 +174,15 @@ class Batches(Dataset):
         recordings = [draw_recording(random, self.held_out) for _ in range(RECORDINGS * BATCHES)]
         recordings.sort(key=lambda recording: recording.seconds)
         groups = [recordings[k * RECORDINGS : (k + 1) * RECORDINGS] for k in range(BATCHES)]
-        draw = self.first + n
-        tasks: list[Task | None] = [None] * (TYPED if draw >= self.typed_from else 0)
-        tasks += PRACTICE * (DRILLS // len(PRACTICE) if draw >= self.drills_from else 0)
-        return [self._batch(groups[k], random, tasks) for k in random.permutation(BATCHES)]
+        return [self._batch(groups[k], random) for k in random.permutation(BATCHES)]
 
-    def _batch(
-        self, recordings: Sequence[Recording], random: np.random.Generator, typed_tasks: list[Task | None]
-    ) -> Batch:
+    def _batch(self, recordings: Sequence[Recording], random: np.random.Generator) -> Batch:
         assert self.tokenizer
         examples = _examples(recordings, random, self.held_out)
         heard = {id(r): r for r in recordings} | {id(r): r for e in examples for r in e.recordings}
-        examples += [self._typed(task, random) for task in typed_tasks]
+        if not self.held_out:  # what it is watched on are recordings
+            practised = PRACTICE * (DRILLS // len(PRACTICE))
+            examples += [self._typed(task, random) for task in (*[None] * TYPED, *practised)]
         conditions = {key: draw_conditions(random, self.held_out) for key in heard}
         samples = {key: record(r, conditions[key], random) for key, r in heard.items()}
         encoded = [
@@ -235,11 +234,11 @@ def collate(
         for part in np.array_split(order, GROUPS)
     ]
     targets = [
-        spoken_when(recording, before, count, pooled_frames(int(length)))
+        heard_when(recording, before, count, pooled_frames(int(length)))
         for (recording, before), count, length in zip(said, counts, frames, strict=True)
     ]
-    words, phonemes = (_stack(list(rows), IGNORED) for rows in zip(*targets, strict=True))
-    return Batch(torch.from_numpy(mels), torch.from_numpy(frames.astype(np.int64)), words, phonemes, groups)
+    labels_of_clips = (_stack(list(rows), IGNORED) for rows in zip(*targets, strict=True))
+    return Batch(torch.from_numpy(mels), torch.from_numpy(frames.astype(np.int64)), *labels_of_clips, groups)
 
 
 def _stack(rows: Sequence[np.ndarray], filling: int) -> torch.Tensor:
@@ -250,28 +249,10 @@ def _stack(rows: Sequence[np.ndarray], filling: int) -> torch.Tensor:
 
 
 def training_batches(
-    seed: int,
-    first: int,
-    last: int,
-    tokenizer_json: str,
-    vocab_size: int,
-    workers: int,
-    typed_from: int,
-    drills_from: int,
+    seed: int, first: int, last: int, tokenizer_json: str, vocab_size: int, workers: int
 ) -> Iterator[Batch]:
-    """The batches of steps `first` to `last`; `typed_from` and `drills_from` are steps, else as for Batches.
-
-    A run that goes on does not repeat the draw in which it was interrupted.
-    """
-    draws = Batches(
-        seed,
-        -(-first // BATCHES),
-        -(-last // BATCHES) + 1,
-        tokenizer_json,
-        vocab_size,
-        -(-typed_from // BATCHES),
-        -(-drills_from // BATCHES),
-    )
+    """The batches of steps `first` to `last`. A run that goes on does not repeat the draw it was interrupted in."""
+    draws = Batches(seed, -(-first // BATCHES), -(-last // BATCHES) + 1, tokenizer_json, vocab_size)
     loader = DataLoader(
         draws, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None,
         worker_init_fn=lambda _: torch.set_num_threads(1),
@@ -282,6 +263,4 @@ def training_batches(
 
 def held_out_batches(seed: int, tokenizer_json: str, vocab_size: int) -> list[Batch]:
     """A few batches of voices, speeds, noises and sums that training does not have, all with recordings."""
-    never = 2**32
-    draws = Batches(seed, 2**31, 2**31 + 1, tokenizer_json, vocab_size, never, never, held_out=True)
-    return draws[0][:4]
+    return Batches(seed, 2**31, 2**31 + 1, tokenizer_json, vocab_size, held_out=True)[0][:4]

@@ -26,15 +26,13 @@ ACOUSTIC: tuple[Task, ...] = ("pitch", "rate", "beeps", "speakers", "tone", "sou
 
 # How many of a hundred training examples are of each task; each acoustic question is a task.
 SHARES: dict[Task, float] = {
-    "arithmetic": 28, "arithmetic_no_think": 4, "arithmetic_cut_thought": 6, "transcription": 16,
-    "pitch": 4, "rate": 4, "beeps": 4, "speakers": 4, "tone": 4, "sound": 3,
-    "compare": 6, "text_only": 5, "tool_call": 8, "tool_result": 1, "second_turn": 5,
+    "arithmetic": 26, "arithmetic_no_think": 4, "arithmetic_cut_thought": 7, "transcription": 14,
+    "pitch": 5, "rate": 4, "beeps": 5, "speakers": 6, "tone": 5, "sound": 3,
+    "compare": 6, "text_only": 3, "tool_call": 8, "tool_result": 3, "second_turn": 5,
 }  # fmt: skip
 
 ONE_RECORDING = tuple(task for task in SHARES if task not in ("compare", "text_only", "second_turn"))
 
-NO_THINK = "<think>\n\n</think>\n"  # an assistant turn that begins so is answered directly
-END_OF_THOUGHT = "\n</think>\n"
 
 CALCULATOR = {
     "type": "function",
@@ -69,7 +67,7 @@ SYSTEM = ("You are a careful listener.", "Listen and answer.")
 class Example:
     """`messages` as clients send them, `{"type": "audio"}` at each recording's place.
 
-    `thought` None: the prompt ends with NO_THINK. `cut`: the thought is broken off after this share of its tokens.
+    `thought` None: the prompt ends with NO_THOUGHT. `cut`: the thought is broken off after this share of its tokens.
     `expected`: what a right answer comes down to, see `step_audio_evaluation.scoring`.
     """
 

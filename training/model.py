@@ -13,6 +13,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from step_audio.config import ModelConfig
 from step_audio.encoder import AudioEncoder
 from step_audio_training.batches import IGNORED, WORDS, Batch
+from step_audio_training.recordings import SOUNDS
 from step_audio_training.speech import PHONEMES
 
 
@@ -37,16 +38,14 @@ def qwen2(config: ModelConfig) -> Qwen2ForCausalLM:
 
 @dataclass
 class Heard:
-    """The encoder's output `frames` [clips, T, width], the adaptor's `embeddings` [clips, tok, hidden], and how many of
-    the frames are each clip's own, int64 [clips]."""
+    """The encoder's output `frames` [clips, T, width], and the adaptor's `embeddings` [clips, tok, hidden]."""
 
     frames: Tensor
     embeddings: Tensor
-    pooled: Tensor
 
 
 class Listener(nn.Module):
-    """The heads for words and phonemes only help the encoder to learn; they are not part of the checkpoint."""
+    """The heads for words, sounds and phonemes only help the encoder to learn; they are not part of the checkpoint."""
 
     def __init__(self, config: ModelConfig, trained_ids: Tensor):
         """`trained_ids` int64 [n]: the tokens that occur. The other rows of the head are zero and stay so: their
@@ -56,6 +55,7 @@ class Listener(nn.Module):
         self.audio = AudioEncoder(config.audio, "L")
         self.decoder = qwen2(config)
         self.words = nn.Linear(config.text.hidden_size, len(WORDS) + 1)
+        self.sounds = nn.Linear(config.text.hidden_size, len(SOUNDS))
         self.phonemes = nn.Linear(config.audio.n_audio_state, len(PHONEMES))
         self.register_buffer("trained_ids", trained_ids, persistent=False)
         position = torch.full((config.text.vocab_size,), -1)
@@ -71,28 +71,39 @@ class Listener(nn.Module):
 
     def embed(self, batch: Batch) -> Heard:
         frames = self.audio.encoder(batch.mels, batch.frames, masked_frames=0)
-        return Heard(frames, self.audio.adapter(frames), (batch.frames + 1) // 2 // 2)
+        return Heard(frames, self.audio.adapter(frames))
 
-    def speech_loss(self, heard: Heard, batch: Batch) -> Tensor:
-        """Mean cross entropy of which phoneme is said at which frame and which word at which embedding."""
-        phonemes, words = self.phonemes(heard.frames), self.words(heard.embeddings)
-        return F.cross_entropy(phonemes.transpose(1, 2), batch.phonemes, ignore_index=IGNORED) + F.cross_entropy(
-            words.transpose(1, 2), batch.words, ignore_index=IGNORED
-        )
+    def hearing_loss(self, heard: Heard, batch: Batch) -> Tensor:
+        """Cross entropy of which phoneme is said at which frame, and which word and sound there is at which embedding;
+        the sum of their means."""
+        losses = [
+            F.cross_entropy(s.transpose(1, 2), said, ignore_index=IGNORED) for s, said in self._heads(heard, batch)
+        ]
+        return torch.stack(losses).sum()
 
-    def speech_errors(self, heard: Heard, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Share of the frames whose phoneme is not recognised, and of the embeddings whose word is not."""
-        pairs = ((self.phonemes(heard.frames), batch.phonemes), (self.words(heard.embeddings), batch.words))
-        phonemes, words = ((scores.argmax(-1) != said)[said != IGNORED].float().mean() for scores, said in pairs)
-        return phonemes, words
+    def hearing_errors(self, heard: Heard, batch: Batch) -> dict[str, Tensor]:
+        """Share of the frames whose phoneme is not recognised, and of the embeddings whose word and sound are not."""
+        return {
+            name: (scores.argmax(-1) != said)[said != IGNORED].float().mean()
+            for name, (scores, said) in zip(("phoneme", "word", "sound"), self._heads(heard, batch), strict=True)
+        }
+
+    def _heads(self, heard: Heard, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        return [
+            (self.phonemes(heard.frames), batch.phonemes),
+            (self.words(heard.embeddings), batch.words),
+            (self.sounds(heard.embeddings), batch.sounds),
+        ]
 
     def answer_loss(self, heard: Heard, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Mean cross entropy of the answers' tokens, and the share of them that comes first."""
+        """Mean cross entropy of the answers' tokens, and the share of them that comes first.
+
+        A token of a long answer counts less than one of a short answer, by the root of the lengths: the one word that
+        answers a question about a sound would else be lost among the steps of sums.
+        """
         vocab = self.config.text.vocab_size
-        counts = (heard.pooled + 1) // 2
-        within = torch.arange(heard.embeddings.shape[1], device=counts.device) < counts[:, None]
-        rows = heard.embeddings[within]
-        states, targets = [], []
+        rows = heard.embeddings[batch.words != IGNORED]  # each clip's own
+        states, targets, weights = [], [], []
         for ids, labels in batch.groups:
             inputs = self.decoder.model.embed_tokens(ids.clamp(max=vocab - 1))
             audio = ids >= vocab
@@ -101,10 +112,12 @@ class Listener(nn.Module):
             counted = labels != IGNORED
             states.append(hidden[counted])
             targets.append(self.position[labels[counted]])
+            weights.append((counted / counted.sum(1, keepdim=True).sqrt())[counted])
         logits = F.linear(torch.cat(states), self.decoder.lm_head.weight[self.trained_ids])
         logits = F.pad(logits, (0, 1), value=self.untrained)
-        target = torch.cat(targets)
-        return F.cross_entropy(logits, target), (logits.argmax(-1) == target).float().mean()
+        target, weight = torch.cat(targets), torch.cat(weights)
+        losses = F.cross_entropy(logits, target, reduction="none")
+        return (weight * losses).sum() / weight.sum(), (logits.argmax(-1) == target).float().mean()
 
 
 def _sinusoids(length: int, width: int) -> Tensor:

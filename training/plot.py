@@ -17,15 +17,16 @@ def plot_training(log: Path, picture: Path) -> None:
 
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    for name, label in (("speech_loss", "phonemes and words, training"), ("answer_loss", "answers, training")):
+    for name, label in (("hearing_loss", "hearing, training"), ("answer_loss", "answers, training")):
         steps = [row["step"] for row in rows if name in row]
         if steps:
             left.plot(steps, _smooth([row[name] for row in rows if name in row]), label=label)
     for axis, name, label in (
-        (left, "held_out_speech_loss", "phonemes and words, held out"),
+        (left, "held_out_hearing_loss", "hearing, held out"),
         (left, "held_out_answer_loss", "answers, held out"),
         (right, "held_out_phoneme_errors", "phoneme errors a frame"),
         (right, "held_out_word_errors", "word errors an embedding"),
+        (right, "held_out_sound_errors", "sound errors an embedding"),
         (right, "held_out_token_accuracy", "next token of the answer"),
     ):
         watched = [row for row in rows if name in row]

@@ -15,7 +15,7 @@ from step_audio.audio import SAMPLE_RATE
 from step_audio_training import sound
 from step_audio_training.arithmetic import Sum, draw_large_sum, draw_sum, in_words
 from step_audio_training.sentences import COLOURS, THINGS, sentence
-from step_audio_training.speech import Voice, speak
+from step_audio_training.speech import Voice, draw_variant, speak
 
 ACCENTS = ("en-us", "en", "en-gb-scotland", "en-029", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd")
 TRAIN_VARIANTS = (
@@ -25,7 +25,7 @@ TRAIN_VARIANTS = (
     "max", "michel", "miguel", "norbert", "pablo", "paul", "pedro", "rob", "robert", "sandro", "travis",
     "victor",
 )  # fmt: skip
-# Too few of them are high; these are drawn for a third of the recordings.
+# Too few of them are high; these are taken for a fifth of the recordings. Half have voices that nobody else has.
 HIGH_VARIANTS = (
     "f1", "f2", "f4", "f5", "Andrea", "Annie", "anika", "belinda", "linda", "aunty", "grandma", "Nguyen", "anikaRobot",
 )  # fmt: skip
@@ -48,8 +48,14 @@ LOW_PITCH, HIGH_PITCH = 115, 180  # Hz: a voice below the one is low, above the 
 Kind = Literal["sum", "large_sum", "follow_up", "sentence", "speakers", "beeps", "tone", "noise"]
 # How many of a hundred recordings are of each kind.
 SHARES: dict[Kind, int] = {
-    "sum": 46, "large_sum": 12, "follow_up": 5, "sentence": 18, "speakers": 6, "beeps": 6, "tone": 5, "noise": 2,
+    "sum": 40, "large_sum": 14, "follow_up": 4, "sentence": 18, "speakers": 9, "beeps": 7, "tone": 6, "noise": 2,
 }  # fmt: skip
+
+# What there is to hear besides words: how high the voice is, whether a second one is another, which beep it is.
+SOUNDS = (
+    "nothing", "low voice", "middle voice", "high voice", "same voice", "other voice",
+    "rising tone", "falling tone", "steady tone", "beep 1", "beep 2", "beep 3", "beep 4", "beep 5", "noise",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class Recording:
     text: str = ""
     words: tuple[tuple[float, float], ...] = ()  # from when to when each word of the text is said, in seconds
     phonemes: tuple[tuple[float, int], ...] = ()  # where each begins, and which of espeak-ng's it is
+    sounds: tuple[tuple[float, float, str], ...] = ()  # from when to when there is which of SOUNDS
     sum: Sum | None = None  # of a follow-up: the sign and the number, behind a first number that it does not say
     pitch: Literal["high", "low", ""] = ""  # "" for a voice between
     rate: Rate = "ordinary"
@@ -82,14 +89,18 @@ def draw_recording(random: np.random.Generator, held_out: bool = False, kind: Ki
             return _speakers(random, held_out)
         case "beeps":
             count = int(random.integers(1, 6))
-            return Recording(kind, sound.beeps(count, random), count=count)
+            samples, times = sound.beeps(count, random)
+            sounds = tuple((*time, f"beep {n}") for n, time in enumerate(times, 1))
+            return Recording(kind, samples, count=count, sounds=sounds)
         case "tone":
             glide = ("rising", "falling", "steady")[random.integers(3)]
-            return Recording(kind, sound.tone(glide, random), glide=glide)
+            samples = sound.tone(glide, random)
+            return Recording(kind, samples, glide=glide, sounds=((0, len(samples) / SAMPLE_RATE, f"{glide} tone"),))
         case "noise":
             kinds = sound.HELD_OUT_NOISES if held_out else sound.TRAIN_NOISES
             n = int(random.uniform(1, 2.5) * SAMPLE_RATE)
-            return Recording(kind, 0.1 * sound.noise(kinds[random.integers(len(kinds))], n, random))
+            samples = 0.1 * sound.noise(kinds[random.integers(len(kinds))], n, random)
+            return Recording(kind, samples, sounds=((0, n / SAMPLE_RATE, "noise"),))
         case _:
             text, asked = _words(kind, random, held_out)
             return _spoken(kind, text, random, held_out, asked)
@@ -122,12 +133,12 @@ def _words(kind: Kind, random: np.random.Generator, held_out: bool) -> tuple[str
 
 
 def draw_voice(random: np.random.Generator, held_out: bool, rate: Rate = "ordinary") -> Voice:
-    high = random.random() < 0.33
-    variants = HELD_OUT_VARIANTS if held_out else HIGH_VARIANTS if high else TRAIN_VARIANTS
+    chance = random.random()
+    variants = HELD_OUT_VARIANTS if held_out else HIGH_VARIANTS if chance < 0.2 else TRAIN_VARIANTS
     ranges = (HELD_OUT_RATES if held_out else TRAIN_RATES)[rate]
     return Voice(
         accent=ACCENTS[random.integers(len(ACCENTS))],
-        variant=variants[random.integers(len(variants))],
+        variant=draw_variant(random) if chance > 0.5 and not held_out else variants[random.integers(len(variants))],
         words_per_minute=int(random.integers(*ranges[random.integers(len(ranges))])),
         pitch=int(random.integers(10, 91)),
         intonation=int(random.integers(30, 71)),
@@ -146,9 +157,15 @@ def _spoken(kind: Kind, text: str, random: np.random.Generator, held_out: bool, 
         said = speak(text, draw_voice(random, held_out, rate))
         if pitch := sound.fundamental(said.samples):
             break
-    height = "low" if pitch < LOW_PITCH else "high" if pitch > HIGH_PITCH else ""
+    height = _height(pitch)
     words = tuple(pairwise(said.words))
-    return Recording(kind, said.samples / _level(said.samples), text, words, said.phonemes, sum, height, rate)
+    samples = said.samples / _level(said.samples)
+    sounds = ((0, len(samples) / SAMPLE_RATE, f"{height or 'middle'} voice"),)
+    return Recording(kind, samples, text, words, said.phonemes, sounds, sum, height, rate)
+
+
+def _height(pitch: float) -> Literal["high", "low", ""]:
+    return "low" if pitch < LOW_PITCH else "high" if pitch > HIGH_PITCH else ""
 
 
 def _level(samples: np.ndarray) -> float:
@@ -169,7 +186,8 @@ def _speakers(random: np.random.Generator, held_out: bool) -> Recording:
         voice = draw_voice(random, held_out)
         other = voice if count == 1 else draw_voice(random, held_out)
         one, two = speak(first, voice), speak(second, other)
-        low, high = sorted(sound.fundamental(said.samples) for said in (one, two))
+        pitch, another = (sound.fundamental(said.samples) for said in (one, two))
+        low, high = sorted((pitch, another))
         if low and (count == 1 or (voice.variant != other.variant and high > 1.4 * low)):
             break
     pause = np.zeros(int(random.uniform(0.2, 0.5) * SAMPLE_RATE), np.float32)
@@ -177,7 +195,11 @@ def _speakers(random: np.random.Generator, held_out: bool) -> Recording:
     later = (len(one.samples) + len(pause)) / SAMPLE_RATE
     words = (*pairwise(one.words), *((later + start, later + end) for start, end in pairwise(two.words)))
     phonemes = (*one.phonemes, *((later + start, phoneme) for start, phoneme in two.phonemes))
-    return Recording("speakers", samples, f"{first} {second}", words, phonemes, count=count)
+    sounds = (
+        (0, len(one.samples) / SAMPLE_RATE, f"{_height(pitch) or 'middle'} voice"),
+        (later, len(samples) / SAMPLE_RATE, "same voice" if count == 1 else "other voice"),
+    )
+    return Recording("speakers", samples, f"{first} {second}", words, phonemes, sounds, count=count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,13 +212,17 @@ class Conditions:
     gain_db: float
     before: float
     behind: float
+    response: tuple[float, ...] = ()  # the microphone's, as of sound.draw_response; none is a flat one
 
 
 def draw_conditions(random: np.random.Generator, held_out: bool = False, snr_db: float | None = None) -> Conditions:
-    """A microphone in a room: quiet to noisy, near to far. `snr_db` fixes the noise's level."""
+    """A microphone in a room: quiet to noisy, near to far. `snr_db` fixes the noise's level.
+
+    Training goes further than what is held out: to more noise, and to microphones with a sound of their own.
+    """
     kinds = sound.HELD_OUT_NOISES if held_out else sound.TRAIN_NOISES
     if snr_db is None and random.random() < 0.85:
-        snr_db = float(random.uniform(8, 40))
+        snr_db = float(random.uniform(8 if held_out else 4, 40))
     return Conditions(
         noise=kinds[random.integers(len(kinds))],
         snr_db=snr_db,
@@ -204,6 +230,7 @@ def draw_conditions(random: np.random.Generator, held_out: bool = False, snr_db:
         gain_db=float(random.uniform(-20, 6)),
         before=float(random.uniform(0.05, 0.4)),
         behind=float(random.uniform(0.1, 0.4)),
+        response=sound.draw_response(random) if not held_out and random.random() < 0.7 else (),
     )
 
 
@@ -215,4 +242,6 @@ def record(recording: Recording, conditions: Conditions, random: np.random.Gener
         samples = sound.reverberate(samples, conditions.reverberation, random)
     if conditions.snr_db is not None:
         samples = sound.add_noise(samples, conditions.noise, conditions.snr_db, random)
+    if conditions.response:
+        samples = sound.respond(samples, conditions.response)
     return np.clip(samples * np.float32(10 ** (conditions.gain_db / 20)), -1, 1)

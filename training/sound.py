@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
+from scipy.fft import next_fast_len
 from scipy.signal import oaconvolve
 
 from step_audio.audio import SAMPLE_RATE
@@ -89,6 +91,23 @@ def reverberate(samples: np.ndarray, seconds: float, random: np.random.Generator
     return oaconvolve(samples, tail)[: len(samples)].astype(np.float32)
 
 
+_OCTAVES = np.log2([62.5, 125, 250, 500, 1000, 2000, 4000, 8000])  # where a response is given
+
+
+def draw_response(random: np.random.Generator) -> tuple[float, ...]:
+    """What a microphone and a room's furniture do to the spectrum: decibels at each of the octaves, wandering."""
+    steps = random.normal(0, 3.5, len(_OCTAVES)).cumsum()
+    return tuple(float(gain) for gain in steps - steps.mean())
+
+
+def respond(samples: np.ndarray, response: Sequence[float]) -> np.ndarray:
+    """Through a microphone with this `response`; same length."""
+    n = next_fast_len(len(samples), real=True)
+    frequency = np.maximum(np.fft.rfftfreq(n, 1 / SAMPLE_RATE), 1)
+    gain = 10 ** (np.interp(np.log2(frequency), _OCTAVES, response) / 20)
+    return np.fft.irfft(np.fft.rfft(samples, n) * gain, n)[: len(samples)].astype(np.float32)
+
+
 def add_noise(samples: np.ndarray, kind: str, snr_db: float, random: np.random.Generator) -> np.ndarray:
     """`snr_db`: power of the sounding parts of `samples` over the noise's, in decibels."""
     sounding = samples[np.abs(samples) > 0.02 * (np.abs(samples).max() + 1e-9)]
@@ -96,15 +115,19 @@ def add_noise(samples: np.ndarray, kind: str, snr_db: float, random: np.random.G
     return samples + noise(kind, len(samples), random) * np.float32(np.sqrt(power / 10 ** (snr_db / 10)))
 
 
-def beeps(count: int, random: np.random.Generator) -> np.ndarray:
-    """`count` beeps of one pitch, 0.10 to 0.18 s each with pauses of 0.15 to 0.3 s."""
+def beeps(count: int, random: np.random.Generator) -> tuple[np.ndarray, list[tuple[float, float]]]:
+    """`count` beeps of one pitch, 0.10 to 0.18 s each with pauses of 0.15 to 0.3 s; and from when to when each is."""
     frequency, length = random.uniform(400, 2000), random.uniform(0.10, 0.18)
-    pieces = []
+    beep = _fade(np.sin(2 * np.pi * frequency * np.arange(int(length * SAMPLE_RATE)) / SAMPLE_RATE))
+    pieces, times, at = [], [], 0
     for k in range(count):
         if k:
             pieces.append(np.zeros(int(random.uniform(0.15, 0.3) * SAMPLE_RATE), np.float32))
-        pieces.append(_fade(np.sin(2 * np.pi * frequency * np.arange(int(length * SAMPLE_RATE)) / SAMPLE_RATE)))
-    return 0.4 * np.concatenate(pieces)
+            at += len(pieces[-1])
+        pieces.append(beep)
+        times.append((at / SAMPLE_RATE, (at + len(beep)) / SAMPLE_RATE))
+        at += len(beep)
+    return 0.4 * np.concatenate(pieces), times
 
 
 def tone(glide: str, random: np.random.Generator) -> np.ndarray:

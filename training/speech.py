@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _ctypes
 import ctypes
+import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ _OUTPUT_SYNCHRONOUS = 2
 _RATE, _PITCH, _RANGE = 1, 3, 4
 _CHARS_UTF8 = 1
 
+_DRAWN = "drawn"  # the file of the voice that was drawn last
 _PHONEME_EVENTS = 1
 _NO_MORE_EVENTS, _WORD, _END, _PHONEME = 0, 1, 5, 7
 
@@ -51,7 +53,8 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 class Voice:
     """How something is said.
 
-    `accent`: an English of espeak-ng ("en-us"); `variant`: one of its voices ("f2"); `words_per_minute` 80 to 450;
+    `accent`: an English of espeak-ng ("en-us"); `variant`: one of its voices ("f2"), or the definition of one
+    (`draw_variant`); `words_per_minute` 80 to 450;
     `pitch` and `intonation` 0 to 99, 50 being the voice's own.
     """
 
@@ -62,6 +65,35 @@ class Voice:
     intonation: int = 50
 
 
+def draw_variant(random: np.random.Generator) -> str:
+    """A voice that nobody has: a definition in espeak-ng's own format, for `Voice.variant`.
+
+    The throat's length scales all formants, between a tall man's and a child's; each formant, the breath and the
+    roughness vary about it as they do among the voices that espeak-ng brings.
+    """
+    size = random.uniform(0.82, 1.3)
+    pitch = int(np.exp(random.uniform(np.log(62), np.log(225))))
+    lines = ["language variant", "name drawn", f"pitch {pitch} {int(pitch * random.uniform(1.15, 1.9))}"]
+    for formant in range(9):
+        frequency, strength, width = size * random.uniform(0.93, 1.07), random.uniform(70, 160), random.uniform(60, 180)
+        if formant > 5:
+            strength = random.uniform(0, 110)
+        lines.append(f"formant {formant} {int(100 * frequency)} {int(strength)} {int(width)}")
+    lines.append(f"flutter {random.integers(0, 16)}")
+    lines.append(f"roughness {random.integers(0, 5)}")
+    lines.append(f"voicing {random.integers(30, 136)}")
+    lines.append(f"consonants {random.integers(50, 121)} {random.integers(20, 121)}")
+    if random.random() < 0.3:
+        lines.append("breath " + " ".join(str(random.integers(0, 8)) for _ in range(8)))
+    if random.random() < 0.3:
+        lines.append(f"echo {random.integers(20, 131)} {random.integers(5, 51)}")
+    if random.random() < 0.3:
+        lines.append(
+            f"tone {random.integers(70, 600)} {random.integers(120, 256)} 1200 {random.integers(22, 120)} 3000 40"
+        )
+    return "\n".join(lines) + "\n"
+
+
 class _Espeak:
     """The library; it has one state for the whole process."""
 
@@ -70,9 +102,18 @@ class _Espeak:
 
         self.library = ctypes.CDLL(espeakng_loader.get_library_path())
         self.library.espeak_Initialize.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
-        data = Path(espeakng_loader.get_data_path())
+        # Its data in links, with a folder of voices that more can be written into.
+        self.folder = tempfile.TemporaryDirectory(prefix="espeak-")
+        data = Path(self.folder.name) / "espeak-ng-data"
+        brought = Path(espeakng_loader.get_data_path())
+        self.voices = data / "voices" / "!v"
+        self.voices.mkdir(parents=True)
+        for file in (*brought.iterdir(), *(brought / "voices").iterdir(), *(brought / "voices" / "!v").iterdir()):
+            target = data / file.relative_to(brought)
+            if not target.exists():
+                target.symlink_to(file)
         self.rate = self.library.espeak_Initialize(_OUTPUT_SYNCHRONOUS, 1000, bytes(data), _PHONEME_EVENTS)
-        self.variants = {file.name for file in (data / "voices" / "!v").iterdir()}
+        self.variants = {_DRAWN, *(file.name for file in self.voices.iterdir())}
         if self.rate <= 0:
             raise OSError("espeak-ng cannot be started: its voices were not found")
         self.pieces: list[np.ndarray] = []
@@ -80,6 +121,12 @@ class _Espeak:
         self.phonemes: list[tuple[float, int]] = []
         self.callback = _Callback(self._collect)  # kept, or it would be freed
         self.library.espeak_SetSynthCallback(self.callback)
+
+    def variant(self, name_or_definition: str) -> str:
+        if "\n" not in name_or_definition:
+            return name_or_definition
+        (self.voices / _DRAWN).write_text(name_or_definition)
+        return _DRAWN
 
     def _collect(self, samples, count: int, events) -> int:
         if samples and count > 0:
@@ -134,9 +181,10 @@ def speak(text: str, voice: Voice) -> Speech:
     Raises ValueError for a voice that espeak-ng does not have.
     """
     espeak = _espeak()
-    name = f"{voice.accent}+{voice.variant}"
+    variant = espeak.variant(voice.variant)
+    name = f"{voice.accent}+{variant}"
     # An unknown variant of a known accent is the accent's own voice to espeak-ng, and no error.
-    if voice.variant not in espeak.variants or espeak.library.espeak_SetVoiceByName(name.encode()):
+    if variant not in espeak.variants or espeak.library.espeak_SetVoiceByName(name.encode()):
         raise ValueError(f"espeak-ng has no voice {name}")
     for parameter, value in (
         (_RATE, voice.words_per_minute),

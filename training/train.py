@@ -1,7 +1,7 @@
 """The training recipe: seeded, resumable, the same on two cores and on a GPU.
 
-First the encoder and the adaptor alone learn what is said when (the synthesiser tells), then they learn
-together with the decoder to think and to answer.
+First the encoder and the adaptor alone learn what is to be heard when (the synthesiser tells), then they learn together
+with the decoder to think and to answer.
 """
 
 from __future__ import annotations
@@ -36,15 +36,13 @@ class Recipe:
     """Everything that decides what comes out, but the machine."""
 
     seed: int = 1
-    steps: int = 4440
+    steps: int = 6400
     alignment_steps: int = 900  # of these, the first ones that train the encoder alone
-    typed_from_step: int = 2400  # from here on every batch has examples in writing as well
-    drills_from_step: int = 3400  # from here on it has sums in writing, too
     warm_up_steps: int = 200
-    cool_down: float = 0.2
+    cool_down: float = 0.25
     learning_rate: float = 1.2e-3
     weight_decay: float = 0.02
-    speech_weight: float = 0.5  # of the loss of phonemes and words, once the answers' is there
+    hearing_weight: float = 0.4  # of the loss of phonemes, words and sounds, once the answers' is there
 
 
 def small_config(vocab_size: int) -> ModelConfig:
@@ -125,16 +123,7 @@ def train(output: Path, recipe: Recipe, workers: int = 1, device: str | None = N
                 group[name] = value.to(chosen)
 
     watched = held_out_batches(recipe.seed, tokenizer, config.text.vocab_size)
-    batches = training_batches(
-        recipe.seed,
-        step,
-        recipe.steps,
-        tokenizer,
-        config.text.vocab_size,
-        workers,
-        recipe.typed_from_step,
-        recipe.drills_from_step,
-    )
+    batches = training_batches(recipe.seed, step, recipe.steps, tokenizer, config.text.vocab_size, workers)
     with tqdm(total=recipe.steps, initial=step, unit="step", mininterval=5, dynamic_ncols=True) as bar:
         for batch in batches:
             if step >= recipe.steps:
@@ -175,12 +164,12 @@ def _step(
     model: Listener, optimizer: torch.optim.Optimizer, batch: Batch, with_answers: bool, recipe: Recipe
 ) -> dict[str, float]:
     heard = model.embed(batch)
-    speech = model.speech_loss(heard, batch)
-    row = {"speech_loss": speech.item()}
-    loss = speech
+    hearing = model.hearing_loss(heard, batch)
+    row = {"hearing_loss": hearing.item()}
+    loss = hearing
     if with_answers:
         answers, accuracy = model.answer_loss(heard, batch)
-        loss = recipe.speech_weight * speech + answers
+        loss = recipe.hearing_weight * hearing + answers
         row |= {"answer_loss": answers.item(), "token_accuracy": accuracy.item()}
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -197,11 +186,8 @@ def _watch(model: Listener, batches: list[Batch], device: torch.device) -> dict[
     for batch in (batch.to(device) for batch in batches):
         heard = model.embed(batch)
         answers, accuracy = model.answer_loss(heard, batch)
-        phonemes, words = model.speech_errors(heard, batch)
-        values = {
-            "speech_loss": model.speech_loss(heard, batch),
-            "phoneme_errors": phonemes,
-            "word_errors": words,
+        values = {f"{name}_errors": share for name, share in model.hearing_errors(heard, batch).items()} | {
+            "hearing_loss": model.hearing_loss(heard, batch),
             "answer_loss": answers,
             "token_accuracy": accuracy,
         }
