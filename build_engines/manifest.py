@@ -39,7 +39,7 @@ class OutputFile(Strict):
 class Identity(Strict):
     """What decides an artefact's content. Two builds of equal identity have equal bytes."""
 
-    kind: str  # "decoder" or "encoder"
+    kind: str  # "decoder", "encoder", or what a stage of the build makes
     format: int  # raised when a newer release writes something else from the same inputs
     source: list[SourceFile]
     settings: dict[str, Any]

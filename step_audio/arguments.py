@@ -1,0 +1,56 @@
+"""What the commands' parsers share."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str
+) -> argparse.ArgumentParser:
+    """A command's parser; `text` is its line in the list of commands and its description."""
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def say(line: str) -> None:
+    """To people, not to pipes."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def add_sampling(parser: argparse.ArgumentParser, temperature: float = 0.7) -> None:
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--max-tokens", type=int, help="default: what is left of the context")
+    group.add_argument("--temperature", type=float, help=f"0 is greedy (default {temperature:g})")
+    group.add_argument("--top-p", type=float, help="default 1.0")
+    group.add_argument("--top-k", type=int)
+    group.add_argument("--min-tokens", type=int)
+    group.add_argument("--repetition-penalty", type=float)
+    group.add_argument("--presence-penalty", type=float)
+    group.add_argument("--frequency-penalty", type=float)
+    group.add_argument("--seed", type=int)
+
+
+SAMPLING_NAMES = (
+    "max_tokens", "temperature", "top_p", "top_k", "min_tokens", "repetition_penalty", "presence_penalty",
+    "frequency_penalty", "seed",
+)  # fmt: skip
+
+
+def sampling_given(arguments: argparse.Namespace) -> dict[str, int | float]:
+    """What was said about sampling."""
+    return {name: value for name in SAMPLING_NAMES if (value := getattr(arguments, name)) is not None}
+
+
+def count(text: str) -> int:
+    """An argument's type: at least 1. argparse calls it by this name where a value is not."""
+    if (value := int(text)) < 1:
+        raise ValueError
+    return value
+
+
+count.__name__ = "count"  # argparse says "invalid count value"

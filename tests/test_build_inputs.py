@@ -1,0 +1,309 @@
+"""What a build starts from: a checkpoint from the hub, the decoder as a Qwen2 model, checkpoints of other precisions.
+
+The hub is a small server here, asked by the real client.
+"""
+
+import hashlib
+import json
+import re
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from stand_ins import StandIns
+from step_audio.checkpoint import Checkpoint, encoder_tensors
+from step_audio.config import ModelConfig
+from step_audio.errors import StepAudioError
+from step_audio_build import artefact, stages
+from step_audio_build.convert_stage import Convert
+from step_audio_build.download import Download
+from step_audio_build.layout import BuildSettings, Job
+from step_audio_build.make_tiny import make_tiny
+from step_audio_build.profiles import load_profile
+from step_audio_build.quantized import calibrated, is_finished
+from step_audio_build.text_only import bytes_written, write_text_only
+
+PROFILE = load_profile("4xH100-16k")
+COMMIT = "8abb296c09123345b09de57dbc2830b6a12134b1"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """In shards: the first two hold the encoder's tensors and the beginning of the decoder's."""
+    directory = tmp_path_factory.mktemp("inputs") / "tiny"
+    make_tiny(directory, dtype="bfloat16", audio_layers=1, shards=4, max_position_embeddings=32_768)
+    return directory
+
+
+def job_for(work, profile=PROFILE, **source) -> Job:
+    return Job(BuildSettings.create(profile=profile, work_dir=work, **source), lambda line: None)
+
+
+@contextmanager
+def hub_of(directory):
+    """A hub with one model, `someone/tiny`, of the files of `directory`; notes requests, obeys `fault`."""
+    hub = SimpleNamespace(requests=[], fault=None)
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+        def do_HEAD(self):
+            self.answer(body=False)
+
+        def do_GET(self):
+            self.answer(body=True)
+
+        def answer(self, body):
+            hub.requests.append((self.command, self.path, self.headers.get("Range")))
+            if self.path.startswith("/api/models/someone/tiny/revision/"):
+                return self.listing()
+            file = directory / self.path.rpartition("/")[2]
+            if not re.fullmatch(rf"/someone/tiny/resolve/{COMMIT}/[^/]+", self.path) or not file.is_file():
+                return self.refuse(404, "RepoNotFound")
+            data = file.read_bytes()
+            start = int(re.match(r"bytes=(\d+)-", self.headers.get("Range") or "bytes=0-")[1])
+            self.send_response(206 if start else 200)
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+            self.send_header("Content-Length", str(len(data) - start))
+            self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.end_headers()
+            if body:
+                if hub.fault == "damaged" and file.suffix == ".safetensors":
+                    data = data[:-1] + bytes([data[-1] ^ 1])
+                self.wfile.write(data[start:])
+
+        def listing(self):
+            if hub.fault in (404, 403, 500):
+                return self.refuse(hub.fault, {404: "RevisionNotFound", 403: "GatedRepo", 500: ""}[hub.fault])
+            files = []
+            for path in sorted(directory.iterdir()):
+                entry = {"rfilename": path.name, "size": path.stat().st_size, "blobId": "0" * 40}
+                if path.suffix == ".safetensors":
+                    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+                    entry["lfs"] = {"sha256": digest, "size": entry["size"], "pointerSize": 134}
+                files.append(entry)
+            files.append({"rfilename": "modeling.py", "size": 3, "blobId": "0" * 40})
+            body = json.dumps({"id": "someone/tiny", "sha": COMMIT, "siblings": files}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def refuse(self, status, code):
+            self.send_response(status)
+            self.send_header("X-Error-Code", code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def hub(tiny, monkeypatch):
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    with hub_of(tiny) as server:
+        yield server
+
+
+def download_for(hub, work, revision=COMMIT) -> Download:
+    return Download(job_for(work, model=f"someone/tiny@{revision}"), hub.endpoint)
+
+
+def fetched(hub) -> list[str]:
+    """Names of files whose bytes were asked for."""
+    return [path.rpartition("/")[2] for method, path, _ in hub.requests if method == "GET" and "/resolve/" in path]
+
+
+def test_download(hub, tiny, tmp_path):
+    stage = download_for(hub, tmp_path / "work")
+    assert not stage.finished()
+    stage.run()
+    target = tmp_path / "work" / "tiny-8abb296c0912"
+    assert stage.job.checkpoint == target and stage.finished()
+    for path in tiny.iterdir():
+        assert (target / path.name).read_bytes() == path.read_bytes()
+    assert not (target / "modeling.py").exists()  # no code is fetched
+    manifest = json.loads((target / "download.manifest.json").read_text())
+    assert manifest["identity"]["settings"]["commit"] == COMMIT
+    hub.requests.clear()
+    again = download_for(hub, tmp_path / "work")
+    again.run()
+    assert not hub.requests  # finished: the hub is not even asked
+
+
+def test_a_branch_is_followed_once(hub, tmp_path):
+    stage = download_for(hub, tmp_path / "work", "main")
+    stage.run()
+    manifest = json.loads((tmp_path / "work" / "tiny-main" / "download.manifest.json").read_text())
+    assert manifest["identity"]["settings"] == {"repository": "someone/tiny", "revision": "main", "commit": COMMIT}
+    assert download_for(hub, tmp_path / "work", "main").finished()
+
+
+def test_an_interrupted_download_goes_on(hub, tiny, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    fetch, count = huggingface_hub.hf_hub_download, 0
+
+    def stop_before_the_last(*arguments, **options):
+        nonlocal count
+        count += 1
+        if count == len(list(tiny.iterdir())):
+            raise KeyboardInterrupt
+        return fetch(*arguments, **options)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", stop_before_the_last)
+    with pytest.raises(KeyboardInterrupt):
+        download_for(hub, tmp_path / "work").run()
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    stage = download_for(hub, tmp_path / "work")
+    left = [file for file in tiny.iterdir() if not (stage.job.checkpoint / file.name).exists()]
+    assert len(left) == 1 and stage.size() == left[0].stat().st_size and not stage.finished()
+    hub.requests.clear()
+    stage.run()
+    assert fetched(hub) == [left[0].name]
+
+
+def test_bytes_that_changed_on_the_way(hub, tmp_path):
+    hub.fault = "damaged"
+    with pytest.raises(StepAudioError, match="arrived damaged"):
+        download_for(hub, tmp_path / "work").run()
+    hub.fault = None
+    download_for(hub, tmp_path / "work").run()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [(404, "does not know this revision"), (403, "asks for a licence"), (500, "answered 500")],
+)
+def test_a_hub_that_refuses(fault, message, hub, tmp_path):
+    hub.fault = fault
+    with pytest.raises(StepAudioError, match=message) as caught:
+        download_for(hub, tmp_path / "work").run()
+    assert "\n" not in str(caught.value)
+
+
+def test_offline(tmp_path, monkeypatch):
+    stage = Download(job_for(tmp_path, model=f"someone/tiny@{COMMIT}"), "http://127.0.0.1:9")
+    with pytest.raises(StepAudioError, match=r"cannot be reached; copy the checkpoint .* --checkpoint DIR"):
+        stage.run()
+
+
+def test_room_for_everything_before_the_first_weight(hub, tiny, tmp_path, monkeypatch):
+    """Only the configuration is fetched to know how large all of it becomes."""
+    monkeypatch.setattr(Download.__init__, "__defaults__", (hub.endpoint,))
+    monkeypatch.setattr(artefact.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    settings = job_for(tmp_path / "work", model=f"someone/tiny@{COMMIT}").settings
+    with pytest.raises(StepAudioError, match="stages download to convert: "):
+        stages.build(settings, lambda line: None, last="convert")
+    assert fetched(hub) == ["config.json"] and not (tmp_path / "work").exists()
+
+
+def test_the_decoder_as_a_qwen2_model(tiny, tmp_path):
+    """transformers loads it with no tensor too many or missing, and it answers as the checkpoint does."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from reference import Reference
+
+    manifest = write_text_only(tiny, tmp_path / "qwen2")
+    model, info = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "qwen2", dtype=torch.float32, output_loading_info=True
+    )
+    assert type(model).__name__ == "Qwen2ForCausalLM"
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    reference = Reference(tiny)
+    ids = torch.arange(20, 60)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, reference.model(ids).logits, rtol=1e-4, atol=1e-4)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "qwen2")
+    assert tokenizer("Count to ten.").input_ids == reference.tokenizer.encode("Count to ten.").ids
+    assert tokenizer.eos_token == "<|endoftext|>"
+
+    written = Checkpoint(tmp_path / "qwen2")
+    assert not set(written.tensors) & set(encoder_tensors(ModelConfig.from_directory(tiny).audio))
+    links = [path.name for path in (tmp_path / "qwen2").glob("*.safetensors") if path.stat().st_nlink > 1]
+    copies = sum(info.stop - info.start for info in written.tensors.values() if info.file.name not in links)
+    assert links and copies == bytes_written(tiny)
+    assert write_text_only(tiny, tmp_path / "qwen2") == manifest
+
+
+def test_weight_only_precisions_share_the_bytes(tiny, tmp_path):
+    int8 = PROFILE.model_copy(update={"precision": "int8"})
+    convert = Convert(job_for(tmp_path, int8, checkpoint=tiny))
+    assert not convert.needs_gpu and not convert.finished()
+    convert.run()
+    assert convert.finished() and Convert(job_for(tmp_path, checkpoint=tiny)).finished()
+    plain, quantised = (tmp_path / f"decoder-tp4-{name}" for name in ("bfloat16", "int8"))
+    for rank in range(4):
+        assert (plain / f"rank{rank}.safetensors").samefile(quantised / f"rank{rank}.safetensors")
+    old, new = (json.loads((path / "config.json").read_text()) for path in (plain, quantised))
+    assert new["quantization"].pop("quant_algo") == "W8A16" and old["quantization"].pop("quant_algo") is None
+    assert old == new
+    int4 = Convert(job_for(tmp_path, PROFILE.model_copy(update={"precision": "int4"}), checkpoint=tiny))
+    assert not int4.finished()
+    int4.run()
+    config = json.loads((tmp_path / "decoder-tp4-int4" / "config.json").read_text())
+    assert config["quantization"]["quant_algo"] == "W4A16"
+    assert convert.finished()
+
+
+@pytest.mark.parametrize(
+    ("update", "flags", "name"),
+    [
+        ({"precision": "fp8"}, "--qformat fp8", "decoder-tp4-fp8"),
+        ({"precision": "awq"}, "--qformat int4_awq --awq_block_size 128", "decoder-tp4-awq"),
+        (
+            {"precision": "fp8", "kv_cache_dtype": "fp8", "fp8_kv_cache_despite_faults": True},
+            "--qformat fp8",
+            "decoder-tp4-fp8-kv-fp8",
+        ),
+    ],
+)
+def test_calibrated_precisions(update, flags, name, tiny, tmp_path, monkeypatch):
+    machine = StandIns(tmp_path / "machine", monkeypatch)
+    script = machine.programs / "quantize.py"
+    work, profile = tmp_path / "work", PROFILE.model_copy(update=update)
+    job = job_for(work, profile, checkpoint=tiny, quantize_script=script, calibration_data="/data/news")
+    assert Convert(job).needs_gpu and not Convert(job).finished()
+    machine.tell("quantize.py", status=1, print="CUDA error: out of memory")
+    with pytest.raises(StepAudioError, match=r"quantize.py ended with status 1: CUDA error: out of memory; log"):
+        calibrated(job)
+    assert not (work / name).exists()
+    machine.forget_calls()
+    machine.tell("quantize.py")
+    calibrated(job)
+    [call] = machine.calls("quantize.py")
+    kv = "--kv_cache_dtype fp8 " if profile.kv_cache_dtype == "fp8" else ""
+    wanted = (
+        f"--model_dir {work}/qwen2 --dtype bfloat16 {flags} --calib_size 512 --calib_dataset /data/news "
+        f"{kv}--tp_size 4 --output_dir {work}/{name}.partial"
+    )
+    assert call["argv"] == wanted.split()
+    assert is_finished(job) and (work / name / "rank3.safetensors").is_file()
+    other = job_for(work, profile, checkpoint=tiny, quantize_script=script, calibration_data="/data/poems")
+    with pytest.raises(StepAudioError, match="512 of /data/news, not 512 of /data/poems"):
+        is_finished(other)
+
+
+def test_without_nvidias_script(tiny, tmp_path, monkeypatch):
+    StandIns(tmp_path / "machine", monkeypatch)
+    fp8 = PROFILE.model_copy(update={"precision": "fp8"})
+    settings = job_for(tmp_path / "work", fp8, checkpoint=tiny, quantize_script=tmp_path / "no.py").settings
+    with pytest.raises(StepAudioError, match=r"no.py is not there; name NVIDIA's with --quantize-script"):
+        stages.build(settings, lambda line: None, last="convert")
