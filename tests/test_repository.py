@@ -13,7 +13,9 @@ from step_audio.errors import ArtefactError
 from step_audio.serving.repository import Artefacts, assemble, assemble_backends, source
 from step_audio.serving.settings import Runtime, ServeSettings
 from step_audio.serving.template import fill, keys
+from step_audio_build.profiles import load_profile, profile_names
 
+KIND = model_config_pb2.ModelInstanceGroup
 ENSEMBLE, LLM = "step_audio_r1", "tensorrt_llm"
 TABLE, LOGITS = "TABLE", "LOGITS"  # types that depend on the build
 
@@ -52,6 +54,22 @@ total_draft_tokens INT32 1 | num_input_tokens INT32 1 | num_output_tokens INT32 
 """
 
 
+# Its parameters, in the file's order.
+PARAMETERS = """
+max_beam_width FORCE_CPU_ONLY_INPUT_TENSORS gpt_model_type gpt_model_path encoder_model_path
+max_tokens_in_paged_kv_cache max_attention_window_size sink_token_length batch_scheduler_policy
+kv_cache_free_gpu_mem_fraction cross_kv_cache_fraction kv_cache_host_memory_bytes kv_cache_onboard_blocks
+enable_trt_overlap exclude_input_in_output cancellation_check_period_ms stats_check_period_ms iter_stats_max_iterations
+request_stats_max_iterations enable_kv_cache_reuse normalize_log_probs enable_chunked_context gpu_device_ids
+participant_ids num_nodes lora_cache_optimal_adapter_size lora_cache_max_adapter_size lora_cache_gpu_memory_fraction
+lora_cache_host_memory_bytes lora_prefetch_dir decoding_mode executor_worker_path lookahead_window_size
+lookahead_ngram_size lookahead_verification_set_size medusa_choices eagle_choices gpu_weights_percent
+enable_context_fmha_fp32_acc multi_block_mode cuda_graph_mode cuda_graph_cache_size speculative_decoding_fast_logits
+tokenizer_dir guided_decoding_backend xgrammar_tokenizer_info_path
+"""
+OURS = {"max_queue_size"}  # that the backend for a CPU reads; NVIDIA's takes it from the batcher's block
+
+
 def table(text: str, table_type: str = "TYPE_BF16") -> dict[str, tuple[str, list[int], bool]]:
     """Name -> type, dims, whether it is reshaped to a scalar."""
     types = {TABLE: table_type, LOGITS: "TYPE_FP32"}
@@ -73,11 +91,11 @@ def settings(work: Path, **values) -> ServeSettings:
     return ServeSettings.create(checkpoint=work / "Step-Audio-R1.1", work_dir=work, **values)
 
 
-def build(work: Path, dtype: str = "bfloat16", **values) -> Path:
+def build(work: Path, dtype: str = "bfloat16", profile=None, encoder: str = "encoder.onnx", **values) -> Path:
     work.mkdir(exist_ok=True)
-    files = ("engine", "encoder.onnx", "tokenizer.json", "xgrammar_tokenizer_info.json")
+    files = ("engine", encoder, "tokenizer.json", "xgrammar_tokenizer_info.json")
     artefacts = Artefacts(*(work / name for name in files), dtype, 4096)
-    return assemble(settings(work, **values), model(), artefacts)
+    return assemble(settings(work, **values), model(), artefacts, profile)
 
 
 def parse(repository: Path) -> dict[str, model_config_pb2.ModelConfig]:
@@ -181,6 +199,57 @@ def test_llm_queue_and_parameters(tmp_path):
     }
     assert {key: value for key, value in parameters(llm).items() if key in expected} == expected
     assert parameters(parse(build(tmp_path / "on"))[LLM])["enable_kv_cache_reuse"] == "true"
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_on_the_gpus_of_a_profile(tmp_path, name):
+    profile = load_profile(name)
+    limits = {"max_batch_size": profile.max_batch_size, "max_seq_len": profile.max_seq_len}
+    repository = build(tmp_path, profile=profile, encoder="encoder.plan", max_queue_size=100, **limits)
+    configs = parse(repository)
+    llm = configs[LLM]
+    assert declared(llm.input) == table(INPUTS) and declared(llm.output) == table(OUTPUTS)
+    assert wiring_faults(configs) == []
+    assert (llm.backend, llm.max_batch_size) == ("tensorrtllm", profile.max_batch_size)
+    assert llm.model_transaction_policy.decoupled
+    assert llm.dynamic_batching.default_queue_policy.max_queue_size == 100
+    assert not llm.dynamic_batching.preferred_batch_size and not llm.dynamic_batching.max_queue_delay_microseconds
+    assert [(group.count, group.kind) for group in llm.instance_group] == [(1, KIND.KIND_CPU)]  # as NVIDIA's own
+    assert set(parameters(llm)) - OURS <= set(PARAMETERS.split())
+    expected = {
+        "max_beam_width": "1",
+        "FORCE_CPU_ONLY_INPUT_TENSORS": "no",
+        "gpt_model_type": "inflight_fused_batching",
+        "gpt_model_path": str(tmp_path / "engine"),
+        "max_tokens_in_paged_kv_cache": "",
+        "batch_scheduler_policy": "guaranteed_no_evict",
+        "kv_cache_free_gpu_mem_fraction": str(profile.kv_fraction),
+        "kv_cache_host_memory_bytes": "0",
+        "exclude_input_in_output": "true",
+        "cancellation_check_period_ms": "100",
+        "stats_check_period_ms": "50",
+        "enable_kv_cache_reuse": "true",
+        "normalize_log_probs": "false",
+        "enable_chunked_context": "true",
+        "executor_worker_path": "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker",
+        "tokenizer_dir": "",
+        "guided_decoding_backend": "xgrammar",
+        "xgrammar_tokenizer_info_path": str(tmp_path / "xgrammar_tokenizer_info.json"),
+        "max_queue_size": "100",
+    }
+    assert parameters(llm) == expected
+    assert 0 < float(parameters(llm)["kv_cache_free_gpu_mem_fraction"]) < 1
+    (placed,) = configs["audio_encoder"].instance_group
+    assert (placed.count, placed.kind, list(placed.gpus)) == (1, KIND.KIND_GPU, [0])
+    for other in set(configs) - {LLM, ENSEMBLE, "audio_encoder"}:
+        assert [group.kind for group in configs[other].instance_group] == [KIND.KIND_CPU], other
+    assert Runtime.load(tmp_path / "server-8001" / "runtime.json").encoder_file == tmp_path / "encoder.plan"
+
+
+def test_on_a_cpu_all_runs_there(configs):
+    for name in set(configs) - {ENSEMBLE}:
+        assert [group.kind for group in configs[name].instance_group] == [KIND.KIND_CPU], name
+    assert set(parameters(configs[LLM])) - OURS <= set(PARAMETERS.split())
 
 
 def test_paths_survive_escaping(repository, configs):

@@ -19,12 +19,16 @@ from step_audio.serving.settings import Runtime
 
 
 class EncoderEngine(Protocol):
+    max_clips: float  # in one run
+
     def run(self, features: np.ndarray, frames: np.ndarray) -> np.ndarray:
         """float32 [clips, n_mels, T], int64 [clips] -> float32 [clips, tokens of T, llm_dim]."""
 
 
 class OnnxEncoderEngine:
     """The exported encoder on ONNX Runtime's CPU provider."""
+
+    max_clips = float("inf")
 
     def __init__(self, path: Path, threads: int = 0):
         import onnxruntime
@@ -43,18 +47,27 @@ class OnnxEncoderEngine:
         return self.session.run(["embeddings"], {"mel": features, "frames": frames})[0]
 
 
+def load_engine(path: Path) -> EncoderEngine:
+    """What `path` says by its suffix: .plan is TensorRT's, for GPU 0. Raises ArtefactError."""
+    if path.suffix != ".plan":
+        return OnnxEncoderEngine(path)
+    from step_audio.serving.tensorrt_encoder import TensorRTEncoderEngine
+
+    return TensorRTEncoderEngine(path)
+
+
 class AudioEncoderStep:
     def __init__(self, runtime: Runtime, engine: EncoderEngine | None = None):
         self.runtime = runtime
         self.n_mels = runtime.model.audio.n_mels
-        self.engine = engine or OnnxEncoderEngine(runtime.encoder_file)
+        self.engine = engine or load_engine(runtime.encoder_file)
 
     def encode(self, requests: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
         """Per request (mel float32 [clips, n_mels, T], frames int [clips]) -> its table, float32 [rows, llm_dim]."""
         clips = [(int(length), r, c) for r, (_, frames) in enumerate(requests) for c, length in enumerate(frames)]
         clips.sort(reverse=True)
         rows: dict[tuple[int, int], np.ndarray] = {}
-        size = self.runtime.encoder_batch_clips
+        size = int(min(self.runtime.encoder_batch_clips, self.engine.max_clips))
         for start in range(0, len(clips), size):
             group = clips[start : start + size]
             features, frames = mel.pad_batch([requests[r][0][c, :, :length] for length, r, c in group], self.n_mels)

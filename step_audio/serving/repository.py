@@ -2,7 +2,7 @@
 
 WORK/server-PORT/runtime.json     what the Python models read
 WORK/server-PORT/repository/      model_repository/ with every config.pbtxt filled
-WORK/server-PORT/backends/        python (the server's own) and tensorrtllm (ours)
+WORK/server-PORT/backends/        without a GPU: python (the server's own) and tensorrtllm (ours)
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from step_audio.config import DType, ModelConfig
 from step_audio.errors import ArtefactError
 from step_audio.serving.settings import Runtime, ServeSettings
 from step_audio.serving.template import fill
+
+if TYPE_CHECKING:
+    from step_audio_build.profiles import Profile
 
 SOURCE_ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,8 +49,11 @@ def source(name: str) -> Path:
     return folder
 
 
-def assemble(settings: ServeSettings, model: ModelConfig, artefacts: Artefacts) -> Path:
-    """Write runtime.json and repository/, replacing what was there; returns the repository."""
+def assemble(settings: ServeSettings, model: ModelConfig, artefacts: Artefacts, profile: Profile | None = None) -> Path:
+    """Write runtime.json and repository/, replacing what was there; returns the repository.
+
+    `profile`: for NVIDIA's backend and the GPUs that it says; None: for ours.
+    """
     work = settings.run_dir
     work.mkdir(parents=True, exist_ok=True)
     runtime = Runtime(
@@ -67,7 +74,7 @@ def assemble(settings: ServeSettings, model: ModelConfig, artefacts: Artefacts) 
 
     repository = work / "repository"
     shutil.rmtree(repository, ignore_errors=True)
-    values = template_values(settings, runtime, runtime_file, artefacts)
+    values = template_values(settings, runtime, runtime_file, artefacts, profile)
     for folder in sorted(source("model_repository").iterdir()):
         if not folder.is_dir():
             continue
@@ -79,39 +86,60 @@ def assemble(settings: ServeSettings, model: ModelConfig, artefacts: Artefacts) 
 
 
 def template_values(
-    settings: ServeSettings, runtime: Runtime, runtime_file: Path, artefacts: Artefacts
+    settings: ServeSettings, runtime: Runtime, runtime_file: Path, artefacts: Artefacts, profile: Profile | None
 ) -> dict[str, dict[str, object]]:
     """Model name -> placeholder -> value."""
     step: dict[str, object] = {"runtime_file": runtime_file}
     batched = step | {"preprocessing_batch_size": settings.preprocessing_batch_size}
     n_mels: dict[str, object] = {"n_mels": runtime.model.audio.n_mels}
     table_type: dict[str, object] = {"prompt_embedding_table_data_type": TRITON_TYPES[runtime.table_dtype]}
-    kv_tokens = settings.kv_cache_tokens or 4 * runtime.max_seq_len
     return {
         "audio_featurizer": batched | n_mels,
         "prompt_builder": batched,
         "audio_encoder": batched
         | n_mels
         | table_type
-        | {"hidden_size": runtime.model.text.hidden_size, "encoder_instance_kind": "KIND_CPU"},
+        | {
+            "hidden_size": runtime.model.text.hidden_size,
+            "encoder_placement": "kind: KIND_CPU" if profile is None else "kind: KIND_GPU, gpus: [ 0 ]",
+        },
         "tokenizer": step,
         "tensorrt_llm": table_type
         | {
             "encoder_input_features_data_type": TRITON_TYPES[runtime.table_dtype],
             "logits_datatype": "TYPE_FP32",
             "max_batch_size": settings.max_batch_size,
-            "dynamic_batching": "",
             "max_queue_size": settings.max_queue_size,
             "engine_dir": artefacts.engine_dir,
             "xgrammar_tokenizer_info_path": artefacts.xgrammar_tokenizer_info_file,
-            "max_tokens_in_paged_kv_cache": kv_tokens,
             "batch_scheduler_policy": settings.batch_scheduler_policy,
-            "kv_cache_free_gpu_mem_fraction": 0.9,
             "cancellation_check_period_ms": CANCELLATION_CHECK_MS,
             "stats_check_period_ms": STATS_CHECK_MS,
             "enable_kv_cache_reuse": settings.kv_cache_reuse,
             "enable_chunked_context": settings.chunked_context,
-        },
+        }
+        | _batcher_and_cache(settings, runtime, profile),
+    }
+
+
+def _batcher_and_cache(settings: ServeSettings, runtime: Runtime, profile: Profile | None) -> dict[str, object]:
+    """What our backend and NVIDIA's are told differently; the template says why, of the batcher.
+
+    The size of the KV cache: ours takes tokens. NVIDIA's takes the fraction of the memory that is free after its engine
+    is loaded, unless it can read a number of tokens, which an empty string is not (TensorRT-LLM
+    triton_backend/inflight_batcher_llm/src/model_instance_state.cc @0c8de69, getKvCacheConfigFromParams).
+    """
+    if profile is None:
+        return {
+            "dynamic_batching": "",
+            "max_tokens_in_paged_kv_cache": settings.kv_cache_tokens or 4 * runtime.max_seq_len,
+            "kv_cache_free_gpu_mem_fraction": 0.9,
+        }
+    queue = f"default_queue_policy {{ max_queue_size: {settings.max_queue_size} }}"
+    return {
+        "dynamic_batching": f"dynamic_batching {{ {queue} }}",
+        "max_tokens_in_paged_kv_cache": "",
+        "kv_cache_free_gpu_mem_fraction": profile.kv_fraction,
     }
 
 

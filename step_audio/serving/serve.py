@@ -8,16 +8,15 @@ import signal
 import threading
 import time
 import wave
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from step_audio.audio import SAMPLE_RATE
-from step_audio.serving.repository import assemble, assemble_backends
+from step_audio.serving.launch import Ports, ServerError
+from step_audio.serving.prepare import Say, prepare
 from step_audio.serving.settings import ServeSettings
-from step_audio.serving.tritonserver import Installation, Ports, ServerError, TritonServer
-from step_audio_build.pipeline import build
+from step_audio.serving.tritonserver import TritonServer
 from step_audio_client import Audio, RequestError, Sampling, StepAudioClient, user
 
 if TYPE_CHECKING:
@@ -25,11 +24,9 @@ if TYPE_CHECKING:
     from step_audio_gateway.settings import GatewaySettings
 
 MAX_RESTARTS = 3  # within RESTART_WINDOW; more means that a restart does not help
-RESTART_WINDOW = 600.0  # seconds
+RESTART_WINDOW = 600.0  # seconds of serving
 WATCH_PERIOD = 0.5  # seconds
 WARM_UP_TIMEOUT = 120.0  # seconds
-
-Say = Callable[[str], None]
 
 
 class Service:
@@ -40,6 +37,7 @@ class Service:
 
     def __init__(self, settings: ServeSettings, say: Say = lambda line: None, gateway: GatewaySettings | None = None):
         self.settings = settings
+        self.ports = Ports(settings.grpc_port, settings.http_port, settings.metrics_port, settings.triton_host)
         self.say = say
         self.server: TritonServer | None = None
         self.gateway: GatewayProcess | None = None
@@ -50,7 +48,7 @@ class Service:
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.settings.grpc_port}"
+        return f"{self.ports.reached_at}:{self.ports.grpc}"
 
     def __enter__(self) -> Service:
         self.start()
@@ -62,17 +60,13 @@ class Service:
     def start(self) -> None:
         """Returns when a warm-up request has gone through. Raises StepAudioError; then nothing is left running."""
         settings = self.settings
-        ports = Ports(settings.grpc_port, settings.http_port, settings.metrics_port)
-        ports.check_free()
-        model, artefacts = build(settings, self.say)
-        installation = Installation.find()
-        repository = assemble(settings, model, artefacts)
-        backends = assemble_backends(settings.run_dir, installation.backends, installation.stub)
+        self.ports.check_free()
+        launch = prepare(settings, self.ports, self.say)
         self.say("tritonserver: loading the models")
         for last in (False, True):
-            self.server = TritonServer(installation, repository, backends, ports, settings.run_dir / "tritonserver.log")
+            self.server = TritonServer(launch, self.ports, settings.run_dir / "tritonserver.log")
             try:
-                self.server.wait_live(settings.startup_timeout)
+                self.server.wait_live(settings.resolved_startup_timeout())
                 asyncio.run(warm_up(self.address))
                 return
             except (ServerError, RequestError) as error:
@@ -95,6 +89,7 @@ class Service:
         stopping = threading.Event()
         previous = {s: signal.signal(s, _Interrupt(stopping)) for s in (signal.SIGINT, signal.SIGTERM)}
         restarts: list[float] = []
+        starting = 0.0  # seconds, which do not count for the window: a large model takes longer
         try:
             if self.gateway is not None:
                 self.gateway.check()
@@ -105,13 +100,16 @@ class Service:
                 fault = server_fault or (self.gateway.fault() if self.gateway is not None else None)
                 if fault is None:
                     continue
-                restarts = [at for at in restarts if time.monotonic() - at < RESTART_WINDOW] + [time.monotonic()]
+                now = time.monotonic() - starting
+                restarts = [at for at in restarts if now - at < RESTART_WINDOW] + [now]
                 if len(restarts) > MAX_RESTARTS:
                     raise ServerError(f"{fault}, after {MAX_RESTARTS} restarts; log: {self.server.log}")
                 self.say(f"{fault}: restart {len(restarts)} of at most {MAX_RESTARTS}")
                 if server_fault:
                     self.stop()
+                began = time.monotonic()
                 self._start_and_tell()
+                starting += time.monotonic() - began
         except KeyboardInterrupt:
             pass
         finally:
@@ -132,7 +130,8 @@ class Service:
             if not self.gateway.running:
                 self.gateway.start()
             door = f"{self.gateway.url}, "
-        self.say(f"ready: {door}gRPC {self.address}, metrics http://127.0.0.1:{self.settings.metrics_port}/metrics")
+        metrics = f"http://{self.ports.reached_at}:{self.ports.metrics}/metrics"
+        self.say(f"ready: {door}gRPC {self.address}, metrics {metrics}")
 
 
 class _Interrupt:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     Field,
@@ -18,12 +18,20 @@ from pydantic import (
     PositiveInt,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from step_audio.chat_template import TEMPLATES
 from step_audio.config import DType, ModelConfig, Strict
 from step_audio.errors import SettingsError
 from step_audio.mel import LengthRule
+
+IPv4 = Annotated[str, Field(pattern=r"^\d{1,3}(\.\d{1,3}){3}$")]
+
+# Settings that an engine is built for: a profile has decided them.
+DECIDED_BY_PROFILE = (
+    "tp", "dtype", "max_batch_size", "max_seq_len", "max_num_tokens", "max_prompt_table_rows", "kv_cache_tokens",
+)  # fmt: skip
 
 
 class Limits(Strict):
@@ -39,6 +47,7 @@ class ServeSettings(Strict):
 
     checkpoint: Path
     work_dir: Path
+    profile: str | None = None  # serve on GPUs what `step-audio build --profile` made; None: on the CPU
     tp: PositiveInt = 4
     dtype: DType | None = None  # None: the checkpoint's own
     max_batch_size: PositiveInt = 32  # sequences in flight
@@ -55,10 +64,18 @@ class ServeSettings(Strict):
     encoder_batch_clips: PositiveInt = 2  # clips in one run of the encoder; on a CPU more are no faster, only larger
     preprocessing_batch_size: PositiveInt = 16  # requests in one call of featurizer or encoder
     limits: Limits = Limits()
+    triton_host: IPv4 = "127.0.0.1"  # of Triton's own ports, which have no password; 0.0.0.0: all interfaces
     grpc_port: int = Field(8001, ge=1, le=65535)
     http_port: int = Field(8000, ge=1, le=65535)
     metrics_port: int = Field(8002, ge=1, le=65535)
-    startup_timeout: PositiveFloat = 600.0  # seconds
+    startup_timeout: PositiveFloat | None = None  # seconds; None: 600, on GPUs 1800
+    drain_timeout: NonNegativeInt = 5  # seconds that requests in flight get when the server stops
+
+    @model_validator(mode="after")
+    def _profile_decides(self) -> ServeSettings:
+        if self.profile is not None and (said := sorted(self.model_fields_set.intersection(DECIDED_BY_PROFILE))):
+            raise ValueError(f"{said[0]} is decided by the profile the engine was built for; leave it out")
+        return self
 
     @property
     def run_dir(self) -> Path:
@@ -84,7 +101,26 @@ class ServeSettings(Strict):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             message = first["msg"].removeprefix("Value error, ")
-            raise SettingsError(f"{where + ': ' if where else ''}{message}, got {first['input']!r}") from None
+            # Two settings that contradict each other are no fault of one of them.
+            raise SettingsError(f"{where}: {message}, got {first['input']!r}" if where else message) from None
+
+    def for_engine(
+        self, max_batch_size: int, max_seq_len: int, encoder_batch_clips: int, max_audio_seconds: float
+    ) -> ServeSettings:
+        """With what a built engine has decided, and no more audio than its prompt table holds."""
+        seconds = min(self.limits.max_audio_seconds, max_audio_seconds)
+        decided = {
+            "max_batch_size": max_batch_size,
+            "max_seq_len": max_seq_len,
+            "limits": self.limits.model_copy(update={"max_audio_seconds": seconds}),
+        }
+        if "encoder_batch_clips" not in self.model_fields_set:  # the default is for a CPU
+            decided["encoder_batch_clips"] = encoder_batch_clips
+        return self.model_copy(update=decided)
+
+    def resolved_startup_timeout(self) -> float:
+        """Seconds. On GPUs, tens of GB of engines are read, possibly from a network's disk."""
+        return self.startup_timeout or (600.0 if self.profile is None else 1800.0)
 
     def resolved_max_seq_len(self, model: ModelConfig) -> int:
         limit = model.text.max_position_embeddings

@@ -1,22 +1,19 @@
-"""A real `tritonserver` as a child process: found, started on loopback, watched, stopped.
+"""A real `tritonserver` as a child process: found, started, watched, stopped; by itself or, a rank each, by mpirun.
 
 The facts behind the oddities: its Python stub embeds an interpreter that ignores PYTHONPATH and VIRTUAL_ENV
 and takes the first `python3` on PATH; numpy 2 silently corrupts its arrays; a missing libpython leaves the
-server loading for ever; a killed stub is neither restarted nor reported by the health endpoints.
+server loading for ever; a killed stub is neither restarted nor reported by the health endpoints; a stub whose
+server is dead but not yet reaped takes it for alive and stays.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
 import http.client
 import importlib.metadata
 import importlib.util
-import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -24,20 +21,18 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from step_audio.errors import ArtefactError, StepAudioError
+from step_audio.serving import processes
+from step_audio.serving.launch import Launch, Ports, ServerError, shm_flag
 
-EXIT_TIMEOUT = 5  # seconds that tritonserver grants requests in flight; new ones it refuses at once
-# Seconds until it is killed: when the time it grants is over, 2.51 trips over its own heap instead of leaving.
-KILL_AFTER = EXIT_TIMEOUT + 3
+MPIRUN_ENDS_IN = 5.0  # seconds from its SIGTERM; it gives its ranks one of them before it kills them
+RANKS_END_IN = 10.0  # seconds in which mpirun ends the other ranks after one has died; then it does not
+UNREADY_FOR = 30.0  # seconds of no good word from the health endpoint, and a server on GPUs is given up
 
-ERROR_LINE = re.compile(r"E\d{4} |terminate called|Signal \(")  # severity, month, day; or the last words of a crash
-
-
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-
-class ServerError(StepAudioError):
-    """tritonserver could not be found or started, or it died."""
+# Severity, month, day; or the last words of a crash.
+ERROR_LINE = re.compile(r"E\d{4} |terminate called|Signal \(|\[TensorRT-LLM\]\[ERROR\]")
+MPIRUN_LINE = re.compile(r"(mpirun|prterun|orterun) |.*not enough slots")
+# Of Open MPI 4 and 5: "process rank 2 with PID ...", "Process name: [[22210,1],3]" or "[prterun-node-71@1,3]".
+FIRST_TO_END = re.compile(r"process rank (\d+) |Process name: \[.*,(\d+)\]")
 
 
 @dataclass(frozen=True)
@@ -90,65 +85,28 @@ def _libpython_folder() -> Path:
     )
 
 
-@dataclass(frozen=True)
-class Ports:
-    grpc: int
-    http: int
-    metrics: int
-
-    def check_free(self) -> None:
-        """Raises ServerError that names the flag to change."""
-        if len({self.grpc, self.http, self.metrics}) < 3:
-            raise ServerError("--grpc-port, --http-port and --metrics-port must differ")
-        for name, port in (("grpc", self.grpc), ("http", self.http), ("metrics", self.metrics)):
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind(("127.0.0.1", port))
-                except OSError as error:
-                    said = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
-                    raise ServerError(f"port {port} {said}: choose another with --{name}-port") from None
-
-
 class TritonServer:
     """One running server. `stop()` leaves nothing behind: no process, no shared memory."""
 
-    def __init__(self, installation: Installation, repository: Path, backends: Path, ports: Ports, log: Path):
-        self.log = log
+    def __init__(self, launch: Launch, ports: Ports, log: Path):
+        self.launch = launch
         self.ports = ports
-        self._prefix = f"step_audio_{os.getpid()}_{ports.grpc}_"
-        bin_folder = Path(sys.executable).parent
-        if not (bin_folder / "python3").exists():
-            raise ArtefactError(f"{bin_folder} has no python3: run step-audio from a virtual environment")
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-        environment |= {
-            "PATH": f"{bin_folder}:/usr/bin:/bin",
-            "LD_LIBRARY_PATH": ":".join(map(str, installation.libraries)),
-        }
-        command = [
-            str(installation.binary),
-            f"--model-repository={repository}",
-            f"--backend-directory={backends}",
-            f"--backend-config=python,shm-region-prefix-name={self._prefix}",
-            "--disable-auto-complete-config",
-            *(f"--{name}-address=127.0.0.1" for name in ("grpc", "http", "metrics")),
-            f"--grpc-port={ports.grpc}",
-            f"--http-port={ports.http}",
-            f"--metrics-port={ports.metrics}",
-            "--allow-gpu-metrics=false",
-            f"--exit-timeout-secs={EXIT_TIMEOUT}",
-        ]
+        self.log = log
+        self._stubs: set[int] = set()
+        self._ranks: dict[int, int] = {}  # rank -> process id, as far as they have been seen
+        self._regions: set[Path] = set()  # that the ranks share with one another
+        self._ready_at = 0.0  # when the health endpoint last said so
         with log.open("wb") as stream:
             # Its own session: a Ctrl-C in the terminal reaches us alone, and we stop it in order.
             self.process = subprocess.Popen(
-                command,
-                env=environment,
+                launch.command,
+                env=launch.environment,
+                stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=processes.end_with_parent,
             )
-        self._stubs: set[int] = set()
 
     @property
     def crashed(self) -> bool:
@@ -158,57 +116,104 @@ class TritonServer:
     def wait_live(self, timeout: float) -> None:
         """Until every model is loaded. Raises ServerError."""
         deadline = time.monotonic() + timeout
-        while not _http_ok(self.ports.http, "/v2/health/ready"):
+        complete_at = time.monotonic()  # when no rank that had begun was missing
+        while not self._ready():
             if self.process.poll() is not None:
                 raise ServerError("tritonserver did not start")
+            if (lost := self._lost_rank()) is None:
+                complete_at = time.monotonic()
+            elif time.monotonic() - complete_at > RANKS_END_IN:
+                raise ServerError(f"rank {lost} of tritonserver ended, and the others wait for it")
             if time.monotonic() > deadline:
                 raise ServerError(f"tritonserver was not ready within {timeout:.0f} s")
-            time.sleep(0.05)
-        self._stubs = _children(self.process.pid)
+            time.sleep(0.05 if self.launch.ranks == 1 else 0.25)
+        self._ready_at = time.monotonic()
+        self._stubs = processes.children(self._leader())
+        if self.launch.ranks > 1:
+            self._lost_rank()  # sees those that it has not seen yet
+            self._regions = processes.ranks_regions(self._ranks.values())
 
     def fault(self) -> str | None:
         """What has died, None while all is well."""
         if self.process.poll() is not None:
             return f"tritonserver ended with status {self.process.returncode}"
-        if self._stubs - _children(self.process.pid):
+        if (lost := self._lost_rank()) is not None:
+            return f"rank {lost} of tritonserver died"
+        if self._stubs - processes.children(self._leader()):
             return "a model's process died"
+        if self.launch.on_gpu:  # where a peer that hangs, hangs the leader, too
+            if self._ready():
+                self._ready_at = time.monotonic()
+            elif time.monotonic() - self._ready_at > UNREADY_FOR:
+                return f"tritonserver has not been ready for {UNREADY_FOR:.0f} s"
         return None
 
     def reason(self) -> str:
         """The log's first error, for people: those that follow come of it."""
+        lines = self.log.read_text("utf-8", "replace").splitlines()
         errors = [
             line.split("] ", 1)[-1].strip().strip('"')
-            for line in self.log.read_text("utf-8", "replace").splitlines()
+            for line in lines
             if ERROR_LINE.match(line) and "CudaDriverHelper" not in line and "unable to create stream" not in line
-        ]
-        return f"{errors[0] if errors else 'no error in its log'} (log: {self.log})"
+        ] or [line.strip() for line in lines if MPIRUN_LINE.match(line)]
+        first = next((match for line in lines if (match := FIRST_TO_END.search(line))), None)
+        rank = "" if first is None else f"rank {next(filter(None, first.groups()))} ended first; "
+        return f"{rank}{errors[0] if errors else 'no error in its log'} (log: {self.log})"
 
     def stop(self) -> None:
         """SIGTERM, then SIGKILL for what is left. Returns when all processes are gone."""
-        stubs = self._stubs | _children(self.process.pid)
+        regions = self._regions
+        if self.launch.ranks > 1:
+            regions = regions | processes.ranks_regions(processes.session(self.process.pid))
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(KILL_AFTER)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        deadline = time.monotonic() + KILL_AFTER
-        while any(map(_alive, stubs)) and time.monotonic() < deadline:
+            if self._lost_rank() is None:
+                # The leader alone: it answers what is in flight with the workers' help, and lets them go when it ends.
+                # They have no handler for SIGTERM, as mpirun would send them, and would die at once.
+                processes.kill([self._leader()], signal.SIGTERM)
+                self._wait(self.launch.kill_after)
+            if self.launch.ranks > 1 and self.process.poll() is None:
+                self.process.send_signal(signal.SIGTERM)
+                self._wait(MPIRUN_ENDS_IN)
+        deadline = time.monotonic() + self.launch.kill_after
+        while (left := processes.session(self.process.pid)) and time.monotonic() < deadline:
+            processes.kill(left, signal.SIGKILL)
+            self.process.poll()
             time.sleep(0.01)
-        for region in Path("/dev/shm").glob(f"{self._prefix}*"):
-            region.unlink(missing_ok=True)
+        self.process.wait()
+        processes.remove_regions(self.launch.prefix, regions)
+
+    def _wait(self, seconds: float) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+
+    def _ready(self) -> bool:
+        return _http_ok(self.ports.reached_at, self.ports.http, "/v2/health/ready")
+
+    def _leader(self) -> int:
+        """The process that serves; mpirun's while its ranks have not begun."""
+        return self.process.pid if self.launch.ranks == 1 else self._ranks.get(0, self.process.pid)
+
+    def _lost_rank(self) -> int | None:
+        """A rank that had begun and is gone, the lowest; None while there is none, or no mpirun."""
+        if self.launch.ranks == 1:
+            return None
+        if len(self._ranks) < self.launch.ranks:
+            self._ranks |= self._find_ranks()
+        return min((rank for rank, pid in self._ranks.items() if not processes.alive(pid)), default=None)
+
+    def _find_ranks(self) -> dict[int, int]:
+        flag = shm_flag(self.launch.prefix)
+        found = {}
+        for pid in processes.session(self.process.pid):
+            numbers = [part[len(flag) : -1] for part in processes.arguments(pid) if part.startswith(flag)]
+            if len(numbers) == 1:  # mpirun, and its child that is not yet a rank, name all
+                found[int(numbers[0])] = pid
+        return found
 
 
-def _end_with_parent() -> None:
-    """In the child, before it becomes tritonserver: a SIGTERM when the thread that starts it dies, however it dies.
-    Without it a killed `step-audio serve` leaves a server behind that holds the ports."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _http_ok(port: int, path: str) -> bool:
+def _http_ok(host: str, port: int, path: str) -> bool:
     """GET answered with 200."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+    connection = http.client.HTTPConnection(host, port, timeout=2)
     try:
         connection.request("GET", path)
         return connection.getresponse().status == 200
@@ -216,20 +221,3 @@ def _http_ok(port: int, path: str) -> bool:
         return False
     finally:
         connection.close()
-
-
-def _children(pid: int) -> set[int]:
-    """Process ids of all living child processes, whichever thread started them. The dead are never reaped."""
-    found: set[int] = set()
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # the thread has ended meanwhile
-            found |= {int(child) for child in task.read_text().split()}
-    return {child for child in found if _alive(child)}
-
-
-def _alive(pid: int) -> bool:
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return status.rpartition(")")[2].split()[0] not in "ZX"

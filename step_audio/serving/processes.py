@@ -1,0 +1,90 @@
+"""What /proc tells of a server's processes, all of which are in the session that its first one began.
+
+The session finds them where the family tree and the process group do not: mpirun may give each rank a group of its
+own, and whose parent was killed belongs to init.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+SHARED_MEMORY = Path("/dev/shm")
+# What Open MPI and NCCL share between ranks and, killed, do not remove.
+RANKS_REGION = re.compile(r"vader_segment\.|sm_segment\.|nccl-|ucx_shm")
+
+
+def end_with_parent() -> None:
+    """In the child, before it becomes the server: a SIGTERM when the thread that starts it dies, however it dies.
+    Without it a killed `step-audio serve` leaves a server behind that holds the ports."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def children(pid: int) -> set[int]:
+    """Process ids of all living child processes, whichever thread started them. The dead are never reaped."""
+    found: set[int] = set()
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # the thread has ended meanwhile
+            found |= {int(child) for child in task.read_text().split()}
+    return {child for child in found if alive(child)}
+
+
+def session(leader: int) -> set[int]:
+    """The living processes of the session that `leader` began, itself included."""
+    return {
+        int(path.name)
+        for path in Path("/proc").glob("[0-9]*")
+        if (fields := _stat(int(path.name))) is not None and int(fields[3]) == leader and fields[0] not in "ZX"
+    }
+
+
+def alive(pid: int) -> bool:
+    fields = _stat(pid)
+    return fields is not None and fields[0] not in "ZX"
+
+
+def _stat(pid: int) -> list[str] | None:
+    """proc(5)'s fields from the state on: state, parent, group, session, ...; None when there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+
+
+def arguments(pid: int) -> list[str]:
+    """Empty when the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace").split("\0")[:-1]
+    except OSError:
+        return []
+
+
+def kill(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def ranks_regions(pids: Iterable[int]) -> set[Path]:
+    """Shared memory that Open MPI and NCCL made and these processes have mapped."""
+    found: set[Path] = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/maps").read_text("utf-8", "replace").splitlines():
+                path = Path(line.split(maxsplit=5)[5]) if "/dev/shm/" in line else None
+                if path is not None and path.parent == SHARED_MEMORY and RANKS_REGION.match(path.name):
+                    found.add(path)
+    return found
+
+
+def remove_regions(prefix: str, others: Iterable[Path] = ()) -> None:
+    """Those whose names begin with `prefix`, and `others`."""
+    for region in [*SHARED_MEMORY.glob(f"{prefix}*"), *others]:
+        region.unlink(missing_ok=True)

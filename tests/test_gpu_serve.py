@@ -1,0 +1,236 @@
+"""`step-audio serve --profile`: from its settings to a server of all ranks, restarted and stopped; and what is missing.
+
+Engines are said to be built, mpirun and tritonserver are stand-ins (gpu_stand_ins.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from gpu_stand_ins import Machine, until
+from step_audio.errors import ArtefactError
+from step_audio.serving import machine, prepare, serve
+from step_audio.serving.demo import free_ports
+from step_audio.serving.launch import Ports, ServerError
+from step_audio.serving.machine import MachineError
+from step_audio.serving.repository import Artefacts
+from step_audio.serving.serve import Service
+from step_audio.serving.settings import ServeSettings, SettingsError
+from step_audio_build import built as building
+from step_audio_build.make_tiny import make_tiny
+from step_audio_build.profiles import load_profile
+
+PROFILE = "4xH100-16k"
+READ_BUILT = building.read_built
+
+
+@pytest.fixture
+def gpus(tmp_path, monkeypatch):
+    return Machine(tmp_path / "machine", monkeypatch)
+
+
+@pytest.fixture
+def service(gpus, tmp_path, monkeypatch):
+    """A `Service` of a profile whose engines are said to be built; what it says is in `said`."""
+    checkpoint, work = tmp_path / "Step-Audio-R1.1", tmp_path / "work"
+    make_tiny(checkpoint, layers=1, max_position_embeddings=32_768)
+    engine = work / PROFILE / "engine"
+    engine.mkdir(parents=True)
+    limits = {"max_batch_size": 32, "max_seq_len": 16_384, "max_prompt_embedding_table_size": 32 * 7512}
+    (engine / "config.json").write_text(json.dumps({"build_config": limits}))
+    built = Artefacts(
+        engine_dir=engine,
+        encoder_file=work / PROFILE / "encoder.plan",
+        tokenizer_file=work / "tokenizer.json",
+        xgrammar_tokenizer_info_file=work / "xgrammar_tokenizer_info.json",
+        table_dtype="bfloat16",
+        max_prompt_table_rows=7512,
+    )
+    monkeypatch.setattr(building, "read_built", lambda *_: built)
+
+    async def warm_up(address: str) -> None:
+        warmed.append(address)
+
+    warmed: list[str] = []
+    monkeypatch.setattr(serve, "warm_up", warm_up)
+    monkeypatch.setattr(serve, "WATCH_PERIOD", 0.05)
+    grpc, http, metrics = free_ports(3)
+    settings = ServeSettings.create(
+        checkpoint=checkpoint, work_dir=work, profile=PROFILE, grpc_port=grpc, http_port=http, metrics_port=metrics
+    )
+    made = Service(settings, lambda line: made.said.append(line))
+    made.said, made.warmed = [], warmed
+    return made
+
+
+def run(service: Service, *steps) -> None:
+    """`service.run()`, while each of `steps` is waited for, in order, and then SIGTERM is sent."""
+
+    ended = threading.Event()
+
+    def walk():
+        try:
+            for step in steps:
+                until(lambda step=step: ended.is_set() or step())
+        finally:
+            if not ended.is_set():
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    walker = threading.Thread(target=walk)
+    walker.start()
+    try:
+        service.run()
+    finally:
+        ended.set()
+        walker.join()
+
+
+def ready(service: Service, times: int):
+    return lambda: sum(line.startswith("ready") for line in service.said) == times
+
+
+def kill(service: Service, rank: int):
+    def step() -> bool:
+        os.kill(service.server._ranks[rank], signal.SIGKILL)
+        return True
+
+    return step
+
+
+def test_serve_on_gpus(gpus, service):
+    run(service, ready(service, 1))
+    assert "profile 4xH100-16k: 4 x H100" in service.said
+    assert service.warmed == [service.address]
+    (call,) = gpus.calls("mpirun")
+    assert f"--model-repository={service.settings.run_dir}/repository" in call
+    assert not any(word.startswith("--backend-directory") for word in call)  # the image's own
+    runtime = json.loads((service.settings.run_dir / "runtime.json").read_text())
+    assert (runtime["max_seq_len"], runtime["max_prompt_table_rows"], runtime["encoder_batch_clips"]) == (
+        16_384, 7512, load_profile(PROFILE).encoder_batch_clips,
+    )  # fmt: skip
+    assert runtime["limits"]["max_audio_seconds"] == 600
+    assert service.said[-1] == "stopping"
+    assert not list(Path("/dev/shm").glob(f"step_audio_{os.getpid()}_{service.settings.grpc_port}_*"))
+
+
+def test_where_a_server_is_reached(service):
+    for host, reached in (("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("10.0.0.7", "10.0.0.7")):
+        settings = service.settings.model_copy(update={"triton_host": host})
+        assert Service(settings).address == f"{reached}:{settings.grpc_port}"
+
+
+def test_a_dead_rank_restarts_them_all(gpus, service):
+    run(service, ready(service, 1), kill(service, 2), ready(service, 2))
+    assert len(gpus.calls("mpirun")) == 2 and len(gpus.calls("rank0")) == 2
+    assert any(line.endswith("restart 1 of at most 3") for line in service.said)
+
+
+def test_the_restart_budget(gpus, service, monkeypatch):
+    """Time spent on starting does not count: it may be longer than the window."""
+    monkeypatch.setattr(serve, "MAX_RESTARTS", 1)
+    monkeypatch.setattr(serve, "RESTART_WINDOW", 30.0)
+    start = Service.start
+
+    def slow_start(self):
+        clock.append(100.0)
+        start(self)
+
+    clock: list[float] = []
+    monkeypatch.setattr(serve, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + sum(clock)))
+    monkeypatch.setattr(Service, "start", slow_start)
+    with pytest.raises(ServerError, match="after 1 restarts"):
+        run(
+            service,
+            ready(service, 1),
+            kill(service, 1),
+            ready(service, 2),
+            kill(service, 3),
+            lambda: not service.server,
+        )
+    assert service.server is None
+
+
+def test_a_start_that_fails_says_why(gpus, service):
+    gpus.fault("rank1-fails")
+    with pytest.raises(ServerError) as caught:
+        service.start()
+    assert str(caught.value).startswith(
+        "tritonserver did not start: rank 1 ended first; failed to load 'tensorrt_llm': rank 1 has no engine (log: "
+    )
+    assert service.server is None
+
+
+def test_a_stop_while_it_starts(gpus, service):
+    gpus.fault("loads-for-ever")
+    run(service, lambda: service.server is not None and len(service.server._ranks) == 4)
+    assert not any(line.startswith("ready") for line in service.said)
+    assert service.server is None and gpus.events() == []
+
+
+# What is missing is said
+
+
+def test_what_the_machine_lacks(gpus, service, monkeypatch):
+    ports = Ports(*free_ports(3))
+    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
+    with pytest.raises(MachineError, match=r"mpirun is not on PATH.*26\.07-trtllm-python-py3"):
+        prepare.prepare(service.settings, ports, print)
+    (gpus.triton / "backends/tensorrtllm/libtriton_tensorrtllm.so").unlink()
+    with pytest.raises(MachineError, match=r"libtriton_tensorrtllm\.so is missing: serve on GPUs inside nvcr\.io"):
+        prepare.prepare(service.settings, ports, print)
+
+
+def test_a_forgotten_profile(gpus, service, monkeypatch):
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
+    settings = service.settings.model_copy(update={"profile": None})
+    with pytest.raises(MachineError, match="this image serves on GPUs: give --profile"):
+        prepare.prepare(settings, Ports(*free_ports(3)), print)
+
+
+def test_an_unknown_profile(service):
+    settings = service.settings.model_copy(update={"profile": "3xA100"})
+    with pytest.raises(SettingsError, match="there is no profile 3xA100; use 1xH200-16k"):
+        prepare.prepare(settings, Ports(*free_ports(3)), print)
+
+
+def test_engines_that_are_not_there(service, monkeypatch):
+    monkeypatch.setattr(building, "read_built", READ_BUILT)
+    with pytest.raises(ArtefactError, match=r"there are no engines of profile 4xH100-16k in .*run `step-audio build"):
+        prepare.prepare(service.settings, Ports(*free_ports(3)), print)
+
+
+def test_a_broken_engine_directory(service):
+    config = service.settings.work_dir / PROFILE / "engine" / "config.json"
+    for text in ("", "{}", '{"build_config": {"max_batch_size": 1}}'):
+        config.write_text(text)
+        with pytest.raises(ArtefactError, match=r"config\.json is missing or not that of an engine"):
+            prepare.prepare(service.settings, Ports(*free_ports(3)), print)
+
+
+@pytest.mark.parametrize("name", ["tp", "max_batch_size", "max_seq_len", "kv_cache_tokens"])
+def test_what_a_profile_decides(tmp_path, name):
+    with pytest.raises(SettingsError, match=f"^{name} is decided by the profile the engine was built for; leave it"):
+        ServeSettings.create(checkpoint=tmp_path, work_dir=tmp_path, profile=PROFILE, **{name: 4096})
+
+
+def test_settings_on_gpus(tmp_path):
+    settings = ServeSettings.create(checkpoint=tmp_path, work_dir=tmp_path, profile=PROFILE)
+    assert settings.resolved_startup_timeout() == 1800
+    assert settings.model_copy(update={"profile": None}).resolved_startup_timeout() == 600
+    decided = settings.for_engine(32, 16_384, encoder_batch_clips=4, max_audio_seconds=600)
+    assert (decided.max_batch_size, decided.max_seq_len, decided.encoder_batch_clips) == (32, 16_384, 4)
+    assert decided.limits.max_audio_seconds == 600
+    own = ServeSettings.create(
+        checkpoint=tmp_path, work_dir=tmp_path, encoder_batch_clips=1, limits={"max_audio_seconds": 60}
+    ).for_engine(32, 16_384, encoder_batch_clips=4, max_audio_seconds=600)
+    assert own.encoder_batch_clips == 1 and own.limits.max_audio_seconds == 60
+    with pytest.raises(SettingsError, match="triton_host"):
+        ServeSettings.create(checkpoint=tmp_path, work_dir=tmp_path, triton_host="everywhere")
