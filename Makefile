@@ -6,7 +6,7 @@ VENV   ?= .venv
 TORCH_INDEX ?=
 BIN     = $(VENV)/bin
 
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test lint format lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ lint: $(VENV)/.test ## ruff only
 format: $(VENV)/.test ## let ruff rewrite
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+lock: ## write the images' lock files anew (needs uv)
+	docker/lock
 
 clean: ## remove what demo and builds left (the virtual environment stays)
 	rm -rf .work build dist *.egg-info
