@@ -12,7 +12,10 @@ from step_audio import cli
 from step_audio.config import ModelConfig
 from step_audio.serving.demo import free_ports
 
-COMMANDS = ("serve", "gateway", "chat", "demo", "make-tiny", "convert", "export-encoder", "eval", "train")
+COMMANDS = (
+    "serve", "gateway", "chat", "demo", "doctor", "plan", "build", "make-tiny", "convert", "export-encoder", "eval",
+    "train",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

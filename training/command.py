@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from step_audio.arguments import add_command, count, say
 from step_audio.errors import ArtefactError
-from step_audio_training.export import export
-from step_audio_training.plot import plot_training
-from step_audio_training.train import LOG, Recipe, train
+
+if TYPE_CHECKING:
+    from step_audio_training.train import Recipe
+
+
+def add_train(commands: Any) -> None:
+    """Add the command to the subparsers of `step-audio`; `run` is set."""
+    parser = add_command(commands, "train", _train, "Train the small model on speech that espeak-ng makes on the fly.")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="goes on with what is there")
+    parser.add_argument("--steps", type=count, help="default: the recipe's; may be changed before the cool-down")
+    parser.add_argument("--seed", type=int, help="default: the recipe's")
+    parser.add_argument("--workers", type=int, default=1, help="processes that make data (default %(default)s)")
+    parser.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from step_audio_training.train import Recipe
+
+    given = {name: value for name in ("steps", "seed") if (value := getattr(arguments, name)) is not None}
+    run(arguments.output, Recipe(**given), arguments.workers, arguments.device, say)
 
 
 def run(output: Path, recipe: Recipe, workers: int, device: str | None, say: Callable[[str], None]) -> None:
@@ -16,6 +36,10 @@ def run(output: Path, recipe: Recipe, workers: int, device: str | None, say: Cal
 
     Raises ArtefactError.
     """
+    from step_audio_training.export import export
+    from step_audio_training.plot import plot_training
+    from step_audio_training.train import LOG, train
+
     checkpoint = output / "checkpoint"
     if checkpoint.exists():
         raise ArtefactError(f"{checkpoint} is there already; delete it or choose another output")
