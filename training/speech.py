@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import _ctypes
 import ctypes
+import shutil
 import tempfile
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +96,25 @@ def draw_variant(random: np.random.Generator) -> str:
     return "\n".join(lines) + "\n"
 
 
+@cache
+def _data() -> Path:
+    """The library's data in links, with a folder of voices that more can be written into; gone when the process ends.
+
+    Finalize, for processes that multiprocessing has begun run no other clean-up.
+    """
+    import espeakng_loader
+
+    folder = tempfile.mkdtemp(prefix="espeak-")
+    Finalize(None, shutil.rmtree, (folder, True), exitpriority=0)
+    data, brought = Path(folder) / "espeak-ng-data", Path(espeakng_loader.get_data_path())
+    (data / "voices" / "!v").mkdir(parents=True)
+    for file in (*brought.iterdir(), *(brought / "voices").iterdir(), *(brought / "voices" / "!v").iterdir()):
+        target = data / file.relative_to(brought)
+        if not target.exists():
+            target.symlink_to(file)
+    return data
+
+
 class _Espeak:
     """The library; it has one state for the whole process."""
 
@@ -102,16 +123,8 @@ class _Espeak:
 
         self.library = ctypes.CDLL(espeakng_loader.get_library_path())
         self.library.espeak_Initialize.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
-        # Its data in links, with a folder of voices that more can be written into.
-        self.folder = tempfile.TemporaryDirectory(prefix="espeak-")
-        data = Path(self.folder.name) / "espeak-ng-data"
-        brought = Path(espeakng_loader.get_data_path())
+        data = _data()
         self.voices = data / "voices" / "!v"
-        self.voices.mkdir(parents=True)
-        for file in (*brought.iterdir(), *(brought / "voices").iterdir(), *(brought / "voices" / "!v").iterdir()):
-            target = data / file.relative_to(brought)
-            if not target.exists():
-                target.symlink_to(file)
         self.rate = self.library.espeak_Initialize(_OUTPUT_SYNCHRONOUS, 1000, bytes(data), _PHONEME_EVENTS)
         self.variants = {_DRAWN, *(file.name for file in self.voices.iterdir())}
         if self.rate <= 0:

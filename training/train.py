@@ -36,7 +36,7 @@ class Recipe:
     """Everything that decides what comes out, but the machine."""
 
     seed: int = 1
-    steps: int = 6400
+    steps: int = 5000
     alignment_steps: int = 900  # of these, the first ones that train the encoder alone
     warm_up_steps: int = 200
     cool_down: float = 0.25
