@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from step_audio.serving.demo import free_ports
+from step_audio.serving.demo import embedded_checkpoint, free_ports
 from step_audio.serving.serve import Service
 from step_audio.serving.settings import ServeSettings
 from step_audio_build.make_tiny import make_tiny
@@ -49,6 +49,15 @@ def work_dir(tmp_path_factory) -> Path:
 def service(checkpoint, work_dir):
     """The server that most tests talk to: TP 4, KV reuse on, all defaults but the length."""
     with Service(settings_for(checkpoint, work_dir)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def listener(work_dir):
+    """The small trained model, served; in float32, so that tokens can be compared one by one."""
+    with Service(
+        settings_for(embedded_checkpoint(), work_dir / "listener", max_seq_len=None, dtype="float32")
+    ) as running:
         yield running
 
 

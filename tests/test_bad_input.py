@@ -9,8 +9,8 @@ import struct
 
 import numpy as np
 import pytest
-from raw_triton import call, prompt, refusal, scalar, send, texts
 
+from raw_triton import call, prompt, refusal, scalar, send, texts
 from reference import sine_speech, wav
 from step_audio_client import Audio, RequestError, Sampling, StepAudioClient, user, wire
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import raw_triton
 import xgrammar
 from engine_fixture import VOCAB, ask, generate, model, options, prompt, submit
 
+import raw_triton
 from step_audio.engine import Engine, GenerationRequest, Guide
 from step_audio.engine.guide import CompiledGuide, GuideCompiler, TokenGuide
 from step_audio.errors import ArtefactError, InvalidRequest

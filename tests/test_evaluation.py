@@ -1,12 +1,16 @@
 """`step-audio eval`: the questions, the scores, the figures, the run that is broken off and goes on."""
 
 import asyncio
+import contextlib
 import io
 import json
 import math
 import os
+import re
 import signal
-import threading
+import subprocess
+import sys
+import time
 import wave
 from dataclasses import replace
 from decimal import Decimal
@@ -585,28 +589,28 @@ def test_eval_of_a_data_set(service, data_set, tmp_path, capsys):
     assert "choose another --output" in capsys.readouterr().err
 
 
-def test_ctrl_c_keeps_what_is_there(service, tmp_path, capsys):
-    options = Options(tmp_path, service.address, tasks=["text_only"], per_task=40, concurrency=2)
+def test_ctrl_c_keeps_what_is_there(service, tmp_path):
+    """In a process of its own: a signal to this one would be for all that other tests have loaded, too."""
+    command = ["--url", service.address, "--output", str(tmp_path), "--tasks", "text_only", "--per-task", "40"]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "step_audio.cli", "eval", *command, "--concurrency", "2", "--max-tokens", "300"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     answers = tmp_path / "answers.jsonl"
-
-    def interrupt():
-        while not answers.exists() or answers.read_bytes().count(b"\n") < 2:
-            if done.wait(0.05):
-                return
-        os.kill(os.getpid(), signal.SIGINT)
-
-    done = threading.Event()
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    said = []
     try:
-        with pytest.raises(KeyboardInterrupt):
-            evaluate(replace(options, sampling={"max_tokens": 300}), said.append)
+        while running.poll() is None and not (answers.exists() and answers.read_bytes().count(b"\n") >= 2):
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=120)
     finally:
-        done.set()
-        thread.join()
-    assert said[-1].startswith("stopped with ") and "of 40 answers" in said[-1]
-    assert all(json.loads(line)["error"] is None for line in answers.read_text().splitlines())
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)  # what speaks for it, too
+    assert running.returncode == 130, errors
+    assert re.search(r"stopped with \d+ of 40 answers", errors) and "Traceback" not in errors
+    kept = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert 2 <= len(kept) < 40 and all(answer["error"] is None for answer in kept)
 
 
 @pytest.mark.parametrize(

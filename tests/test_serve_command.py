@@ -15,8 +15,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import settings_for
 
+from conftest import settings_for
 from step_audio.serving.demo import free_ports
 from step_audio_build.make_tiny import make_tiny
 from step_audio_client import Sampling, StepAudioClient, user

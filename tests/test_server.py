@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from conftest import settings_for
 
+from conftest import settings_for
 from reference import Greedy, sine_speech
 from step_audio.serving.serve import Service
 from step_audio_client import Audio, Sampling, StepAudioClient, user

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from conftest import settings_for
 from raw_triton import call, metrics, prompt, scalar, send
-
 from reference import sine_speech, wav
 from step_audio.serving.serve import Service
 from step_audio_client import Audio, RequestError, Sampling, ServerBusy, StepAudioClient, user

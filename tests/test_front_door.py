@@ -1,0 +1,245 @@
+"""The whole way with a model that listens: OpenAI's package or a browser, gateway, tritonserver, a trained model."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import io
+import json
+import os
+import re
+import time
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import soxr
+from selenium.webdriver.common.keys import Keys
+
+from browser import Page, browser, needs_browser
+from step_audio.audio import SAMPLE_RATE, decode_audio
+from step_audio.serving.demo import VOICE, free_ports
+from step_audio_evaluation.held_out import held_out
+from step_audio_evaluation.items import Item
+from step_audio_gateway.beside import GatewayProcess
+from step_audio_gateway.settings import GatewaySettings
+from step_audio_training.arithmetic import spell_numbers
+from step_audio_training.speech import speak
+
+SCREENSHOTS = os.environ.get("SCREENSHOTS")  # a folder to keep the pictures of the page in
+
+
+def door(address: str) -> Iterator[str]:
+    (port,) = free_ports(1)
+    process = GatewayProcess(GatewaySettings.create(port=port, triton=[address], served_model_name=["R1"]))
+    process.start()
+    yield f"http://localhost:{port}"
+    process.stop()
+
+
+@pytest.fixture(scope="module")
+def url(listener) -> Iterator[str]:
+    yield from door(listener.address)
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120) as client:
+        yield client
+
+
+def messages(item: Item) -> list[dict[str, Any]]:
+    """As an OpenAI client sends them: recordings as base64 within the message."""
+    recordings = iter(item.audio)
+
+    def part(value: dict[str, Any]) -> dict[str, Any]:
+        if value["type"] != "audio":
+            return value
+        data = base64.b64encode(bytes(next(recordings))).decode()
+        return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+
+    return [
+        {**m, "content": [part(p) for p in m["content"]]} if isinstance(m["content"], list) else m
+        for m in item.messages
+    ]
+
+
+def ask_all(url: str, items: list[Item], **options: Any) -> list[Any]:
+    """All at once, greedily."""
+
+    async def run() -> list[Any]:
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120) as client:
+
+            def ask(item: Item) -> Any:
+                tools = {"tools": list(item.tools)} if item.tools else {}
+                request = {"model": "R1", "temperature": 0, "max_tokens": 200} | tools | options
+                return client.chat.completions.create(messages=messages(item), **request)
+
+            return await asyncio.gather(*map(ask, items))
+
+    return asyncio.run(run())
+
+
+def test_spoken_sums(url):
+    items = held_out(["arithmetic"], 12, seed=5)
+    replies = ask_all(url, items)
+    right = [item.expected in r.choices[0].message.content for item, r in zip(items, replies, strict=True)]
+    assert sum(right) >= 9, [r.choices[0].message.content for r in replies]
+    for reply in replies:
+        assert reply.choices[0].finish_reason == "stop"
+        assert reply.choices[0].message.reasoning_content.startswith("I hear: ")
+        assert "think>" not in reply.choices[0].message.content
+        assert reply.usage.completion_tokens > reply.usage.completion_tokens_details.reasoning_tokens > 10
+
+
+def test_a_spoken_sum_too_large_for_its_head_is_a_tool_call_and_back(url, client):
+    items = [item for item in held_out(["tool_call"], 14, seed=5) if item.kind == "tool_call"]
+    replies = [reply.choices[0] for reply in ask_all(url, items)]
+    called = [choice for choice in replies if choice.finish_reason == "tool_calls"]
+    assert len(called) >= 0.6 * len(items), [choice.message.content for choice in replies]
+    right = 0
+    for item, choice in zip(items, replies, strict=True):
+        if choice.finish_reason == "tool_calls":
+            (call,) = choice.message.tool_calls
+            assert call.function.name == "calculator" and not choice.message.content
+            right += json.loads(call.function.arguments) == {"expression": item.expected}
+    assert right >= 0.5 * len(items)
+
+    item, choice = next((i, c) for i, c in zip(items, replies, strict=True) if c in called)
+    (call,) = choice.message.tool_calls
+    answer = client.chat.completions.create(
+        model="R1",
+        messages=[
+            *messages(item),
+            choice.message.model_dump(include={"role", "content", "tool_calls"}),
+            {"role": "tool", "tool_call_id": call.id, "content": "777"},
+        ],
+        tools=list(item.tools),
+        temperature=0,
+        max_tokens=200,
+    )
+    assert answer.choices[0].finish_reason == "stop"
+    assert "777" in answer.choices[0].message.reasoning_content + answer.choices[0].message.content
+
+
+# What it knows, and bounded: between its tokens a schema allows any white space, and a small model may not find out.
+CALCULATOR = {
+    "type": "function",
+    "function": {
+        "name": "calculator",
+        "description": "Work out a sum exactly.",
+        "parameters": {
+            "type": "object",
+            "properties": {"expression": {"type": "string", "pattern": "^[0-9]{1,3}[+*-][0-9]{1,3}$"}},
+            "required": ["expression"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "calculator"}}])
+def test_a_call_can_be_demanded(url, choice):
+    """Of sums that it does by head: thought first, then a call that the schema guides."""
+    for reply in ask_all(url, held_out(["arithmetic"], 3, seed=6), tools=[CALCULATOR], tool_choice=choice):
+        assert reply.choices[0].finish_reason == "tool_calls"
+        (call,) = reply.choices[0].message.tool_calls
+        assert call.function.name == "calculator"
+        assert re.fullmatch("[0-9]+[+*-][0-9]+", json.loads(call.function.arguments)["expression"])
+        assert reply.choices[0].message.reasoning_content.startswith("I hear: ")
+
+
+def test_how_long_it_thinks(url):
+    items = held_out(["arithmetic"], 4, seed=8)
+    whole = ask_all(url, items)
+    short = ask_all(url, items, extra_body={"thinking": {"budget_tokens": 6}})
+    none = ask_all(url, items, extra_body={"thinking": {"mode": "off"}})
+    for long, cut, off in zip(whole, short, none, strict=True):
+        thoughts = [r.usage.completion_tokens_details.reasoning_tokens for r in (long, cut, off)]
+        assert thoughts[0] > 20 > thoughts[1] >= 6 and thoughts[2] == 0
+        assert long.choices[0].message.reasoning_content.startswith(cut.choices[0].message.reasoning_content.strip())
+        assert not getattr(off.choices[0].message, "reasoning_content", None)
+        assert all(r.choices[0].message.content.endswith(".") for r in (cut, off))
+
+
+# The page.
+
+
+def question(text: str) -> bytes:
+    """Spoken, with a second of silence behind it, as the browser's microphone takes it."""
+    samples = np.concatenate([0.5 * speak(spell_numbers(text), VOICE).samples, np.zeros(SAMPLE_RATE, np.float32)])
+    samples = soxr.resample(samples, SAMPLE_RATE, 48000)
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setparams((1, 2, 48000, 0, "NONE", ""))
+        out.writeframes((samples * 32767).astype("<i2").tobytes())
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    with browser(tmp_path_factory.mktemp("chromium"), question("what is 48 plus 34")) as driver:
+        yield driver
+
+
+def opened(driver: Any, url: str) -> Page:
+    page = Page(driver)
+    page.resize(1280, 800)
+    driver.get(url)
+    page.wait(lambda: page.all("#server[data-state=ready]"), "the server's state")
+    return page
+
+
+@needs_browser
+def test_hold_speak_and_watch_it_think(driver, url):
+    page = opened(driver, url)
+    page.set("temperature", "0")
+    page.set("auto", False)
+    for _ in range(3):  # the fake microphone plays in a loop: somewhere within the recording is the whole question
+        page.find("#start-over").click()
+        page.hold(2 * len(decode_audio(question("what is 48 plus 34"))) / SAMPLE_RATE)
+        page.wait(lambda: page.all(".tray .clip"), "the recording")
+        page.find(".send").click()
+        page.wait_state("done")
+        if page.text(".thought-text").startswith("I hear"):
+            break
+    assert page.text(".thought-text").startswith("I hear: ") and page.text(".answer")
+    facts = dict(zip(*([cell.text for cell in page.all(f".facts {tag}")] for tag in ("dt", "dd")), strict=True))
+    assert int(facts["audio tokens"]) > 12 and float(facts["first thought"].split()[0]) > 0
+    for name, size in (("desktop", (1280, 800)), ("phone", (390, 844))):
+        page.resize(*size)
+        assert page.overflow() <= 0
+        if SCREENSHOTS:
+            page.screenshot(Path(SCREENSHOTS) / f"{name}.png")
+
+
+@needs_browser
+def test_stop_frees_the_slot(driver, service):
+    """With random weights, which never come to an end."""
+
+    def active() -> float:
+        page = httpx.get(f"http://127.0.0.1:{service.settings.metrics_port}/metrics").text
+        return sum(
+            float(line.rsplit(" ", 1)[1])
+            for line in page.splitlines()
+            if line.startswith("nv_trt_llm_request_metrics") and 'request_type="active"' in line
+        )
+
+    with contextlib.contextmanager(door)(service.address) as url:
+        page = opened(driver, url)
+        page.set("max_tokens", "20000")
+        page.type("Think" + Keys.ENTER)
+        page.wait(lambda: len(page.text(".thought-text")) > 20, "the thought")
+        assert active() == 1
+        page.find("body").send_keys(Keys.ESCAPE)
+        page.wait_state("stopped")
+        end = time.monotonic() + 10
+        while active() and time.monotonic() < end:
+            time.sleep(0.05)
+        assert active() == 0
