@@ -27,7 +27,17 @@ from step_audio.serving.tritonserver import TritonServer
 
 @pytest.fixture
 def gpus(tmp_path, monkeypatch):
-    return Machine(tmp_path / "machine", monkeypatch)
+    begun: list[TritonServer] = []
+    begin = TritonServer.__init__
+
+    def begin_and_remember(server, *arguments):
+        begin(server, *arguments)
+        begun.append(server)
+
+    monkeypatch.setattr(TritonServer, "__init__", begin_and_remember)
+    yield Machine(tmp_path / "machine", monkeypatch)
+    for server in begun:  # those of a test that failed would stand in the way of its neighbours
+        server.stop()
 
 
 def launched(gpus: Machine, count: int = 4, **values) -> tuple[Launch, Ports]:

@@ -128,10 +128,10 @@ class TritonServer:
                 raise ServerError(f"tritonserver was not ready within {timeout:.0f} s")
             time.sleep(0.05 if self.launch.ranks == 1 else 0.25)
         self._ready_at = time.monotonic()
-        self._stubs = processes.children(self._leader())
         if self.launch.ranks > 1:
-            self._lost_rank()  # sees those that it has not seen yet
+            self._lost_rank()  # sees those that it has not seen yet, the leader among them
             self._regions = processes.ranks_regions(self._ranks.values())
+        self._stubs = processes.children(self._leader())
 
     def fault(self) -> str | None:
         """What has died, None while all is well."""
