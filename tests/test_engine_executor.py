@@ -1,4 +1,7 @@
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,3 +81,20 @@ def test_other_block_sizes_are_refused():
     spec, weights = model()
     with pytest.raises(ArtefactError, match="tokens_per_block is 64"):
         OpenVinoExecutor(replace(spec, tokens_per_block=64), weights, 4, "f32", 2)
+
+
+def test_a_signal_after_two_executors_have_gone():
+    """In a process of its own: where OpenVINO's signal stacks are left in place, this one dies of the signal."""
+    code = (
+        "import faulthandler, signal\n"
+        "faulthandler.enable()\n"
+        "from engine_fixture import model\n"
+        "from step_audio.engine.openvino_executor import OpenVinoExecutor\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('handled'))\n"
+        "one, two = (OpenVinoExecutor(*model(), 4, 'f32', 1) for _ in range(2))\n"
+        "del one\n"
+        "del two\n"
+        "signal.raise_signal(signal.SIGUSR1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

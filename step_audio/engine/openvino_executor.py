@@ -15,6 +15,7 @@ from openvino import opset15 as opset
 from openvino.op import Constant, _PagedAttentionExtension
 
 from step_audio.engine.executor import Batch
+from step_audio.engine.signal_stack import signal_stack_kept
 from step_audio.engine.trtllm_checkpoint import EngineSpec, Weights
 from step_audio.errors import ArtefactError
 
@@ -43,7 +44,8 @@ class OpenVinoExecutor:
         }
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
-        compiled = ov.Core().compile_model(_decoder(spec, weights), "CPU", settings)
+        with signal_stack_kept():
+            compiled = ov.Core().compile_model(_decoder(spec, weights), "CPU", settings)
         self._request = compiled.create_infer_request()
         self._weights = weights  # the graph reads their memory but does not own it
         for port in compiled.inputs:
