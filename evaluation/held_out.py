@@ -31,8 +31,11 @@ TASKS: tuple[Task, ...] = typing.get_args(Task)
 SNR_TASKS: tuple[Task, ...] = ("arithmetic", "transcription")
 SNRS: tuple[Snr, ...] = ("clean", 30, 20, 15, 10, 5, 0)
 
-# The same recordings, asked about in three ways, so that the ways can be compared question by question.
-SUMS: tuple[Task, ...] = ("arithmetic", "arithmetic_no_think", "arithmetic_cut_thought")
+# The same recordings, asked about in several ways, so that the ways can be compared question by question.
+DRAWN_AS: dict[Task, Task] = {
+    "arithmetic_no_think": "arithmetic", "arithmetic_cut_thought": "arithmetic",
+    "transcription_no_think": "transcription",
+}  # fmt: skip
 
 RIVALS: tuple[tuple[str, ...], ...] = (
     ("high", "low"),
@@ -67,7 +70,7 @@ def _made(wanted: Sequence[tuple[Task, int, int, Snr | None]]) -> list[Item]:
 
 def _item(wanted: tuple[Task, int, int, Snr | None]) -> Item:
     task, n, seed, snr_db = wanted
-    drawn_as = "arithmetic" if task in SUMS else task
+    drawn_as = DRAWN_AS.get(task, task)
     random = np.random.default_rng([seed, zlib.crc32(drawn_as.encode()), n])
     restart()
     example = draw_example(random, held_out=True, task=drawn_as)
@@ -80,7 +83,7 @@ def _item(wanted: tuple[Task, int, int, Snr | None]) -> Item:
             conditions = replace(conditions, snr_db=None if snr_db == "clean" else snr_db)
         audio.append(wav(record(recording, conditions, random)))
     prefix, tags = None, example.tags
-    if task == "arithmetic_no_think":
+    if task.endswith("_no_think"):
         prefix = NO_THOUGHT
     elif task == "arithmetic_cut_thought":
         assert example.thought is not None

@@ -18,7 +18,7 @@ from step_audio_training.recordings import Kind, Recording, draw_recording
 from step_audio_training.sentences import DAYS
 
 Task = Literal[
-    "arithmetic", "arithmetic_no_think", "arithmetic_cut_thought", "transcription",
+    "arithmetic", "arithmetic_no_think", "arithmetic_cut_thought", "transcription", "transcription_no_think",
     "pitch", "rate", "beeps", "speakers", "tone", "sound",
     "compare", "text_only", "tool_call", "tool_result", "second_turn",
 ]  # fmt: skip
@@ -26,9 +26,10 @@ ACOUSTIC: tuple[Task, ...] = ("pitch", "rate", "beeps", "speakers", "tone", "sou
 
 # How many of a hundred training examples are of each task; each acoustic question is a task.
 SHARES: dict[Task, float] = {
-    "arithmetic": 26, "arithmetic_no_think": 4, "arithmetic_cut_thought": 7, "transcription": 14,
-    "pitch": 5, "rate": 4, "beeps": 5, "speakers": 6, "tone": 5, "sound": 3,
-    "compare": 6, "text_only": 3, "tool_call": 8, "tool_result": 3, "second_turn": 5,
+    "arithmetic": 24, "arithmetic_no_think": 4, "arithmetic_cut_thought": 7,
+    "transcription": 10, "transcription_no_think": 5,
+    "pitch": 5, "rate": 4, "beeps": 5, "speakers": 7, "tone": 4, "sound": 3,
+    "compare": 6, "text_only": 3, "tool_call": 11, "tool_result": 2, "second_turn": 4,
 }  # fmt: skip
 
 ONE_RECORDING = tuple(task for task in SHARES if task not in ("compare", "text_only", "second_turn"))
@@ -100,7 +101,7 @@ def _draw_recordings(task: Task, random: np.random.Generator, held_out: bool) ->
 
     speech: Kind = ("sum", "sentence")[random.integers(2)]
     match task:
-        case "transcription":
+        case "transcription" | "transcription_no_think":
             return [draw("sentence" if random.random() < 0.6 else "sum")]
         case "pitch":
             return [draw(speech, lambda r: r.pitch)]
@@ -161,8 +162,8 @@ def make_example(
             return _second_turn(recordings, random)
         case "arithmetic" | "arithmetic_no_think" | "arithmetic_cut_thought":
             return _arithmetic(task, recordings[0], random)
-        case "transcription":
-            return _transcription(recordings[0], random)
+        case "transcription" | "transcription_no_think":
+            return _transcription(task, recordings[0], random)
         case _:
             return _acoustic(task, recordings[0], random)
 
@@ -185,19 +186,21 @@ def _system(random: np.random.Generator) -> list[dict[str, Any]]:
     return [{"role": "system", "content": SYSTEM[random.integers(len(SYSTEM))]}]
 
 
-def _transcription(heard: Recording, random: np.random.Generator) -> Example | None:
+def _transcription(task: Task, heard: Recording, random: np.random.Generator) -> Example | None:
     if not heard.text:
         return None
     asked = _ask("transcription", random)
     messages = [*_system(random), _turn(heard, asked, random)]
-    return Example("transcription", messages, (heard,), "I write what I hear.", heard.text, heard.text)
+    thought = None if task == "transcription_no_think" else "I write what I hear."
+    return Example(task, messages, (heard,), thought, heard.text, heard.text)
 
 
 def _acoustic(task: Task, heard: Recording, random: np.random.Generator) -> Example | None:
     """Thought and answer come from how it sounds; `expected` is the answer's last word."""
     match task:
         case "pitch" if heard.pitch:
-            thought = f"I listen to the voice, not to the words. Its pitch is {heard.pitch}."
+            (height,) = heard.heights
+            thought = f"I listen to the voice, not to the words. Its pitch is {height}, that is {heard.pitch}."
             answer = f"The voice is {heard.pitch}."
         case "rate" if heard.text and heard.rate != "ordinary":
             thought = f"I listen to the rhythm, not to the words. The words come {heard.rate}."
@@ -206,7 +209,9 @@ def _acoustic(task: Task, heard: Recording, random: np.random.Generator) -> Exam
             thought = f"I count: {', '.join(in_words(n + 1) for n in range(heard.count))}."
             answer = f"Beeps: {heard.count}."
         case "speakers" if heard.kind == "speakers":
-            thought = "I compare the voices. " + ("They are the same." if heard.count == 1 else "They differ.")
+            first, second = heard.heights
+            same = "the same" if heard.count == 1 else "not the same"
+            thought = f"I compare the voices. Their pitch is {first} and {second}, that is {same}."
             answer = f"Voices: {heard.count}."
         case "tone" if heard.glide:
             thought, answer = f"I follow the pitch. It is {heard.glide}.", f"The tone is {heard.glide}."
@@ -335,7 +340,8 @@ def _second_turn(recordings: Sequence[Recording], random: np.random.Generator) -
     ]
     if random.random() < 0.25 and first.pitch:  # about the first turn's sound, not its words
         messages.append({"role": "user", "content": "Was the voice high or low?"})
-        thought = f"I listen to the first voice, not to the words. Its pitch is {first.pitch}."
+        (height,) = first.heights
+        thought = f"I listen to the first voice, not to the words. Its pitch is {height}, that is {first.pitch}."
         answer = f"The voice is {first.pitch}."
         return Example("second_turn", messages, (first,), thought, answer, first.pitch, tags=("pitch",))
     asked = Sum((first.sum.result, follow.sum.numbers[1]), follow.sum.signs)

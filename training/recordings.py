@@ -5,6 +5,7 @@ Training and evaluation never share a voice, a speed, a kind of noise or the num
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
@@ -44,11 +45,12 @@ HELD_OUT_RATES: dict[Rate, tuple[tuple[int, int], ...]] = {
     "fast": ((245, 252),),
 }
 LOW_PITCH, HIGH_PITCH = 115, 180  # Hz: a voice below the one is low, above the other high
+HEIGHT_0 = 55  # Hz: the note A1
 
 Kind = Literal["sum", "large_sum", "follow_up", "sentence", "speakers", "beeps", "tone", "noise"]
 # How many of a hundred recordings are of each kind.
 SHARES: dict[Kind, int] = {
-    "sum": 40, "large_sum": 14, "follow_up": 4, "sentence": 18, "speakers": 9, "beeps": 7, "tone": 6, "noise": 2,
+    "sum": 36, "large_sum": 20, "follow_up": 3, "sentence": 17, "speakers": 11, "beeps": 6, "tone": 5, "noise": 2,
 }  # fmt: skip
 
 # What there is to hear besides words: how high the voice is, whether a second one is another, which beep it is.
@@ -70,6 +72,7 @@ class Recording:
     sounds: tuple[tuple[float, float, str], ...] = ()  # from when to when there is which of SOUNDS
     sum: Sum | None = None  # of a follow-up: the sign and the number, behind a first number that it does not say
     pitch: Literal["high", "low", ""] = ""  # "" for a voice between
+    heights: tuple[int, ...] = ()  # of each voice: semitones above HEIGHT_0
     rate: Rate = "ordinary"
     count: int = 0  # of beeps, or of speakers
     glide: str = ""  # of a tone: rising, falling, steady
@@ -161,11 +164,15 @@ def _spoken(kind: Kind, text: str, random: np.random.Generator, held_out: bool, 
     words = tuple(pairwise(said.words))
     samples = said.samples / _level(said.samples)
     sounds = ((0, len(samples) / SAMPLE_RATE, f"{height or 'middle'} voice"),)
-    return Recording(kind, samples, text, words, said.phonemes, sounds, sum, height, rate)
+    return Recording(kind, samples, text, words, said.phonemes, sounds, sum, height, (_semitones(pitch),), rate)
 
 
 def _height(pitch: float) -> Literal["high", "low", ""]:
     return "low" if pitch < LOW_PITCH else "high" if pitch > HIGH_PITCH else ""
+
+
+def _semitones(pitch: float) -> int:
+    return max(0, round(12 * math.log2(pitch / HEIGHT_0)))
 
 
 def _level(samples: np.ndarray) -> float:
@@ -199,7 +206,8 @@ def _speakers(random: np.random.Generator, held_out: bool) -> Recording:
         (0, len(one.samples) / SAMPLE_RATE, f"{_height(pitch) or 'middle'} voice"),
         (later, len(samples) / SAMPLE_RATE, "same voice" if count == 1 else "other voice"),
     )
-    return Recording("speakers", samples, f"{first} {second}", words, phonemes, sounds, count=count)
+    heights = (_semitones(pitch), _semitones(another))
+    return Recording("speakers", samples, f"{first} {second}", words, phonemes, sounds, heights=heights, count=count)
 
 
 @dataclass(frozen=True, slots=True)

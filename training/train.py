@@ -45,6 +45,10 @@ class Recipe:
     hearing_weight: float = 0.4  # of the loss of phonemes, words and sounds, once the answers' is there
 
 
+# To go on from the weights of a training that has ended, with tasks that have changed since.
+REFINEMENT = Recipe(seed=2, steps=1200, alignment_steps=0, warm_up_steps=50, cool_down=0.8, learning_rate=5e-4)
+
+
 def small_config(vocab_size: int) -> ModelConfig:
     """10 million parameters; every dimension divides by 4 ranks, and TensorRT-LLM has kernels for the head size."""
     return ModelConfig(
@@ -92,10 +96,15 @@ def rows(used: int) -> int:
     return -(-(used + 32) // 64) * 64
 
 
-def train(output: Path, recipe: Recipe, workers: int = 1, device: str | None = None) -> tuple[Listener, str]:
+def train(
+    output: Path, recipe: Recipe, workers: int = 1, device: str | None = None, refined: Path | None = None
+) -> tuple[Listener, str]:
     """Train in `output`, or go on with what is there; returns the trained model, on the CPU, and its tokenizer's JSON.
 
-    Ctrl-C loses at most SAVE_EVERY steps. Raises ArtefactError where `output` belongs to another recipe.
+    refined: another training's output, whose weights and tokenizer are begun with; else with random ones.
+
+    Ctrl-C loses at most SAVE_EVERY steps. Raises ArtefactError where `output` belongs to another recipe, and where
+    there is no training to refine.
     """
     output.mkdir(parents=True, exist_ok=True)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -104,7 +113,8 @@ def train(output: Path, recipe: Recipe, workers: int = 1, device: str | None = N
         state = torch.load(output / STATE, map_location="cpu", weights_only=True)
         if state["recipe"] | {"steps": recipe.steps} != asdict(recipe):
             raise ArtefactError(f"{output} holds a training with other settings; finish it or choose another output")
-    tokenizer = state["tokenizer"] if state else make_tokenizer(recipe.seed)
+    start = state or _state_to_refine(refined)
+    tokenizer = start["tokenizer"] if start else make_tokenizer(recipe.seed)
 
     torch.manual_seed(recipe.seed)
     used = Tokenizer(tokenizer).max_id + 1
@@ -112,8 +122,9 @@ def train(output: Path, recipe: Recipe, workers: int = 1, device: str | None = N
     model = Listener(config, torch.arange(used - len(VOICE_TOKENS)))
     optimizer = torch.optim.AdamW(_groups(model, recipe), lr=recipe.learning_rate, betas=(0.9, 0.98))
     step, log = 0, []
+    if start:
+        model.load_state_dict(start["model"])
     if state:
-        model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step, log = state["step"], state["log"]
     model.to(chosen).train()
@@ -139,6 +150,14 @@ def train(output: Path, recipe: Recipe, workers: int = 1, device: str | None = N
             if step % SAVE_EVERY == 0 or step == recipe.steps:
                 _save(output, recipe, tokenizer, model, optimizer, step, log)
     return model.cpu().eval(), tokenizer
+
+
+def _state_to_refine(directory: Path | None) -> dict[str, Any] | None:
+    if directory is None:
+        return None
+    if not (directory / STATE).is_file():
+        raise ArtefactError(f"{directory / STATE} does not exist: give the output of a training")
+    return torch.load(directory / STATE, map_location="cpu", weights_only=True)
 
 
 def _groups(model: Listener, recipe: Recipe) -> list[dict[str, Any]]:
