@@ -23,6 +23,54 @@ class Thinking:
 
 
 @dataclass(frozen=True)
+class MindPaced:
+    """Mind-Paced Speaking: speak while the thought goes on.
+
+    `think_first`: the answer begins after the first `think_tokens` of the thought. With each further `think_tokens`
+    more of it is spoken, `speak_tokens` at most, and when the thought is over, the rest. `speak_first`: the same, but
+    the first `speak_tokens` are spoken out of no thought. `think_before_speak`, `no_think`: the whole thought first,
+    or none; to compare with.
+
+    `speech_rate`: tokens a second at which the answer is played. Given, what is to follow is begun so early that it is
+    there when what was spoken has been heard, with as much of the thought as there is by then. None: the thought
+    alone sets the pace.
+
+    The defaults are the paper's, for text.
+    """
+
+    mode: Literal["think_first", "speak_first", "think_before_speak", "no_think"] = "speak_first"
+    think_tokens: int = 80
+    speak_tokens: int = 20
+    speech_rate: float | None = None
+
+
+@dataclass
+class Segment:
+    """What was spoken at once. Times are seconds since the question was asked."""
+
+    begun: float
+    thought_tokens: int  # that were known
+    first: float | None = None  # when the first token came
+    last: float | None = None
+    spoken_tokens: int = 0
+    total_blocks: int = 0  # of the KV cache, taken by prompt and answer; 0 where Formulation went on speaking
+    reused_blocks: int = 0  # of these, known already
+
+
+@dataclass(frozen=True)
+class SpeechTiming:
+    """How a mind-paced answer went. Times are seconds since the question was asked."""
+
+    first_spoken: float | None  # when the answer's first token came; None where there was none
+    thought_before: int  # tokens of thought that it was spoken out of
+    thought_tokens: int
+    thought_ended: float | None  # None where it did not
+    underruns: int  # times at which all that was spoken had been heard; 0 without a speech rate
+    silence: float  # seconds of these
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True)
 class Guide:
     """A form that the answer (never the thought) must have, in TensorRT-LLM's own terms.
 
@@ -47,6 +95,7 @@ class ChatOptions:
     logprobs: bool = False
     skip_special_tokens: bool = True
     continue_final_message: bool = False
+    mind_paced: MindPaced | None = None
     timeout: float | None = None  # seconds for the whole answer
 
 
@@ -91,3 +140,4 @@ class ChatDelta:
     token_ids: tuple[int, ...] = ()
     finish_reason: Literal["stop", "length", "tool_calls"] | None = None  # on the last one
     usage: ChatUsage | None = None  # on the last one
+    speech: SpeechTiming | None = None  # on the last one of a mind-paced answer

@@ -11,10 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from step_audio.chat_template import NO_THOUGHT
 from step_audio.tokenizer import IncrementalDecoder, Tokenizer
 from step_audio_client.chat_stream import ChatStream
+from step_audio_client.chat_stream import check as check_options
 from step_audio_client.chat_types import ChatDelta, ChatOptions
+from step_audio_client.mind_paced import MindPacedSpeaker
+from step_audio_client.mind_paced import check as check_mind_paced
 from step_audio_client.pipeline import Pipeline, Run
+from step_audio_client.prepared import PreparedRequest
 from step_audio_client.sampling import Sampling
 from step_audio_client.tokens import FinishReason, TokenRequest, Tokens
 
@@ -104,6 +109,11 @@ class StepAudioClient:
         """
         options = options or ChatOptions()
         run = self._pipeline.run(request_id, options.timeout)
+        if options.mind_paced:
+            async with contextlib.aclosing(self._speak(run, messages, options)) as deltas:
+                async for delta in deltas:
+                    yield delta
+            return
         stream = ChatStream(lambda request: self._tokens(run, request), await self.tokenizer(), messages, options)
         # Asked beside the generation, which takes longer.
         first = stream.request()
@@ -167,7 +177,32 @@ class StepAudioClient:
             usage=last.usage,
         )
 
-    async def _tokens(self, run: Run, request: TokenRequest) -> AsyncGenerator[Tokens]:
+    async def _speak(
+        self, run: Run, messages: Sequence[Mapping[str, Any]], options: ChatOptions
+    ) -> AsyncGenerator[ChatDelta]:
+        """A mind-paced answer: the recordings are encoded once, for both brains."""
+        schemas = check_options(options)
+        check_mind_paced(options)
+        tools = options.tools if schemas and options.tool_choice != "none" else None
+        prompt = await self._pipeline.prepare(run, TokenRequest(messages, options.sampling, tools))
+        turns = [*messages, {"role": "assistant", "content": NO_THOUGHT}]
+        request = TokenRequest(turns, options.sampling, tools, continue_final_message=True)
+        inputs = request.prompt_inputs() | prompt.clips
+        ids = await self._pipeline.ask(run, "prompt_builder", inputs, "input_ids", "prompt_table_extra_ids")
+        speaker = MindPacedSpeaker(
+            lambda request: self._tokens(run, request),
+            prompt,
+            prompt.reworded(*ids),
+            await self.tokenizer(),
+            options,
+            (await self.serving_info())["max_seq_len"],
+            run.start,
+        )
+        async with contextlib.aclosing(speaker.deltas()) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    async def _tokens(self, run: Run, request: TokenRequest | PreparedRequest) -> AsyncGenerator[Tokens]:
         max_seq_len = (await self.serving_info())["max_seq_len"]
         stop_ids = {*(await self.tokenizer()).special.stop_ids, *request.stop_token_ids}
         async with contextlib.aclosing(self._pipeline.tokens(run, request, stop_ids, max_seq_len)) as stream:

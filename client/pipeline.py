@@ -23,11 +23,11 @@ from step_audio_client.errors import (
     call_error,
     request_error,
 )
+from step_audio_client.prepared import LLM, PreparedPrompt, PreparedRequest
 from step_audio_client.servers import Server, Servers
 from step_audio_client.tokens import FinishReason, TokenRequest, Tokens
 
-ENSEMBLE = "step_audio_r1"
-LLM = "tensorrt_llm"
+PROMPT = "step_audio_prompt"
 
 
 @dataclass(eq=False)
@@ -83,30 +83,40 @@ class Pipeline:
         """Whether one server at least has everything loaded."""
         for server in self._servers.route():
             with contextlib.suppress(grpc.aio.AioRpcError):
-                request = service_pb2.ModelReadyRequest(name=ENSEMBLE)
+                request = service_pb2.ModelReadyRequest(name=TokenRequest.model)
                 if (await server.stub.ModelReady(request, timeout=5)).ready:
                     return True
         return False
 
+    async def prepare(self, run: Run, request: TokenRequest) -> PreparedPrompt:
+        """The prompt as the LLM is to get it, its recordings encoded. Raises RequestError."""
+        return PreparedPrompt.of(await self._ask(run, wire.infer_request(PROMPT, "", request.pipeline_inputs()), None))
+
     async def ask(self, run: Run, model: str, inputs: Mapping[str, np.ndarray], *outputs: str) -> list[np.ndarray]:
-        """Outputs of a model that answers once. Raises RequestError."""
+        """Outputs of a model that answers once, and soon. Raises RequestError."""
         request = wire.infer_request(model, "", inputs)
         for output in outputs:
             request.outputs.add(name=output)
+        tensors = await self._ask(run, request, 30)
+        return [tensors[output] for output in outputs]
+
+    async def _ask(
+        self, run: Run, request: service_pb2.ModelInferRequest, patience: float | None
+    ) -> dict[str, np.ndarray]:
         failures: list[RequestError] = []
         while True:
             server = run.route[0]
             try:
-                answer = await server.stub.ModelInfer(request, timeout=min(30, run.time_left() or 30))
+                limits = [limit for limit in (patience, run.time_left()) if limit is not None]
+                answer = await server.stub.ModelInfer(request, timeout=min(limits, default=None))
             except grpc.aio.AioRpcError as error:
                 failures.append(call_error(error, server.address))
                 self._try_next(run, failures)
             else:
-                tensors = wire.infer_response(answer).outputs
-                return [tensors[output] for output in outputs]
+                return wire.infer_response(answer).outputs
 
     async def tokens(
-        self, run: Run, request: TokenRequest, stop_ids: Collection[int], max_seq_len: int
+        self, run: Run, request: TokenRequest | PreparedRequest, stop_ids: Collection[int], max_seq_len: int
     ) -> AsyncGenerator[Tokens]:
         """One generation; leaving it early stops the server's work. Raises RequestError.
 
@@ -119,7 +129,7 @@ class Pipeline:
         failures: list[RequestError] = []
         while True:
             try:
-                async with contextlib.aclosing(self._responses(run, request_id, inputs)) as responses:
+                async with contextlib.aclosing(self._responses(run, request.model, request_id, inputs)) as responses:
                     async for response in responses:
                         begun = True
                         ids = response.outputs["output_ids"].reshape(-1).tolist() if response.outputs else []
@@ -135,7 +145,11 @@ class Pipeline:
                             # last token; of stop words the last token is kept, of end_id it is not.
                             full = completion >= min(limit, max_seq_len - prompt_tokens)
                             reason = "length" if full and last_id not in stop_ids else "stop"
-                        yield Tokens(ids, logprobs[len(logprobs) - len(ids) :], prompt_tokens, reason)
+                        blocks = (
+                            int(response.outputs[name].item()) if name in response.outputs else 0
+                            for name in ("kv_cache_alloc_total_blocks", "kv_cache_reused_blocks")
+                        )
+                        yield Tokens(ids, logprobs[len(logprobs) - len(ids) :], prompt_tokens, reason, *blocks)
                 return
             except (ServerBusy, Unavailable) as error:
                 if begun:
@@ -154,11 +168,11 @@ class Pipeline:
         await asyncio.gather(*(self._stop(id_, server) for id_, server in targets))
 
     async def _responses(
-        self, run: Run, request_id: str, inputs: Mapping[str, np.ndarray]
+        self, run: Run, model: str, request_id: str, inputs: Mapping[str, np.ndarray]
     ) -> AsyncGenerator[wire.Response]:
         """Of the first server of the route. Raises RequestError."""
         server = run.route[0]
-        request = wire.infer_request(ENSEMBLE, request_id, inputs)
+        request = wire.infer_request(model, request_id, inputs)
         responses = wire.stream(server.stub, request, run.time_left())
         entry = (request_id, server, responses)
         self._open.add(entry)

@@ -27,6 +27,10 @@ class Tokens:
     logprobs: list[float]  # empty unless asked for
     prompt_tokens: int
     finish_reason: FinishReason | None = None  # on the last one
+    # Of the KV cache, where the request asks for it, on the last one: blocks that prompt and answer take, and how
+    # many of these held a known beginning.
+    total_blocks: int = 0
+    reused_blocks: int = 0
 
 
 @dataclass(frozen=True)
@@ -40,15 +44,15 @@ class TokenRequest:
     stop_token_ids: Sequence[int] = ()
     guide: Guide | None = None
 
+    model = "step_audio_r1"
+
     def inputs(self) -> dict[str, np.ndarray]:
         """Of the model `step_audio_r1`. Raises RequestError."""
-        inputs = self.prompt_inputs() | self.sampling.inputs()
+        inputs = self.pipeline_inputs() | self.sampling.inputs()
         inputs |= {
             "streaming": scalar(True, np.bool_),
             "return_num_input_tokens": scalar(True, np.bool_),
         }
-        if audio := split_audio(self.messages)[1]:
-            inputs["audio"] = byte_strings(audio)
         if self.stop_token_ids:
             if any(not 0 <= token < 2**31 for token in self.stop_token_ids):
                 raise RequestError(f"stop_token_ids: {list(self.stop_token_ids)} are not all token ids")
@@ -57,6 +61,13 @@ class TokenRequest:
             inputs["guided_decoding_guide_type"] = byte_strings([self.guide.kind.encode()])
             if self.guide.text:
                 inputs["guided_decoding_guide"] = byte_strings([self.guide.text.encode()])
+        return inputs
+
+    def pipeline_inputs(self) -> dict[str, np.ndarray]:
+        """Those of what comes before the LLM, which the models `step_audio_r1` and `step_audio_prompt` share."""
+        inputs = self.prompt_inputs()
+        if audio := split_audio(self.messages)[1]:
+            inputs["audio"] = byte_strings(audio)
         return inputs
 
     def prompt_inputs(self) -> dict[str, np.ndarray]:

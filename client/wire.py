@@ -17,6 +17,9 @@ import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, np_to_triton_dtype, serialize_byte_tensor, triton_to_np_dtype
 
+# Two bytes that are handed on as they came: numpy has no such numbers.
+BFLOAT16 = np.dtype("V2")
+
 UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 
 
@@ -48,7 +51,7 @@ def infer_request(model: str, request_id: str, inputs: Mapping[str, np.ndarray])
             tensor.datatype = "BYTES"
             request.raw_input_contents.append(serialize_byte_tensor(array).item() if array.size else b"")
         else:
-            tensor.datatype = np_to_triton_dtype(array.dtype)
+            tensor.datatype = "BF16" if array.dtype == BFLOAT16 else np_to_triton_dtype(array.dtype)
             request.raw_input_contents.append(array.tobytes())
     return request
 
@@ -59,7 +62,8 @@ def infer_response(response: service_pb2.ModelInferResponse) -> Response:
         if tensor.datatype == "BYTES":
             array = deserialize_bytes_tensor(raw)
         else:
-            array = np.frombuffer(raw, triton_to_np_dtype(tensor.datatype))
+            kind = BFLOAT16 if tensor.datatype == "BF16" else triton_to_np_dtype(tensor.datatype)
+            array = np.frombuffer(raw, kind)
         outputs[tensor.name] = array.reshape(list(tensor.shape))
     return Response(outputs, response.parameters["triton_final_response"].bool_param)
 

@@ -16,7 +16,7 @@ from step_audio.serving.template import fill, keys
 from step_audio_build.profiles import load_profile, profile_names
 
 KIND = model_config_pb2.ModelInstanceGroup
-ENSEMBLE, LLM = "step_audio_r1", "tensorrt_llm"
+ENSEMBLE, PROMPT, LLM = "step_audio_r1", "step_audio_prompt", "tensorrt_llm"
 TABLE, LOGITS = "TABLE", "LOGITS"  # types that depend on the build
 
 # TensorRT-LLM 1.2.1's tensorrt_llm/config.pbtxt: name, type, dims; "s" is dims [1] reshaped to [].
@@ -209,7 +209,7 @@ def test_on_the_gpus_of_a_profile(tmp_path, name):
     configs = parse(repository)
     llm = configs[LLM]
     assert declared(llm.input) == table(INPUTS) and declared(llm.output) == table(OUTPUTS)
-    assert wiring_faults(configs) == []
+    assert wiring_faults(configs) == wiring_faults(configs, PROMPT) == []
     assert (llm.backend, llm.max_batch_size) == ("tensorrtllm", profile.max_batch_size)
     assert llm.model_transaction_policy.decoupled
     assert llm.dynamic_batching.default_queue_policy.max_queue_size == 100
@@ -241,13 +241,13 @@ def test_on_the_gpus_of_a_profile(tmp_path, name):
     assert 0 < float(parameters(llm)["kv_cache_free_gpu_mem_fraction"]) < 1
     (placed,) = configs["audio_encoder"].instance_group
     assert (placed.count, placed.kind, list(placed.gpus)) == (1, KIND.KIND_GPU, [0])
-    for other in set(configs) - {LLM, ENSEMBLE, "audio_encoder"}:
+    for other in set(configs) - {LLM, ENSEMBLE, PROMPT, "audio_encoder"}:
         assert [group.kind for group in configs[other].instance_group] == [KIND.KIND_CPU], other
     assert Runtime.load(tmp_path / "server-8001" / "runtime.json").encoder_file == tmp_path / "encoder.plan"
 
 
 def test_on_a_cpu_all_runs_there(configs):
-    for name in set(configs) - {ENSEMBLE}:
+    for name in set(configs) - {ENSEMBLE, PROMPT}:
         assert [group.kind for group in configs[name].instance_group] == [KIND.KIND_CPU], name
     assert set(parameters(configs[LLM])) - OURS <= set(PARAMETERS.split())
 
@@ -263,21 +263,21 @@ def test_paths_survive_escaping(repository, configs):
 # The ensemble
 
 
-def steps(configs):
-    return configs[ENSEMBLE].ensemble_scheduling.step
+def steps(configs, ensemble=ENSEMBLE):
+    return configs[ensemble].ensemble_scheduling.step
 
 
-def wiring_faults(configs) -> list[str]:
+def wiring_faults(configs, name=ENSEMBLE) -> list[str]:
     """What tritonserver would refuse, or worse accept: tensors made twice or never, types and dims that differ."""
-    ensemble, faults = configs[ENSEMBLE], []
+    ensemble, faults = configs[name], []
     made = {name: ("the request", value) for name, value in declared(ensemble.input).items()}
-    for step in steps(configs):
+    for step in ensemble.ensemble_scheduling.step:
         for name, tensor in step.output_map.items():
             if tensor in made:
                 faults.append(f"{tensor} is made twice")
             made[tensor] = (step.model_name, declared(configs[step.model_name].output)[name])
     used = set()
-    for step in steps(configs):
+    for step in ensemble.ensemble_scheduling.step:
         inputs = declared(configs[step.model_name].input)
         faults += [f"{step.model_name} lacks {t.name}" for t in configs[step.model_name].input
                    if not t.optional and t.name not in step.input_map]  # fmt: skip
@@ -303,7 +303,20 @@ def fits(made, wanted) -> bool:
 
 def test_the_ensemble_holds_together(configs):
     assert wiring_faults(configs) == []
-    assert {step.model_name for step in steps(configs)} == set(configs) - {ENSEMBLE, "tokenizer"}
+    assert {step.model_name for step in steps(configs)} == set(configs) - {ENSEMBLE, PROMPT, "tokenizer"}
+
+
+def test_the_prompt_s_ensemble_is_the_other_one_up_to_the_llm(configs):
+    assert wiring_faults(configs, PROMPT) == []
+    assert [step.model_name for step in steps(configs, PROMPT)] == [step.model_name for step in steps(configs)][:-1]
+    outputs, llm, builder = (
+        declared(configs[PROMPT].output), declared(configs[LLM].input), declared(configs["prompt_builder"].input)
+    )  # fmt: skip
+    assert set(outputs) == {"frames", "audio_index", "content_hash"} | {
+        name for name in steps(configs)[-1].input_map if f"_{name}" == steps(configs)[-1].input_map[name]
+    } - {"input_lengths", "request_output_len"}
+    for name, (kind, *_) in outputs.items():
+        assert kind == (llm | builder)[name][0], name
 
 
 @pytest.mark.parametrize("fault", ["twice", "never", "type", "dims", "unused", "required"])

@@ -93,16 +93,16 @@ def template_values(
     batched = step | {"preprocessing_batch_size": settings.preprocessing_batch_size}
     n_mels: dict[str, object] = {"n_mels": runtime.model.audio.n_mels}
     table_type: dict[str, object] = {"prompt_embedding_table_data_type": TRITON_TYPES[runtime.table_dtype]}
+    hidden_size: dict[str, object] = {"hidden_size": runtime.model.text.hidden_size}
     return {
         "audio_featurizer": batched | n_mels,
         "prompt_builder": batched,
         "audio_encoder": batched
         | n_mels
         | table_type
-        | {
-            "hidden_size": runtime.model.text.hidden_size,
-            "encoder_placement": "kind: KIND_CPU" if profile is None else "kind: KIND_GPU, gpus: [ 0 ]",
-        },
+        | hidden_size
+        | {"encoder_placement": "kind: KIND_CPU" if profile is None else "kind: KIND_GPU, gpus: [ 0 ]"},
+        "step_audio_prompt": table_type | hidden_size,
         "tokenizer": step,
         "tensorrt_llm": table_type
         | {
