@@ -121,7 +121,8 @@ class MindPacedSpeaker:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
         thought, answer = self._thought.parser, self._answer
-        thought.flush()
+        if self._thought.over:  # else it was held back as what may become the end marker
+            thought.flush()
         answer.flush()
         reason = "tool_calls" if self._end == "stop" and (thought.calls or answer.calls) else self._end
         usage = ChatUsage(
@@ -137,7 +138,9 @@ class MindPacedSpeaker:
     def _hear_formulation(self, brain: _Brain, tokens: Tokens) -> None:
         thought = self._thought
         for token in tokens.token_ids:
-            if thought.over:  # it speaks
+            if thought.over and not self._spoken and not self._tokenizer.decode([token]).strip("\n"):
+                thought.parser.add(token)  # the line end behind the marker
+            elif thought.over:  # it speaks
                 self._hear_word(brain, token, thought.parser)
             elif token not in self._stop_ids:
                 thought.parser.add(token)
@@ -231,7 +234,8 @@ class MindPacedSpeaker:
     def _articulate(self, thought_tokens: int, final: bool = False) -> None:
         ids, close = self._thought.ids[:thought_tokens], self._close
         if final and self._thought.closed:
-            close = []
+            # The token that ended the marker may or may not have brought the line end along.
+            close = [] if self._tokenizer.decode(ids[-1:]).endswith("\n") else self._tokenizer.encode("\n")
         else:
             while ids and partial_marker(self._tokenizer.decode(ids[-MARKER_TOKENS:]), END_MARKERS):
                 ids.pop()  # the marker is to be there once

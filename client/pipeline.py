@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 import uuid
+import weakref
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -38,6 +39,7 @@ class Run:
     timeout: float | None = None  # seconds, of all together
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     generations: int = 0
+    stopped: bool = False  # on somebody's demand: what is still to be generated is not
     start: float = field(default_factory=time.monotonic)
 
     def next_id(self) -> str:
@@ -61,6 +63,7 @@ class Pipeline:
         self._servers = Servers(addresses)
         self._open: set[tuple[str, Server, AsyncGenerator[wire.Response]]] = set()  # generations under way
         self._stops: set[asyncio.Task] = set()
+        self._runs: weakref.WeakSet[Run] = weakref.WeakSet()
 
     async def close(self) -> None:
         """Stops what is under way, and waits for it, so that no slot stays taken on a server."""
@@ -77,7 +80,9 @@ class Pipeline:
     def run(self, request_id: str | None = None, timeout: float | None = None) -> Run:
         """Starts the clock of one answer and takes its turn among the servers."""
         given = {"request_id": request_id} if request_id else {}
-        return Run(self._servers.route(), timeout, **given)
+        run = Run(self._servers.route(), timeout, **given)
+        self._runs.add(run)
+        return run
 
     async def ready(self) -> bool:
         """Whether one server at least has everything loaded."""
@@ -126,6 +131,9 @@ class Pipeline:
         inputs, request_id = request.inputs(), run.next_id()
         limit = request.sampling.max_tokens or max_seq_len
         completion, prompt_tokens, last_id, begun = 0, 0, None, False
+        if run.stopped:
+            yield Tokens([], [], 0, "stop")
+            return
         failures: list[RequestError] = []
         while True:
             try:
@@ -163,6 +171,8 @@ class Pipeline:
         A cancelled stream does not do it: tritonserver never tells a step inside an ensemble. The LLM model
         takes a second request with the same id and `stop`.
         """
+        for run in self._runs:
+            run.stopped |= run.request_id == request_id
         ours = [(id_, server) for id_, server, _ in self._open if id_.partition("/")[0] == request_id]
         targets = ours or [(request_id, server) for server in self._servers.all]
         await asyncio.gather(*(self._stop(id_, server) for id_, server in targets))

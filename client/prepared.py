@@ -48,7 +48,8 @@ class PreparedPrompt:
 
     @property
     def audio_tokens(self) -> int:
-        return int(np.count_nonzero(self.extra_ids))
+        """The recordings' positions with the marks around each clip."""
+        return int(np.count_nonzero(self.extra_ids)) + 2 * self.clips["frames"].size
 
     def reworded(self, input_ids: np.ndarray, extra_ids: np.ndarray) -> PreparedPrompt:
         """Another prompt about the same recordings."""

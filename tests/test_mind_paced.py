@@ -1,0 +1,318 @@
+"""Two brains against a model with a script: what each is asked for and when, and that their words add up."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from fake_triton import EOT, TOKENIZER
+from step_audio.chat_template import CLOSE_THOUGHT
+from step_audio_client import ChatOptions, Guide, MindPaced, RequestError, Sampling, Thinking
+from step_audio_client.mind_paced import MindPacedSpeaker, check
+from step_audio_client.playback import Playback
+from step_audio_client.prepared import PreparedPrompt, PreparedRequest
+from step_audio_client.tokens import Tokens
+
+PROMPT, UNTHOUGHT = [1, 2, 3, 4], [1, 2, 3, 5]
+CLOSE = TOKENIZER.encode(CLOSE_THOUGHT)
+THOUGHT_TEXT, ANSWER_TEXT = "I hear two and three. 2+3=5. " * 4, "It is five, 你好 五, and that is all."
+THOUGHT, ANSWER = TOKENIZER.encode(THOUGHT_TEXT), TOKENIZER.encode(ANSWER_TEXT)
+MAX_SEQ_LEN = 1000
+
+
+def prepared(ids: list[int]) -> PreparedPrompt:
+    extra = np.array([[0, 7, 7, 0]], np.uint64)
+    words = np.array([[[0], [-1]]], np.int32)
+    return PreparedPrompt(
+        np.array([ids], np.int32),
+        extra,
+        np.array([[EOT]], np.int32),
+        words,
+        np.ones((1, 2, 8)),
+        {"frames": np.ones((1, 1))},
+    )
+
+
+@dataclass
+class Model:
+    """Says `answer` to whoever closes the thought, from where they are in it; to others `thought`, then `answer`.
+
+    `pauses`: seconds before Formulation's and Articulation's tokens. `fault`: raised by the n-th generation after so
+    many tokens.
+    """
+
+    thought: list[int] = field(default_factory=lambda: [*THOUGHT, *CLOSE])
+    answer: list[int] = field(default_factory=lambda: [*ANSWER, EOT])
+    pauses: tuple[float, float] = (0.0, 0.0)
+    fault: tuple[int, int] | None = None
+    requests: list[PreparedRequest] = field(default_factory=list)
+    open: int = 0
+
+    async def __call__(self, request: PreparedRequest):
+        self.requests.append(request)
+        number = len(self.requests)
+        behind, ids = list(request.behind), request.prompt.input_ids[0].tolist()
+        speaks = ids == UNTHOUGHT or bool(behind)
+        line = [*self.thought, *self.answer]
+        if speaks:
+            if ids != UNTHOUGHT:
+                start = next(n for n in range(len(behind), -1, -1) if behind[max(0, n - len(CLOSE)) : n] == CLOSE)
+                assert behind[: start - len(CLOSE)] == self.thought[: start - len(CLOSE)]
+                behind = behind[start:]
+            assert behind == self.answer[: len(behind)]
+            line = self.answer[len(behind) :]
+        most = request.sampling.max_tokens
+        reason = "stop" if len(line) < most or line[most - 1] == EOT else "length"
+        line = line[:most]
+        self.open += 1
+        try:
+            for n, token in enumerate(line):
+                if self.fault == (number, n):
+                    raise RequestError("the engine failed")
+                await asyncio.sleep(self.pauses[speaks])
+                last = n == len(line) - 1
+                yield Tokens([token], [], len(request), reason if last else None, 10 if last else 0, 9 if last else 0)
+        finally:
+            self.open -= 1
+
+
+def speaker(model: Model, max_tokens: int | None = None, stop: tuple[str, ...] = (), **pace) -> MindPacedSpeaker:
+    options = ChatOptions(sampling=Sampling(max_tokens, temperature=0), stop=stop, mind_paced=MindPaced(**pace))
+    unthought, start = prepared(UNTHOUGHT), time.monotonic()
+    return MindPacedSpeaker(model, prepared(PROMPT), unthought, TOKENIZER, options, MAX_SEQ_LEN, start)
+
+
+def hear(model: Model, **options) -> tuple[str, str, list]:
+    """The thought, the speech, all deltas."""
+
+    async def run():
+        async with aclosing(speaker(model, **options).deltas()) as deltas:
+            return [delta async for delta in deltas]
+
+    deltas = asyncio.run(asyncio.wait_for(run(), 60))
+    assert model.open == 0
+    assert [delta.finish_reason is None for delta in deltas] == [True] * (len(deltas) - 1) + [False]
+    return "".join(d.reasoning for d in deltas), "".join(d.content for d in deltas), deltas
+
+
+def thoughts(model: Model) -> list[int]:
+    """How many tokens of thought each of Articulation's generations was given."""
+    known = []
+    for request in model.requests:
+        behind = list(request.behind)
+        if request.prompt.input_ids[0].tolist() == UNTHOUGHT:
+            known.append(0)
+        elif behind:
+            known.append(next(n for n in range(len(behind)) if behind[n : n + len(CLOSE)] == CLOSE))
+    return known
+
+
+@pytest.mark.parametrize("mode", ["think_first", "speak_first", "think_before_speak", "no_think"])
+@pytest.mark.parametrize("rate", [None, 50, 5000])
+def test_whatever_the_pace_the_words_are_the_same(mode, rate):
+    draw = random.Random(f"{mode}{rate}")
+    for _ in range(6):
+        model = Model(pauses=(draw.choice([0, 0.0005]), draw.choice([0, 0.0005])))
+        pace = {"think_tokens": draw.randint(1, 60), "speak_tokens": draw.randint(1, 30)}
+        thought, speech, deltas = hear(model, mode=mode, speech_rate=rate, **pace)
+        assert speech == ANSWER_TEXT
+        last = deltas[-1]
+        whole = last.speech.thought_ended is not None  # the answer may be said before
+        assert thought == THOUGHT_TEXT if whole else THOUGHT_TEXT.startswith(thought)
+        assert last.finish_reason == "stop"
+        assert sum(segment.spoken_tokens for segment in last.speech.segments) == len(ANSWER)
+        assert last.usage.prompt_tokens == 4 and last.usage.audio_tokens == 4
+        assert last.usage.reasoning_tokens == last.speech.thought_tokens >= (mode != "no_think")
+        rest = last.usage.completion_tokens - last.usage.reasoning_tokens - len(ANSWER)
+        assert rest == 1 + (len(model.requests) == 1 and mode != "no_think")  # the end, and the line end of the marker
+
+
+@pytest.mark.parametrize(("mode", "first"), [("think_first", 10), ("speak_first", 0)])
+def test_each_segment_knows_ten_tokens_more(mode, first):
+    """Formulation is slow, so that no segment waits for another."""
+    model = Model(pauses=(0.002, 0))
+    _, _, deltas = hear(model, mode=mode, think_tokens=10, speak_tokens=2)
+    assert thoughts(model)[:4] == list(range(first, first + 40, 10))
+    segments = deltas[-1].speech.segments
+    assert [segment.thought_tokens for segment in segments][:4] == list(range(first, first + 40, 10))
+    assert {segment.spoken_tokens for segment in segments[:-1]} == {2}
+    assert all(request.sampling.max_tokens == 2 for request in model.requests[1:5])
+    assert segments[0].first < deltas[-1].speech.thought_ended < segments[-1].first
+    assert deltas[-1].speech.thought_before == first
+    assert [(s.total_blocks, s.reused_blocks) for s in segments] == [(10, 9)] * len(segments)
+
+
+def test_speech_begins_before_the_thought_ends():
+    model = Model(pauses=(0.002, 0))
+    _, _, deltas = hear(model, mode="speak_first", think_tokens=10, speak_tokens=2)
+    kinds = "".join("t" if delta.reasoning else "s" if delta.content else "" for delta in deltas)
+    assert kinds.index("s") < 3 and "ts" in kinds and "st" in kinds
+
+
+def test_a_thought_shorter_than_a_segment_goes_on_into_the_answer():
+    one, other = Model(), Model()
+    assert hear(one, mode="think_first", think_tokens=500)[:2] == hear(other, mode="think_before_speak")[:2]
+    assert len(one.requests) == len(other.requests) == 1
+
+
+def test_the_last_segment_knows_all_and_has_no_end():
+    model = Model()
+    hear(model, mode="speak_first", think_tokens=10, speak_tokens=1)
+    *_, last = model.requests
+    assert list(last.behind[: len(THOUGHT) + len(CLOSE)]) == [*THOUGHT, *CLOSE]
+    assert last.sampling.max_tokens == MAX_SEQ_LEN - len(last)
+
+
+@pytest.mark.parametrize("known", range(len(THOUGHT) - 1, len(THOUGHT) + len(CLOSE) + 1))
+def test_a_cut_within_the_end_marker_leaves_one_marker(known):
+    model = Model(pauses=(0.002, 0))
+    hear(model, mode="think_first", think_tokens=known, speak_tokens=2)
+    for request in model.requests[1:]:
+        text = TOKENIZER.decode(request.behind)
+        assert text.count("</think>") == 1 and "</" not in text.partition("</think>")[0]
+
+
+def test_a_thought_that_ends_without_a_word_is_closed():
+    model = Model(thought=[*THOUGHT, EOT])
+    model.__class__ = type("Short", (Model,), {"__call__": _short})
+    thought, speech, deltas = hear(model, mode="think_first", think_tokens=500)
+    assert (thought, speech) == (THOUGHT_TEXT, ANSWER_TEXT)
+    assert list(model.requests[1].behind) == [*THOUGHT, *CLOSE] and deltas[-1].finish_reason == "stop"
+
+
+async def _short(self, request):
+    """Formulation ends its turn within the thought."""
+    if request.behind:
+        async for tokens in Model.__call__(self, request):
+            yield tokens
+    else:
+        self.requests.append(request)
+        yield Tokens([*THOUGHT, EOT], [], 4, "stop")
+
+
+def test_an_answer_that_ends_first_ends_the_thought():
+    model = Model(answer=[*ANSWER[:2], EOT], pauses=(0.01, 0))
+    thought, _, deltas = hear(model, mode="speak_first", think_tokens=10, speak_tokens=20)
+    assert deltas[-1].finish_reason == "stop" and deltas[-1].speech.thought_ended is None
+    assert len(thought) < len(THOUGHT_TEXT) / 2
+
+
+def test_a_stop_string_ends_both():
+    _, speech, deltas = hear(Model(pauses=(0.01, 0)), mode="speak_first", stop=("five",), speak_tokens=3)
+    assert (speech, deltas[-1].finish_reason) == ("It is ", "stop")
+
+
+@pytest.mark.parametrize("most", [1, 5, 30, 200])
+def test_max_tokens_bounds_both_together(most):
+    for mode in ("think_first", "speak_first", "no_think", "think_before_speak"):
+        model = Model()
+        _, _, deltas = hear(model, mode=mode, max_tokens=most, think_tokens=10, speak_tokens=5)
+        fits = most == 200 or (most == 30 and mode == "no_think")
+        assert deltas[-1].finish_reason == ("stop" if fits else "length")
+        spoken = sum(segment.spoken_tokens for segment in deltas[-1].speech.segments)
+        # What was asked for before the other brain's last words were heard may come on top.
+        assert spoken + min(deltas[-1].speech.thought_tokens, most) <= 2 * most
+
+
+def test_a_late_thought_is_not_waited_for():
+    """Formulation needs 10 ms a token, the listener hears one in 5."""
+    model = Model(pauses=(0.01, 0))
+    _, speech, deltas = hear(model, mode="speak_first", think_tokens=80, speak_tokens=4, speech_rate=200)
+    known = thoughts(model)
+    assert speech == ANSWER_TEXT and known == sorted(known) and 0 < known[-1] < 80
+    assert deltas[-1].speech.thought_ended is None  # all was said before
+
+
+def test_the_next_segment_is_there_when_the_last_was_heard():
+    model = Model(pauses=(0.02, 0.001))
+    _, _, deltas = hear(model, mode="speak_first", think_tokens=80, speak_tokens=5, speech_rate=20)
+    one, two = deltas[-1].speech.segments[:2]
+    assert two.begun < one.first + 5 / 20 and deltas[-1].speech.underruns <= 1
+
+
+def test_playback_counts_silence():
+    playback = Playback(10)
+    for now, tokens in ((1.0, 5), (1.2, 5), (2.5, 1), (2.55, 1)):
+        playback.add(tokens, now)
+    assert (playback.underruns, round(playback.silence, 6), round(playback.end, 6)) == (1, 0.5, 2.7)
+    playback.add(0, 9)
+    assert playback.underruns == 1
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_fault_in_either_brain_ends_both(number, after):
+    model = Model(pauses=(0.002, 0.0005), fault=(number, after))
+    with pytest.raises(RequestError, match="the engine failed"):
+        hear(model, mode="speak_first", think_tokens=10, speak_tokens=5)
+    assert model.open == 0
+
+
+@pytest.mark.parametrize("taken", [0, 1, 5, 20, 60])
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_leaving_ends_both(taken, cancelled):
+    model = Model(pauses=(0.002, 0.002))
+
+    async def run():
+        async with aclosing(speaker(model, mode="speak_first", think_tokens=10, speak_tokens=4).deltas()) as deltas:
+            for _ in range(taken):
+                await anext(deltas)
+            if cancelled:
+                task = asyncio.create_task(anext(deltas))
+                await asyncio.sleep(0.001)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        assert model.open == 0
+        assert len(asyncio.all_tasks()) == 2  # this one, and wait_for
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_seeds_differ_from_generation_to_generation():
+    model = Model()
+    pace = MindPaced("speak_first", 10, 5)
+    options = ChatOptions(sampling=Sampling(seed=7, min_tokens=3), mind_paced=pace)
+    many = MindPacedSpeaker(model, prepared(PROMPT), prepared(UNTHOUGHT), TOKENIZER, options, MAX_SEQ_LEN, 0.0)
+
+    async def run():
+        return [delta async for delta in many.deltas()]
+
+    asyncio.run(run())
+    seeds = [request.sampling.seed for request in model.requests]
+    assert len(set(seeds)) == len(seeds) and all(request.sampling.min_tokens is None for request in model.requests)
+
+
+def test_the_request_has_the_ids_behind_the_prompt():
+    request = PreparedRequest(prepared(PROMPT), Sampling(5, temperature=0), (8, 9), (77,))
+    inputs = request.inputs()
+    assert inputs["input_ids"].tolist() == [[1, 2, 3, 4, 8, 9]] and inputs["input_lengths"].tolist() == [[6]]
+    assert inputs["prompt_table_extra_ids"].tolist() == [[0, 7, 7, 0, 0, 0]]
+    assert inputs["stop_words_list"].shape[:2] == (1, 2) and 77 in inputs["stop_words_list"]
+    assert {name: array.dtype.name for name, array in inputs.items() if "ids" in name} == {
+        "input_ids": "int32", "prompt_table_extra_ids": "uint64",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"mind_paced": MindPaced(think_tokens=0)}, "think_tokens must be at least 1"),
+        ({"mind_paced": MindPaced(speak_tokens=-1)}, "speak_tokens must be at least 1"),
+        ({"mind_paced": MindPaced(speech_rate=0)}, "speech_rate must be above 0"),
+        ({"mind_paced": MindPaced(speech_rate=float("nan"))}, "speech_rate must be above 0"),
+        ({"thinking": Thinking("off")}, "thinking does not go with"),
+        ({"guide": Guide("json")}, "response_format does not go with"),
+        ({"logprobs": True}, "logprobs does not go with"),
+        ({"continue_final_message": True}, "continue_final_message does not go with"),
+        ({"tool_choice": "required"}, "tool_choice does not go with"),
+    ],
+)
+def test_what_does_not_go_together(options, said):
+    with pytest.raises(RequestError, match=said):
+        check(ChatOptions(**{"mind_paced": MindPaced()} | options))
