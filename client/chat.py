@@ -13,11 +13,11 @@ from typing import Any, TextIO
 
 from step_audio.errors import StepAudioError
 from step_audio.tokenizer import Tokenizer
+from step_audio_client.chat_types import ChatDelta, ChatOptions, MindPaced, SpeechTiming
 from step_audio_client.client import StepAudioClient
+from step_audio_client.columns import DIM, PLAIN, Columns, can_show_columns
 from step_audio_client.errors import RequestError
 from step_audio_client.messages import Audio, user
-from step_audio_client.reasoning import reasoning_ended
-from step_audio_client.replies import ReplyDelta, ReplyParser
 from step_audio_client.sampling import Sampling
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
@@ -36,16 +36,18 @@ def chat(
     prefix: str | None = None,
     tokenizer: Path | None = None,
     out: TextIO = sys.stdout,
+    mind_paced: MindPaced | None = None,
 ) -> int:
     """Print the answer on `out`, the thought before it and a line of figures on stderr; returns the exit status.
 
-    Ctrl-C stops the server's work too. Raises ChatError.
+    Mind-paced, a terminal shows both side by side. Ctrl-C stops the server's work too. Raises ChatError.
     """
     if not audio and not text:
         raise ChatError("nothing to ask: give --audio FILE, --text TEXT or both")
     messages = _messages(audio, text, system, prefix)
     own = Tokenizer.from_directory(tokenizer) if tokenizer else None
-    return asyncio.run(_ask(address, messages, sampling, prefix, own, out))
+    options = ChatOptions(sampling=sampling, continue_final_message=prefix is not None, mind_paced=mind_paced)
+    return asyncio.run(_ask(address, messages, options, own, out))
 
 
 def _messages(
@@ -63,22 +65,23 @@ def _messages(
 
 
 class _Printer:
-    """The thought on stderr, dim where that is a terminal; the answer on `out`."""
+    """The thought on stderr, dim where that is a terminal; the answer on `out`.
 
-    def __init__(self, out: TextIO):
-        self.out = out
-        self.dim, self.plain = ("\033[2m", "\033[0m") if sys.stderr.isatty() else ("", "")
+    `in_turns`: the answer comes after the thought, which is ended by a line end then; else both come at once.
+    """
+
+    def __init__(self, out: TextIO, in_turns: bool):
+        self.out, self.in_turns = out, in_turns
+        self.dim, self.plain = (DIM, PLAIN) if sys.stderr.isatty() else ("", "")
         self.thinking = False
 
-    def __call__(self, delta: ReplyDelta) -> None:
-        if delta.reasoning:
+    def add(self, reasoning: str, content: str) -> None:
+        if reasoning:
             self.thinking = True
-            print(f"{self.dim}{delta.reasoning}{self.plain}", end="", file=sys.stderr, flush=True)
-        if (delta.content or delta.tool_calls) and self.thinking:
+            print(f"{self.dim}{reasoning}{self.plain}", end="", file=sys.stderr, flush=True)
+        if content and self.thinking and self.in_turns:
             self._end_thought()
-        self.out.write(delta.content)
-        for call in delta.tool_calls:
-            self.out.write(f"{call.name}({call.arguments})\n")
+        self.out.write(content)
         self.out.flush()
 
     def _end_thought(self) -> None:
@@ -95,8 +98,7 @@ class _Printer:
 async def _ask(
     address: str,
     messages: list[dict[str, Any]],
-    sampling: Sampling,
-    prefix: str | None,
+    options: ChatOptions,
     tokenizer: Tokenizer | None,
     out: TextIO,
 ) -> int:
@@ -107,16 +109,16 @@ async def _ask(
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     async with StepAudioClient(address, tokenizer) as client:
         start, first = time.monotonic(), None
-        parser = ReplyParser(starts_in_content=reasoning_ended(prefix or ""))
-        show = _Printer(out)
+        mind_paced = options.mind_paced is not None
+        show = Columns(out) if mind_paced and can_show_columns(out) else _Printer(out, in_turns=not mind_paced)
         try:
-            answer = client.generate(messages, sampling, continue_final_message=prefix is not None)
-            async with contextlib.aclosing(answer):
+            async with contextlib.aclosing(client.chat(messages, options)) as answer:
                 async for delta in answer:
                     first = first or time.monotonic()
-                    show(parser.push(delta.text))
-                show(parser.flush())
+                    show.add(delta.reasoning, delta.content)
         except RequestError as error:
+            if first:
+                print(file=sys.stderr)
             raise ChatError(str(error)) from None
         except asyncio.CancelledError:
             task.uncancel()
@@ -124,10 +126,33 @@ async def _ask(
                 print("\nstopped", file=sys.stderr)
             return INTERRUPTED
     show.end()
-    assert first is not None and delta.usage is not None
-    print(
-        f"{delta.usage.prompt_tokens} prompt tokens, {delta.usage.completion_tokens} new in "
-        f"{time.monotonic() - start:.2f} s (first after {first - start:.2f} s), finish: {delta.finish_reason}",
-        file=sys.stderr,
-    )
+    assert first is not None
+    print(f"{_figures(delta, options, start, first)}, finish: {delta.finish_reason}", file=sys.stderr)
     return 0
+
+
+def _figures(last: ChatDelta, options: ChatOptions, start: float, first: float) -> str:
+    if last.speech and options.mind_paced:
+        return speech_figures(last.speech, played=options.mind_paced.speech_rate is not None)
+    assert last.usage
+    return (
+        f"{last.usage.prompt_tokens} prompt tokens, {last.usage.completion_tokens} new in "
+        f"{time.monotonic() - start:.2f} s (first after {first - start:.2f} s)"
+    )
+
+
+def speech_figures(speech: SpeechTiming, played: bool) -> str:
+    """How a mind-paced answer went, in a line; `played`: at a speech rate."""
+    figures = ["nothing said"]
+    if (first := speech.first_spoken) is not None:
+        figures = [f"first word after {first:.2f} s with {speech.thought_before} tokens thought before it"]
+    if speech.thought_ended is not None:
+        figures.append(f"thought over after {speech.thought_ended:.2f} s with {speech.thought_tokens}")
+    figures.append(f"segments: {len(speech.segments)}")
+    if played:
+        figures.append(f"underruns: {speech.underruns} ({speech.silence:.2f} s)")
+    reused, total = (
+        sum(getattr(segment, name) for segment in speech.segments) for name in ("reused_blocks", "total_blocks")
+    )
+    figures.append(f"KV blocks reused: {reused} of {total}")
+    return ", ".join(figures)

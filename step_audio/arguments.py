@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from step_audio.errors import StepAudioError
+
 
 def add_command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str
@@ -44,6 +46,33 @@ SAMPLING_NAMES = (
 def sampling_given(arguments: argparse.Namespace) -> dict[str, int | float]:
     """What was said about sampling."""
     return {name: value for name in SAMPLING_NAMES if (value := getattr(arguments, name)) is not None}
+
+
+MODES = ("think-first", "speak-first", "think-before-speak", "no-think")
+PACE_NAMES = ("think_tokens", "speak_tokens", "speech_rate")
+
+
+def add_mind_paced(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("mind-paced speaking")
+    group.add_argument("--mode", choices=MODES, help="speak while thinking (default: the thought, then the answer)")
+    group.add_argument("--think-tokens", type=int, help="thought from one segment of speech to the next (default 80)")
+    group.add_argument("--speak-tokens", type=int, help="of a segment at most (default 20)")
+    group.add_argument(
+        "--speech-rate",
+        type=float,
+        metavar="N",
+        help="tokens a second at which it is played (default: not paced by it)",
+    )
+
+
+def mind_paced_given(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """What was said about mind-paced speaking, None without a mode. Raises StepAudioError."""
+    given = {name: value for name in PACE_NAMES if (value := getattr(arguments, name)) is not None}
+    if arguments.mode:
+        return {"mode": arguments.mode.replace("-", "_"), **given}
+    if given:
+        raise StepAudioError(f"--{next(iter(given)).replace('_', '-')} needs --mode")
+    return None
 
 
 def count(text: str) -> int:

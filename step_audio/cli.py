@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from step_audio.arguments import add_command, add_sampling, sampling_given, say
+from step_audio.arguments import add_command, add_mind_paced, add_sampling, mind_paced_given, sampling_given, say
 from step_audio.errors import StepAudioError
 
 
@@ -126,13 +126,15 @@ def _add_chat(commands) -> None:
     parser.add_argument("--prefix", help="begin the answer with this text, e.g. $'<think>\\n'")
     parser.add_argument("--url", default="127.0.0.1:8001", help="the server's gRPC address (default %(default)s)")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: asked from the server")
+    add_mind_paced(parser)
     add_sampling(parser)
 
 
 def _chat(arguments: argparse.Namespace) -> int:
-    from step_audio_client import Sampling
+    from step_audio_client import MindPaced, Sampling
     from step_audio_client.chat import chat
 
+    pace = mind_paced_given(arguments)
     return chat(
         address=arguments.url,
         audio=arguments.audio,
@@ -141,6 +143,7 @@ def _chat(arguments: argparse.Namespace) -> int:
         prefix=arguments.prefix,
         tokenizer=arguments.tokenizer,
         sampling=Sampling(**sampling_given(arguments)),
+        mind_paced=MindPaced(**pace) if pace else None,
     )
 
 

@@ -120,20 +120,21 @@ def test_hanging_up_on_the_llm_itself_frees_the_slot(service):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_chat_is_ended(service, number):
+@pytest.mark.parametrize(("pace", "slots"), [("", 1), ("--mode speak-first --speak-tokens 9000", 2)])
+def test_chat_is_ended(service, number, pace, slots):
     """The command a person runs: the thought appears, Ctrl-C ends it with status 130, and the server is free."""
     chat = subprocess.Popen(
-        f"{sys.executable} -m step_audio.cli chat --url {service.address} --text hello --temperature 0".split(),
+        f"{sys.executable} -m step_audio.cli chat --url {service.address} --text hello --temperature 0 {pace}".split(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
     assert os.read(chat.stderr.fileno(), 100)
-    assert active(service) == 1 or wait_until(lambda: active(service) == 1) >= 0
+    wait_until(lambda: active(service) == slots)
     chat.send_signal(number)
     wait_until(lambda: active(service) == 0)
     _, errors = chat.communicate(timeout=20)
     assert chat.returncode == 130
-    assert errors.decode().rstrip().endswith("\nstopped")
+    assert errors.rstrip().endswith(b"\nstopped")
 
 
 @pytest.mark.parametrize("prefix", ["<think>\n", "<think>\n\n</think>\n"])
