@@ -14,19 +14,15 @@ import asyncio
 import base64
 import json
 import statistics
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import httpx
+from bench import serving_random
 from served import GREEDY, NEW_TOKENS, RECORDING, served
 
 from step_audio.serving.demo import free_ports
 from step_audio.serving.repository import source
-from step_audio.serving.serve import Service
-from step_audio.serving.settings import ServeSettings
-from step_audio_build.make_tiny import make_tiny
 from step_audio_client import Audio
 from step_audio_gateway.beside import GatewayProcess
 from step_audio_gateway.settings import GatewaySettings
@@ -74,21 +70,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of each measurement; medians are printed")
     rounds = parser.parse_args().rounds
     audio = Audio.load(source("examples") / RECORDING)
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint, work = Path(folder) / "model", Path(folder) / "work"
-        make_tiny(checkpoint, hidden_size=256, intermediate_size=768, layers=4, dtype="bfloat16",
-                  max_position_embeddings=16_384)  # fmt: skip
-        grpc, http, metrics, door = free_ports(4)
-        settings = ServeSettings.create(
-            checkpoint=checkpoint, work_dir=work, grpc_port=grpc, http_port=http, metrics_port=metrics
-        )
-        with Service(settings) as service:
-            gateway = GatewayProcess(GatewaySettings.create(triton=[service.address], port=door))
-            gateway.start()
-            try:
-                _compare(service.address, gateway.url, audio, rounds)
-            finally:
-                gateway.stop()
+    with serving_random() as service:
+        (door,) = free_ports(1)
+        gateway = GatewayProcess(GatewaySettings.create(triton=[service.address], port=door))
+        gateway.start()
+        try:
+            _compare(service.address, gateway.url, audio, rounds)
+        finally:
+            gateway.stop()
 
 
 def _compare(address: str, url: str, audio: Audio, rounds: int) -> None:

@@ -14,20 +14,15 @@ import asyncio
 import http.client
 import re
 import statistics
-import tempfile
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
+from bench import serving_random
 
 from step_audio.engine.engine import Engine, EngineOptions
 from step_audio.engine.request import GenerationRequest
-from step_audio.serving.demo import free_ports
 from step_audio.serving.repository import source
-from step_audio.serving.serve import Service
-from step_audio.serving.settings import ServeSettings
-from step_audio_build.make_tiny import make_tiny
 from step_audio_client import Audio, Sampling, StepAudioClient, user
 
 RECORDING = "mmsu_test.wav"
@@ -106,36 +101,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of each measurement; medians are printed")
     rounds = parser.parse_args().rounds
     audio = Audio.load(source("examples") / RECORDING)
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint, work = Path(folder) / "model", Path(folder) / "work"
-        make_tiny(checkpoint, hidden_size=256, intermediate_size=768, layers=4, dtype="bfloat16",
-                  max_position_embeddings=16_384)  # fmt: skip
-        grpc, http_port, metrics = free_ports(3)
-        settings = ServeSettings.create(
-            checkpoint=checkpoint, work_dir=work, grpc_port=grpc, http_port=http_port, metrics_port=metrics
+    print("at once | served tokens/s | engine tokens/s | served/engine | first token served | engine")
+    with serving_random() as service:
+        engine = Engine(
+            EngineOptions(service.settings.run_dir / "engine", precision="bf16", max_tokens_in_paged_kv_cache=65_536)
         )
-        print("at once | served tokens/s | engine tokens/s | served/engine | first token served | engine")
-        with Service(settings) as service:
-            engine = Engine(
-                EngineOptions(settings.run_dir / "engine", precision="bf16", max_tokens_in_paged_kv_cache=65_536)
+        bare(engine, 1, 107)
+        for at_once in (1, 8, 32):
+            pairs = [
+                (asyncio.run(served(service.address, at_once, audio)), bare(engine, at_once, 107))
+                for _ in range(rounds)
+            ]
+            rates, firsts = zip(*[((s[0], e[0]), (s[1], e[1])) for s, e in pairs], strict=True)
+            (served_rate, engine_rate), (served_first, engine_first) = (
+                [statistics.median(column) for column in zip(*rows, strict=True)] for rows in (rates, firsts)
             )
-            bare(engine, 1, 107)
-            for at_once in (1, 8, 32):
-                pairs = [
-                    (asyncio.run(served(service.address, at_once, audio)), bare(engine, at_once, 107))
-                    for _ in range(rounds)
-                ]
-                rates, firsts = zip(*[((s[0], e[0]), (s[1], e[1])) for s, e in pairs], strict=True)
-                (served_rate, engine_rate), (served_first, engine_first) = (
-                    [statistics.median(column) for column in zip(*rows, strict=True)] for rows in (rates, firsts)
-                )
-                ratio = statistics.median(s / e for s, e in rates)
-                print(f"{at_once:7} | {served_rate:15.0f} | {engine_rate:15.0f} | {ratio:13.2f} | "
-                      f"{served_first * 1000:15.0f} ms | {engine_first * 1000:.0f} ms", flush=True)  # fmt: skip
-            engine.shutdown()
-            times = sorted(asyncio.run(cancel_latency(service.address, metrics)) for _ in range(20))
-        print(f"cancelled to slot free: median {times[10] * 1000:.0f} ms, largest of 20 {times[-1] * 1000:.0f} ms "
-              "(the gauge is renewed every 50 ms)")  # fmt: skip
+            ratio = statistics.median(s / e for s, e in rates)
+            print(f"{at_once:7} | {served_rate:15.0f} | {engine_rate:15.0f} | {ratio:13.2f} | "
+                  f"{served_first * 1000:15.0f} ms | {engine_first * 1000:.0f} ms", flush=True)  # fmt: skip
+        engine.shutdown()
+        times = sorted(asyncio.run(cancel_latency(service.address, service.settings.metrics_port)) for _ in range(20))
+    print(f"cancelled to slot free: median {times[10] * 1000:.0f} ms, largest of 20 {times[-1] * 1000:.0f} ms "
+          "(the gauge is renewed every 50 ms)")  # fmt: skip
 
 
 if __name__ == "__main__":

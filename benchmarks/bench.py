@@ -1,0 +1,58 @@
+"""What the benchmarks share: a served checkpoint, the small random one, and tables."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from step_audio.serving.demo import free_ports
+from step_audio.serving.serve import Service
+from step_audio.serving.settings import ServeSettings
+from step_audio_build.make_tiny import make_tiny
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 256, "intermediate_size": 768, "layers": 4, "dtype": "bfloat16", "max_position_embeddings": 16_384,
+}  # fmt: skip
+
+
+@contextmanager
+def serving(checkpoint: Path, **settings: Any) -> Iterator[Service]:
+    """On free ports; what is built of the checkpoint is deleted in the end."""
+    grpc, http, metrics = free_ports(3)
+    with tempfile.TemporaryDirectory() as work:
+        settings |= {"grpc_port": grpc, "http_port": http, "metrics_port": metrics}
+        with Service(ServeSettings.create(checkpoint=checkpoint, work_dir=Path(work), **settings)) as service:
+            yield service
+
+
+@contextmanager
+def serving_random(**sizes: Any) -> Iterator[Service]:
+    """A random checkpoint of these sizes, else of SMALL's."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "model"
+        make_tiny(checkpoint, **SMALL | sizes)
+        with serving(checkpoint) as service:
+            yield service
+
+
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose columns also line up in a terminal; the first is of words, the others are of figures."""
+    lines = [headings, *rows]
+    widths = [max(2, *(len(line[n]) for line in lines)) for n in range(len(headings))]
+    ruler = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    padded = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (padded[0], ruler, *padded[1:]))
+
+
+def median_ms(seconds: Sequence[float]) -> str:
+    return f"{statistics.median(seconds) * 1000:.0f} ms"
+
+
+def p95_ms(seconds: Sequence[float]) -> str:
+    return f"{np.percentile(seconds, 95) * 1000:.0f} ms"
