@@ -1,0 +1,106 @@
+"""Mind-paced speaking (arXiv 2510.09592): what it does to the answers, what it gains, and what it costs.
+
+    python benchmarks/mind_paced.py [--part accuracy|latency|reuse|table] 2>mind_paced.log
+
+One run, one machine; what is compared takes turns. Ratios mean something, the absolute figures are this machine's.
+
+accuracy    Held-out spoken sums to the trained model in the paper's four modes, greedy, unpaced, 16 at once. Its
+            thoughts have some tens of tokens and its answers some ten, so think_tokens and speak_tokens are small too.
+latency     Time to the answer's first text. Each question is asked in each mode in turns, all prompts in the KV cache.
+            First the trained model's own thoughts, on sums of two numbers and of three: short ones all the same.
+            Then long ones, of the small random model with a 6.6 s recording and the paper's 80 and 20 tokens. It never
+            ends a thought, so think_before_speak there is a thought that the client library cuts off after so many
+            tokens (`Thinking(budget=...)`). That goes through the pipeline twice, so it has one encoding of the
+            recording too many: some tens of milliseconds. What it says makes no sense; only time counts.
+reuse       The trained model's sums behind other sums, spoken and answered, with nothing of it in the KV cache (new)
+            or all but the last question (known), and alone. For each of Articulation's segments, blocks of 32 tokens
+            that were found in the cache, over those that its prompt and its answer take. Neither a prompt's last,
+            partly filled block nor the answer's can be found, so short prompts cannot have large shares.
+table       A segment asked for by a prepared prompt, with its table of embeddings, and by the whole request again,
+            the recording sent, featurized and encoded anew: both from a prompt in the KV cache and some 300 tokens
+            behind it that are not, one token asked for. Small random model, hidden 256, encoder of 2 layers: the
+            published one's encoder costs more, and so does its table, 20 times as wide.
+            Its size is measured apart: a random decoder of hidden 5120 and one layer gets a table of random rows, and
+            as many positions of text instead, in turns, both in the KV cache. The difference is what it takes to send
+            so much by gRPC on one machine and to hand it to the engine, which then has no need of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from pathlib import Path
+
+from bench import serving, serving_random
+from mind_paced_accuracy import accuracy
+from mind_paced_latency import first_words, first_words_of_long_thoughts
+from mind_paced_reuse import reuse
+from mind_paced_table import WIDTH, published_tables, ways_to_go_on
+from served import RECORDING
+
+from step_audio.arguments import count
+from step_audio.serving.demo import embedded_checkpoint
+from step_audio.serving.repository import source
+from step_audio_client import Audio, user
+from step_audio_evaluation.held_out import held_out
+
+PARTS = ("accuracy", "latency", "reuse", "table")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS, help="default: all")
+    parser.add_argument("--checkpoint", type=Path, default=embedded_checkpoint(), help="default: %(default)s")
+    parser.add_argument("--count", type=count, default=100, help="questions of accuracy (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--think-tokens", type=count, default=12, help="of a segment (default %(default)s)")
+    parser.add_argument("--speak-tokens", type=count, default=3, help="of a segment (default %(default)s)")
+    parser.add_argument("--rounds", type=count, default=3, help="of latency and table (default %(default)s)")
+    parser.add_argument(
+        "--long-thoughts", type=count, nargs="+", default=[100, 500], help="tokens (default %(default)s)"
+    )
+    parser.add_argument(
+        "--turns", type=int, nargs="+", default=[0, 16, 40], help="before a question of reuse (default %(default)s)"
+    )
+    parser.add_argument("--questions", type=count, default=8, help="of each line of reuse (default %(default)s)")
+    return parser.parse_args()
+
+
+def show(title: str, tables: str) -> None:
+    print(f"## {title}\n\n{tables}\n", flush=True)
+
+
+def main() -> None:
+    options = arguments()
+    pace = (options.think_tokens, options.speak_tokens)
+    parts, rounds, seed = options.part, options.rounds, options.seed
+    if set(parts) - {"table"}:
+        # Most histories of `reuse` are to begin otherwise; a larger set holds the smaller one.
+        items = held_out(["arithmetic"], max(options.count, 64), seed)
+        with serving(options.checkpoint) as service:
+            where = service.address
+            if "accuracy" in parts:
+                tables = asyncio.run(accuracy(where, items[: options.count], *pace, seed))
+                show("Right answers", tables)
+            if "latency" in parts:
+                show("First words, trained model", asyncio.run(first_words(where, items, pace, rounds)))
+            if "reuse" in parts:
+                tables = asyncio.run(reuse(where, items, options.turns, options.questions, pace, seed))
+                show("Reused blocks of Articulation's segments", tables)
+    if {"latency", "table"} & set(parts):
+        with serving_random() as service:
+            where = service.address
+            if "latency" in parts:
+                question = [user(Audio.load(source("examples") / RECORDING), "What do you hear?")]
+                tables = asyncio.run(first_words_of_long_thoughts(where, question, options.long_thoughts, rounds))
+                show("First words, long thoughts", tables)
+            if "table" in parts:
+                show("Going on", asyncio.run(ways_to_go_on(where, rounds, seed)))
+    if "table" in parts:
+        wide = {"hidden_size": WIDTH, "intermediate_size": 256, "layers": 1, "heads": 40, "kv_heads": 8}
+        with serving_random(**wide, max_position_embeddings=8192) as service:
+            show("Tables of the published width", asyncio.run(published_tables(service.address, rounds, seed)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Part 1 of mind_paced.py: how often the answers are right, and how much was thought before they began."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import sys
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bench import markdown
+
+from step_audio_client import ChatOptions, MindPaced, Reply, Sampling, SpeechTiming, StepAudioClient
+from step_audio_evaluation.items import Item
+from step_audio_evaluation.run import Progress
+from step_audio_evaluation.scoring import score
+from step_audio_evaluation.statistics import Interval, paired_difference, wilson
+
+Mode = typing.Literal["no_think", "think_before_speak", "think_first", "speak_first"]
+MODES: tuple[Mode, ...] = typing.get_args(Mode)
+AGAINST: tuple[Mode, ...] = ("think_before_speak", "no_think")
+AT_ONCE = 16
+LONGEST = 400  # tokens of thought and answer: who has not answered by then goes round in circles
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """One mind-paced answer."""
+
+    reply: Reply
+    timing: SpeechTiming
+    prompt_tokens: int
+
+
+async def speak(client: StepAudioClient, item: Item, options: ChatOptions) -> Spoken:
+    """To the end. Raises RequestError."""
+    content, calls = "", []
+    async for delta in client.chat(item.request(), options):
+        content += delta.content
+        calls += delta.tool_calls
+    assert delta.speech and delta.usage
+    return Spoken(Reply(None, content or None, tuple(calls)), delta.speech, delta.usage.prompt_tokens)
+
+
+def greedy(mode: Mode, think_tokens: int, speak_tokens: int) -> ChatOptions:
+    """Unpaced: the thought alone decides when something is said."""
+    pace = MindPaced(mode, think_tokens, speak_tokens)
+    return ChatOptions(sampling=Sampling(max_tokens=LONGEST, temperature=0), mind_paced=pace)
+
+
+async def accuracy(address: str, items: Sequence[Item], think_tokens: int, speak_tokens: int, seed: int) -> str:
+    progress = Progress(0, len(items) * len(MODES), sys.stderr, "accuracy")
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def one(client: StepAudioClient, item: Item, mode: Mode) -> Spoken:
+        async with gate:
+            spoken = await speak(client, item, greedy(mode, think_tokens, speak_tokens))
+        progress.step()
+        return spoken
+
+    async with StepAudioClient(address) as client:
+        answers = iter(await asyncio.gather(*(one(client, item, mode) for item in items for mode in MODES)))
+    progress.close()
+    spoken: dict[Mode, list[Spoken]] = {mode: [] for mode in MODES}
+    for _ in items:
+        for mode in MODES:
+            spoken[mode].append(next(answers))
+    right = {
+        mode: [score(item, one.reply).correct for item, one in zip(items, spoken[mode], strict=True)] for mode in MODES
+    }
+    return "\n\n".join([_shares(spoken, right), _differences(right, seed)])
+
+
+def _shares(spoken: dict[Mode, list[Spoken]], right: dict[Mode, list[bool]]) -> str:
+    rows = []
+    for mode in MODES:
+        n, timings = len(right[mode]), [one.timing for one in spoken[mode]]
+        rows.append((
+            mode, str(n), f"{100 * sum(right[mode]) / n:.1f} %", _points(wilson(sum(right[mode]), n)),
+            f"{statistics.mean(timing.thought_before for timing in timings):.1f}",
+            f"{statistics.mean(timing.thought_tokens for timing in timings):.1f}",
+            f"{statistics.mean(len(timing.segments) for timing in timings):.1f}",
+            str(sum(timing.first_spoken is None for timing in timings)),
+        ))  # fmt: skip
+    headings = ("mode", "n", "right", "95 % interval", "thought before speech", "thought", "segments", "silent")
+    return markdown(headings, rows)
+
+
+def _differences(right: dict[Mode, list[bool]], seed: int) -> str:
+    rows = []
+    for mode, other in ((mode, other) for other in AGAINST for mode in MODES if mode != other):
+        pair = paired_difference(right[mode], right[other], seed)
+        rows.append((
+            f"{mode} less {other}", f"{100 * pair.value:+.1f} points", _points(pair.interval), str(pair.only_first),
+            str(pair.only_second), f"{pair.p:.2g}",
+        ))  # fmt: skip
+    return markdown(("same questions", "difference", "95 % interval", "only the one", "only the other", "p"), rows)
+
+
+def _points(interval: Interval) -> str:
+    return f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"

@@ -1,0 +1,84 @@
+"""Part 3 of mind_paced.py: which part of a segment's prompt and answer the KV cache holds already."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from bench import markdown
+from mind_paced_accuracy import Mode, greedy, speak
+
+from step_audio_client import Sampling, Segment, StepAudioClient
+from step_audio_evaluation.items import Item
+from step_audio_evaluation.run import Progress
+
+PACED: tuple[Mode, ...] = ("think_first", "speak_first")
+NUMBERED = 5  # segments that have a column of their own
+
+
+def in_conversation(item: Item, before: Sequence[Item]) -> Item:
+    """`item`, asked after spoken sums that were answered rightly; their system messages are left out."""
+    system = [message for message in item.messages if message["role"] == "system"]
+    turns = [message for message in item.messages if message["role"] != "system"]
+    history: list = []
+    for earlier in before:
+        history += [message for message in earlier.messages if message["role"] != "system"]
+        history.append({"role": "assistant", "content": f"{earlier.expected}."})
+    audio = tuple(recording for earlier in (*before, item) for recording in earlier.audio)
+    return replace(item, messages=(*system, *history, *turns), audio=audio)
+
+
+async def reuse(
+    address: str, items: Sequence[Item], turns: Sequence[int], questions: int, options: tuple[int, int], seed: int
+) -> str:
+    """One question at a time, no two with the same beginning.
+
+    new: nothing of the prompt was computed before it was asked. known: the conversation before the question was,
+    as it is where somebody has been talking with the model all along.
+    """
+    random = np.random.default_rng(seed)
+    rows = []
+    kinds = [
+        (length, mode, known) for length in turns for mode in PACED for known in ((False, True) if length else (False,))
+    ]
+    progress = Progress(0, len(kinds) * questions, sys.stderr, "reuse")
+    async with StepAudioClient(address) as client:
+        for n, (length, mode, known) in enumerate(kinds):
+            segments: list[Sequence[Segment]] = []
+            positions = []
+            for asked in range(questions):
+                item = items[(n * questions + asked) % len(items)]  # with enough of them none is asked twice
+                before = [items[k] for k in random.permutation(len(items))[:length]]
+                whole = in_conversation(item, before)
+                if known:
+                    await client.complete(_before_last(whole, item).request(), Sampling(max_tokens=1))
+                spoken = await speak(client, whole, greedy(mode, *options))
+                segments.append(spoken.timing.segments)
+                positions.append(spoken.prompt_tokens)
+                progress.step()
+            label = f"{length} turns before, {'known' if known else 'new'}" if length else "none before, new"
+            rows.append((label, mode, f"{statistics.mean(positions):.0f}", *_shares(segments)))
+    progress.close()
+    numbered = [f"segment {n + 1}" for n in range(NUMBERED)]
+    return markdown(("conversation", "mode", "positions", *numbered, "later", "all", "smallest"), rows)
+
+
+def _before_last(whole: Item, item: Item) -> Item:
+    """The conversation without its last question, and without the last answer."""
+    own = sum(message["role"] != "system" for message in item.messages)
+    return replace(whole, messages=whole.messages[: -own - 1], audio=whole.audio[: -len(item.audio)])
+
+
+def _shares(answers: Sequence[Sequence[Segment]]) -> list[str]:
+    """By number, then of later ones, of all, and the smallest of all. Formulation's own speech has no prompt."""
+    by_number: list[list[float]] = [[] for _ in range(NUMBERED + 1)]
+    for segments in answers:
+        for n, segment in enumerate(segments):
+            if segment.total_blocks:
+                by_number[min(n, NUMBERED)].append(segment.reused_blocks / segment.total_blocks)
+    every = [share for shares in by_number for share in shares]
+    means = [f"{100 * statistics.mean(shares):.0f} %" if shares else "" for shares in (*by_number, every)]
+    return [*means, f"{100 * min(every):.0f} %" if every else ""]

@@ -1,0 +1,157 @@
+"""Part 4 of mind_paced.py: what it costs to send the recordings' embeddings with every segment."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from dataclasses import replace
+from typing import TypeAlias
+
+import numpy as np
+from bench import markdown, median_ms
+
+from step_audio.audio import SAMPLE_RATE
+from step_audio.chat_template import OPEN_THOUGHT
+from step_audio_client import Audio, Sampling, StepAudioClient, user
+from step_audio_client.pipeline import Pipeline
+from step_audio_client.prepared import PreparedPrompt, PreparedRequest
+from step_audio_client.tokens import TokenRequest
+from step_audio_client.wire import BFLOAT16, infer_request
+from step_audio_evaluation.held_out import wav
+from step_audio_evaluation.run import Progress
+
+LENGTHS = (3, 25, 120)  # seconds of recording
+PUBLISHED = {"25 s": 315, "10 min": 7512}  # rows of the published model's prompt table
+WIDTH = 5120  # its hidden size
+WORDS = 100  # behind the prompt, new ones each time: about what the paper's first segment has
+ONE = Sampling(max_tokens=1, temperature=0)
+
+Way: TypeAlias = PreparedRequest | TokenRequest
+
+
+class Asker:
+    """Generations on a server and how long they take."""
+
+    def __init__(self, address: str, client: StepAudioClient, seed: int):
+        self.pipeline, self.client = Pipeline(address), client
+        self.random = np.random.default_rng(seed)
+
+    async def open(self) -> None:
+        self.tokenizer, info = await self.client.tokenizer(), await self.client.serving_info()
+        self.vocabulary, self.max_seq_len = info["vocab_size"], info["max_seq_len"]
+
+    def thought(self) -> str:
+        return " ".join(str(n) for n in self.random.integers(10, 100, WORDS))
+
+    async def prepare(self, request: TokenRequest) -> tuple[PreparedPrompt, float]:
+        start = time.perf_counter()
+        prompt = await self.pipeline.prepare(self.pipeline.run(), request)
+        return prompt, time.perf_counter() - start
+
+    async def first_token(self, request: Way) -> tuple[float, int]:
+        """Seconds, inputs made and the whole answer read, and the prompt's positions."""
+        start = time.perf_counter()
+        stop_ids = self.tokenizer.special.stop_ids
+        generation = self.pipeline.tokens(self.pipeline.run(), request, stop_ids, self.max_seq_len)
+        *_, last = [tokens async for tokens in generation]
+        return time.perf_counter() - start, last.prompt_tokens
+
+
+def megabytes(request: Way) -> float:
+    return infer_request(request.model, "0" * 32, request.inputs()).ByteSize() / 1e6
+
+
+async def ways_to_go_on(address: str, rounds: int, seed: int) -> str:
+    """A segment from the prompt that was prepared once, and through the whole pipeline again, in turns."""
+    rows = []
+    async with StepAudioClient(address) as client:
+        asker = Asker(address, client, seed)
+        await asker.open()
+        progress = Progress(0, len(LENGTHS) * rounds, sys.stderr, "table")
+        for seconds in LENGTHS:
+            noise = 0.1 * asker.random.standard_normal(seconds * SAMPLE_RATE).astype(np.float32).clip(-5, 5)
+            messages = [user(Audio(wav(noise)), "What do you hear?")]
+            rows.append(await _two_ways(asker, f"{seconds} s", messages, rounds, progress))
+        progress.close()
+        await asker.pipeline.close()
+    headings = (
+        "recording", "positions", "prepared once", "with the table", "whole again", "table / whole",
+        "sent with the table", "sent whole", "table comes back, once",
+    )  # fmt: skip
+    return markdown(headings, rows)
+
+
+async def _two_ways(asker: Asker, label: str, messages: list, rounds: int, progress: Progress) -> tuple[str, ...]:
+    asked = TokenRequest(messages, ONE)
+    prompt, _ = await asker.prepare(asked)
+    prepared_in: list[float] = []
+    taken: dict[type[Way], list[float]] = {PreparedRequest: [], TokenRequest: []}
+    for turn in range(-1, rounds):  # the first puts the prompt into the KV cache and does not count
+        text = [asker.thought() for _ in range(2)]
+        table = PreparedRequest(prompt, ONE, tuple(asker.tokenizer.encode(text[0])))
+        turns = [*messages, {"role": "assistant", "content": OPEN_THOUGHT + text[1]}]
+        whole = TokenRequest(turns, ONE, continue_final_message=True)
+        found = {}
+        for way in (table, whole) if turn % 2 else (whole, table):
+            found[type(way)] = await asker.first_token(way)
+        assert abs(found[PreparedRequest][1] - found[TokenRequest][1]) <= 8, found
+        _, seconds = await asker.prepare(asked)
+        if turn >= 0:
+            prepared_in.append(seconds)
+            for kind, (took, _) in found.items():
+                taken[kind].append(took)
+            progress.step()
+    table_mb, whole_mb = megabytes(table), megabytes(whole)
+    ratio = statistics.median(a / b for a, b in zip(taken[PreparedRequest], taken[TokenRequest], strict=True))
+    assert prompt.table is not None
+    return (
+        label, str(len(table)), median_ms(prepared_in), median_ms(taken[PreparedRequest]),
+        median_ms(taken[TokenRequest]), f"{ratio:.2f}", f"{table_mb:.2f} MB", f"{whole_mb:.2f} MB",
+        f"{prompt.table.nbytes / 1e6:.2f} MB",
+    )  # fmt: skip
+
+
+async def published_tables(address: str, rounds: int, seed: int) -> str:
+    """One token from a known prompt of the model with WIDTH, with a table and with as many positions of text."""
+    rows = []
+    async with StepAudioClient(address) as client:
+        asker = Asker(address, client, seed)
+        await asker.open()
+        bare, _ = await asker.prepare(TokenRequest([user("What do you hear?")], ONE))
+        progress = Progress(0, len(PUBLISHED) * (rounds + 1), sys.stderr, "published width")
+        for label, height in PUBLISHED.items():
+            prompts = (_with_table(bare, height, asker), _with_text(bare, height, asker))
+            taken: list[list[float]] = [[], []]
+            for turn in range(-1, rounds):
+                for n in (0, 1) if turn % 2 else (1, 0):
+                    seconds, _ = await asker.first_token(PreparedRequest(prompts[n], ONE))
+                    if turn >= 0:
+                        taken[n].append(seconds)
+                progress.step()
+            size = [megabytes(PreparedRequest(prompt, ONE)) for prompt in prompts]
+            more = statistics.median(a - b for a, b in zip(*taken, strict=True))
+            rate = f"{(size[0] - size[1]) / more / 1000:.1f} GB/s" if more > 0 else ""
+            rows.append((
+                label, f"{height:,} x {WIDTH}", f"{size[0]:.2f} MB", median_ms(taken[0]), f"{size[1]:.2f} MB",
+                median_ms(taken[1]), f"{more * 1000:.1f} ms", rate,
+            ))  # fmt: skip
+        progress.close()
+        await asker.pipeline.close()
+    headings = (
+        "recording", "table", "sent", "first token", "sent as text", "first token of text", "the table's share", "rate",
+    )  # fmt: skip
+    return markdown(headings, rows)
+
+
+def _with_table(bare: PreparedPrompt, height: int, asker: Asker) -> PreparedPrompt:
+    values = 0.1 * asker.random.standard_normal((1, height, WIDTH), np.float32)
+    table = (values.view(np.uint32) >> 16).astype(np.uint16).view(BFLOAT16)
+    extra = np.concatenate([np.full((1, height), 1 + height, np.uint64), np.zeros_like(bare.extra_ids)], axis=1)
+    ids = np.arange(height, dtype=np.int32)[None] + np.int32(asker.vocabulary)
+    return replace(bare, input_ids=np.concatenate([ids, bare.input_ids], axis=1), extra_ids=extra, table=table)
+
+
+def _with_text(bare: PreparedPrompt, height: int, asker: Asker) -> PreparedPrompt:
+    ids = asker.random.integers(0, 500, (1, height)).astype(np.int32)  # ids that every vocabulary has
+    return bare.reworded(np.concatenate([ids, bare.input_ids], axis=1), np.zeros((1, height + len(bare)), np.uint64))
