@@ -17,7 +17,7 @@ from step_audio_gateway.completions import Completion, Deltas, Item
 from step_audio_gateway.core import Gateway
 from step_audio_gateway.errors import ErrorBody, refused
 from step_audio_gateway.generations import EventStream, unless_gone
-from step_audio_gateway.options import chat_options, check_unsupported, split_final_message
+from step_audio_gateway.options import chat_options, check_mind_paced, check_unsupported, split_final_message
 from step_audio_gateway.responses import ChatCompletion
 from step_audio_gateway.schemas import ChatRequest
 
@@ -77,12 +77,13 @@ def chat_routes(gateway: Gateway) -> APIRouter:
         fields |= {"model": model, "stream": bool(body.stream)}
         check_unsupported(body)
         messages, proceed = split_final_message(body)
+        separate = settings.separate_reasoning if body.separate_reasoning is None else body.separate_reasoning
+        check_mind_paced(body, proceed, separate)
         options = chat_options(body, await gateway.client.tokenizer(), proceed, settings.request_timeout)
         limits = (await gateway.client.serving_info())["limits"]
         sent = await unless_gone(request.receive, client_messages(messages, limits, gateway.fetcher))
         if settings.log_content:
             fields["messages"] = _without_audio(sent)
-        separate = settings.separate_reasoning if body.separate_reasoning is None else body.separate_reasoning
         completion = Completion(model, raw=not separate, logprobs=bool(body.logprobs))
         fields["completion"] = completion.id
         deltas = _logged(gateway.answers(sent, options), fields, settings.log_content)

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
-from step_audio_client import ChatDelta, ChatUsage, RequestError, TokenLogprob, ToolCall, TtsContent
+from step_audio_client import ChatDelta, ChatUsage, RequestError, SpeechTiming, TokenLogprob, ToolCall, TtsContent
 from step_audio_gateway.errors import from_client
 from step_audio_gateway.responses import (
     ChatCompletion,
@@ -19,6 +19,7 @@ from step_audio_gateway.responses import (
     FinishReason,
     Logprob,
     Logprobs,
+    MindPacedSpeech,
     ReplyMessage,
     ReplyToolCall,
     SpokenContent,
@@ -95,6 +96,7 @@ class Completion:
             message=ReplyMessage(**message, **_spoken(answer.tts)),
             logprobs=_logprobs(answer.logprobs) if self.logprobs else None,
             finish_reason=self._finish_reason(answer.finish_reason) or "stop",
+            **_timing(answer.speech),
         )
 
     def _chunk_choice(self, index: int, delta: ChatDelta, first: bool) -> ChunkChoice | None:
@@ -112,6 +114,7 @@ class Completion:
             delta=ReplyMessage(**message),
             finish_reason=self._finish_reason(delta.finish_reason),
             **({"logprobs": _logprobs(delta.logprobs)} if self.logprobs and delta.logprobs else {}),
+            **_timing(delta.speech),
         )
 
     def _finish_reason(self, reason: FinishReason | None) -> FinishReason | None:
@@ -128,6 +131,7 @@ class _Answer:
         self.tts: TtsContent | None = None
         self.finish_reason: FinishReason | None = None
         self.usage: ChatUsage | None = None
+        self.speech: SpeechTiming | None = None
 
     def add(self, delta: ChatDelta) -> None:
         self.reasoning += delta.reasoning
@@ -140,6 +144,7 @@ class _Answer:
             self.tts = TtsContent(before.text + delta.tts.text, before.audio + delta.tts.audio)
         self.finish_reason = delta.finish_reason or self.finish_reason
         self.usage = delta.usage or self.usage
+        self.speech = delta.speech or self.speech
 
 
 def _reasoning(text: str) -> dict[str, str]:
@@ -153,6 +158,10 @@ def _tool_calls(calls: tuple[ToolCall, ...], chunk: bool) -> dict[str, list[Repl
 def _spoken(tts: TtsContent | None) -> dict[str, SpokenContent]:
     """Absent rather than null: the model card's client calls `tts_content.get`."""
     return {"tts_content": SpokenContent(tts_text=tts.text, tts_audio=tts.audio)} if tts else {}
+
+
+def _timing(speech: SpeechTiming | None) -> dict[str, Any]:
+    return {"mind_paced_speaking": MindPacedSpeech.of(speech)} if speech else {}
 
 
 def _logprobs(tokens: list[TokenLogprob] | tuple[TokenLogprob, ...]) -> Logprobs:

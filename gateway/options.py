@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from step_audio.tokenizer import Tokenizer
-from step_audio_client import ChatOptions, Guide, Sampling, Thinking
+from step_audio_client import ChatOptions, Guide, MindPaced, Sampling, Thinking
 from step_audio_gateway.errors import refused, unsupported
 from step_audio_gateway.schemas import ChatRequest, JsonObjectFormat, JsonSchemaFormat, Message, NamedToolChoice
 
@@ -61,6 +61,33 @@ def check_unsupported(request: ChatRequest) -> None:
         raise unsupported("reasoning_effort", "only none is; use thinking.budget_tokens")
 
 
+def check_mind_paced(request: ChatRequest, proceed: bool, separate: bool) -> None:
+    """Raises ApiError with the first parameter that does not go with Mind-Paced Speaking.
+
+    `proceed`: the last message is to be continued. `separate`: thought and answer come apart.
+    """
+    if request.mind_paced_speaking is None:
+        return
+    thinking, kwargs = request.thinking, request.chat_template_kwargs
+    asked = {
+        "n": request.n is not None and request.n > 1,
+        "logprobs": request.logprobs,
+        "response_format": _guide(request),
+        "thinking": thinking and (thinking.mode == "off" or thinking.budget_tokens is not None),
+        "chat_template_kwargs": kwargs and kwargs.enable_thinking is False,
+        "reasoning_effort": request.reasoning_effort == "none",
+        "tool_choice": request.tool_choice not in (None, "auto", "none"),
+        "min_tokens": request.min_tokens,
+        "continue_final_message": proceed,
+    }
+    for name, value in asked.items():
+        if value:
+            raise refused(f"{name} does not go with mind_paced_speaking", name, "unsupported_parameter")
+    if not separate:
+        said = "mind_paced_speaking needs separate_reasoning: thought and answer come interleaved"
+        raise refused(said, "separate_reasoning", "unsupported_parameter")
+
+
 def split_final_message(request: ChatRequest) -> tuple[list[Message], bool]:
     """The messages to send, and whether the last one is to be continued.
 
@@ -101,6 +128,7 @@ def chat_options(request: ChatRequest, tokenizer: Tokenizer, proceed: bool, time
         logprobs=bool(request.logprobs),
         skip_special_tokens=request.skip_special_tokens is not False,
         continue_final_message=proceed,
+        mind_paced=MindPaced(**dict(pace)) if (pace := request.mind_paced_speaking) else None,
         timeout=timeout,
     )
     return [_with_seed(options, request.seed, i) for i in range(request.n or 1)]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel
 
-from step_audio_client import ChatUsage, TokenLogprob, ToolCall
+from step_audio_client import ChatUsage, Segment, SpeechTiming, TokenLogprob, ToolCall
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -93,11 +93,64 @@ class ReplyMessage(BaseModel):
     tts_content: SpokenContent | None = None
 
 
+class SpokenSegment(BaseModel):
+    """A piece of the answer, made out of the first `thought_tokens` of the thought. Blocks are of the KV cache."""
+
+    begun: float
+    first: float | None
+    last: float | None
+    thought_tokens: int
+    spoken_tokens: int
+    prompt_blocks: int
+    reused_blocks: int
+
+    @classmethod
+    def of(cls, segment: Segment) -> Self:
+        return cls(
+            begun=round(segment.begun, 3),
+            first=_milliseconds(segment.first),
+            last=_milliseconds(segment.last),
+            thought_tokens=segment.thought_tokens,
+            spoken_tokens=segment.spoken_tokens,
+            prompt_blocks=segment.total_blocks,
+            reused_blocks=segment.reused_blocks,
+        )
+
+
+class MindPacedSpeech(BaseModel):
+    """How a mind-paced answer went; times are seconds since the question came, null for what did not happen."""
+
+    first_spoken_seconds: float | None
+    thought_tokens_before: int
+    thought_tokens: int
+    thought_seconds: float | None
+    underruns: int
+    silence_seconds: float
+    segments: list[SpokenSegment]
+
+    @classmethod
+    def of(cls, timing: SpeechTiming) -> Self:
+        return cls(
+            first_spoken_seconds=_milliseconds(timing.first_spoken),
+            thought_tokens_before=timing.thought_before,
+            thought_tokens=timing.thought_tokens,
+            thought_seconds=_milliseconds(timing.thought_ended),
+            underruns=timing.underruns,
+            silence_seconds=round(timing.silence, 3),
+            segments=[SpokenSegment.of(segment) for segment in timing.segments],
+        )
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
+
+
 class Choice(BaseModel):
     index: int
     message: ReplyMessage
     logprobs: Logprobs | None
     finish_reason: FinishReason
+    mind_paced_speaking: MindPacedSpeech | None = None
 
 
 class ChatCompletion(BaseModel):
@@ -114,6 +167,7 @@ class ChunkChoice(BaseModel):
     delta: ReplyMessage
     logprobs: Logprobs | None = None
     finish_reason: FinishReason | None
+    mind_paced_speaking: MindPacedSpeech | None = None  # with the finish_reason
 
 
 class ChatCompletionChunk(BaseModel):

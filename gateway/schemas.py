@@ -6,13 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
 
-from step_audio_client import Sampling
+from step_audio_client import MindPaced, Sampling
 
 Role = Literal[
     "system", "developer", "user", "human", "assistant", "tool", "function", "function_output", "input", "observer"
 ]
 
 DEFAULTS = Sampling()
+PACE = MindPaced()
 MAX_ANSWERS = 128
 MAX_STOPS = 64
 Word = Annotated[str, Field(min_length=1, max_length=1024)]
@@ -162,6 +163,27 @@ class ThinkingControl(BaseModel):
     )
 
 
+class MindPacedControl(BaseModel):
+    """Speak while the thought goes on (Mind-Paced Speaking): `reasoning_content` and `content` come interleaved."""
+
+    model_config = ConfigDict(extra="forbid")  # a misspelt number would leave its default in force
+
+    mode: Literal["think_first", "speak_first", "think_before_speak", "no_think"] = Field(
+        PACE.mode,
+        description="think_first: speak after the first think_tokens; speak_first: the first speak_tokens without a "
+        "thought; think_before_speak, no_think: all of the thought first, or none",
+    )
+    think_tokens: PositiveInt = Field(PACE.think_tokens, le=2**31 - 1, description="of thought, per piece of answer")
+    speak_tokens: PositiveInt = Field(PACE.speak_tokens, le=2**31 - 1, description="of the answer, at most, per piece")
+    speech_rate: float | None = Field(
+        PACE.speech_rate,
+        ge=0.1,
+        le=1000,
+        description="tokens a second at which the answer is played; the next piece is there when it is needed. Null: "
+        "the thought alone sets the pace",
+    )
+
+
 class ChatTemplateKwargs(BaseModel):
     enable_thinking: bool | None = Field(None, description="false is the same as thinking.mode off")
 
@@ -207,6 +229,7 @@ class ChatRequest(BaseModel):
         None, description="go on with the last message; default: if it is the assistant's, with text, and not ended"
     )
     thinking: ThinkingControl | None = None
+    mind_paced_speaking: MindPacedControl | None = None
     chat_template_kwargs: ChatTemplateKwargs | None = None
     reasoning_effort: str | None = Field(None, description="only `none`, the same as thinking.mode off")
     separate_reasoning: bool | None = Field(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import io
 import json
@@ -15,32 +14,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import openai
 import pytest
 import soxr
+from front_door_fixture import active, door, messages
 from selenium.webdriver.common.keys import Keys
 
 from browser import Page, browser, needs_browser
 from step_audio.audio import SAMPLE_RATE, decode_audio
-from step_audio.serving.demo import VOICE, free_ports
+from step_audio.serving.demo import VOICE
 from step_audio_evaluation.held_out import held_out
 from step_audio_evaluation.items import Item
-from step_audio_gateway.beside import GatewayProcess
-from step_audio_gateway.settings import GatewaySettings
 from step_audio_training.arithmetic import spell_numbers
 from step_audio_training.speech import speak
 
 SCREENSHOTS = os.environ.get("SCREENSHOTS")  # a folder to keep the pictures of the page in
-
-
-def door(address: str) -> Iterator[str]:
-    (port,) = free_ports(1)
-    process = GatewayProcess(GatewaySettings.create(port=port, triton=[address], served_model_name=["R1"]))
-    process.start()
-    yield f"http://localhost:{port}"
-    process.stop()
 
 
 @pytest.fixture(scope="module")
@@ -52,22 +41,6 @@ def url(listener) -> Iterator[str]:
 def client(url):
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120) as client:
         yield client
-
-
-def messages(item: Item) -> list[dict[str, Any]]:
-    """As an OpenAI client sends them: recordings as base64 within the message."""
-    recordings = iter(item.audio)
-
-    def part(value: dict[str, Any]) -> dict[str, Any]:
-        if value["type"] != "audio":
-            return value
-        data = base64.b64encode(bytes(next(recordings))).decode()
-        return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
-
-    return [
-        {**m, "content": [part(p) for p in m["content"]]} if isinstance(m["content"], list) else m
-        for m in item.messages
-    ]
 
 
 def ask_all(url: str, items: list[Item], **options: Any) -> list[Any]:
@@ -223,23 +196,15 @@ def test_hold_speak_and_watch_it_think(driver, url):
 def test_stop_frees_the_slot(driver, service):
     """With random weights, which never come to an end."""
 
-    def active() -> float:
-        page = httpx.get(f"http://127.0.0.1:{service.settings.metrics_port}/metrics").text
-        return sum(
-            float(line.rsplit(" ", 1)[1])
-            for line in page.splitlines()
-            if line.startswith("nv_trt_llm_request_metrics") and 'request_type="active"' in line
-        )
-
     with contextlib.contextmanager(door)(service.address) as url:
         page = opened(driver, url)
         page.set("max_tokens", "20000")
         page.type("Think" + Keys.ENTER)
         page.wait(lambda: len(page.text(".thought-text")) > 20, "the thought")
-        assert active() == 1
+        assert active(service) == 1
         page.find("body").send_keys(Keys.ESCAPE)
         page.wait_state("stopped")
         end = time.monotonic() + 10
-        while active() and time.monotonic() < end:
+        while active(service) and time.monotonic() < end:
             time.sleep(0.05)
-        assert active() == 0
+        assert active(service) == 0
