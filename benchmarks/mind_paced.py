@@ -12,17 +12,18 @@ latency     Time to the answer's first text. Each question is asked in each mode
             ends a thought, so think_before_speak there is a thought that the client library cuts off after so many
             tokens (`Thinking(budget=...)`). That goes through the pipeline twice, so it has one encoding of the
             recording too many: some tens of milliseconds. What it says makes no sense; only time counts.
-reuse       The trained model's sums behind other sums, spoken and answered, with nothing of it in the KV cache (new)
-            or all but the last question (known), and alone. For each of Articulation's segments, blocks of 32 tokens
-            that were found in the cache, over those that its prompt and its answer take. Neither a prompt's last,
-            partly filled block nor the answer's can be found, so short prompts cannot have large shares.
+reuse       The trained model's sums, alone and behind other sums that were spoken and answered. For each of
+            Articulation's segments, blocks of 32 tokens that were found in the KV cache, over those that its prompt
+            and its answer take. Formulation has computed the prompt by then; a prompt's last, partly filled block and
+            the answer's can never be found, so short prompts cannot have large shares.
 table       A segment asked for by a prepared prompt, with its table of embeddings, and by the whole request again,
             the recording sent, featurized and encoded anew: both from a prompt in the KV cache and some 300 tokens
             behind it that are not, one token asked for. Small random model, hidden 256, encoder of 2 layers: the
             published one's encoder costs more, and so does its table, 20 times as wide.
             Its size is measured apart: a random decoder of hidden 5120 and one layer gets a table of random rows, and
             as many positions of text instead, in turns, both in the KV cache. The difference is what it takes to send
-            so much by gRPC on one machine and to hand it to the engine, which then has no need of it.
+            so much by gRPC on one machine and to hand it to the engine, which then has no need of it; the
+            backend that serves on CPUs makes float32 of it, NVIDIA's does not.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import numpy as np
 from bench import markdown
 from mind_paced_accuracy import Mode, greedy, speak
 
-from step_audio_client import Sampling, Segment, StepAudioClient
+from step_audio_client import Segment, StepAudioClient
 from step_audio_evaluation.items import Item
 from step_audio_evaluation.run import Progress
 
@@ -34,42 +34,27 @@ def in_conversation(item: Item, before: Sequence[Item]) -> Item:
 async def reuse(
     address: str, items: Sequence[Item], turns: Sequence[int], questions: int, options: tuple[int, int], seed: int
 ) -> str:
-    """One question at a time, no two with the same beginning.
-
-    new: nothing of the prompt was computed before it was asked. known: the conversation before the question was,
-    as it is where somebody has been talking with the model all along.
-    """
+    """One question at a time, each behind a conversation of its own."""
     random = np.random.default_rng(seed)
     rows = []
-    kinds = [
-        (length, mode, known) for length in turns for mode in PACED for known in ((False, True) if length else (False,))
-    ]
+    kinds = [(length, mode) for length in turns for mode in PACED]
     progress = Progress(0, len(kinds) * questions, sys.stderr, "reuse")
     async with StepAudioClient(address) as client:
-        for n, (length, mode, known) in enumerate(kinds):
+        for n, (length, mode) in enumerate(kinds):
             segments: list[Sequence[Segment]] = []
             positions = []
             for asked in range(questions):
                 item = items[(n * questions + asked) % len(items)]  # with enough of them none is asked twice
                 before = [items[k] for k in random.permutation(len(items))[:length]]
                 whole = in_conversation(item, before)
-                if known:
-                    await client.complete(_before_last(whole, item).request(), Sampling(max_tokens=1))
                 spoken = await speak(client, whole, greedy(mode, *options))
                 segments.append(spoken.timing.segments)
                 positions.append(spoken.prompt_tokens)
                 progress.step()
-            label = f"{length} turns before, {'known' if known else 'new'}" if length else "none before, new"
-            rows.append((label, mode, f"{statistics.mean(positions):.0f}", *_shares(segments)))
+            rows.append((f"{length} turns before", mode, f"{statistics.mean(positions):.0f}", *_shares(segments)))
     progress.close()
     numbered = [f"segment {n + 1}" for n in range(NUMBERED)]
     return markdown(("conversation", "mode", "positions", *numbered, "later", "all", "smallest"), rows)
-
-
-def _before_last(whole: Item, item: Item) -> Item:
-    """The conversation without its last question, and without the last answer."""
-    own = sum(message["role"] != "system" for message in item.messages)
-    return replace(whole, messages=whole.messages[: -own - 1], audio=whole.audio[: -len(item.audio)])
 
 
 def _shares(answers: Sequence[Sequence[Segment]]) -> list[str]:
