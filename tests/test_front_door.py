@@ -193,6 +193,18 @@ def test_hold_speak_and_watch_it_think(driver, url):
 
 
 @needs_browser
+def test_watch_it_speak_while_it_thinks(driver, url):
+    page = opened(driver, url)
+    for name, value in {"temperature": "0", "pace": "speak_first", "think_tokens": "12", "speak_tokens": "2"}.items():
+        page.set(name, value)
+    page.type("How much is 48 plus 34?" + Keys.ENTER)
+    page.wait_state("done")
+    assert page.text(".thought-text") and page.text(".answer")
+    facts = dict(zip(*([cell.text for cell in page.all(f".facts {tag}")] for tag in ("dt", "dd")), strict=True))
+    assert facts["first spoken"].endswith(" s") and facts["thought before"] == "0 tokens" and "underruns" in facts
+
+
+@needs_browser
 def test_stop_frees_the_slot(driver, service):
     """With random weights, which never come to an end."""
 

@@ -33,17 +33,18 @@ async function run(exchange, view) {
   announce("Waiting for the model");
   try {
     const body = { ...settings.body(), messages: conversation.messagesFor(exchange, settings.instructions) };
+    reply.paced = "mind_paced_speaking" in body;
     let state = "";
     for await (const chunk of streamChat(body, settings.key, controller.signal)) {
       if (controller.signal.aborted) break;
       reply.push(chunk);
       if (reply.state !== state && reply.state === "thinking") announce("Thinking");
       state = reply.state;
-      if (settings.readAloud) speech.follow(reply.content, false);
+      if (settings.readAloud) speech.follow(reply.content, { inPieces: reply.paced });
       keepInSight(() => view.update());
     }
     reply.end(controller.signal.aborted ? "stopped" : "done");
-    if (settings.readAloud && reply.state === "done") speech.follow(reply.content, true);
+    if (settings.readAloud && reply.state === "done") speech.follow(reply.content, { complete: true });
   } catch (error) {
     reply.end(controller.signal.aborted ? "stopped" : "failed");
     if (reply.state === "failed") trouble = error.message;

@@ -96,12 +96,14 @@ export class ExchangeView {
   #draw() {
     const { reply, fold } = this;
     this.node.dataset.state = reply.state;
+    this.node.dataset.thinking = String(reply.thinking);
     const atEnd = this.thought.scrollHeight - this.thought.scrollTop - this.thought.clientHeight < 24;
     extend(this.thoughtText, reply.reasoning);
     if (atEnd) this.thought.scrollTop = this.thought.scrollHeight;
     extend(this.answerText, reply.content);
     this.answer.hidden = !reply.content;
-    if (reply.firstAnswer !== null && !this.foldIsTheirs) fold.open = false;
+    const thoughtIsOver = reply.paced ? reply.ended !== null : reply.firstAnswer !== null;
+    if (thoughtIsOver && !this.foldIsTheirs) fold.open = false;
     fold.hidden = !reply.reasoning && reply.state !== "waiting";
     this.thought.hidden = !reply.reasoning;
     this.#drawThoughtLine();
@@ -117,7 +119,7 @@ export class ExchangeView {
       this.thoughtCount.textContent = duration(reply.elapsed);
       return;
     }
-    this.thoughtTitle.textContent = reply.state === "thinking" ? "Thinking" : "Thought";
+    this.thoughtTitle.textContent = reply.thinking ? "Thinking" : "Thought";
     const number = `${tokens === null ? "≈ " : ""}${count(spent)} token${spent === 1 ? "" : "s"}`;
     this.thoughtCount.textContent = `${duration(reply.thinkingTime)} · ${number}`;
   }
@@ -151,11 +153,7 @@ export class ExchangeView {
   /** The strip of time and the counts below a finished reply. */
   #drawFoot() {
     const { reply } = this;
-    const stretches = [
-      ["wait", "listening", reply.firstThought ?? reply.firstAnswer ?? reply.ended],
-      ["think", "thinking", reply.thinkingTime],
-      ["speak", "answering", reply.firstAnswer === null ? 0 : reply.ended - reply.firstAnswer],
-    ].filter(([, , time]) => time > 0);
+    const stretches = reply.stretches();
     const label = stretches.map(([, name, time]) => `${duration(time)} ${name}`).join(", ");
     const strip = element("div", { className: "strip", role: "img", "aria-label": label, title: label });
     for (const [name, , time] of stretches) {
@@ -170,6 +168,7 @@ export class ExchangeView {
     if (reply.firstThought !== null) fact("first thought", duration(reply.firstThought), "think");
     if (reply.firstAnswer !== null) fact("first answer", duration(reply.firstAnswer), "speak");
     fact("in all", duration(reply.ended));
+    if (reply.speech) this.#speechFacts(fact);
     if (reply.usage) this.#usageFacts(fact);
     this.foot.replaceChildren(strip, facts);
     if (reply.content) this.foot.append(this.#copyButton());
@@ -188,6 +187,15 @@ export class ExchangeView {
       const rate = usage.completion_tokens / (writing / 1000);
       fact("tokens/s", rate.toFixed(rate < 100 ? 1 : 0));
     }
+  }
+
+  /** Of an answer that was spoken while the model thought. */
+  #speechFacts(fact) {
+    const { speech } = this.reply;
+    if (speech.first_spoken_seconds !== null) fact("first spoken", duration(1000 * speech.first_spoken_seconds), "speak");
+    fact("thought before", `${count(speech.thought_tokens_before)} tokens`, "think");
+    const silence = speech.underruns ? ` · ${duration(1000 * speech.silence_seconds)}` : "";
+    fact("underruns", `${count(speech.underruns)}${silence}`);
   }
 
   #copyButton() {

@@ -1,3 +1,5 @@
+const QUIET = 1000; // ms: a thought that goes on beside the answer, silent for so long, is taken to be over
+
 /** What the model has said so far, and when. Times are in milliseconds since the request left. */
 export class Reply {
   reasoning = "";
@@ -8,21 +10,48 @@ export class Reply {
   finishReason = null;
   state = "waiting"; // → thinking → answering → done | stopped | failed
   firstThought = null;
+  lastThought = null;
   firstAnswer = null;
   ended = null;
+  paced = false; // asked to speak while it thinks
+  speech = null; // how that went, in the server's words
   #sent = performance.now();
 
   get elapsed() {
     return this.ended ?? performance.now() - this.#sent;
   }
 
+  /** Whether the thought, or the wait for it, still goes on. */
+  get thinking() {
+    if (this.state !== "answering") return this.state === "waiting" || this.state === "thinking";
+    return this.paced && this.elapsed - (this.lastThought ?? this.firstAnswer) < QUIET;
+  }
+
   /** How long the thought took, or has taken so far. */
   get thinkingTime() {
-    return this.firstThought === null ? 0 : (this.firstAnswer ?? this.elapsed) - this.firstThought;
+    if (this.firstThought === null) return 0;
+    const paced = this.thinking ? null : this.lastThought;
+    const end = this.paced ? paced : this.firstAnswer;
+    return (end ?? this.elapsed) - this.firstThought;
   }
 
   get reasoningTokens() {
     return this.usage?.completion_tokens_details?.reasoning_tokens ?? null;
+  }
+
+  /** Of a reply that is over, what came after what: [kind, name, milliseconds]. */
+  stretches() {
+    const { ended } = this;
+    const [thought, answer] = [this.firstThought ?? ended, this.firstAnswer ?? ended];
+    const thoughtEnd = thought + this.thinkingTime;
+    const both = Math.max(0, thoughtEnd - Math.max(thought, answer));
+    return [
+      ["wait", "listening", Math.min(thought, answer)],
+      ...(answer < thought ? [["speak", "answering", thought - answer]] : []),
+      ["think", "thinking", Math.min(answer, thoughtEnd) - thought],
+      ["both", "thinking and answering", both],
+      ["speak", "answering", ended - Math.max(answer, thoughtEnd)],
+    ].filter(([, , time]) => time > 0);
   }
 
   /** A chunk of the stream. */
@@ -32,8 +61,9 @@ export class Reply {
     if (!choice) return;
     const { reasoning_content: reasoning, content, tool_calls: calls } = choice.delta ?? {};
     if (reasoning) {
-      this.firstThought ??= this.elapsed;
-      this.state = "thinking";
+      this.lastThought = this.elapsed;
+      this.firstThought ??= this.lastThought;
+      if (this.firstAnswer === null) this.state = "thinking";
       this.reasoning += reasoning;
       this.pieces++;
     }
@@ -49,6 +79,7 @@ export class Reply {
       call.arguments += called?.arguments ?? "";
     }
     this.finishReason = choice.finish_reason ?? this.finishReason;
+    this.speech = choice.mind_paced_speaking ?? this.speech;
   }
 
   /** The stream is over: `state` is "done", "stopped" or "failed". */

@@ -1,5 +1,6 @@
 const STORE = "step-audio-playground";
 const KEY_STORE = "step-audio-playground-key"; // of this tab only: a key should not outlive it
+const PACE = ["think_tokens", "speak_tokens", "speech_rate"];
 const SMALLEST_BUDGET = 16; // tokens; each notch of the dial doubles it
 
 /** The settings form: what the user chose, kept from visit to visit. */
@@ -45,6 +46,10 @@ export class Settings {
       thinking: { mode: fields.thinking.value === "off" ? "off" : "on" },
     };
     if (fields.thinking.value === "budget") body.thinking.budget_tokens = this.#budget;
+    if (this.#paced) {
+      body.mind_paced_speaking = { mode: fields.pace.value };
+      for (const name of PACE) body.mind_paced_speaking[name] = fields[name].valueAsNumber;
+    }
     if (fields.max_tokens.value) body.max_tokens = fields.max_tokens.valueAsNumber;
     if (fields.seed.value) body.seed = fields.seed.valueAsNumber;
     const tools = parseTools(fields.tools.value);
@@ -64,12 +69,24 @@ export class Settings {
     return SMALLEST_BUDGET * 2 ** this.form.elements.budget.valueAsNumber;
   }
 
+  /** Only a thought of its own length can be spoken from. */
+  get #paced() {
+    const { thinking, pace } = this.form.elements;
+    return thinking.value === "on" && pace.value !== "off";
+  }
+
   #changed() {
     const fields = this.form.elements;
     fields.budget_shown.value = `${this.#budget.toLocaleString()} tokens`;
     fields.temperature_shown.value = fields.temperature.valueAsNumber.toFixed(2);
     fields.top_p_shown.value = fields.top_p.valueAsNumber.toFixed(2);
     fields.budget.closest(".field").hidden = fields.thinking.value !== "budget";
+    this.form.querySelector("#pace").hidden = fields.thinking.value !== "on";
+    for (const name of PACE) {
+      const unit = name === "speech_rate" ? "tokens/s" : "tokens";
+      fields[`${name}_shown`].value = `${fields[name].valueAsNumber.toLocaleString()} ${unit}`;
+      fields[name].closest(".field").hidden = !this.#paced;
+    }
     try {
       const { length } = parseTools(fields.tools.value);
       fields.tools_shown.value = length ? `${length} tool${length > 1 ? "s" : ""}` : "";
