@@ -12,6 +12,7 @@ latency     Time to the answer's first text. Each question is asked in each mode
             ends a thought, so think_before_speak there is a thought that the client library cuts off after so many
             tokens (`Thinking(budget=...)`). That goes through the pipeline twice, so it has one encoding of the
             recording too many: some tens of milliseconds. What it says makes no sense; only time counts.
+            Client and server share the machine: where cores are few, the client's waits for one are in the figures.
 reuse       The trained model's sums, alone and behind other sums that were spoken and answered. For each of
             Articulation's segments, blocks of 32 tokens that were found in the KV cache, over those that its prompt
             and its answer take. Formulation has computed the prompt by then; a prompt's last, partly filled block and
