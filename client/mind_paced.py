@@ -264,7 +264,7 @@ class MindPacedSpeaker:
         """Of generation n of this answer."""
         sampling = self._options.sampling
         seed = None if sampling.seed is None else (sampling.seed + n) % 2**64
-        return replace(sampling, max_tokens=most, min_tokens=None, seed=seed)
+        return replace(sampling, max_tokens=most, seed=seed)
 
     # Tasks and time
 
@@ -343,6 +343,7 @@ def check(options: ChatOptions) -> None:
         "logprobs": options.logprobs or options.sampling.logprobs,
         "continue_final_message": options.continue_final_message,
         "tool_choice": options.tool_choice not in ("auto", "none"),
+        "min_tokens": options.sampling.min_tokens is not None,
     }
     for name, given in refused.items():
         if given:
