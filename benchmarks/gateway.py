@@ -51,7 +51,7 @@ async def through_http(url: str, at_once: int, audio: Audio) -> tuple[float, flo
                 chunk = json.loads(line.removeprefix("data: "))
                 if chunk.get("usage"):
                     tokens = chunk["usage"]["completion_tokens"]
-                elif first is None and any(c["delta"].get("reasoning_content") for c in chunk["choices"]):
+                elif first is None and chunk["choices"]:  # there may be no text yet: tokens are random bytes
                     first = time.perf_counter() - start
         firsts.append(first)
         return tokens

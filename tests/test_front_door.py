@@ -128,6 +128,15 @@ def test_a_call_can_be_demanded(url, choice):
         assert reply.choices[0].message.reasoning_content.startswith("I hear: ")
 
 
+def test_dictation(client):
+    """`/v1/audio/transcriptions`, which asks without a thought."""
+    right = 0
+    for item in held_out(["transcription"], 10, seed=4):
+        audio = ("question.wav", bytes(item.audio[0]), "audio/wav")
+        right += client.audio.transcriptions.create(model="R1", file=audio).text == item.expected
+    assert right >= 7
+
+
 def test_how_long_it_thinks(url):
     items = held_out(["arithmetic"], 4, seed=8)
     whole = ask_all(url, items)

@@ -326,3 +326,13 @@ def test_training_resumes_and_exports(tmp_path, monkeypatch, tokenizer_json, one
         run(tmp_path / "whole", recipe, 0, "cpu", print)
     with pytest.raises(ArtefactError, match="other settings"):
         train.train(tmp_path / "whole", Recipe(seed=4, steps=6), 0, "cpu")
+
+    # A refinement begins with the weights of the other: at a rate of next to nothing it ends with them, too.
+    still = Recipe(seed=5, steps=1, alignment_steps=0, learning_rate=1e-12)
+    refined, tokenizer = train.train(tmp_path / "refined", still, 0, "cpu", tmp_path / "whole")
+    assert tokenizer == tokenizer_json
+    with torch.no_grad():
+        for name, value in train.train(tmp_path / "whole", recipe, 0, "cpu")[0].named_parameters():
+            assert torch.allclose(value, refined.get_parameter(name), atol=1e-9), name
+    with pytest.raises(ArtefactError, match="does not exist: give the output of a training"):
+        train.train(tmp_path / "none", still, 0, "cpu", tmp_path / "nothing")
