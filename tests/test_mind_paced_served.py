@@ -99,7 +99,7 @@ def test_a_prompt_is_shared_between_segments(listener, questions):
         return await answer(client, history + questions[1], mind_paced=pace)
 
     _, _, last = with_client(listener, use)
-    assert last.usage.prompt_tokens > 1000 and len(last.speech.segments) > 2
+    assert last.usage.prompt_tokens > 1000 and len(last.speech.segments) > 1
     for segment in last.speech.segments[1:]:
         assert segment.reused_blocks / segment.total_blocks >= 0.9
 
