@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from step_audio_client import ChatDelta
 
 LATENCY = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)  # seconds
+TOKEN_LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)  # seconds
 
 
 class Metrics:
@@ -34,6 +35,12 @@ class Metrics:
             buckets=LATENCY,
             registry=self.registry,
         )
+        self.between = Histogram(
+            "step_audio_inter_token_latency_seconds",
+            "From one token of an answer to the next; those that come together share the time",
+            buckets=TOKEN_LATENCY,
+            registry=self.registry,
+        )
         self.tokens = Counter(
             "step_audio_tokens",
             "Prompt, of which audio; completion, of which reasoning",
@@ -50,12 +57,18 @@ class Metrics:
     async def observed(self, answer: AsyncGenerator[ChatDelta]) -> AsyncGenerator[ChatDelta]:
         """The answer's deltas, counted on their way."""
         start, told, finished = time.monotonic(), False, False
+        last: float | None = None  # when the last token came
         self.in_flight.inc()
         try:
             async for delta in answer:
                 if not told and delta.raw:
                     told = True
                     self.first.observe(time.monotonic() - start)
+                if delta.token_ids:
+                    now = time.monotonic()
+                    for _ in delta.token_ids if last is not None else ():
+                        self.between.observe((now - last) / len(delta.token_ids))
+                    last = now
                 if delta.usage:
                     finished = True
                     self.tokens.labels("prompt").inc(delta.usage.prompt_tokens)

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 
@@ -503,6 +504,18 @@ async def test_metrics():
     assert "step_audio_time_to_first_token_seconds_count 2.0" in lines
     assert "step_audio_answers_running 0.0" in lines and "step_audio_answers_unfinished_total 1.0" in lines
     assert not any("/made/up" in line for line in lines)
+
+
+async def test_time_between_tokens():
+    """Of three tokens after the first: one 0.12 s behind it, two together 0.4 s later."""
+    deltas = [replace(REPLY[0], token_ids=ids) for ids in [(1,), (2,), (3, 4)]]
+    fake = FakeClient(lambda m, o: [0.3, deltas[0], 0.12, deltas[1], 0.4, deltas[2], *REPLY[1:]])
+    async with http(fake) as client:
+        await client.post(CHAT, json={"messages": HELLO})
+        lines = (await client.get("/metrics")).text.splitlines()
+    name = "step_audio_inter_token_latency_seconds"
+    assert f"{name}_count 3.0" in lines
+    assert [f'{name}_bucket{{le="{le}"}} {n}' in lines for le, n in [("0.1", 0.0), ("0.5", 3.0)]] == [True, True]
 
 
 @pytest.mark.parametrize("body", [{}, {"stream": True}, {"n": 3}, {"n": 3, "stream": True}])
