@@ -26,6 +26,7 @@ CLIP = 25 * 16_000
 @dataclass
 class Greedy:
     tokens: list[int]
+    logprobs: list[float]
     margin: float  # the smallest lead of a chosen logit over the next best one
 
 
@@ -121,17 +122,18 @@ class Reference:
     @torch.no_grad()
     def greedy(self, prompt: str, recordings: list[bytes], max_tokens: int) -> Greedy:
         inputs = self.prompt_embeddings(prompt, recordings)[None]
-        cache, tokens, margin = None, [], float("inf")
+        cache, tokens, logprobs, margin = None, [], [], float("inf")
         for _ in range(max_tokens):
             output = self.model(inputs_embeds=inputs, past_key_values=cache, use_cache=True)
             cache = output.past_key_values
             best = output.logits[0, -1].topk(2)
             margin = min(margin, float(best.values[0] - best.values[1]))
             tokens.append(int(best.indices[0]))
+            logprobs.append(float(output.logits[0, -1].log_softmax(-1)[tokens[-1]]))
             if tokens[-1] in self.stop_ids:
                 break
             inputs = self.model.model.embed_tokens(best.indices[0][None, None])
-        return Greedy(tokens, margin)
+        return Greedy(tokens, logprobs, margin)
 
 
 def sine_speech(seconds: float, seed: int, rate: int = 16_000) -> bytes:

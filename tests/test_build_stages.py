@@ -407,7 +407,8 @@ def test_a_plan_that_does_not_fit(tiny, tmp_path, machine):
 
 
 MAIN = """
-import argparse, sys
+import argparse, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started under
 from step_audio_build.build_command import add_build
 parser = argparse.ArgumentParser()
 add_build(parser.add_subparsers())

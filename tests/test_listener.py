@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -67,15 +68,27 @@ def prompt(item) -> str:
     return "".join([*pieces, f"<|BOT|>human\n{text}<|EOT|><|BOT|>assistant\n<think>\n"])
 
 
-def test_tokens_are_those_of_an_independent_reference(graded):
-    reference = Reference(embedded_checkpoint())
+def test_tokens_are_those_of_an_independent_reference(listener, graded):
+    """And as likely: what the model is trained to overlook, as a louder recording, moves probabilities only."""
     asked = [one for one in graded if one.item.task not in ("second_turn", "text_only")]
     chosen = {one.item.id: one for one in asked if int(one.item.id[-1]) in (0, 5)}  # some of each task
     assert len(chosen) >= 8
-    for one in chosen.values():
+
+    async def ask():
+        async with StepAudioClient(listener.address) as client:
+            sampling = replace(GREEDY, logprobs=True)
+            asked = [
+                client.complete(one.item.request(), sampling, tools=one.item.tools or None) for one in chosen.values()
+            ]
+            return await asyncio.wait_for(asyncio.gather(*asked), timeout=120)
+
+    reference = Reference(embedded_checkpoint())
+    for one, again in zip(chosen.values(), asyncio.run(ask()), strict=True):
         served, request = one.answer.token_ids, (prompt(one.item), [bytes(a) for a in one.item.audio])
         assert one.answer.prompt_tokens == len(reference.prompt_embeddings(*request))
         expected = reference.greedy(*request, len(served) + 1)
         stopped = [token for token in expected.tokens if token not in reference.stop_ids]
         if expected.margin > 1e-3:  # the last digits of a float decide a near-tie
             assert [token for token in served if token not in reference.stop_ids] == stopped, one.item.id
+            # Float32 on both sides: they differ by 1e-5.
+            assert again.logprobs == pytest.approx(expected.logprobs[: len(again.logprobs)], abs=2e-4), one.item.id
