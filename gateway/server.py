@@ -51,11 +51,15 @@ def listen(settings: GatewaySettings) -> socket.socket:
     """The listening socket. Raises SettingsError that names the flag to change."""
     try:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+        listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise SettingsError(f"port {settings.port} is in use: choose another with --port") from None
         raise SettingsError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
+    # Connections inherit it, and asyncio does not set it for a socket that is handed in. Without it a chunk waits for
+    # the client's acknowledgement of the one before, which may take 40 ms.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def _leave_at_end_of_stdin(server: uvicorn.Server) -> None:

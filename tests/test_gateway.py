@@ -6,11 +6,13 @@ import asyncio
 import base64
 import json
 import logging
+import socket
 from dataclasses import replace
 
 import pytest
 
 from gateway_fixture import ANSWER, LIMITS, REPLY, THOUGHT, FakeClient, events, http, wav
+from step_audio.serving.demo import free_ports
 from step_audio_client import (
     Audio,
     ChatDelta,
@@ -25,6 +27,7 @@ from step_audio_client import (
 )
 from step_audio_gateway.app import create_app
 from step_audio_gateway.generations import EventStream
+from step_audio_gateway.server import listen
 from step_audio_gateway.settings import GatewaySettings
 
 CHAT = "/v1/chat/completions"
@@ -486,6 +489,18 @@ async def test_request_ids_and_the_log(caplog):
     assert [fields["status"] for fields in refusals] == [400, 404] and "SECRET" not in json.dumps(refusals)
     for bad in ("", "a b", "x" * 200):
         assert len((await ask(FakeClient(), headers={"X-Request-Id": bad})).headers["x-request-id"]) == 32
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_chunks_do_not_wait_for_acknowledgements(host):
+    """Not set by asyncio for a socket that is handed in."""
+    (port,) = free_ports(1)
+    with (
+        listen(GatewaySettings(host=host, port=port)) as listener,
+        socket.create_connection((host, port)),
+        listener.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 async def test_metrics():
