@@ -11,7 +11,13 @@ def partial_marker(text: str, markers: Iterable[str]) -> int:
     >>> partial_marker("done </th", ["</think>"])
     4
     """
-    return max(
-        (size for marker in markers for size in range(1, len(marker)) if text.endswith(marker[:size])),
-        default=0,
-    )
+    return max((_beginning(text, marker) for marker in markers), default=0)
+
+
+def _beginning(text: str, marker: str) -> int:
+    start = max(len(text) - len(marker) + 1, 0)
+    while (start := text.find(marker[0], start)) >= 0:  # rarely there at all
+        if marker.startswith(text[start:]):
+            return len(text) - start
+        start += 1
+    return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from step_audio_client import ChatUsage, Segment, SpeechTiming, TokenLogprob, ToolCall
 
@@ -46,7 +46,7 @@ class Logprob(BaseModel):
     token: str
     logprob: float
     bytes: list[int]
-    top_logprobs: list[Any] = []
+    top_logprobs: list[Any] = Field(default_factory=list)
 
     @classmethod
     def of(cls, token: TokenLogprob) -> Logprob:
@@ -89,7 +89,7 @@ class ReplyMessage(BaseModel):
     content: str | None = None
     reasoning_content: str = ""
     reasoning: str = ""
-    tool_calls: list[ReplyToolCall] = []
+    tool_calls: list[ReplyToolCall] = Field(default_factory=list)  # a plain default is copied deeply for each chunk
     tts_content: SpokenContent | None = None
 
 
