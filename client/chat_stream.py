@@ -17,10 +17,11 @@ So it is one call, of a tool that exists, with arguments that fit.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from typing import Any, Literal
@@ -92,9 +93,34 @@ class ChatStream:
             guide=guide,
         )
 
-    async def deltas(self, text_tokens: Awaitable[int] | None = None) -> AsyncGenerator[ChatDelta]:
-        """`text_tokens`: how many of the prompt's are not audio; None where all are text. Raises RequestError."""
+    async def deltas(
+        self, text_tokens: Callable[[], Coroutine[Any, Any, int]] | None = None
+    ) -> AsyncGenerator[ChatDelta]:
+        """`text_tokens`: asks how many of the prompt's are not audio; None where all are text. Raises RequestError."""
+        counting: asyncio.Task[int] | None = None
+        try:
+            async with contextlib.aclosing(self._generations()) as deltas:
+                async for delta in deltas:
+                    if text_tokens and not counting:  # beside the answer, but never in the way of a first token
+                        counting = asyncio.create_task(text_tokens())
+                    if delta != ChatDelta():
+                        yield delta
+            audio_tokens = 0
+            if text_tokens:
+                counting = counting or asyncio.create_task(text_tokens())
+                audio_tokens = self._prompt_tokens - await counting
+        finally:
+            if counting:
+                counting.cancel()
+                counting.add_done_callback(lambda done: done.cancelled() or done.exception())  # never "not retrieved"
         parser = self._parser
+        parser.flush()
+        reason = "tool_calls" if self._end == "stop" and parser.calls else self._end
+        usage = ChatUsage(self._prompt_tokens, parser.completion_tokens, audio_tokens, parser.reasoning_tokens)
+        yield replace(parser.take(), finish_reason=reason, usage=usage)
+
+    async def _generations(self) -> AsyncGenerator[ChatDelta]:
+        """What each response brings, be it nothing."""
         for guide, until in self._plan():
             request = self.request(guide)
             self._ids, self._end = [], "length"
@@ -103,23 +129,16 @@ class ChatStream:
             try:
                 async with contextlib.aclosing(self._generate(request)) as stream:
                     async for tokens in stream:
-                        if not self._prompt_tokens:
-                            self._prompt_tokens = tokens.prompt_tokens
-                            audio_tokens = tokens.prompt_tokens - await text_tokens if text_tokens else 0
+                        self._prompt_tokens = self._prompt_tokens or tokens.prompt_tokens
                         if self._enough(tokens, until):  # the server's work is ended before the caller gets the rest
                             break
-                        if (delta := parser.take()) != ChatDelta():
-                            yield delta
+                        yield self._parser.take()
             except RequestError as error:
                 if guide and "guided_decoding" in str(error):  # the caller's word for it
                     raise RequestError(f"{'tool_choice' if self._call_wanted else 'guide'}: {error}") from None
                 raise
             if self._end == "next":
-                yield parser.take()
-        parser.flush()
-        reason = "tool_calls" if self._end == "stop" and parser.calls else self._end
-        usage = ChatUsage(self._prompt_tokens, parser.completion_tokens, audio_tokens, parser.reasoning_tokens)
-        yield replace(parser.take(), finish_reason=reason, usage=usage)
+                yield self._parser.take()
 
     def _plan(self) -> Iterator[tuple[Guide | None, Until]]:
         """The generations, each with what ends it early; goes on when one has ended, by what that one brought."""

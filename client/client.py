@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -115,19 +114,11 @@ class StepAudioClient:
                     yield delta
             return
         stream = ChatStream(lambda request: self._tokens(run, request), await self.tokenizer(), messages, options)
-        # Asked beside the generation, which takes longer.
-        first = stream.request()
-        text_tokens = None
-        if first.audio_count():
-            text_tokens = asyncio.create_task(self._text_tokens(run, first))
-            text_tokens.add_done_callback(lambda done: done.cancelled() or done.exception())  # never "not retrieved"
-        try:
-            async with contextlib.aclosing(stream.deltas(text_tokens)) as deltas:
-                async for delta in deltas:
-                    yield delta
-        finally:
-            if text_tokens is not None:
-                text_tokens.cancel()
+        request = stream.request()
+        text_tokens = (lambda: self._text_tokens(run, request)) if request.audio_count() else None
+        async with contextlib.aclosing(stream.deltas(text_tokens)) as deltas:
+            async for delta in deltas:
+                yield delta
 
     async def generate(
         self,

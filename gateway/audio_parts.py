@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import av
 
-from step_audio.audio import CONTAINERS, RAW_CONTAINERS
+from step_audio.audio import RAW_CONTAINERS, open_audio
 from step_audio_client import Audio
 from step_audio_gateway.errors import ApiError, refused
 from step_audio_gateway.fetch import Fetcher
@@ -78,7 +77,7 @@ def check_length(recordings: Sequence[bytes], max_seconds: float) -> float:
 
 def _stated_seconds(data: bytes) -> float:
     try:
-        with av.open(io.BytesIO(data), options={"format_whitelist": CONTAINERS}, metadata_errors="replace") as file:
+        with open_audio(data) as file:
             if file.format.name in RAW_CONTAINERS or not file.streams.audio:
                 return 0.0
             stream = file.streams.audio[0]

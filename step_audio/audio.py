@@ -28,6 +28,7 @@ RAW_CONTAINERS = {"mp3", "aac", "amr"}  # bare frames: FFmpeg guesses the durati
 SOURCE_RATES = range(1_000, 768_001)  # Hz; outside is a damaged header, which could ask for any amount of memory
 BLOCK_SAMPLES = 65_536  # decoded frames are gathered to this many samples, so that numpy and soxr run on long rows
 PADDING_FRAMES = 4  # a lossy codec's delay and filling, which headers count and decoders drop
+WAV_PROBE_BYTES = "8192"  # of samples that might be DTS in disguise; by default FFmpeg looks at all, for up to 30 ms
 WAV_SIZE_UNKNOWN = 0x7FFF0000  # a WAV streamed to a pipe has a size from here up (or 0): its end is the file's end
 
 
@@ -42,16 +43,21 @@ def decode_audio(data: bytes, max_seconds: float | None = None, name: str = "aud
         raise InvalidRequest(f"{name}: there are no bytes")
     _check_wav_header(data, name)
     try:
-        with av.open(
-            io.BytesIO(data),
-            options={"format_whitelist": CONTAINERS},
-            metadata_errors="replace",  # tags are often not UTF-8, and not our business
-        ) as container:
+        with open_audio(data) as container:
             return _decode(container, _mp3_samples(data), max_seconds, name)
     except av.FFmpegError:
         raise InvalidRequest(
             f"{name}: not an audio file that can be read; send WAV, FLAC, MP3, Ogg, M4A or WebM"
         ) from None
+
+
+def open_audio(data: bytes) -> av.container.InputContainer:
+    """The file with these bytes, its header read. Raises av.FFmpegError."""
+    options = {"format_whitelist": CONTAINERS}
+    if data[:4] == b"RIFF":
+        options["probesize"] = WAV_PROBE_BYTES
+    # Tags are often not UTF-8, and not our business.
+    return av.open(io.BytesIO(data), options=options, metadata_errors="replace")
 
 
 def split_clips(samples: np.ndarray, clip_samples: int = CLIP_SAMPLES) -> list[np.ndarray]:
