@@ -14,7 +14,7 @@ from step_audio.engine.executor import Executor, TokenEmbedding
 from step_audio.engine.guide import CompiledGuide, GuideCompiler, TokenGuide
 from step_audio.engine.kv_cache import BlockPool
 from step_audio.engine.options import EngineOptions, EngineStats
-from step_audio.engine.request import Finished, GenerationRequest, SequenceOutput, SequenceStats
+from step_audio.engine.request import Finished, GenerationRequest, SequenceOutput
 from step_audio.engine.sampler import NoToken, TokenSampler
 from step_audio.engine.scheduler import Scheduler
 from step_audio.engine.sequence import Sequence, assemble
@@ -287,7 +287,7 @@ class Engine:
         sequence.last_token_ns = now
         self._total_tokens += 1
         log_probs = [log_prob] if request.return_log_probs else []
-        finished = _finish_reason(sequence)
+        finished = sequence.finish_reason()
         if finished:
             self._finish(active, sequence, finished, [token], log_probs)
         else:
@@ -316,7 +316,7 @@ class Engine:
             sequence.cum_log_prob,
             finished=finished,
             final=not active.sequences,
-            stats=_sequence_stats(active, sequence),
+            stats=sequence.stats(active.arrival_ns),
         )
         self._send(active, output)
 
@@ -365,26 +365,3 @@ def _make_executor(spec: EngineSpec, weights: Weights, num_blocks: int, options:
     from step_audio.engine.openvino_executor import OpenVinoExecutor
 
     return OpenVinoExecutor(spec, weights, num_blocks, options.precision, options.threads)
-
-
-def _finish_reason(sequence: Sequence) -> Finished | None:
-    """After a token was appended: a stop word may begin in the prompt, as on a GPU."""
-    history = sequence.history()
-    for word in sequence.stop_words.get(int(history[-1]), ()):
-        if len(word) <= len(history) and history[-len(word) :].tolist() == word:
-            return "stop"
-    return "length" if sequence.length == sequence.max_length else None
-
-
-def _sequence_stats(active: _Active, sequence: Sequence) -> SequenceStats:
-    return SequenceStats(
-        num_input_tokens=sequence.prompt_length,
-        num_output_tokens=sequence.generated,
-        reused_blocks=sequence.reused_blocks,
-        new_blocks=sequence.new_blocks,
-        total_blocks=sequence.reused_blocks + sequence.new_blocks,
-        arrival_ns=active.arrival_ns,
-        first_scheduled_ns=sequence.first_scheduled_ns,
-        first_token_ns=sequence.first_token_ns,
-        last_token_ns=sequence.last_token_ns,
-    )

@@ -9,7 +9,7 @@ import numpy as np
 from step_audio.engine.executor import Batch, TokenEmbedding
 from step_audio.engine.guide import TokenGuide
 from step_audio.engine.kv_cache import block_key
-from step_audio.engine.request import GenerationRequest
+from step_audio.engine.request import Finished, GenerationRequest, SequenceStats
 from step_audio.engine.sampler import TokenSampler
 
 
@@ -69,6 +69,27 @@ class Sequence:
     def append(self, token: int) -> None:
         self.tokens[self.length] = token
         self.length += 1
+
+    def finish_reason(self) -> Finished | None:
+        """After a token was appended: a stop word may begin in the prompt, as on a GPU."""
+        history = self.history()
+        for word in self.stop_words.get(int(history[-1]), ()):
+            if len(word) <= len(history) and history[-len(word) :].tolist() == word:
+                return "stop"
+        return "length" if self.length == self.max_length else None
+
+    def stats(self, arrival_ns: int) -> SequenceStats:
+        return SequenceStats(
+            num_input_tokens=self.prompt_length,
+            num_output_tokens=self.generated,
+            reused_blocks=self.reused_blocks,
+            new_blocks=self.new_blocks,
+            total_blocks=self.reused_blocks + self.new_blocks,
+            arrival_ns=arrival_ns,
+            first_scheduled_ns=self.first_scheduled_ns,
+            first_token_ns=self.first_token_ns,
+            last_token_ns=self.last_token_ns,
+        )
 
     def keys(self, blocks: int) -> list[bytes]:
         """Keys of the first `blocks` blocks, whose tokens must all be known."""
