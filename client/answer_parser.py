@@ -17,11 +17,12 @@ from step_audio_client.tts import TtsParser
 class AnswerParser:
     """Fed one token at a time, emptied at any time: what `take` returns joins up the same however often it is called.
 
-    The order of work: speech (on ids), decoding, thought and answer apart, stop strings in the answer, tool calls.
-    A character whose last byte never comes is left out.
+    The order of work: speech (on ids), decoding, stop strings in everything, thought and answer apart, stop strings
+    in the answer, tool calls. A character whose last byte never comes is left out.
 
     `starts_in_content`: the prompt closed the thought. `tool_names`: the calls to look for; None looks for none.
-    `stop_ids`: tokens that are no part of the text. `speech`: the prompt ended with `<tts_start>`.
+    `stop`: looked for in the answer; `stop_anywhere`: in the thought, too. `stop_ids`: tokens that are no text.
+    `speech`: the prompt ended with `<tts_start>`.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class AnswerParser:
         starts_in_content: bool = False,
         tool_names: Collection[str] | None = None,
         stop: Sequence[str] = (),
+        stop_anywhere: Sequence[str] = (),
         stop_ids: Collection[int] = (),
         skip_special_tokens: bool = True,
         speech: bool = False,
@@ -44,11 +46,11 @@ class AnswerParser:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._speech = TtsParser(tokenizer, skip_special_tokens) if speech else None
         self._splitter = ReasoningSplitter(starts_in_content or speech)
+        self._anywhere = StopStrings(stop_anywhere)
         self._stop = StopStrings(stop)
         self._calls = None if tool_names is None else ToolCallParser(tool_names)
         self._thought: list[str] = []
-        self._size = 0  # characters of the answer, those held among them
-        self._waiting: deque[tuple[int, TokenLogprob]] = deque()  # by their place in the answer
+        self._waiting: deque[tuple[int, int, TokenLogprob]] = deque()  # by their places in the text and in the answer
         self._clear()
 
     def _clear(self) -> None:
@@ -70,7 +72,7 @@ class AnswerParser:
     @property
     def stopped(self) -> bool:
         """A stop string was found: nothing more will come."""
-        return self._stop.found is not None
+        return self._stop.found is not None or self._anywhere.found is not None
 
     def add(self, token: int, logprob: float | None = None, thought_only: bool = False) -> None:
         """The next generated token. `thought_only`: what it brings of the answer is left out."""
@@ -85,7 +87,7 @@ class AnswerParser:
         data = self._tokenizer.token_bytes([token], self._skip and not (thinking and token in self._markers))
         if data and logprob is not None:
             shown = TokenLogprob(data.decode("utf-8", "replace"), tuple(data), logprob, thinking)
-            self._waiting.append((self._size, shown))
+            self._waiting.append((self._anywhere.size, self._stop.size, shown))
         if speech:
             self._add_speech(token, data)
         else:
@@ -102,18 +104,20 @@ class AnswerParser:
         What was held back as a possible part of a marker or a character is dropped.
         """
         self._utf8.reset()
+        self._anywhere.flush()
         if self.thinking:
             self._splitter.flush()
             self._add_text(text)
         elif not self.thought.endswith("\n"):
             self._new["raw"].append("\n")
 
-    def flush(self) -> None:
-        """The end of the reply: what was held back was nothing else than text."""
+    def flush(self, cut: bool = False) -> None:
+        """The end of the reply: what was held back was nothing else than text, or a call that was `cut` short."""
+        self._divide(self._anywhere.flush())
         self._new["reasoning"].append(self._splitter.flush()[0])
         self._add_answer(self._stop.flush())
         if self._calls is not None:
-            self._new["content"].append(self._calls.flush()[0])
+            self._take_calls(*self._calls.flush(cut))
         self._release_logprobs()
 
     def take(self) -> ChatDelta:
@@ -138,6 +142,9 @@ class AnswerParser:
         self._new["raw"].append(data.decode() if token in self._tokenizer.added_ids else heard.text)
 
     def _add_text(self, text: str, thought_only: bool = False) -> None:
+        self._divide(self._anywhere.push(text), thought_only)
+
+    def _divide(self, text: str, thought_only: bool = False) -> None:
         if self.thinking:
             self._thought.append(text)
         reasoning, answer = self._splitter.push(text)
@@ -147,20 +154,24 @@ class AnswerParser:
         if thought_only:
             self._thought[-1] = self._thought[-1][: len(text) - len(answer)]
         else:
-            self._size += len(answer)
             self._add_answer(self._stop.push(answer))
 
     def _add_answer(self, text: str) -> None:
         self._new["raw"].append(text)
         if self._calls is not None:
-            text, calls = self._calls.push(text)
-            self._new_calls += calls
-            self.calls += len(calls)
-        self._new["content"].append(text)
+            self._take_calls(*self._calls.push(text))
+        else:
+            self._new["content"].append(text)
+
+    def _take_calls(self, content: str, calls: list[ToolCall]) -> None:
+        self._new["content"].append(content)
+        self._new_calls += calls
+        self.calls += len(calls)
 
     def _release_logprobs(self) -> None:
         """Those of tokens with any text let pass; with a stop string go the tokens that lie inside it."""
-        passed = self._stop.passed
-        all_passed = not self.stopped and passed == self._size
-        while self._waiting and (all_passed or self._waiting[0][1].reasoning or self._waiting[0][0] < passed):
-            self._logprobs.append(self._waiting.popleft()[1])
+        while self._waiting:
+            written, answered, shown = self._waiting[0]
+            if not self._anywhere.has_passed(written) or not (shown.reasoning or self._stop.has_passed(answered)):
+                break
+            self._logprobs.append(self._waiting.popleft()[-1])

@@ -31,7 +31,7 @@ from step_audio.tokenizer import Tokenizer
 from step_audio_client.answer_parser import AnswerParser
 from step_audio_client.chat_types import ChatDelta, ChatOptions, ChatUsage, Guide
 from step_audio_client.errors import RequestError
-from step_audio_client.reasoning import reasoning_ended, thought_of
+from step_audio_client.reasoning import BEGIN_MARKERS, END_MARKERS, reasoning_ended, thought_of
 from step_audio_client.tokens import TokenRequest, Tokens
 from step_audio_client.tool_calls import BEGIN_CALL, END_CALL
 from step_audio_client.tts import TTS_START
@@ -58,15 +58,20 @@ class ChatStream:
         if options.continue_final_message and messages:
             self._last = self._turns.pop()
             self._prefill = _text(self._last.get("content"))
+            if options.thinking.mode == "off":
+                self._prefill = _closed(self._prefill)
         elif options.thinking.mode == "off" or options.thinking.budget == 0:
             self._prefill = NO_THOUGHT
         self._call_wanted = options.tool_choice not in ("auto", "none")
         self._in_two = self._call_wanted or options.guide is not None
+        stop = () if self._call_wanted else options.stop
+        anywhere = tuple(text for text in stop if options.stop_in_thought or any(end in text for end in END_MARKERS))
         self._parser = AnswerParser(
             tokenizer,
             starts_in_content=reasoning_ended(self._prefill or ""),
             tool_names=None if not self._schemas or options.tool_choice == "none" else self._schemas,
-            stop=() if self._call_wanted else options.stop,
+            stop=tuple(text for text in stop if text not in anywhere),
+            stop_anywhere=anywhere,
             stop_ids={*tokenizer.special.stop_ids, *options.stop_token_ids},
             skip_special_tokens=options.skip_special_tokens,
             speech=(self._prefill or "").endswith(TTS_START),
@@ -114,7 +119,7 @@ class ChatStream:
                 counting.cancel()
                 counting.add_done_callback(lambda done: done.cancelled() or done.exception())  # never "not retrieved"
         parser = self._parser
-        parser.flush()
+        parser.flush(cut=self._end == "length")
         reason = "tool_calls" if self._end == "stop" and parser.calls else self._end
         usage = ChatUsage(self._prompt_tokens, parser.completion_tokens, audio_tokens, parser.reasoning_tokens)
         yield replace(parser.take(), finish_reason=reason, usage=usage)
@@ -192,8 +197,11 @@ class ChatStream:
         for token, logprob in zip_longest(tokens.token_ids, tokens.logprobs):
             self._parser.add(token, logprob, thought_only=self._in_two)
             self._ids.append(token)
-            if self._parser.stopped or until():
-                self._end = "stop" if self._parser.stopped else "next"
+            if self._parser.stopped or (self._parser.calls and not self._options.parallel_tool_calls):
+                self._end = "stop"
+                return True
+            if until():
+                self._end = "next"
                 return True
         if tokens.finish_reason:
             self._end = tokens.finish_reason
@@ -215,11 +223,10 @@ def check(options: ChatOptions) -> dict[str, str]:
     choice, guide, thinking = options.tool_choice, options.guide, options.thinking
     if choice == "required" and not schemas:
         raise RequestError("tool_choice 'required' needs tools")
-    if choice not in ("auto", "none", "required"):
-        if choice not in schemas:
-            raise RequestError(f"tool_choice: {choice!r} is none of the tools")
-        if "\n" in choice:
-            raise RequestError("tool_choice: a name of several lines cannot be called")
+    if choice not in ("auto", "none", "required") and choice not in schemas:
+        raise RequestError(f"tool_choice: {choice!r} is none of the tools")
+    if any("\n" in name for name in (schemas if choice == "required" else [choice])):
+        raise RequestError("tool_choice: a name of several lines cannot be called")
     if guide and choice not in ("auto", "none"):
         raise RequestError(f"tool_choice {choice!r} and a guide of the answer contradict each other")
     if guide and guide.kind != "json" and not guide.text:
@@ -231,8 +238,25 @@ def check(options: ChatOptions) -> dict[str, str]:
     return schemas
 
 
+def _closed(prefill: str) -> str:
+    r"""With its thought closed where it stands.
+
+    >>> _closed("The"), _closed("<think>\n"), _closed("<think>\nWell,\n")
+    ('<think>\n\n</think>\nThe', '<think>\n\n</think>\n', '<think>\nWell,\n</think>\n')
+    """
+    if reasoning_ended(prefill):
+        return prefill
+    if prefill.strip() in BEGIN_MARKERS:
+        return NO_THOUGHT
+    if not any(marker in prefill for marker in BEGIN_MARKERS):
+        return NO_THOUGHT + prefill
+    return thought_of(prefill) + CLOSE_THOUGHT
+
+
 def _text(content: Any) -> str:
-    """Of a message that is to be continued, as the prompt has it."""
+    """Of a message that is to be continued, as the prompt has it. Raises RequestError."""
     parts = content if isinstance(content, (list, tuple)) else [content]
+    if any(isinstance(part, Mapping) and part.get("type", "text") != "text" for part in parts):
+        raise RequestError("messages: the one to be continued holds more than text")
     texts = (part.get("value", part.get("text")) if isinstance(part, Mapping) else part for part in parts)
     return "\n".join(text for text in texts if isinstance(text, str))

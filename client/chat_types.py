@@ -18,7 +18,7 @@ class Thinking:
     the model end it. A shorter thought is not stretched. Only with mode "on".
     """
 
-    mode: Literal["on", "off"] = "on"
+    mode: Literal["on", "off"] = "on"  # off closes the thought of a message that is continued, too
     budget: int | None = None
 
 
@@ -88,7 +88,11 @@ class ChatOptions:
     sampling: Sampling = field(default_factory=Sampling)
     tools: tuple[Mapping[str, Any], ...] = ()  # OpenAI's form: {"type": "function", "function": {"name": ...}}
     tool_choice: str = "auto"  # "auto", "none", "required", or the name of one of `tools`
-    stop: tuple[str, ...] = ()  # looked for in the answer, not in the thought; not part of the result
+    parallel_tool_calls: bool = True  # False: the answer ends with its first call
+    stop: tuple[
+        str, ...
+    ] = ()  # not part of the result; looked for in the answer, one with `</think>` in the thought too
+    stop_in_thought: bool = False  # all of them are looked for in the thought
     stop_token_ids: tuple[int, ...] = ()  # besides the checkpoint's own, anywhere; no part of the text
     thinking: Thinking = Thinking()
     guide: Guide | None = None
@@ -129,7 +133,7 @@ class TtsContent:
 
 @dataclass(frozen=True)
 class ChatDelta:
-    """What is new. Texts are whole characters, and `reasoning` and `content` hold no marker nor a part of one."""
+    """What is new. Texts are whole characters, and `reasoning` and `content` hold no part of a marker between them."""
 
     reasoning: str = ""
     content: str = ""

@@ -13,12 +13,14 @@ class StopStrings:
     Of several stop strings the one that is complete first counts, of those complete at the same character the
     longest. Neither it nor what follows is let pass.
 
-    `found`: the stop string that ended the text, None so far. `passed`: how many characters were let pass.
+    `found`: the stop string that ended the text, None so far. `size`: how many characters came until then, `passed`:
+    how many of them were let pass.
     """
 
     def __init__(self, stop: Sequence[str] = ()):
         """`stop`: none of them empty."""
         self.found: str | None = None
+        self.size = 0
         self.passed = 0
         self._stop = tuple(stop)
         self._held = ""  # may be the beginning of one
@@ -27,6 +29,7 @@ class StopStrings:
         """The next piece; what is surely in front of a stop string."""
         if self.found is not None:
             return ""
+        self.size += len(text)
         text = self._held + text
         hits = [(at + len(stop), at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
         if hits:
@@ -43,3 +46,7 @@ class StopStrings:
         held, self._held = self._held, ""
         self.passed += len(held)
         return held
+
+    def has_passed(self, place: int) -> bool:
+        """Whether what begins at `place`, a `size` of before, was let pass. It may be empty: then, all before it."""
+        return place < self.passed or (self.found is None and self.passed == self.size)

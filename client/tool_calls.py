@@ -23,7 +23,7 @@ _CALL = re.compile(r"function\n([^\n]+)\n(.*)", re.DOTALL)
 
 @dataclass(frozen=True)
 class ToolCall:
-    """One complete call. `arguments` is a JSON object in the model's own spelling."""
+    """One call. `arguments` is a JSON object in the model's own spelling, cut short where the reply was."""
 
     index: int  # among the calls of the reply, from 0
     id: str  # ours, for the tool's answer to name; the model has none
@@ -34,7 +34,7 @@ class ToolCall:
 class ToolCallParser:
     """Takes the calls out of content that arrives in pieces of any size; the result does not depend on the cuts.
 
-    No text is ever lost. What is not a call, being unclosed, not a JSON object, or of a name not in
+    No text is lost. What is not a call, being unclosed, not a JSON object, or of a name not in
     `tool_names`, is content like the text before, between and behind the calls. `tool_names` None lets every
     name pass. A call is handed out whole, at its end: until then it may turn out to be none.
     """
@@ -67,22 +67,29 @@ class ToolCallParser:
         self._held = text[sure:]
         return content + text[:sure], calls
 
-    def flush(self) -> tuple[str, list[ToolCall]]:
-        """The end of the content: what was held back was no call."""
+    def flush(self, cut: bool = False) -> tuple[str, list[ToolCall]]:
+        """The end of the content: what was held back was no call. `cut`: or it is one that was cut short, which is
+        handed out as far as it came, and left out if it has no name yet."""
         held, self._held = self._held, ""
-        return held, []
+        if not cut or not held.startswith(BEGIN_CALL):
+            return held, []
+        match = _CALL.fullmatch(held.removeprefix(BEGIN_CALL))
+        return "", [call] if match and (call := self._named(match[1].strip(), match[2].lstrip())) else []
 
     def _call(self, body: str) -> ToolCall | None:
         match = _CALL.fullmatch(body)
         if match is None:
             return None
-        name, arguments = match[1].strip(), match[2].strip()
-        if not name or (self._tool_names is not None and name not in self._tool_names):
-            return None
+        arguments = match[2].strip()
         try:
             if not isinstance(json.loads(arguments, parse_constant=_not_json), dict):
                 return None
         except (ValueError, RecursionError):  # the latter for absurdly deep nesting
+            return None
+        return self._named(match[1].strip(), arguments)
+
+    def _named(self, name: str, arguments: str) -> ToolCall | None:
+        if not name or (self._tool_names is not None and name not in self._tool_names):
             return None
         call = ToolCall(self._index, f"call_{uuid.uuid4().hex}", name, arguments)
         self._index += 1

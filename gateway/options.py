@@ -115,13 +115,17 @@ def split_final_message(request: ChatRequest) -> tuple[list[Message], bool]:
     return messages, proceed
 
 
-def chat_options(request: ChatRequest, tokenizer: Tokenizer, proceed: bool, timeout: float | None) -> list[ChatOptions]:
-    """One for each of the request's answers; they differ in the seed. Raises ApiError."""
+def chat_options(
+    request: ChatRequest, tokenizer: Tokenizer, proceed: bool, separate: bool, timeout: float | None
+) -> list[ChatOptions]:
+    """One for each of the request's answers; they differ in the seed. Where thought and answer do not come apart,
+    stop strings hold for both. Raises ApiError."""
     options = ChatOptions(
         sampling=_sampling(request),
         tools=tuple(tool.model_dump(exclude_unset=True) for tool in request.tools or ()),
         tool_choice=_tool_choice(request),
         stop=(request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ()),
+        stop_in_thought=not separate,
         stop_token_ids=tuple(_stop_token_ids(request.stop_token_ids or [], tokenizer)),
         thinking=_thinking(request),
         guide=_guide(request),

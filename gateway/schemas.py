@@ -210,7 +210,9 @@ class ChatRequest(BaseModel):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="default: a fresh one")
     stop: Word | Annotated[list[Word], Field(max_length=MAX_STOPS)] | None = Field(
-        None, description="ends the answer (not the thought) and is no part of it"
+        None,
+        description="ends the answer and is no part of it; the thought ends at one with `</think>` in it, and with "
+        "separate_reasoning false at any",
     )
     stop_token_ids: list[NonNegativeInt] | None = Field(None, max_length=MAX_STOPS)
     skip_special_tokens: bool | None = True

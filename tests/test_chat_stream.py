@@ -111,6 +111,10 @@ REPLIES = [  # parts, options, reasoning, content, calls, finish
     (["x\n</think>\n", *CALL], {"tools": TOOLS, "tool_choice": "none"}, "x", "".join(CALL), 0, "stop"),
     (["STOP\n</think>\nA 猫 STO", "P STOP", " more"], {"stop": ("STOP",)}, "STOP", "A 猫 ", 0, "stop"),
     (["x\n</think>\nA STO"], {"stop": ("STOP",)}, "x", "A STO", 0, "stop"),
+    (["x STOP.\n</th", "ink>\nFour."], {"stop": ("</think>", "STOP")}, "x STOP.\n", "", 0, "stop"),
+    (["two STO", "P three\n</think>\nA"], {"stop": ("STOP",), "stop_in_thought": True}, "two ", "", 0, "stop"),
+    (["two STO\n</think>\nA STO", "P b"], {"stop": ("STOP",), "stop_in_thought": True}, "two STO", "A ", 0, "stop"),
+    (["two\n</think>\nA STO"], {"stop": ("STOP",), "stop_in_thought": True}, "two", "A STO", 0, "stop"),
     (["x\n</think>\n", *CALL, "b STOP", *CALL], {"tools": TOOLS, "stop": ("STOP",)}, "x", "b ", 1, "tool_calls"),
     (["Yes\n</think>\n"], {"thinking": OFF}, "", "Yes\n</think>\n", 0, "stop"),
     (["Yes", "<|im_end|>"], {"thinking": OFF, "stop_token_ids": (ADDED["<|SC|>"],)}, "", "Yes", 0, "stop"),
@@ -219,10 +223,33 @@ def test_thinking_off_is_a_prefill():
     assert request.continue_final_message
 
 
+@pytest.mark.parametrize(
+    "own, sent",
+    [
+        ("The", "<think>\n\n</think>\nThe"),
+        ("<think>\n", "<think>\n\n</think>\n"),
+        ("<think>\nWell,\n", "<think>\nWell,\n</think>\n"),
+        ("<think>\nWell.\n</think>\nThe", "<think>\nWell.\n</think>\nThe"),
+    ],
+)
+def test_thinking_off_closes_the_thought_of_a_prefill(own, sent):
+    model = Model(tokens("Yes"))
+    messages = [*QUESTION, {"role": "assistant", "content": own}]
+    whole, _ = reply(model, ChatOptions(thinking=OFF, continue_final_message=True), messages)
+    assert (whole.reasoning, whole.content) == ("", "Yes")
+    assert model.requests[0].messages[-1]["content"] == sent
+
+
+def test_a_prefill_with_a_recording_is_refused():
+    messages = [*QUESTION, {"role": "assistant", "content": [{"type": "audio"}, {"type": "text", "text": "So"}]}]
+    with pytest.raises(RequestError, match="holds more than text"):
+        reply(Model(), ChatOptions(continue_final_message=True), messages)
+
+
 def test_a_prefill_of_the_caller_decides():
     messages = [*QUESTION, {"role": "assistant", "content": [{"type": "text", "text": "<think>\n"}], "eot": False}]
     model = Model(tokens("hm\n</think>\nYes"))
-    whole, _ = reply(model, ChatOptions(thinking=OFF, continue_final_message=True), messages)
+    whole, _ = reply(model, ChatOptions(continue_final_message=True), messages)
     assert (whole.reasoning, whole.content) == ("hm", "Yes")
     assert model.requests[0].messages[-1] == {"role": "assistant", "content": "<think>\n", "eot": False}
 
@@ -352,10 +379,26 @@ def test_a_required_tool_is_chosen_by_the_model(seed):
     assert whole.usage.completion_tokens == len(whole.token_ids)
 
 
-def test_a_wanted_call_that_is_cut_short_is_no_call():
+def test_a_wanted_call_that_is_cut_short_is_handed_out_as_far_as_it_came():
     model = Model(tokens('{"tz": 1}'))
     whole, _ = reply(model, ChatOptions(Sampling(max_tokens=2), tools=TOOLS, tool_choice="get_time", thinking=OFF))
-    assert (whole.tool_calls, whole.finish_reason) == ((), "length")
+    (call,) = whole.tool_calls
+    assert (call.name, whole.content, whole.finish_reason) == ("get_time", "", "length")
+    assert '{"tz": 1}'.startswith(call.arguments) and call.arguments
+
+
+def test_of_several_tools_one_may_have_no_name_yet():
+    model = Model(tokens("get"))
+    whole, _ = reply(model, ChatOptions(Sampling(max_tokens=1), tools=TOOLS, tool_choice="required", thinking=OFF))
+    assert (whole.tool_calls, whole.content, whole.finish_reason) == ((), "", "length")
+
+
+def test_one_call_at_a_time():
+    """The server's work ends with the first."""
+    parts = ["x\n</think>\n", *CALL, *CALL, "<|EOT|>"]
+    for seed in (None, 1, 2, 3):
+        whole, _ = reply(Model(tokens(*parts), seed=seed), ChatOptions(tools=TOOLS, parallel_tool_calls=False))
+        assert (len(whole.tool_calls), whole.content, whole.finish_reason) == (1, "", "tool_calls")
 
 
 def test_a_server_without_guides_is_named():
