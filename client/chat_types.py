@@ -22,6 +22,9 @@ class Thinking:
     budget: int | None = None
 
 
+PaceMode = Literal["think_first", "speak_first", "think_before_speak", "no_think"]
+
+
 @dataclass(frozen=True)
 class MindPaced:
     """Mind-Paced Speaking: speak while the thought goes on.
@@ -38,7 +41,7 @@ class MindPaced:
     The defaults are the paper's, for text.
     """
 
-    mode: Literal["think_first", "speak_first", "think_before_speak", "no_think"] = "speak_first"
+    mode: PaceMode = "speak_first"
     think_tokens: int = 80
     speak_tokens: int = 20
     speech_rate: float | None = None

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from step_audio.chat_template import CLOSE_THOUGHT
 from step_audio.tokenizer import Tokenizer
 from step_audio_client.answer_parser import AnswerParser
-from step_audio_client.chat_types import ChatDelta, ChatOptions, ChatUsage, Segment, SpeechTiming, Thinking
+from step_audio_client.chat_types import ChatDelta, ChatOptions, ChatUsage, PaceMode, Segment, SpeechTiming, Thinking
 from step_audio_client.errors import RequestError
 from step_audio_client.markers import partial_marker
 from step_audio_client.playback import Playback
@@ -114,6 +115,8 @@ class MindPacedSpeaker:
                     self._hear_formulation(brain, tokens)
                 else:
                     self._hear_articulation(brain, tokens)
+                if not self._end and self._spent():
+                    self._end = "length"
                 if not self._end and (delta := self._take()) != ChatDelta():
                     yield delta
         finally:
@@ -138,6 +141,8 @@ class MindPacedSpeaker:
     def _hear_formulation(self, brain: _Brain, tokens: Tokens) -> None:
         thought = self._thought
         for token in tokens.token_ids:
+            if self._spent():
+                return
             if thought.over and not self._spoken and not self._tokenizer.decode([token]).strip("\n"):
                 thought.parser.add(token)  # the line end behind the marker
             elif thought.over:  # it speaks
@@ -161,6 +166,8 @@ class MindPacedSpeaker:
     def _hear_articulation(self, brain: _Brain, tokens: Tokens) -> None:
         assert brain.segment
         for token in tokens.token_ids:
+            if self._spent():
+                return
             self._hear_word(brain, token, self._answer)
             if self._end:
                 return
@@ -260,6 +267,11 @@ class MindPacedSpeaker:
         most, room = self._options.sampling.max_tokens, self._max_seq_len - len(self._prompt) - behind
         return room if most is None else min(room, most - len(self._thought.ids) - len(self._spoken))
 
+    def _spent(self) -> bool:
+        """Whether both brains together have said all that they may. Each alone is bounded by the server."""
+        most, said = self._options.sampling.max_tokens, self._thought.parser.completion_tokens
+        return most is not None and said + self._answer.completion_tokens >= most
+
     def _sampling(self, n: int, most: int) -> Sampling:
         """Of generation n of this answer."""
         sampling = self._options.sampling
@@ -294,7 +306,8 @@ class MindPacedSpeaker:
         """None when the next segment is due first, and for what an ended brain had still said."""
         timeout = max(0.0, self._due() - self._now()) if self._waits_for_playback() else None
         try:
-            event = await asyncio.wait_for(self._events.get(), timeout)
+            async with asyncio.timeout(timeout):  # Python 3.11's wait_for loses a cancel that comes with an event
+                event = await self._events.get()
         except TimeoutError:
             return None
         return event if event[0] in self._brains else None
@@ -332,11 +345,14 @@ def check(options: ChatOptions) -> None:
     """Raises RequestError for what a mind-paced answer cannot be asked for."""
     pace = options.mind_paced
     assert pace
+    modes = get_args(PaceMode)
+    if pace.mode not in modes:
+        raise RequestError(f"mind_paced_speaking: mode must be one of {', '.join(modes)}, not {pace.mode!r}")
     for name, value in (("think_tokens", pace.think_tokens), ("speak_tokens", pace.speak_tokens)):
         if value < 1:
             raise RequestError(f"mind_paced_speaking: {name} must be at least 1, not {value}")
-    if pace.speech_rate is not None and not pace.speech_rate > 0:
-        raise RequestError(f"mind_paced_speaking: speech_rate must be above 0, not {pace.speech_rate:g}")
+    if pace.speech_rate is not None and not 0 < pace.speech_rate < math.inf:
+        raise RequestError(f"mind_paced_speaking: speech_rate must be a number above 0, not {pace.speech_rate:g}")
     refused = {
         "thinking": options.thinking != Thinking(),
         "response_format": options.guide is not None,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
 
-from step_audio_client import MindPaced, Sampling
+from step_audio_client import MindPaced, PaceMode, Sampling
 
 Role = Literal[
     "system", "developer", "user", "human", "assistant", "tool", "function", "function_output", "input", "observer"
@@ -168,7 +168,7 @@ class MindPacedControl(BaseModel):
 
     model_config = ConfigDict(extra="forbid")  # a misspelt number would leave its default in force
 
-    mode: Literal["think_first", "speak_first", "think_before_speak", "no_think"] = Field(
+    mode: PaceMode = Field(
         PACE.mode,
         description="think_first: speak after the first think_tokens; speak_first: the first speak_tokens without a "
         "thought; think_before_speak, no_think: all of the thought first, or none",
