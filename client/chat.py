@@ -15,7 +15,7 @@ from step_audio.errors import StepAudioError
 from step_audio.tokenizer import Tokenizer
 from step_audio_client.chat_types import ChatDelta, ChatOptions, MindPaced, SpeechTiming
 from step_audio_client.client import StepAudioClient
-from step_audio_client.columns import DIM, PLAIN, Columns, can_show_columns
+from step_audio_client.columns import DIM, PLAIN, Columns, Lines, can_show_columns
 from step_audio_client.errors import RequestError
 from step_audio_client.messages import Audio, user
 from step_audio_client.sampling import Sampling
@@ -110,7 +110,11 @@ async def _ask(
     async with StepAudioClient(address, tokenizer) as client:
         start, first = time.monotonic(), None
         mind_paced = options.mind_paced is not None
-        show = Columns(out) if mind_paced and can_show_columns(out) else _Printer(out, in_turns=not mind_paced)
+        show: Columns | Lines | _Printer = _Printer(out, in_turns=not mind_paced)
+        if mind_paced and can_show_columns(out):
+            show = Columns(out)
+        elif mind_paced and out.isatty() and sys.stderr.isatty():  # letters of both would be mixed
+            show = Lines(out)
         try:
             async with contextlib.aclosing(client.chat(messages, options)) as answer:
                 async for delta in answer:

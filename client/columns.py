@@ -104,6 +104,29 @@ class Columns:
         return f"{DIM}{left}{' ' * (self._left.width - cells(left))}{BETWEEN}{PLAIN}{right}"
 
 
+class Lines:
+    """For a terminal that cannot move its cursor: lines of both in the order in which they are full."""
+
+    def __init__(self, out: TextIO, columns: int | None = None):
+        width = max((columns or shutil.get_terminal_size().columns) - 1 - len(BETWEEN), 2)
+        self._out = out
+        self._texts = (Column(width), BETWEEN.lstrip()), (Column(width), "")
+
+    def add(self, left: str, right: str) -> None:
+        for (column, mark), text in zip(self._texts, (left, right), strict=True):
+            column.add(text)
+            self._write(column, mark, len(column.lines) - 1)
+
+    def end(self) -> None:
+        for column, mark in self._texts:
+            self._write(column, mark, len(column.lines) if column.lines[-1] else 0)
+
+    def _write(self, column: Column, mark: str, count: int) -> None:
+        self._out.writelines(f"{mark}{line.rstrip()}\n" for line in column.lines[:count])
+        self._out.flush()
+        del column.lines[:count]
+
+
 def can_show_columns(out: TextIO) -> bool:
     """Whether it is a terminal that knows how to move its cursor."""
     return out.isatty() and os.environ.get("TERM") != "dumb"

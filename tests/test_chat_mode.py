@@ -108,7 +108,7 @@ def test_two_columns_on_a_terminal(listener, question):
         ("--speak-tokens 5 --speech-rate 3", "--speak-tokens needs --mode"),
         ("--speech-rate 3", "--speech-rate needs --mode"),
         ("--mode speak-first --think-tokens 0", "mind_paced_speaking: think_tokens must be at least 1, not 0"),
-        ("--mode think-first --speech-rate 0", "mind_paced_speaking: speech_rate must be above 0, not 0"),
+        ("--mode think-first --speech-rate 0", "mind_paced_speaking: speech_rate must be a number above 0, not 0"),
         ("--mode speak-first --prefix x", "continue_final_message does not go with mind_paced_speaking"),
     ],
 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 
-from step_audio_client.columns import Column, Columns, cells
+from step_audio_client.columns import Column, Columns, Lines, cells
 from terminal import Terminal
 
 THOUGHT = (
@@ -118,3 +120,20 @@ def test_nothing_said():
     columns.add("", "")
     columns.end()
     assert terminal.rows == ["", ""]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_lines_of_both_in_turn(seed):
+    """Where the cursor cannot be moved: no line has words of both, and each text can be read through."""
+    random = np.random.default_rng(seed)
+    out = io.StringIO()
+    show = Lines(out, 30)
+    show.add("", "")
+    assert out.getvalue() == ""
+    for left, right in zip(pieces(THOUGHT, random), pieces(SPEECH, random), strict=True):
+        show.add(left, right)
+    show.end()
+    width = 30 - 1 - len(" | ")
+    shown = out.getvalue().splitlines()
+    assert [line[2:] for line in shown if line.startswith("| ")] == lines(THOUGHT, width)
+    assert [line for line in shown if not line.startswith("|")] == lines(SPEECH, width)

@@ -120,23 +120,21 @@ async def until_free(service) -> float:
     return time.monotonic() - start
 
 
-PHASES = {
-    "before the first token": ("speak_first", 0, 0),
-    "while only one thinks": ("think_first", 3, 0),
-    "while both are at work": ("speak_first", 0, 2),
-    "between two segments": ("speak_first", 12, 6),
-    "while one goes on alone": ("think_before_speak", 5, 0),
+PHASES = {  # mode, and after how many characters of thought and speech
+    "before the first token": (MindPaced("speak_first", 8, 4), 0, 0),
+    "while only one thinks": (MindPaced("think_first", 8, 4), 3, 0),
+    "while both are at work": (MindPaced("speak_first", 8, 4000), 0, 2),
+    "between two segments": (MindPaced("speak_first", 8, 4), 12, 6),
+    "while a segment is played": (MindPaced("speak_first", 8, 4, speech_rate=3), 12, 2),
+    "while one goes on alone": (MindPaced("think_before_speak", 8, 4), 5, 0),
 }
 
 
 @pytest.mark.parametrize("how", ["break", "cancel", "stop"])
 @pytest.mark.parametrize("phase", PHASES)
 def test_leaving_frees_both_slots(service, phase, how):
-    mode, thought, spoken = PHASES[phase]
-    options = ChatOptions(
-        sampling=Sampling(max_tokens=4000, temperature=0), mind_paced=MindPaced(mode, think_tokens=8, speak_tokens=4000)
-        if phase == "while both are at work" else MindPaced(mode, think_tokens=8, speak_tokens=4),
-    )  # fmt: skip
+    pace, thought, spoken = PHASES[phase]
+    options = ChatOptions(sampling=Sampling(max_tokens=4000, temperature=0), mind_paced=pace)
 
     async def use(client):
         seen = [0, 0]
