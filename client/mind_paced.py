@@ -359,6 +359,7 @@ def check(options: ChatOptions) -> None:
         "logprobs": options.logprobs or options.sampling.logprobs,
         "continue_final_message": options.continue_final_message,
         "tool_choice": options.tool_choice not in ("auto", "none"),
+        "parallel_tool_calls": not options.parallel_tool_calls,
         "min_tokens": options.sampling.min_tokens is not None,
     }
     for name, given in refused.items():

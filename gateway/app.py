@@ -12,7 +12,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
-from starlette.types import Scope
+from starlette.routing import Route
 
 from step_audio_client import StepAudioClient
 from step_audio_gateway import errors
@@ -39,11 +39,20 @@ PAGE_HEADERS = {
 }
 
 
-class _Page(StaticFiles):
-    async def get_response(self, path: str, scope: Scope) -> Response:
-        response = await super().get_response(path, scope)
-        response.headers.update(PAGE_HEADERS)
-        return response
+def _page_routes() -> list[Route]:
+    """One for each of the page's files: all other paths are nobody's."""
+    files = StaticFiles(directory=PLAYGROUND)
+
+    def route(path: str, name: str) -> Route:
+        async def get(request: Request) -> Response:
+            response = await files.get_response(name, request.scope)
+            response.headers.update(PAGE_HEADERS)
+            return response
+
+        return Route(path, get, include_in_schema=False)
+
+    names = sorted(str(file.relative_to(PLAYGROUND)) for file in PLAYGROUND.rglob("*") if file.is_file())
+    return [route("/", "index.html"), *(route(f"/{name}", name) for name in names)]
 
 
 def create_app(settings: GatewaySettings, client: StepAudioClient, fetcher: Fetcher | None = None) -> FastAPI:
@@ -59,8 +68,7 @@ def create_app(settings: GatewaySettings, client: StepAudioClient, fetcher: Fetc
     app.include_router(chat_routes(gateway))
     app.include_router(transcription_routes(gateway))
     _service_routes(app, gateway)
-    if PLAYGROUND.is_dir():  # last: it answers for every path that nobody else has
-        app.mount("/", _Page(directory=PLAYGROUND, html=True), name="playground")
+    app.routes.extend(_page_routes())
     # The last one added is the outermost.
     app.add_middleware(Guard, keys=keys, max_body_bytes=settings.max_body_bytes)
     if settings.allowed_origins:
@@ -80,28 +88,38 @@ def _service_routes(app: FastAPI, gateway: Gateway) -> None:
     started = int(time.time())
     unavailable: dict[int | str, dict[str, Any]] = {503: FAILURES[503]}
 
+    async def describe(name: str) -> Model:
+        info = await gateway.client.serving_info()
+        return Model(
+            id=name,
+            object="model",
+            created=started,
+            owned_by="stepfun-ai",
+            root=info["model"],
+            max_model_len=info["max_seq_len"],
+        )
+
     @app.get("/v1/models", responses={401: FAILURES[401], 500: FAILURES[500], **unavailable}, tags=["models"])
     async def list_models() -> ModelList:
         """The served model, once for each of its names."""
-        info = await gateway.client.serving_info()
-        models = [
-            Model(
-                id=name,
-                object="model",
-                created=started,
-                owned_by="stepfun-ai",
-                root=info["model"],
-                max_model_len=info["max_seq_len"],
-            )
-            for name in await gateway.model_names()
-        ]
-        return ModelList(object="list", data=models)
+        return ModelList(object="list", data=[await describe(name) for name in await gateway.model_names()])
 
+    @app.get(
+        "/v1/models/{model:path}",
+        responses={status: FAILURES[status] for status in (401, 404, 500, 503)},
+        tags=["models"],
+    )
+    async def retrieve_model(model: str) -> Model:
+        """The served model, by one of its names."""
+        return await describe(await gateway.model_name(model))
+
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", tags=["service"])
     async def health() -> Status:
         """Whether the gateway itself is alive."""
         return Status(status="ok")
 
+    @app.head("/ready", include_in_schema=False)
     @app.get("/ready", responses={503: {"model": Status}}, tags=["service"])
     async def ready(response: Response) -> Status:
         """Whether the served model answers."""

@@ -15,7 +15,7 @@ from step_audio_client import Audio
 from step_audio_gateway.audio_parts import client_messages
 from step_audio_gateway.completions import Completion, Deltas, Item
 from step_audio_gateway.core import Gateway
-from step_audio_gateway.errors import ErrorBody, refused
+from step_audio_gateway.errors import ApiError, ErrorBody, refused
 from step_audio_gateway.generations import EventStream, unless_gone
 from step_audio_gateway.options import chat_options, check_mind_paced, check_unsupported, split_final_message
 from step_audio_gateway.responses import ChatCompletion
@@ -28,6 +28,7 @@ FAILURES: dict[int | str, dict[str, Any]] = {
         401: "no valid API key",
         404: "no such model",
         413: "larger than the limit",
+        415: "the body is not JSON by its Content-Type",
         429: "too many are waiting; see Retry-After",
         500: "a fault of the server's",
         503: "the served model cannot be reached",
@@ -52,6 +53,9 @@ class JsonRoute(APIRoute):
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
+            kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if kind != "application/json" and not kind.endswith("+json"):
+                raise ApiError(415, "the body must be JSON, and say so: Content-Type: application/json")
             return await handler(_JsonRequest(request.scope, request.receive))
 
         return handle

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,17 @@ from step_audio_client import RequestError, RequestTimeout, ServerBusy, Unavaila
 RETRY_AFTER = 1  # seconds; a queue of short answers moves that fast
 CLIENT_GONE = 499  # nobody reads it; nginx's number, for the log
 
+# The fields of a request, by the first word of what the client library or the server says of them.
+_PARAMS = {
+    "audio": "messages",
+    "messages": "messages",
+    "tools": "tools",
+    "tool_choice": "tool_choice",
+    "guide": "response_format",
+    "thinking": "thinking",
+    "stop": "stop",
+    "stop_token_ids": "stop_token_ids",
+}
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -82,7 +94,10 @@ def from_client(error: RequestError) -> ApiError:
         return ApiError(503, message, code="unavailable", headers={"Retry-After": str(RETRY_AFTER)})
     if message.startswith("internal error"):  # the server's word for faults of its own
         return ApiError(500, "internal error", code="internal_error")
-    return refused(message)
+    if "max_seq_len" in message:
+        return refused(message, "messages", "context_length_exceeded")
+    param = _PARAMS.get(re.split(r"\W", message, maxsplit=1)[0])
+    return refused(message.replace("guide: guided_decoding_guide", "response_format"), param)
 
 
 def from_validation(error: RequestValidationError) -> ApiError:

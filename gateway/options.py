@@ -31,7 +31,6 @@ _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "audio": ((), "the reply is text"),
     "functions": (([],), "use tools"),
     "function_call": (("none",), "use tool_choice"),
-    "parallel_tool_calls": ((True,), "the model decides how many tools it calls"),
     "chat_template": ((), "the server's own is used"),
     "documents": (([],), "put them into a message"),
     "structured_outputs": (({},), "use response_format"),
@@ -43,6 +42,9 @@ _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "thinking_token_budget": ((), "use thinking.budget_tokens"),
     "web_search_options": ((), "the model searches nothing"),
     "prediction": ((), "leave it out"),
+    "enable_thinking": ((True,), "put it into chat_template_kwargs, or use thinking.mode"),
+    "typical_p": ((1,), "use top_p or top_k"),
+    "truncate_prompt_tokens": ((), "send fewer messages"),
     "mm_processor_kwargs": (({},), "recordings are always prepared the same way"),
     "vllm_xargs": (({},), "leave it out"),
 }
@@ -77,6 +79,7 @@ def check_mind_paced(request: ChatRequest, proceed: bool, separate: bool) -> Non
         "chat_template_kwargs": kwargs and kwargs.enable_thinking is False,
         "reasoning_effort": request.reasoning_effort == "none",
         "tool_choice": request.tool_choice not in (None, "auto", "none"),
+        "parallel_tool_calls": request.parallel_tool_calls is False,
         "min_tokens": request.min_tokens,
         "continue_final_message": proceed,
     }
@@ -124,6 +127,7 @@ def chat_options(
         sampling=_sampling(request),
         tools=tuple(tool.model_dump(exclude_unset=True) for tool in request.tools or ()),
         tool_choice=_tool_choice(request),
+        parallel_tool_calls=request.parallel_tool_calls is not False,
         stop=(request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ()),
         stop_in_thought=not separate,
         stop_token_ids=tuple(_stop_token_ids(request.stop_token_ids or [], tokenizer)),

@@ -157,9 +157,11 @@ class StreamOptions(BaseModel):
 class ThinkingControl(BaseModel):
     """The model's thought before the answer."""
 
+    model_config = ConfigDict(extra="forbid")  # other servers' words for "off" would leave it on
+
     mode: Literal["on", "off"] = "on"
-    budget_tokens: PositiveInt | None = Field(
-        None, description="tokens of thought after which it is closed and the answer begins"
+    budget_tokens: NonNegativeInt | None = Field(
+        None, description="tokens of thought after which it is closed and the answer begins; 0: none"
     )
 
 
@@ -185,6 +187,8 @@ class MindPacedControl(BaseModel):
 
 
 class ChatTemplateKwargs(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
     enable_thinking: bool | None = Field(None, description="false is the same as thinking.mode off")
 
 
@@ -222,6 +226,7 @@ class ChatRequest(BaseModel):
 
     tools: list[Tool] | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedToolChoice | None = None
+    parallel_tool_calls: bool | None = Field(True, description="false: the answer ends with its first call")
     response_format: ResponseFormat | None = Field(None, description="of the answer; the thought before it is free")
 
     add_generation_prompt: bool | None = Field(

@@ -27,7 +27,15 @@ def _several(value: Any) -> Any:
     return tuple(part.strip() for word in words for part in word.split(",") if part.strip())
 
 
+def _keys(value: Any) -> Any:
+    words = _several(value)
+    if words == () and value not in ((), []):
+        raise ValueError("it is empty: give a key, or leave it out to let everybody call")
+    return words
+
+
 Several = Annotated[tuple[str, ...], BeforeValidator(_several)]
+Keys = Annotated[tuple[str, ...], BeforeValidator(_keys)]
 
 
 class GatewaySettings(BaseModel):
@@ -41,7 +49,7 @@ class GatewaySettings(BaseModel):
     served_model_name: Several = Field(
         (), description="names that requests may use, the first one in replies (default: the checkpoint's)"
     )
-    api_key: Several = Field((), repr=False, description="keys that clients may use; better by environment or file")
+    api_key: Keys = Field((), repr=False, description="keys that clients may use; better by environment or file")
     api_key_file: Path | None = Field(None, description="a file of keys, one a line")
     allowed_origins: Several = Field((), description="web pages that may call from a browser, besides the playground")
     allowed_media_domains: Several = Field(
@@ -79,7 +87,7 @@ class GatewaySettings(BaseModel):
             lines = self.api_key_file.read_text("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"--api-key-file cannot be read: {error}") from None
-        found = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+        found = tuple(key for line in lines if (key := line.strip()) and not key.startswith("#"))
         if not found:  # an empty file must not open the door
             raise SettingsError("--api-key-file holds no key")
         return self.api_key + found

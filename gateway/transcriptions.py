@@ -43,6 +43,7 @@ def transcription_routes(gateway: Gateway) -> APIRouter:
         response_format: Annotated[Format, Form()] = "json",
         temperature: Annotated[float, Form(ge=0, le=1)] = 0,
         stream: Annotated[bool, Form()] = False,
+        include: Annotated[list[str] | None, Form(alias="include[]")] = None,
         granularities: Annotated[list[str] | None, Form(alias="timestamp_granularities[]")] = None,
     ) -> Response:
         """What is said in a recording. The model gives no times: there are no segments, words and subtitles."""
@@ -52,6 +53,8 @@ def transcription_routes(gateway: Gateway) -> APIRouter:
             raise unsupported("response_format", f"{response_format} needs times; use json, text or verbose_json")
         if granularities:
             raise unsupported("timestamp_granularities", "the model gives no times")
+        if include:
+            raise unsupported("include", "a transcription comes without log-probabilities; ask /v1/chat/completions")
         data = await file.read()
         limits = (await gateway.client.serving_info())["limits"]
         if not data:

@@ -194,6 +194,68 @@ async def test_thinking_off(body):
     assert (await asked(**body)).options.thinking == Thinking("off")
 
 
+@pytest.mark.parametrize(
+    "body, param",
+    [
+        ({"thinking": {"type": "disabled"}}, "thinking.type"),
+        ({"thinking": {"budget": 3}}, "thinking.budget"),
+        ({"chat_template_kwargs": {"thinking": False}}, "chat_template_kwargs.thinking"),
+        ({"enable_thinking": False}, "enable_thinking"),
+    ],
+)
+async def test_other_servers_words_for_thinking_are_not_swallowed(body, param):
+    assert (await refusal(**body))[1] == param
+
+
+async def test_a_budget_of_nothing():
+    assert (await asked(thinking={"budget_tokens": 0})).options.thinking == Thinking("on", 0)
+
+
+async def test_stop_strings_hold_for_what_is_shown():
+    assert not (await asked(stop="a")).options.stop_in_thought
+    assert (await asked(stop="a", separate_reasoning=False)).options.stop_in_thought
+
+
+async def test_one_call_at_a_time():
+    assert not (await asked(tools=[TOOL], parallel_tool_calls=False)).options.parallel_tool_calls
+    assert (await asked(tools=[TOOL])).options.parallel_tool_calls
+
+
+@pytest.mark.parametrize(
+    "said, param, code",
+    [
+        ("guide: guided_decoding_guide cannot be used as json_schema: x", "response_format", None),
+        ("tool_choice: guided_decoding_guide cannot be used as json_schema: x", "tool_choice", None),
+        ("the prompt has 9 positions and max_seq_len is 5; send less", "messages", "context_length_exceeded"),
+        ("audio[0]: there are no bytes", "messages", None),
+        ("thinking: no", "thinking", None),
+        ("something else", None, None),
+    ],
+)
+async def test_the_field_at_fault(said, param, code):
+    error = (await ask(FakeClient(lambda messages, options: [RequestError(said)]))).json()["error"]
+    assert (error["param"], error["code"]) == (param, code)
+    assert error["message"] == said.replace("guide: guided_decoding_guide", "response_format")
+
+
+async def test_paths_and_methods():
+    """A path that is nobody's is not found, whatever the method; the page's files are answered for like others."""
+    async with http(FakeClient()) as client:
+        status = {
+            (method, path): (await client.request(method, path)).status_code
+            for method in ("GET", "HEAD", "POST")
+            for path in ("/", "/style.css", "/health", "/ready", CHAT, "/v1/completions", "/none", "/../settings.py")
+        }
+        assert (await client.get("/v1/models/tiny")).json()["id"] == "tiny"
+        assert (await client.get("/v1/models/other")).status_code == 404
+    assert {code for (_, path), code in status.items() if path in ("/v1/completions", "/none", "/../settings.py")} == {
+        404
+    }
+    for path in ("/", "/style.css", "/health", "/ready"):
+        assert [status[method, path] for method in ("GET", "HEAD", "POST")] == [200, 200, 405], path
+    assert status["GET", CHAT] == status["HEAD", CHAT] == 405
+
+
 async def test_thinking_that_contradicts_itself():
     assert (await refusal(thinking={"mode": "on"}, reasoning_effort="none"))[1] == "thinking"
     assert (await refusal(thinking={"mode": "off", "budget_tokens": 3}))[1] == "thinking.budget_tokens"
@@ -459,7 +521,7 @@ async def test_bodies_that_are_no_json():
             response = await client.post(CHAT, content=body, headers={"Content-Type": "application/json"})
             assert response.status_code == 400 and response.json()["error"]["type"] == "invalid_request_error"
         response = await client.post(CHAT, content=b'{"messages": []}', headers={"Content-Type": "text/plain"})
-        assert response.status_code == 400
+        assert response.status_code == 415 and "Content-Type: application/json" in response.json()["error"]["message"]
         assert (await client.get("/v1/nothing")).json()["error"]["message"] == "Not Found: GET /v1/nothing"
 
 

@@ -152,7 +152,12 @@ def test_transcriptions(client, fake):
     assert (verbose.duration, verbose.language, verbose.text) == (0.1, "en", ANSWER)
     events = list(ask(model="tiny", file=recording, stream=True))
     assert "".join(event.delta for event in events[:-1]) == events[-1].text == ANSWER
-    for wrong in ({"response_format": "srt"}, {"timestamp_granularities": ["word"]}, {"file": ("a.wav", b"")}):
+    for wrong in (
+        {"response_format": "srt"},
+        {"timestamp_granularities": ["word"]},
+        {"include": ["logprobs"]},
+        {"file": ("a.wav", b"")},
+    ):
         with pytest.raises(openai.BadRequestError):
             ask(**{"model": "tiny", "file": recording} | wrong)
 

@@ -58,6 +58,9 @@ def test_faults_are_said_in_words(tmp_path, flags, text, said):
 
 
 def test_keys_are_not_shown(tmp_path):
+    for empty in ("", " , ", [""]):  # a secret that was not set must not open the door
+        with pytest.raises(SettingsError, match="api_key: it is empty"):
+            GatewaySettings.create(api_key=empty)
     settings = GatewaySettings.create(api_key=["secret"])
     assert "secret" not in repr(settings)
     with pytest.raises(SettingsError) as caught:
