@@ -130,6 +130,34 @@ def test_chosen_option(text, index):
     assert chosen_option(text, OPTIONS) == index
 
 
+@pytest.mark.parametrize(
+    ("text", "options", "index"),
+    [
+        ("C# major", ["C major", "C# major"], 1), ("c# Major.", ["C major", "C# major"], 1),
+        ("**C# major**", ["C major", "C# major"], 1), ("C Major", ["C major", "C# major"], 0),
+        ("It is C# major.", ["C major", "C# major"], None), ("B. C# major", ["C major", "C# major"], 1),
+        ("The answer is C# major", ["C major", "C# major", "D major"], None),
+        ("5", ["-5", "5"], 1), ("-5.", ["-5", "5"], 0), ("$50", ["50%", "$50"], 1), ("50", ["50%", "$50"], None),
+        ("+", ["+", "-"], 0), ("-", ["+", "-"], 1), ("*", ["+", "*"], 1), ("!", ["+", "-"], None),
+        ("", ["+", "-"], None), ("!", ["+", "plus"], None), ("(B)", ["+", "-"], 1), ("A", ["A+", "A-"], 0),
+        ("mW", ["MW", "mW"], 1), ("mw", ["MW", "mW"], None), ("x", ["x", "x", "y"], None),
+    ],
+)  # fmt: skip
+def test_options_that_differ_by_signs(text, options, index):
+    assert chosen_option(text, options) == index
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected", "options"),
+    [
+        ("number", "0", ()), ("word", "high", ("high", "low")), ("transcript", "!", ()), ("tool_call", "", ()),
+        ("choice", "+", ("+", "-")), ("text", "!", ()), ("text", "", ()),
+    ],
+)  # fmt: skip
+def test_a_failed_request_is_wrong_whatever_is_expected(kind, expected, options):
+    assert not score(item(kind=kind, expected=expected, options=options), None).correct
+
+
 def test_score_looks_at_the_kind():
     assert score(item(), reply("It is 5.")) == Score(True)
     assert score(item(), reply("It is 6.")) == score(item(), None) == score(item(), reply(None)) == Score(False)
@@ -141,6 +169,9 @@ def test_score_looks_at_the_kind():
     assert score(said, reply("Two, plus three.")) == Score(True, 0, 3)
     assert score(said, None) == Score(False, 3, 3)
     assert score(item(kind="text", expected="Big Ben"), reply("big ben.")) == Score(True)
+    sign = item(kind="text", expected="!")
+    assert score(sign, reply(" ! ")) == Score(True)
+    assert score(sign, reply("?")) == score(sign, reply(None)) == Score(False)
     assert score(item(kind="choice", expected="y", options=("x", "y")), reply("B")) == Score(True)
     assert score(item(kind="choice", expected="y", options=("x", "y")), reply("A")) == Score(False)
 
