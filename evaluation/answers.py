@@ -52,8 +52,10 @@ class AnswerFile:
             return
         try:
             before = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            raise EvaluationError(f"{file} is not JSON: remove it, or choose another --output") from None
+        except (ValueError, RecursionError):
+            before = None
+        if not isinstance(before, dict):
+            raise EvaluationError(f"{file} does not say how the answers beside it were got: choose another --output")
         for key in sorted({*settings, *before}):
             if settings.get(key) != before.get(key):
                 raise EvaluationError(
@@ -67,9 +69,12 @@ class AnswerFile:
         if whole < len(data):  # broken off within a line
             with self.path.open("r+b") as file:
                 file.truncate(whole)
-        for number, line in enumerate(data[:whole].decode().split("\n")[:-1], 1):
+        for number, line in enumerate(data[:whole].split(b"\n")[:-1], 1):  # bytes: a line may be no UTF-8
             try:
                 answer = Answer.model_validate_json(line)
             except ValidationError:
-                raise EvaluationError(f"{self.path}, line {number}: not an answer: choose another --output") from None
+                raise EvaluationError(
+                    f"{self.path}, line {number}: not an answer: remove the line and it is asked again, "
+                    "or choose another --output"
+                ) from None
             self.of[answer.id] = answer  # what was asked again stands further down

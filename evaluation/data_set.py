@@ -7,8 +7,9 @@ import string
 from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field, StrictFloat, StrictInt, StrictStr, ValidationError
+from pydantic import Field, StrictFloat, StrictInt, StrictStr, ValidationError, model_validator
 
 from step_audio.chat_template import NO_THOUGHT
 from step_audio.config import Strict
@@ -18,7 +19,10 @@ CHOOSE = "Please choose the answer from the following options, do not provide an
 
 
 class Line(Strict):
-    """`audio`: a file or several, relative to the data set. `answer`: with choices, one of them or its letter."""
+    """`audio`: a file or several, relative to the data set. `answer`: with choices, one of them or its letter.
+
+    A null is as if it were not there: exports have every key in every line.
+    """
 
     question: StrictStr
     answer: StrictStr | StrictInt | StrictFloat
@@ -27,6 +31,11 @@ class Line(Strict):
     id: StrictStr | StrictInt | None = None
     task: StrictStr | None = None
     system: StrictStr | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: Any) -> Any:
+        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
 
     def prompt(self) -> str:
         """The user's text."""
@@ -56,7 +65,7 @@ class Line(Strict):
 def load_data_set(path: Path, audio_first: bool = False, think: bool = True) -> list[Item]:
     """Raises EvaluationError, which names the file, the line and the key."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # with the mark that spreadsheets put in front, or without
     except (OSError, UnicodeDecodeError) as error:
         raise EvaluationError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     items = list(_items(path, text, audio_first, think))
@@ -92,13 +101,25 @@ def _items(path: Path, text: str, audio_first: bool, think: bool) -> Iterator[It
 
 def _line(raw: str, where: str) -> Line:
     try:
-        return Line.model_validate(json.loads(raw))
+        data = json.loads(raw)
+        line = Line.model_validate(data)
     except ValidationError as error:  # before ValueError, which it is
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"][:1]) or "the line"
         raise EvaluationError(f"{where}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
     except ValueError as error:
         raise EvaluationError(f"{where}: not valid JSON: {error}") from None
+    except RecursionError:
+        raise EvaluationError(
+            f"{where}: nested too deeply: only texts, numbers and lists of texts are read, leave the rest out"
+        ) from None
+    for key, value in data.items():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:  # JSON can spell what no request and no report can hold
+            half = ascii(error.object[error.start])[1:-1]
+            raise EvaluationError(f"{where}: {key}: {half} is half a character: write both halves or neither") from None
+    return line
 
 
 def _messages(line: Line, recordings: int, audio_first: bool) -> tuple[dict, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -13,8 +13,8 @@ from step_audio_client import Reply, ToolCall
 from step_audio_evaluation.items import Item
 
 _NUMBER = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w])")
-# "A dog" has an article, not a letter.
-_NAMED = re.compile(r"\b(?i:answer|option|choice)\b(?i:\s+is)?:?\s*[(\[]?(A(?!\s+[a-z])|[B-Z])\b(?!')")
+# "A dog" has an article, not a letter; "C#" and "C++" are no letters either.
+_NAMED = re.compile(r"\b(?i:answer|option|choice)\b(?i:\s+is)?:?\s*[(\[]?(A(?!\s+[a-z])|[B-Z])\b(?!['#+])")
 _LETTER = r"[(\[]?([A-Za-z])[)\].:]"
 
 
@@ -28,16 +28,18 @@ class Score:
 
 
 def score(item: Item, reply: Reply | None) -> Score:
-    """`reply` None: there is none, which is wrong."""
+    """`reply` None: there is none, which is wrong whatever is expected."""
     content = (reply and reply.content) or ""
     calls = reply.tool_calls if reply else ()
+    said = normalised_words(item.expected)
+    if reply is None:
+        return Score(False, len(said), len(said)) if item.kind == "transcript" else Score(False)
     match item.kind:
         case "number":
             return Score(not calls and is_number(content, item.expected))
         case "word":
             return Score(is_word(content, item.expected, item.options))
         case "transcript":
-            said = normalised_words(item.expected)
             errors = word_errors(said, normalised_words(content))
             return Score(errors == 0, errors, len(said))
         case "tool_call":
@@ -46,7 +48,9 @@ def score(item: Item, reply: Reply | None) -> Score:
             chosen = chosen_option(content, item.options)
             return Score(chosen is not None and item.options[chosen] == item.expected)
         case "text":
-            return Score(normalised_words(content) == normalised_words(item.expected))
+            if not said:  # nothing but signs, and these are looked at where there are no words
+                return Score(content.strip() == item.expected.strip())
+            return Score(normalised_words(content) == said)
 
 
 def last_number(text: str) -> Decimal | None:
@@ -111,14 +115,19 @@ def chosen_option(text: str, options: Sequence[str]) -> int | None:
     >>> chosen_option("The answer is (B).", ["a dog", "a cat"])
     1
     """
+    if (exact := _same_text(text, options)) is not None:
+        return exact
     text = re.sub(r"[*_`]", "", text).strip()
+    if (exact := _same_text(text, options)) is not None:
+        return exact
 
     def index(letter: str) -> int | None:
         n = ord(letter.upper()) - ord("A")
         return n if n < len(options) else None
 
     words = [normalised_words(option) for option in options]
-    if (said := normalised_words(text)) in words:
+    said = normalised_words(text)
+    if said and words.count(said) == 1:
         return words.index(said)
     if found := re.fullmatch(rf"{_LETTER}?", text) or re.match(rf"{_LETTER}(?=\s|[A-Z])", text):
         return index(found[1])
@@ -127,6 +136,20 @@ def chosen_option(text: str, options: Sequence[str]) -> int | None:
     held = [n for n, option in enumerate(words) if option and _within(option, said)]
     whole = [n for n in held if not any(m != n and _within(words[n], words[m]) for m in held)]
     return whole[0] if len(whole) == 1 else None
+
+
+def _same_text(text: str, options: Sequence[str]) -> int | None:
+    """The one option that is the text, signs and all: words alone do not tell "C#" from "C", nor "-5" from "5"."""
+    forms: tuple[Callable[[str], str], ...] = (
+        str.strip,
+        lambda given: given.strip().casefold(),
+        lambda given: given.strip().casefold().removesuffix("."),
+    )
+    for form in forms:
+        same = [n for n, option in enumerate(options) if form(option) == form(text)]
+        if len(same) == 1 and form(text):
+            return same[0]
+    return None
 
 
 def _within(part: Sequence[str], whole: Sequence[str]) -> bool:

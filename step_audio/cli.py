@@ -158,7 +158,10 @@ def _add_demo(commands) -> None:
 def _demo(arguments: argparse.Namespace) -> int:
     from step_audio.serving.demo import QUESTION, demo
 
-    return demo(arguments.work_dir.resolve(), arguments.ask or QUESTION, say)
+    question = QUESTION if arguments.ask is None else arguments.ask
+    if not question.strip():
+        raise StepAudioError("--ask is empty: say what to ask, or leave it out for the default question")
+    return demo(arguments.work_dir.resolve(), question, say)
 
 
 if __name__ == "__main__":

@@ -154,6 +154,12 @@ def test_chat_refuses(tmp_path, fails):
     assert line == f"step-audio: no server answers at 127.0.0.1:{port}"
 
 
+@pytest.mark.parametrize("question", ["", " "])
+def test_demo_refuses_to_ask_nothing(question, tmp_path, fails):
+    assert "--ask is empty: say what to ask" in fails("demo", "--ask", question, "--work-dir", tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
 def test_the_module_is_the_command(tmp_path):
     """Without Triton, torch or a server's packages in sight: help must come at once."""
     ran = subprocess.run(

@@ -130,6 +130,34 @@ def test_chosen_option(text, index):
     assert chosen_option(text, OPTIONS) == index
 
 
+@pytest.mark.parametrize(
+    ("text", "options", "index"),
+    [
+        ("C# major", ["C major", "C# major"], 1), ("c# Major.", ["C major", "C# major"], 1),
+        ("**C# major**", ["C major", "C# major"], 1), ("C Major", ["C major", "C# major"], 0),
+        ("It is C# major.", ["C major", "C# major"], None), ("B. C# major", ["C major", "C# major"], 1),
+        ("The answer is C# major", ["C major", "C# major", "D major"], None),
+        ("5", ["-5", "5"], 1), ("-5.", ["-5", "5"], 0), ("$50", ["50%", "$50"], 1), ("50", ["50%", "$50"], None),
+        ("+", ["+", "-"], 0), ("-", ["+", "-"], 1), ("*", ["+", "*"], 1), ("!", ["+", "-"], None),
+        ("", ["+", "-"], None), ("!", ["+", "plus"], None), ("(B)", ["+", "-"], 1), ("A", ["A+", "A-"], 0),
+        ("mW", ["MW", "mW"], 1), ("mw", ["MW", "mW"], None), ("x", ["x", "x", "y"], None),
+    ],
+)  # fmt: skip
+def test_options_that_differ_by_signs(text, options, index):
+    assert chosen_option(text, options) == index
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected", "options"),
+    [
+        ("number", "0", ()), ("word", "high", ("high", "low")), ("transcript", "!", ()), ("tool_call", "", ()),
+        ("choice", "+", ("+", "-")), ("text", "!", ()), ("text", "", ()),
+    ],
+)  # fmt: skip
+def test_a_failed_request_is_wrong_whatever_is_expected(kind, expected, options):
+    assert not score(item(kind=kind, expected=expected, options=options), None).correct
+
+
 def test_score_looks_at_the_kind():
     assert score(item(), reply("It is 5.")) == Score(True)
     assert score(item(), reply("It is 6.")) == score(item(), None) == score(item(), reply(None)) == Score(False)
@@ -141,6 +169,9 @@ def test_score_looks_at_the_kind():
     assert score(said, reply("Two, plus three.")) == Score(True, 0, 3)
     assert score(said, None) == Score(False, 3, 3)
     assert score(item(kind="text", expected="Big Ben"), reply("big ben.")) == Score(True)
+    sign = item(kind="text", expected="!")
+    assert score(sign, reply(" ! ")) == Score(True)
+    assert score(sign, reply("?")) == score(sign, reply(None)) == Score(False)
     assert score(item(kind="choice", expected="y", options=("x", "y")), reply("B")) == Score(True)
     assert score(item(kind="choice", expected="y", options=("x", "y")), reply("A")) == Score(False)
 
@@ -303,10 +334,23 @@ def test_data_set_options(data_set):
     assert one.messages[0]["content"][1]["text"].endswith("B. cat\n")
 
 
+def test_data_set_as_programs_export_it(data_set):
+    nulls = {"audio": None, "choices": None, "id": None, "task": None, "system": None, "comment": None}
+    file = data_set({"question": "Say hi", "answer": "hi"}, {"question": "2+3?", "answer": 5, **nulls})
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    first, second = load_data_set(file)
+    assert (first.kind, first.audio, second.kind, second.audio) == ("text", (), "number", ())
+    assert second.messages == ({"role": "user", "content": [{"type": "text", "text": "2+3?"}]},)
+
+
 @pytest.mark.parametrize(
     ("line", "text"),
     [
         ("{", "not valid JSON"),
+        ('{"question": "q \\ud83d", "answer": 1}', r"question: \ud83d is half a character: write both halves or"),
+        ({**GOOD, "choices": ["cat", "\ude00"]}, r"choices: \ude00 is half a character"),
+        pytest.param(f'{{"question": {"[" * 100_000}', "nested too deeply: only texts, numbers and", id="deep"),
+        ({**GOOD, "question": None}, "question: field required"),
         ("[]", "the line: "),
         ({**GOOD, "audio": "clips/c.wav"}, "audio: there is no file"),
         ({**GOOD, "audio": 3}, "audio: "),
@@ -413,8 +457,17 @@ def test_run_refuses_other_questions(tmp_path):
 
 def test_a_file_that_holds_no_answers(tmp_path):
     AnswerFile(tmp_path, SETTINGS)
-    (tmp_path / "answers.jsonl").write_text('{"id": "x"}\n')
-    with pytest.raises(EvaluationError, match="line 1: not an answer"):
+    good = Answer(id="q-0", expected="0").model_dump_json().encode()
+    for line in (b'{"id": "x"}', b'{"id": "x", "expected": "\xff"}', b"\xff\xfe", b"\0" * 9, b"[" * 100_000):
+        (tmp_path / "answers.jsonl").write_bytes(good + b"\n" + line + b"\n")
+        with pytest.raises(EvaluationError, match=r"answers.jsonl, line 2: not an answer: remove the line"):
+            AnswerFile(tmp_path, SETTINGS)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{", "\xff", pytest.param("[" * 100_000, id="deep")])
+def test_settings_that_are_none(tmp_path, text):
+    (tmp_path / "settings.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(EvaluationError, match=r"settings.json does not say how .* choose another --output"):
         AnswerFile(tmp_path, SETTINGS)
 
 

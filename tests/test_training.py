@@ -336,3 +336,17 @@ def test_training_resumes_and_exports(tmp_path, monkeypatch, tokenizer_json, one
             assert torch.allclose(value, refined.get_parameter(name), atol=1e-9), name
     with pytest.raises(ArtefactError, match="does not exist: give the output of a training"):
         train.train(tmp_path / "none", still, 0, "cpu", tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "no state", "no dictionary"])
+def test_a_damaged_state_is_named_with_what_to_do(tmp_path, damage):
+    file = tmp_path / "state.pt"
+    torch.save([1] if damage == "no dictionary" else {"model": {}}, file)
+    data = {"empty": b"", "text": b"hello", "cut": file.read_bytes()[:-100]}.get(damage, file.read_bytes())
+    file.write_bytes(data)
+    recipe = Recipe(seed=3, steps=6)
+    with pytest.raises(ArtefactError, match=r"state\.pt is damaged or .*: delete it to begin anew, or restore it$"):
+        train.train(tmp_path, recipe, 0, "cpu")
+    with pytest.raises(ArtefactError, match=r"state\.pt is damaged or .*: restore it, or give .* another training$"):
+        train.train(tmp_path / "refined", recipe, 0, "cpu", tmp_path)
+    assert file.read_bytes() == data

@@ -29,6 +29,7 @@ CORPUS_EXAMPLES = 4000  # what its merges are learnt from
 SAVE_EVERY = 200  # steps
 WATCH_EVERY = 200  # steps between looks at what was not trained on
 STATE, LOG = "state.pt", "log.jsonl"
+STATE_KEYS = {"recipe", "tokenizer", "model", "optimizer", "step", "log"}
 
 
 @dataclass(frozen=True)
@@ -103,14 +104,14 @@ def train(
 
     refined: another training's output, whose weights and tokenizer are begun with; else with random ones.
 
-    Ctrl-C loses at most SAVE_EVERY steps. Raises ArtefactError where `output` belongs to another recipe, and where
-    there is no training to refine.
+    Ctrl-C loses at most SAVE_EVERY steps. Raises ArtefactError where `output` belongs to another recipe, where a state
+    cannot be read, and where there is no training to refine.
     """
     output.mkdir(parents=True, exist_ok=True)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     state: dict[str, Any] | None = None
     if (output / STATE).is_file():
-        state = torch.load(output / STATE, map_location="cpu", weights_only=True)
+        state = _load_state(output / STATE, "delete it to begin anew, or restore it")
         if state["recipe"] | {"steps": recipe.steps} != asdict(recipe):
             raise ArtefactError(f"{output} holds a training with other settings; finish it or choose another output")
     start = state or _state_to_refine(refined)
@@ -157,7 +158,19 @@ def _state_to_refine(directory: Path | None) -> dict[str, Any] | None:
         return None
     if not (directory / STATE).is_file():
         raise ArtefactError(f"{directory / STATE} does not exist: give the output of a training")
-    return torch.load(directory / STATE, map_location="cpu", weights_only=True)
+    return _load_state(directory / STATE, "restore it, or give the output of another training")
+
+
+def _load_state(file: Path, remedy: str) -> dict[str, Any]:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:  # not the file's contents: the command says it as it stands
+        raise
+    except Exception:  # what torch raises for a damaged file depends on where the damage is
+        state = None
+    if not isinstance(state, dict) or not state.keys() >= STATE_KEYS:
+        raise ArtefactError(f"{file} is damaged or no state of a training: {remedy}")
+    return state
 
 
 def _groups(model: Listener, recipe: Recipe) -> list[dict[str, Any]]:
