@@ -41,6 +41,7 @@ class FakeGateway(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), partial(Handler, directory=str(PLAYGROUND)))
+        self.models = ["step-audio-r1.1"]
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.hung_up = threading.Event()
@@ -62,7 +63,7 @@ class Handler(SimpleHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/v1/models":
-            self.reply(200, {"data": [{"id": "step-audio-r1.1", "object": "model"}]})
+            self.reply(200, {"data": [{"id": id_, "object": "model"} for id_ in self.server.models]})
         else:
             super().do_GET()
 

@@ -259,6 +259,28 @@ def test_settings_reach_the_request_and_survive_a_reload(page: Page, gateway: Fa
     assert gateway.bodies[1]["thinking"] == {"mode": "off"}
 
 
+def test_the_chosen_model_survives_a_reload(page: Page, gateway: FakeGateway) -> None:
+    gateway.models = ["one", "two"]
+    for _ in range(2):
+        page.driver.refresh()
+        page.wait(lambda: len(page.all("#model option")) == 2, "the choice of models")
+        page.type("Hello" + Keys.ENTER)
+        page.wait_state("done")
+        page.set("model", "two")
+    assert [body["model"] for body in gateway.bodies] == ["one", "two"]
+
+
+def test_space_scrolls_a_thought_that_has_the_focus(page: Page, gateway: FakeGateway) -> None:
+    gateway.script = partial(thinks_and_answers, thought="On and on.\n" * 200)
+    page.type("Hello" + Keys.ENTER)
+    page.wait_state("done")
+    page.find("details.thought summary").click()
+    page.js("const text = document.querySelector('.thought-text'); text.scrollTop = 0; text.focus()")
+    ActionChains(page.driver).send_keys(Keys.SPACE).perform()
+    page.wait(lambda: page.js("return document.querySelector('.thought-text').scrollTop") > 0, "the thought to scroll")
+    assert page.find("#composer").get_attribute("data-talk") == "idle"
+
+
 def test_tool_call_is_shown_and_its_result_returned(page: Page, gateway: FakeGateway) -> None:
     def calls(request: Handler) -> None:
         request.begin()
@@ -331,7 +353,14 @@ def test_errors_are_short_messages(page: Page, gateway: FakeGateway) -> None:
         if "API key" in message:
             assert page.js("return document.activeElement.name") == "key"
     assert page.text(".exchange:nth-child(4) .answer") == "Half an ans"
-    assert [message["role"] for message in gateway.bodies[-1]["messages"]] == ["user", "assistant", "user"]
+    assert [message["role"] for message in gateway.bodies[-1]["messages"]] == ["user"]  # a fragment is no answer
+    gateway.script = thinks_and_answers
+    page.find(".exchange:last-child .note button").click()
+    page.wait_state("done")
+    page.set("key", "schlüssel→")
+    page.type("Hello" + Keys.ENTER)
+    page.wait_state("failed")
+    assert page.text(".exchange:last-child .trouble").startswith("The API key has characters that no key can have.")
 
 
 LONG_THOUGHT = (
@@ -381,6 +410,9 @@ def test_layout(page: Page, gateway: FakeGateway, tmp_path: Path, width: int, he
         time.sleep(0.4)
         page.screenshot(tmp_path / "4-settings.png")
         assert page.overflow() == 0
+        for _ in range(40):  # all the way round: what lies behind the drawer has no focus
+            ActionChains(page.driver).send_keys(Keys.TAB).perform()
+            assert not page.js("return document.activeElement.closest('main, header')")
         assert page.find("#settings").rect["x"] + page.find("#settings").rect["width"] == width
         page.find("body").send_keys(Keys.ESCAPE)
         page.wait(lambda: not page.find("#settings").is_displayed(), "the drawer to close")

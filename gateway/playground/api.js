@@ -34,6 +34,7 @@ export async function* streamChat(body, key, signal) {
 }
 
 function headers(key) {
+  if (/[^ -~]/.test(key)) throw new ApiError("The API key has characters that no key can have.", 401);
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
 

@@ -118,19 +118,24 @@ function toast(message) {
   toastTimer = setTimeout(() => (box.dataset.shown = "false"), 6000);
 }
 
+/** As a drawer, the settings lie over the page, which the keyboard must not reach behind them. */
+function drawer(open) {
+  document.body.dataset.settings = open ? "open" : "closed";
+  find("#settings-toggle").setAttribute("aria-expanded", String(open));
+  for (const behind of document.querySelectorAll("main, header")) behind.inert = open;
+  if (open) find("#settings").setAttribute("role", "dialog");
+  else find("#settings").removeAttribute("role");
+}
+
 function openSettings(field) {
-  if (DRAWER.matches) {
-    document.body.dataset.settings = "open";
-    find("#settings-toggle").setAttribute("aria-expanded", "true");
-  }
+  if (DRAWER.matches) drawer(true);
   (field ?? find("#settings-close")).focus();
 }
 
 /** Whether there was a drawer to close. */
 function closeSettings() {
   if (document.body.dataset.settings !== "open") return false;
-  document.body.dataset.settings = "closed";
-  find("#settings-toggle").setAttribute("aria-expanded", "false");
+  drawer(false);
   find("#settings-toggle").focus();
   return true;
 }
@@ -191,6 +196,7 @@ find("#start-over").addEventListener("click", startOver);
 find("#settings-toggle").addEventListener("click", () => openSettings());
 find("#settings-close").addEventListener("click", closeSettings);
 find("#scrim").addEventListener("click", closeSettings);
+DRAWER.addEventListener("change", () => drawer(false));
 find("[name=key]").addEventListener("change", checkServer);
 for (const button of document.querySelectorAll(".idea")) {
   button.addEventListener("click", () => composer.suggest(button.dataset.text));

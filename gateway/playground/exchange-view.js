@@ -79,7 +79,7 @@ export class ExchangeView {
       this.note.hidden = false;
     }
     if (!this.reply.message()) this.note.append(" ", this.#button("Try again", () => this.actions.again()));
-    if (this.reply.toolCalls.length && this.reply.state === "done") this.#askResults();
+    if (this.reply.calls.length && this.reply.state === "done") this.#askResults();
     if (this.reply.firstThought !== null || this.reply.firstAnswer !== null) this.#drawFoot();
   }
 

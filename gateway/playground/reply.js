@@ -88,12 +88,18 @@ export class Reply {
     this.state = state;
   }
 
-  /** As a message of the history, or null if there is nothing to remember. The thought is left out on purpose. */
+  /** The calls that can be answered: of a reply at its token limit the last one may be cut short. */
+  get calls() {
+    return this.finishReason === "length" ? [] : this.toolCalls;
+  }
+
+  /** As a message of the history, or null if there is nothing to remember: what a fault cut off is not an answer. The
+   * thought is left out on purpose. */
   message() {
-    if (!this.content && !this.toolCalls.length) return null;
+    if (this.state === "failed" || (!this.content && !this.calls.length)) return null;
     const message = { role: "assistant", content: this.content };
-    if (this.toolCalls.length) {
-      message.tool_calls = this.toolCalls.map(({ id, name, arguments: text }) => (
+    if (this.calls.length) {
+      message.tool_calls = this.calls.map(({ id, name, arguments: text }) => (
         { id, type: "function", function: { name, arguments: text } }
       ));
     }

@@ -115,6 +115,7 @@ export class Settings {
       const kept = JSON.parse(localStorage.getItem(STORE) ?? "{}");
       for (const [name, value] of Object.entries({ ...kept, key: sessionStorage.getItem(KEY_STORE) ?? "" })) {
         const field = this.form.elements[name];
+        if (name === "model" && value) field.add(new Option(value)); // until the server has said what there is
         if (field?.type === "checkbox") field.checked = value;
         else if (field) field.value = value;
       }

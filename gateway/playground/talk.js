@@ -2,7 +2,7 @@ import { Recorder } from "./recorder.js";
 
 const HOLD = 350; // ms: a shorter press is a click, which records until the next one
 const LONGEST = 10 * 60; // seconds: a forgotten microphone must not fill the memory
-const TAKES_SPACE = "input, textarea, select, button, summary, a, [role=slider]"; // elsewhere it is free to talk with
+const TAKES_SPACE = "input, textarea, select, button, summary, a, [tabindex]"; // elsewhere it is free to talk with
 
 /** The talk button: hold it (or the space bar) while speaking, or click to begin and again to end.
  *
