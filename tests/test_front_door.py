@@ -135,6 +135,30 @@ def test_a_call_can_be_demanded(url, choice):
     assert all(thoughts) and sum(thought.startswith("I hear: ") for thought in thoughts) >= 4
 
 
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_thought_by_itself_and_the_answer_to_it(client, raw):
+    """Stopped at the end of the thought, then continued behind it; raw as the model card's server has it."""
+
+    def ask(item, prefill, **options):
+        opened = [*messages(item), {"role": "assistant", "content": prefill, "eot": False}]
+        body = {"separate_reasoning": not raw, "skip_special_tokens": False}
+        reply = client.chat.completions.create(
+            model="R1", messages=opened, temperature=0, max_tokens=200, extra_body=body, **options
+        )
+        assert reply.choices[0].finish_reason == "stop"
+        return reply.choices[0].message
+
+    right = 0
+    for item in held_out(["arithmetic"], 4, seed=5):
+        message = ask(item, "<think>\n", stop=["</think>"])
+        thought, other = message.reasoning_content if not raw else message.content, message.content
+        assert thought.startswith("I hear: ") and "think>" not in thought and (raw or not other)
+        answer = ask(item, f"<think>\n{thought.rstrip()}\n</think>\n").content
+        assert "think>" not in answer
+        right += item.expected in answer
+    assert right >= 3
+
+
 def test_dictation(client):
     """`/v1/audio/transcriptions`, which asks without a thought."""
     right = 0

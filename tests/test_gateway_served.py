@@ -53,6 +53,9 @@ CARD = {
     "song": CardExample(
         "mmar_test", "Say what you think of the song.", True, {"max_tokens": 2048, "temperature": 0.7, "top_p": 0.9}
     ),
+    "speaker-traits": CardExample(
+        "mmsu_test", "What is this speaker like?", True, {"max_tokens": 2048, "temperature": 0.7, "top_p": 0.9}
+    ),
     "step-audio-2": CardExample(
         "spoken_mqa_test", "What is said?", True,
         {"max_tokens": 2048, "temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.05},
@@ -96,7 +99,7 @@ def part(samples: np.ndarray) -> dict:
 
 @pytest.mark.parametrize("example", CARD)
 def test_the_cards_client(url, example):
-    """25 s pieces, `human`, an opened thought with `eot`, everything raw; answers are cut short here."""
+    """25 s pieces, `human`, an opened thought with `eot`, special tokens shown; answers are cut short here."""
     card = CARD[example]
     file = SAMPLES / f"{card.recording}.wav"
     samples = decode_audio(file.read_bytes()) if file.is_file() else tone(30)
