@@ -8,6 +8,9 @@ from typing import Protocol
 
 from step_audio_evaluation.answers import Answer
 from step_audio_evaluation.items import Item
+from step_audio_evaluation.scoring import score
+
+LONGEST = 512  # tokens of an answer of the reference's own
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Reference(Protocol):
         """Up to and including a stop token."""
         ...
 
+    def text(self, token_ids: Sequence[int]) -> str: ...
+
 
 @dataclass(frozen=True)
 class Differing:
@@ -41,6 +46,8 @@ class Agreement:
 
     items: int
     identical: int
+    correct: int  # of the served answers
+    reference_correct: int  # of torch's
     tokens: int  # that were served
     before_difference: float  # share of them that comes before the first difference of their answer
     equal: float  # share of them that is torch's at the same position
@@ -51,7 +58,7 @@ def agreement(
     items: Sequence[Item], answers: Mapping[str, Answer], reference: Reference, step: Callable[[], None]
 ) -> Agreement:
     """Of the answers that were greedy and did not fail; `step` is called after each."""
-    identical = tokens = before = equal = 0
+    identical = tokens = before = equal = correct = reference_correct = 0
     differing: list[Differing] = []
     asked = [item for item in items if answers[item.id].error is None]
     for item in asked:
@@ -61,15 +68,22 @@ def agreement(
         made = reference.greedy(item, len(served) + (answer.finish_reason == "stop"))
         wanted = _without_stop(made.token_ids, reference.stop_ids)
         parted = first_difference(served, wanted)
+        right = score(item, item.parse(answer.text)).correct
+        correct += right
         if parted is None:
             identical += 1
+            reference_correct += right
         else:
+            whole = reference.greedy(item, max(LONGEST, len(served)))
+            text = reference.text(_without_stop(whole.token_ids, reference.stop_ids))
+            reference_correct += score(item, item.parse(text)).correct
             differing.append(Differing(item.id, parted, made.margins[parted]))
         tokens += len(served)
         before += len(served) if parted is None else parted
         equal += sum(a == b for a, b in zip(served, wanted, strict=False))
         step()
-    return Agreement(len(asked), identical, tokens, before / max(tokens, 1), equal / max(tokens, 1), differing)
+    shares = before / max(tokens, 1), equal / max(tokens, 1)
+    return Agreement(len(asked), identical, correct, reference_correct, tokens, *shares, differing)
 
 
 def first_difference(first: Sequence[int], second: Sequence[int]) -> int | None:

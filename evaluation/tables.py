@@ -69,6 +69,7 @@ def _agreement(found: Agreement) -> str:
         f"({_percent(found.identical / max(found.items, 1))}); {_percent(found.before_difference)} of {found.tokens} "
         f"tokens come before a first difference, {_percent(found.equal)} are equal position by position"
     )
+    text += f"; right are {found.correct} as served and {found.reference_correct} in torch"
     if found.differing:
         margins = sorted(different.margin for different in found.differing)
         text += f"; where they part, torch's choice leads by at most {margins[-1]:.2g} in logits"

@@ -7,6 +7,7 @@ paged cache nor quantisation between the weights and the choice of the next toke
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,9 @@ class TorchReference:
                 break
             inputs = self.decoder.model.embed_tokens(best.indices[:1])[None]
         return Greedy(token_ids, margins)
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(token_ids)
 
     def _prompt(self, item: Item) -> Tensor:
         """Embeddings [positions, hidden] of the prompt, recordings in their places."""

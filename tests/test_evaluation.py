@@ -574,6 +574,9 @@ class Known:
         ids = self.tokens[item.id][:max_tokens]
         return Greedy(ids, [0.5 * (n + 1) for n in range(len(ids))])
 
+    def text(self, ids):
+        return f"Hm.\n</think>\n{sum(ids)}"
+
 
 def test_first_difference():
     assert first_difference([], []) is None and first_difference([1, 2], [1, 2]) is None
@@ -582,9 +585,10 @@ def test_first_difference():
 
 def test_agreement():
     def served(name, ids, reason="stop", error=None):
-        return Answer(id=name, expected="", token_ids=ids, finish_reason=reason, error=error)
+        text = f"Hm.\n</think>\n{sum(ids)}"
+        return Answer(id=name, expected="", text=text, token_ids=ids, finish_reason=reason, error=error)
 
-    items = [item(name) for name in "abcdef"]
+    items = [item(name, kind="number", expected="9" if name == "c" else "6") for name in "abcdef"]
     answers = {
         "a": served("a", [1, 2, 3]),  # without its last token, as the engine leaves end_id out
         "b": served("b", [1, 2, 99]),
@@ -598,9 +602,11 @@ def test_agreement():
     found = agreement(items, answers, Known(wanted), lambda: steps.append(1))
     assert (found.items, found.identical, found.tokens, len(steps)) == (5, 3, 12, 5)
     assert [(one.id, one.position, one.margin) for one in found.differing] == [("c", 1, 1.0), ("e", 2, 1.5)]
+    assert (found.correct, found.reference_correct) == (2, 1)  # a for both; of c, 9 is served where torch says 6
     assert found.before_difference == 10 / 12 and found.equal == 11 / 12
     text = sentences(make_report([], SETTINGS, "today", found))[0]
-    assert "3 of 5 answers have the same tokens (60.0 %)" in text and "leads by at most 1.5" in text
+    assert "3 of 5 answers have the same tokens (60.0 %)" in text and "right are 2 as served and 1 in torch" in text
+    assert "leads by at most 1.5" in text
 
 
 # -- the command
