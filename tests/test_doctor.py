@@ -340,6 +340,17 @@ def test_lines_are_one_a_finding_and_the_last_says_what_works(here, capsys):
     assert last == "works here: nothing, until the faults are gone"
 
 
+def test_the_guide_waits_for_the_line_that_is_printed(here, capsys):
+    here.gpus(*[H100] * 4)
+    here.ngc_image()
+    parser = argparse.ArgumentParser()
+    command.add_doctor(parser.add_subparsers())
+    arguments = parser.parse_args(["doctor", "--profile", "4xH100-16k", "--work-dir", str(here.work)])
+    assert arguments.run(arguments) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.findall(r"`(works here:[^`]*)`", (ROOT / "docs/deploy.md").read_text("utf-8")) == [last]
+
+
 def test_pins_are_those_of_the_image():
     text = (ROOT / "docker/versions.env").read_text("utf-8")
     said = dict(re.findall(r"^(\w+)=(.+)$", text, re.MULTILINE))
