@@ -149,6 +149,16 @@ def test_download(hub, tiny, tmp_path):
     assert not hub.requests  # finished: the hub is not even asked
 
 
+def test_the_size_of_a_download_without_the_hub(hub, tiny, tmp_path):
+    """For doctor; what is there already does not count."""
+    stage = download_for(hub, tmp_path / "work")
+    stage.job.model = ModelConfig.from_directory(tiny)
+    weights = sum(path.stat().st_size for path in tiny.glob("*.safetensors"))
+    assert 0.95 * weights < stage.size_unasked() <= weights and not hub.requests
+    stage.run()
+    assert stage.size_unasked() == 0
+
+
 def test_a_branch_is_followed_once(hub, tmp_path):
     stage = download_for(hub, tmp_path / "work", "main")
     stage.run()

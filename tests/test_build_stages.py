@@ -21,6 +21,7 @@ import torch
 
 from stand_ins import H100, StandIns
 from step_audio.config import ModelConfig
+from step_audio.doctor.checks import Examination
 from step_audio.errors import StepAudioError
 from step_audio.tokenizer import Tokenizer
 from step_audio_build import artefact, build_command, child, host_memory, stages
@@ -240,6 +241,17 @@ def test_as_many_ranks_at_once_as_memory_has_room_for(tiny, built, machine, agai
         assert not told or any(told in line for line in said)
     memory_of(tmp_path, monkeypatch, 9 * rank)
     assert "engine: nothing to do" in again(last="engine")
+
+
+def test_what_a_build_has_still_to_write(tiny, built, machine):
+    """As doctor asks; a stage that is done takes no more room."""
+    job = Job(settings_for(tiny, built.work), quiet)
+    assert stages.space_needed(job) == Examination(PROFILE, built.work, tiny)._to_write(False) == 0
+    built.manifest("engine").unlink()
+    assert stages.space_needed(job) == 4 * job.plan.weights
+    (built.plain_decoder / "manifest.json").unlink()
+    assert stages.space_needed(job) == Examination(PROFILE, built.work, tiny)._to_write(False)
+    assert 8 * job.plan.weights <= stages.space_needed(job) < 8.01 * job.plan.weights  # the ONNX encoder is still there
 
 
 def test_an_engine_that_answers_wrongly(built, machine, fails, whole):
