@@ -46,12 +46,15 @@ def add_build(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--calibration-data", metavar="NAME_OR_DIR", help="text for fp8 and awq (default cnn_dailymail from the hub)"
     )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="ranks that trtllm-build builds at once (default: what fits in memory)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print commands and sizes; needs no GPU")
     parser.set_defaults(run=run)
     return parser
 
 
-OPTIONS = ("checkpoint", "model", "encoder_precision", "length_rule", "quantize_script", "calibration_data")
+OPTIONS = ("checkpoint", "model", "encoder_precision", "length_rule", "quantize_script", "calibration_data", "workers")
 
 
 def run(arguments: argparse.Namespace) -> int:

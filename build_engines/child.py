@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from step_audio.errors import ArtefactError
@@ -20,6 +21,19 @@ Say = Callable[[str], None]
 SHOW_EVERY = 15.0  # seconds between two lines of a program's output
 PATIENCE = 20.0  # seconds that a program has to end by itself when it is told to; mpirun stops its ranks meanwhile
 TELLING = re.compile(r"error|exception|no space left|out of memory|failed|fatal|\[E\]", re.IGNORECASE)
+# Of Python's tracebacks: places, each followed by its line of the program, and what joins two of them.
+FRAME = re.compile(r'File ".*", line \d+')
+# trtllm-build with several workers ends in the last of these, behind what its workers have told
+# (tensorrt_llm/commands/build.py @65f1d15, parallel_build).
+HIDING = re.compile(
+    r"The above exception was the direct cause|During handling of the above exception|"
+    r"Engine building failed, please check error log"
+)
+WORKER_KILLED = re.compile(r"BrokenProcessPool|process in the process pool was terminated abruptly")
+FOR_MEMORY = (
+    "one of its workers was killed, most likely by the kernel because host memory ran out: free memory, raise the "
+    "container's limit, or give fewer --workers"
+)
 
 
 def run(
@@ -100,9 +114,16 @@ def program_name(argv: Sequence[str]) -> str:
 
 def _reason(tail: Sequence[str]) -> str:
     """The last line that tells of a fault, else the last one."""
-    telling = [line for line in tail if TELLING.search(line)]
+    if any(WORKER_KILLED.search(line) for line in tail):
+        return FOR_MEMORY
+    telling = [line for before, line in pairwise(["", *tail]) if TELLING.search(line) and not _hides(before, line)]
     line = (telling or list(tail) or ["it printed nothing"])[-1]
     return line if len(line) <= 300 else line[:300] + " ..."
+
+
+def _hides(before: str, line: str) -> bool:
+    """Whether `line`, which `before` stands above, has the words of a fault and does not say which."""
+    return bool(FRAME.match(before) or FRAME.match(line) or HIDING.search(line))
 
 
 def _end(process: subprocess.Popen) -> None:

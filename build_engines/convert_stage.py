@@ -53,7 +53,8 @@ class Convert:
     def size(self) -> int:
         """Less what a stopped conversion has written, for it is taken up."""
         job = self.job
-        size = 4 * job.encoder_parameters  # the ONNX is float32
+        onnx = job.layout.encoder_onnx(job.settings.length_rule).with_suffix(".manifest.json")
+        size = 0 if onnx.is_file() else 4 * job.encoder_parameters  # float32
         if self.needs_gpu:
             try:
                 size += bytes_written(job.checkpoint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import tempfile
 from collections.abc import Iterator
@@ -10,11 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from step_audio.checkpoint import Checkpoint
+from step_audio.checkpoint import Checkpoint, expected_tensors
 from step_audio.config import CONFIG_FILES, ModelConfig
 from step_audio.errors import CheckpointError
 from step_audio_build.artefact import finish, require_space
-from step_audio_build.layout import Job
+from step_audio_build.layout import DTYPE, Job, bytes_of
 from step_audio_build.manifest import Identity, read_manifest, require_same, sha256_file
 from step_audio_build.progress import Progress
 
@@ -83,6 +84,14 @@ class Download:
         missing = sum(file.size for file in self.remote[1] if not _is_there(self.job.checkpoint, file))
         begun = sum(path.stat().st_size for path in (self.job.checkpoint / ".cache").rglob("*.incomplete"))
         return max(missing - begun, 0)
+
+    def size_unasked(self) -> int:
+        """About that, without a word from the hub: the model's tensors in 16 bits, less the weights that are there."""
+        if self.job.settings.model is None:
+            return 0
+        whole = bytes_of(DTYPE) * sum(math.prod(shape) for shape in expected_tensors(self.job.model).values())
+        found = [*self.job.checkpoint.glob("*.safetensors"), *(self.job.checkpoint / ".cache").rglob("*.incomplete")]
+        return max(whole - sum(path.stat().st_size for path in found), 0)
 
     def describe(self) -> list[str]:
         if self.job.settings.model is None:

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from step_audio.errors import ArtefactError
-from step_audio_build import child
+from step_audio_build import child, host_memory
 from step_audio_build.artefact import as_source, finish, finished, fresh_partial, put_in_place, require_space, required
 from step_audio_build.gpus import installed_version, require
 from step_audio_build.layout import Job
@@ -16,8 +16,8 @@ from step_audio_build.quantized import rank_names
 from step_audio_build.trtllm_build import command
 
 FORMAT = 1
-# Where things lie decides nothing about an engine's content; a timing cache only how soon it is there.
-PLACES = ("--checkpoint_dir", "--output_dir", "--input_timing_cache", "--output_timing_cache")
+# Where things lie decides nothing about an engine's content; a timing cache and workers only how soon it is there.
+NOT_CONTENT = ("--checkpoint_dir", "--output_dir", "--input_timing_cache", "--output_timing_cache", "--workers")
 
 
 class Engine:
@@ -48,7 +48,15 @@ class Engine:
 
     def command(self, output: Path) -> list[str]:
         job = self.job
-        return command(job.profile, job.plan, job.layout.decoder, output, job.layout.timing_cache("decoder"))
+        cache = job.layout.timing_cache("decoder")
+        return command(job.profile, job.plan, job.layout.decoder, output, cache, self.workers)
+
+    @property
+    def workers(self) -> int:
+        """Ranks to build at once: what was asked for, or what fits into memory. One is tried in any case."""
+        if (asked := self.job.settings.workers) is not None:
+            return min(asked, self.job.profile.gpus)
+        return max(host_memory.workers_that_fit(self.job.plan), 1)
 
     def finished(self) -> bool:
         layout = self.job.layout
@@ -65,6 +73,7 @@ class Engine:
         identity = self.identity()
         for reason in job.plan.reasons:
             job.say(f"engine: {reason}")
+        self._tell_of_memory()
         require_space(layout.own, self.size(), "the engine")
         partial = fresh_partial(layout.engine)
         try:
@@ -79,6 +88,15 @@ class Engine:
         names = [f"{layout.engine.name}/{path.name}" for path in layout.engine.iterdir()]
         job.say("engine: hashing")
         finish(layout.manifest(self.name), identity, layout.own, names, tools)
+
+    def _tell_of_memory(self) -> None:
+        workers, ranks, plan = self.workers, self.job.profile.gpus, self.job.plan
+        needed, (_, available) = host_memory.build_memory(plan, workers), host_memory.memory()
+        found = f"{needed / 1e9:.1f} GB of memory at least, {available / 1e9:.1f} GB are available"
+        if needed > available:
+            self.job.say(f"engine: {workers} of {ranks} ranks at once take {found}: the kernel may kill trtllm-build")
+        elif workers < ranks:
+            self.job.say(f"engine: {workers} of {ranks} ranks at once, which take {found}")
 
     def _check(self, directory: Path) -> None:
         """`trtllm-build` may end well and leave less than was asked for. Raises ArtefactError."""
@@ -103,7 +121,7 @@ class Engine:
 
 
 def flags(argv: list[str]) -> dict[str, str]:
-    """Flag -> value, without those that only say where something lies."""
+    """Flag -> value, without those that decide nothing about the engine."""
     out: dict[str, str] = {}
     name = ""
     for argument in argv[1:]:
@@ -112,4 +130,4 @@ def flags(argv: list[str]) -> dict[str, str]:
             out[name] = value
         else:
             out[name] = f"{out[name]} {argument}".strip()
-    return {name: value for name, value in out.items() if name not in PLACES}
+    return {name: value for name, value in out.items() if name not in NOT_CONTENT}

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError, model_validator
+from pydantic import PositiveInt, ValidationError, model_validator
 
 from step_audio.checkpoint import STORAGE, encoder_tensors
 from step_audio.config import DType, ModelConfig, Strict
@@ -51,6 +51,7 @@ class BuildSettings(Strict):
     encoder_precision: EncoderPrecision = "bfloat16"
     quantize_script: Path = QUANTIZE_SCRIPT  # NVIDIA's, for precisions fp8 and awq
     calibration_data: str = "cnn_dailymail"  # of the quantiser: a data set on Hugging Face, or its directory
+    workers: PositiveInt | None = None  # ranks whose engines are built at once; None: as many as fit into memory
 
     @model_validator(mode="after")
     def _one_source(self) -> BuildSettings:

@@ -91,7 +91,7 @@ def _precision(profile: Profile) -> str:
 def _flags(profile: Profile) -> str:
     found = plan(profile, PUBLISHED)
     paths = (Path("CHECKPOINT"), Path("ENGINE"), Path("CACHE"))
-    job = trtllm_build.Job(profile, found, *paths)
+    job = trtllm_build.Job(profile, found, *paths, workers=profile.gpus)
     rows = [("flag", "value", "why", "source")]
     for name, flag in trtllm_build.FLAGS.items():
         rows.append((f"`{name}`", f"`{flag.value(job)}`", flag.why, flag.source))

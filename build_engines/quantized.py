@@ -25,7 +25,13 @@ from step_audio_build.text_only import write_text_only
 FORMAT = 1
 WEIGHT_ONLY = {"int8": "W8A16", "int4": "W4A16"}
 CALIBRATED = {"fp8": ["--qformat", "fp8"], "awq": ["--qformat", "int4_awq", "--awq_block_size", "128"]}
-CALIBRATION_SAMPLES = 512  # quantize.py's own default, stated so that another release's does not slip in
+# Stated so that another release's defaults do not slip in: 512 is quantize.py's own, and for AWQ it takes no more than
+# 32 (tensorrt_llm/quantization/quantize_by_modelopt.py@042c510, quantize_and_export).
+CALIBRATION_SAMPLES = {"fp8": 512, "awq": 32}
+
+# The image's own Python. Ours has packages of its own before the image's (docker/Dockerfile), and the quantiser needs
+# none of them: what transformers and datasets ask for are releases that suit TensorRT-LLM.
+IMAGE_PYTHON = Path("/opt/venv-tritonserver/bin/python3")
 
 
 def weight_only(job: Job, plain: Manifest) -> Manifest:
@@ -66,9 +72,12 @@ def calibrated(job: Job) -> Manifest:
 
 def quantize_command(job: Job, output: Path) -> list[str]:
     """`quantize.py` and its arguments. Device, seed and lengths stay at its defaults."""
-    command = [sys.executable, str(job.settings.quantize_script), "--model_dir", str(job.layout.text_only)]
+    # Outside the image TensorRT-LLM, if it is there at all, is beside us.
+    python = str(IMAGE_PYTHON) if IMAGE_PYTHON.is_file() else sys.executable
+    command = [python, str(job.settings.quantize_script), "--model_dir", str(job.layout.text_only)]
     command += ["--dtype", DTYPE, *CALIBRATED[job.profile.precision]]
-    command += ["--calib_size", str(CALIBRATION_SAMPLES), "--calib_dataset", job.settings.calibration_data]
+    command += ["--calib_size", str(CALIBRATION_SAMPLES[job.profile.precision])]
+    command += ["--calib_dataset", job.settings.calibration_data]
     if job.profile.kv_cache_dtype == "fp8":
         command += ["--kv_cache_dtype", "fp8"]
     return [*command, "--tp_size", str(job.profile.gpus), "--output_dir", str(output)]
@@ -82,7 +91,7 @@ def identity_of(job: Job, plain: Manifest | None) -> Identity:
         return Identity(kind="decoder", format=FORMAT, source=[as_source("decoder", plain)], settings=settings)
     settings |= {
         "kv_cache_dtype": profile.kv_cache_dtype,
-        "calibration": f"{CALIBRATION_SAMPLES} of {job.settings.calibration_data}",
+        "calibration": f"{CALIBRATION_SAMPLES[profile.precision]} of {job.settings.calibration_data}",
     }
     checkpoint = Checkpoint(job.checkpoint)
     source = source_files(checkpoint, decoder_tensors(job.model.text))

@@ -94,6 +94,13 @@ def describe(settings: BuildSettings, first: str | None = None, last: str = STAG
     return lines
 
 
+def space_needed(job: Job) -> int:
+    """Bytes that a whole build would still add to the disk. The hub is not asked: its files count as the model does."""
+    download, *others = _stages(job)
+    unasked = 0 if _done(download) else download.size_unasked()  # type: ignore[attr-defined]
+    return unasked + sum(stage.size() for stage in others if not _done(stage))
+
+
 def _stages(job: Job) -> list[Stage]:
     """Imported here: torch and the rest are for building, not for `--help`."""
     from step_audio_build.built import Repository

@@ -31,6 +31,7 @@ class Job:
     checkpoint_dir: Path
     engine_dir: Path
     timing_cache: Path
+    workers: int
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Flag:
 FLAGS: dict[str, Flag] = {
     "--checkpoint_dir": Flag(lambda job: job.checkpoint_dir, "TensorRT-LLM checkpoint, one file a rank", BUILD),
     "--output_dir": Flag(lambda job: job.engine_dir, "one engine a rank, and config.json", BUILD),
-    "--workers": Flag(lambda job: job.profile.gpus, "all ranks at once, each on its GPU", BUILD),
+    "--workers": Flag(lambda job: job.workers, "all ranks at once, or as many as host memory allows", BUILD),
     "--max_batch_size": Flag(
         lambda job: job.plan.build.max_batch_size, "the plan's; it also divides the prompt table", f"{BUILD}; {TABLE}"
     ),
@@ -101,8 +102,17 @@ LEFT_OUT: dict[str, str] = {
 
 
 def command(
-    profile: Profile, plan: MemoryPlan, checkpoint_dir: Path, engine_dir: Path, timing_cache: Path
+    profile: Profile,
+    plan: MemoryPlan,
+    checkpoint_dir: Path,
+    engine_dir: Path,
+    timing_cache: Path,
+    workers: int | None = None,
 ) -> list[str]:
-    """`trtllm-build` and its arguments. `timing_cache` is a file, read where it is there and written at the end."""
-    job = Job(profile, plan, checkpoint_dir, engine_dir, timing_cache)
+    """`trtllm-build` and its arguments.
+
+    `timing_cache` is a file, read where it is there and written at the end. `workers`: ranks that are built at once;
+    None: all.
+    """
+    job = Job(profile, plan, checkpoint_dir, engine_dir, timing_cache, workers or profile.gpus)
     return [PROGRAM, *(part for name, flag in FLAGS.items() for part in (name, str(flag.value(job))))]

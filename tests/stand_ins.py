@@ -54,6 +54,26 @@ PROGRAMS = {
         ranks = sorted(Path(flags["--checkpoint_dir"]).glob("rank*.safetensors"))
         (output / "rank0.engine").write_bytes(b"half of it")
         told = obey("trtllm-build")
+        if "workers" in told:  # all of them fail as NVIDIA's do, by a signal's number or with a sentence
+            import traceback
+            from concurrent.futures import ProcessPoolExecutor, as_completed
+            from multiprocessing import get_context
+
+            def build(rank):
+                if isinstance(told["workers"], int):
+                    os.kill(os.getpid(), told["workers"])
+                raise RuntimeError(told["workers"])
+
+            exceptions = []
+            with ProcessPoolExecutor(int(flags["--workers"]), get_context("fork")) as pool:
+                for future in as_completed([pool.submit(build, n) for n, _ in enumerate(ranks)]):
+                    try:
+                        future.result()
+                    except Exception as exception:
+                        traceback.print_exc()
+                        exceptions.append(exception)
+            assert exceptions == [  # this line of it says "exception" in the traceback, too
+            ], "Engine building failed, please check error log."
         for n, rank in enumerate(ranks[: told.get("ranks")]):
             (output / f"rank{n}.engine").write_bytes(b"engine of " + rank.read_bytes()[:64])
         limits = {name: int(flags["--" + name]) for name in (

@@ -6,6 +6,7 @@ The hub is a small server here, asked by the real client.
 import hashlib
 import json
 import re
+import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,13 +19,13 @@ from stand_ins import StandIns
 from step_audio.checkpoint import Checkpoint, encoder_tensors
 from step_audio.config import ModelConfig
 from step_audio.errors import StepAudioError
-from step_audio_build import artefact, stages
+from step_audio_build import artefact, quantized, stages
 from step_audio_build.convert_stage import Convert
 from step_audio_build.download import Download
 from step_audio_build.layout import BuildSettings, Job
 from step_audio_build.make_tiny import make_tiny
 from step_audio_build.profiles import load_profile
-from step_audio_build.quantized import calibrated, is_finished
+from step_audio_build.quantized import calibrated, is_finished, quantize_command
 from step_audio_build.text_only import bytes_written, write_text_only
 
 PROFILE = load_profile("4xH100-16k")
@@ -148,6 +149,16 @@ def test_download(hub, tiny, tmp_path):
     assert not hub.requests  # finished: the hub is not even asked
 
 
+def test_the_size_of_a_download_without_the_hub(hub, tiny, tmp_path):
+    """For doctor; what is there already does not count."""
+    stage = download_for(hub, tmp_path / "work")
+    stage.job.model = ModelConfig.from_directory(tiny)
+    weights = sum(path.stat().st_size for path in tiny.glob("*.safetensors"))
+    assert 0.95 * weights < stage.size_unasked() <= weights and not hub.requests
+    stage.run()
+    assert stage.size_unasked() == 0
+
+
 def test_a_branch_is_followed_once(hub, tmp_path):
     stage = download_for(hub, tmp_path / "work", "main")
     stage.run()
@@ -264,18 +275,19 @@ def test_weight_only_precisions_share_the_bytes(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("update", "flags", "name"),
+    ("update", "flags", "samples", "name"),
     [
-        ({"precision": "fp8"}, "--qformat fp8", "decoder-tp4-fp8"),
-        ({"precision": "awq"}, "--qformat int4_awq --awq_block_size 128", "decoder-tp4-awq"),
+        ({"precision": "fp8"}, "--qformat fp8", 512, "decoder-tp4-fp8"),
+        ({"precision": "awq"}, "--qformat int4_awq --awq_block_size 128", 32, "decoder-tp4-awq"),
         (
             {"precision": "fp8", "kv_cache_dtype": "fp8", "fp8_kv_cache_despite_faults": True},
             "--qformat fp8",
+            512,
             "decoder-tp4-fp8-kv-fp8",
         ),
     ],
 )
-def test_calibrated_precisions(update, flags, name, tiny, tmp_path, monkeypatch):
+def test_calibrated_precisions(update, flags, samples, name, tiny, tmp_path, monkeypatch):
     machine = StandIns(tmp_path / "machine", monkeypatch)
     script = machine.programs / "quantize.py"
     work, profile = tmp_path / "work", PROFILE.model_copy(update=update)
@@ -291,14 +303,27 @@ def test_calibrated_precisions(update, flags, name, tiny, tmp_path, monkeypatch)
     [call] = machine.calls("quantize.py")
     kv = "--kv_cache_dtype fp8 " if profile.kv_cache_dtype == "fp8" else ""
     wanted = (
-        f"--model_dir {work}/qwen2 --dtype bfloat16 {flags} --calib_size 512 --calib_dataset /data/news "
+        f"--model_dir {work}/qwen2 --dtype bfloat16 {flags} --calib_size {samples} --calib_dataset /data/news "
         f"{kv}--tp_size 4 --output_dir {work}/{name}.partial"
     )
     assert call["argv"] == wanted.split()
     assert is_finished(job) and (work / name / "rank3.safetensors").is_file()
     other = job_for(work, profile, checkpoint=tiny, quantize_script=script, calibration_data="/data/poems")
-    with pytest.raises(StepAudioError, match="512 of /data/news, not 512 of /data/poems"):
+    with pytest.raises(StepAudioError, match=f"{samples} of /data/news, not {samples} of /data/poems"):
         is_finished(other)
+
+
+def test_the_quantiser_runs_in_the_image_s_python(tiny, tmp_path, monkeypatch):
+    """Ours has packages of other releases before the image's."""
+    machine = StandIns(tmp_path / "machine", monkeypatch)
+    machine.add_program("python3", "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])")
+    fp8 = PROFILE.model_copy(update={"precision": "fp8"})
+    job = job_for(tmp_path / "work", fp8, checkpoint=tiny, quantize_script=machine.programs / "quantize.py")
+    assert quantize_command(job, tmp_path)[0] == sys.executable  # there is no image here
+    monkeypatch.setattr(quantized, "IMAGE_PYTHON", machine.programs / "python3")
+    calibrated(job)
+    [call] = machine.calls("python3")
+    assert call["argv"][0] == str(job.settings.quantize_script) and is_finished(job)
 
 
 def test_without_nvidias_script(tiny, tmp_path, monkeypatch):

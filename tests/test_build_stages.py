@@ -21,9 +21,10 @@ import torch
 
 from stand_ins import H100, StandIns
 from step_audio.config import ModelConfig
+from step_audio.doctor.checks import Examination
 from step_audio.errors import StepAudioError
 from step_audio.tokenizer import Tokenizer
-from step_audio_build import artefact, build_command, stages
+from step_audio_build import artefact, build_command, child, host_memory, stages
 from step_audio_build.built import read_built
 from step_audio_build.check_stage import MAX_TOKENS, QUESTIONS, Check
 from step_audio_build.convert_stage import Convert
@@ -197,6 +198,8 @@ def test_a_second_run_does_nothing(built, machine, again):
         ("encoder", "encoder", {"error": 5.0}, "differs from ONNX Runtime: cosine"),
         ("engine", "trtllm-build", {"status": 1, "print": "[E] out of memory"}, "ended with status 1: [E] out of"),
         ("engine", "trtllm-build", {"status": 1}, "status 1: [TRT-LLM] [I] Compute capability: (9, 0)"),
+        ("engine", "trtllm-build", {"workers": "no tactic"}, "status 1: RuntimeError: no tactic; log: "),
+        ("engine", "trtllm-build", {"workers": 9}, f"trtllm-build ended with status 1: {child.FOR_MEMORY}; log: "),
         ("engine", "trtllm-build", {"ranks": 3}, "trtllm-build left no rank3.engine"),
         ("engine", "trtllm-build", {"build_config": {"max_batch_size": 1}}, "max_batch_size 1, 32 was asked"),
         ("check", "mpirun", {"status": 213, "print": "Error: no slots"}, "check_engine ended with status 213: Error:"),
@@ -212,6 +215,43 @@ def test_a_stage_fails_and_is_taken_up_again(stage, program, behaviour, message,
     said = again(last=stage)
     assert f"{stage}: done" in said
     assert [line for line in said if line.endswith("begins")] == [f"{stage}: begins"]
+
+
+def memory_of(tmp_path, monkeypatch, gigabytes: float) -> None:
+    (tmp_path / "meminfo").write_text(f"MemTotal: 990000000 kB\nMemAvailable: {int(gigabytes * 1e9) >> 10} kB\n")
+    monkeypatch.setattr(host_memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(host_memory, "CGROUP", tmp_path / "none")
+
+
+def test_as_many_ranks_at_once_as_memory_has_room_for(tiny, built, machine, again, tmp_path, monkeypatch):
+    """Of which the engines know nothing."""
+    rank = 2 * plan(PROFILE, ModelConfig.from_directory(tiny)).weights / 1e9
+    for room, asked, workers, told in (
+        (4.1, None, 4, ""),
+        (3.9, None, 3, "engine: 3 of 4 ranks at once, which take "),
+        (0.5, None, 1, "engine: 1 of 4 ranks at once take "),
+        (9.0, 2, 2, "engine: 2 of 4 ranks at once, which take "),
+    ):
+        memory_of(tmp_path, monkeypatch, room * rank)
+        machine.forget_calls()
+        said = again(first="engine", last="engine", workers=asked)
+        [call] = machine.calls("trtllm-build")
+        assert call["argv"][call["argv"].index("--workers") + 1] == str(workers)
+        assert [line for line in said if "ranks at once" in line] == [line for line in said if told and told in line]
+        assert not told or any(told in line for line in said)
+    memory_of(tmp_path, monkeypatch, 9 * rank)
+    assert "engine: nothing to do" in again(last="engine")
+
+
+def test_what_a_build_has_still_to_write(tiny, built, machine):
+    """As doctor asks; a stage that is done takes no more room."""
+    job = Job(settings_for(tiny, built.work), quiet)
+    assert stages.space_needed(job) == Examination(PROFILE, built.work, tiny)._to_write(False) == 0
+    built.manifest("engine").unlink()
+    assert stages.space_needed(job) == 4 * job.plan.weights
+    (built.plain_decoder / "manifest.json").unlink()
+    assert stages.space_needed(job) == Examination(PROFILE, built.work, tiny)._to_write(False)
+    assert 8 * job.plan.weights <= stages.space_needed(job) < 8.01 * job.plan.weights  # the ONNX encoder is still there
 
 
 def test_an_engine_that_answers_wrongly(built, machine, fails, whole):

@@ -13,9 +13,10 @@ import pytest
 from dockerfile import ROOT, executable
 
 from step_audio.doctor import command, cpu, gpu, host, image, pins
-from step_audio.doctor.finding import in_words
 from step_audio.serving import machine
+from step_audio_build import host_memory
 from step_audio_build.gpus import FoundGpu, visible_gpus
+from step_audio_build.layout import Layout
 from step_audio_build.memory_plan import plan
 from step_audio_build.plan_command import PUBLISHED
 from step_audio_build.profiles import load_profile
@@ -86,7 +87,7 @@ class Machine:
 def here(tmp_path, monkeypatch) -> Machine:
     monkeypatch.setattr(host, "_free", lambda port: True)
     monkeypatch.setattr(host.shutil, "disk_usage", lambda path: Space(10**12, 10**12))
-    monkeypatch.setattr(host, "_memory", lambda: (10**12, 10**12))
+    monkeypatch.setattr(host_memory, "memory", lambda: (10**12, 10**12))
     monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     return Machine(tmp_path, monkeypatch)
 
@@ -244,14 +245,26 @@ def test_programs_that_one_gpu_does_not_need(here):
 
 def test_memory_of_a_container_is_its_limit(tmp_path, monkeypatch):
     (tmp_path / "meminfo").write_text("MemTotal: 200000000 kB\nMemFree: 1 kB\nMemAvailable: 190000000 kB\n")
-    monkeypatch.setattr(host, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(host, "CGROUP", tmp_path)
+    monkeypatch.setattr(host_memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(host_memory, "CGROUP", tmp_path)
     wanted = plan(load_profile("4xH100-16k"), PUBLISHED)
+    assert wanted.weights == 17_635_977_216  # a rank's, of which TensorRT has two copies while it builds
+    (row,) = re.findall(r"^\| memory \|.*", (ROOT / "docs/deploy.md").read_text("utf-8"), re.MULTILINE)
+    one, all_four = (host_memory.build_memory(wanted, workers) / 1e9 for workers in (1, 4))
+    assert f"{one:.1f} GB at least, {all_four:.0f} GB for all four" in row
     assert host.memory(wanted).status == "ok"
-    (tmp_path / "memory.max").write_text("64000000000\n")
+    (tmp_path / "memory.max").write_text("120000000000\n")
     (tmp_path / "memory.current").write_text("1000000000\n")
-    assert host.memory(wanted).found == "63.0 GB of 64.0 GB available"
-    assert host.memory(wanted).status == "warning"
+    few = host.memory(wanted)
+    assert (few.status, few.found) == ("warning", "119.0 GB of 120.0 GB available")
+    assert few.advice == "room for building 3 of 4 ranks at once: 141.1 GB for all"
+    (tmp_path / "memory.current").write_text("86000000000\n")
+    none = host.memory(wanted)
+    assert none.status == "fault" and none.advice.startswith("building takes 35.3 GB for each rank")
+    # What has been read and written lately makes room by itself; tmpfs and the processes' own memory do not.
+    stat = "anon 5000000000\nfile 81000000000\ninactive_file 60000000000\nactive_file 20000000000\nshmem 1000000000\n"
+    (tmp_path / "memory.stat").write_text(stat)
+    assert host.memory(wanted).found == "114.0 GB of 120.0 GB available"
     (tmp_path / "memory.max").write_text("max\n")
     assert host.memory(wanted).status == "ok"
     assert host.memory(None).status == "ok"
@@ -275,12 +288,29 @@ def test_shared_memory(monkeypatch, total, free, profile, status):
 
 def test_disk_for_what_is_not_built_yet(monkeypatch, tmp_path):
     monkeypatch.setattr(host.shutil, "disk_usage", lambda path: Space(10**12, 100 * 10**9))
-    wanted = plan(load_profile("4xH100-16k"), PUBLISHED)
-    missing = host.disk(tmp_path / "not" / "yet", wanted, built=False)
-    assert missing.status == "fault" and in_words(8 * wanted.weights) in missing.advice
+    missing = host.disk(tmp_path / "not" / "yet", 200 * 10**9)
+    assert missing.status == "fault" and "200.0 GB are needed" in missing.advice
     assert str(tmp_path) in missing.found
-    assert host.disk(tmp_path, wanted, built=True).status == "ok"
-    assert host.disk(tmp_path, None, built=False).status == "ok"
+    assert host.disk(tmp_path, 99 * 10**9).status == "ok"
+    assert host.disk(tmp_path, None).status == "ok"
+    monkeypatch.setattr(host.shutil, "disk_usage", lambda path: Space(10**12, 10**6))
+    assert host.disk(tmp_path, 0).status == "fault" and host.disk(tmp_path, None).status == "warning"
+
+
+def test_disk_for_the_published_model_is_the_guide_s(here, capsys, monkeypatch):
+    """Checkpoint, converted decoder, encoder and engines, until the build is done."""
+    here.gpus(*[H100] * 4)
+    here.ngc_image()
+    monkeypatch.setattr(host.shutil, "disk_usage", lambda path: Space(10**12, 2 << 30))
+    disk = found(here.doctor(capsys, "--profile", "4xH100-16k")[1], "disk")
+    (said,) = re.findall(r"\| together \| (\d+) \|", (ROOT / "docs/deploy.md").read_text("utf-8"))
+    assert disk["status"] == "fault" and disk["advice"].startswith(f"{said}.0 GB are needed")
+    done = Layout(here.work, load_profile("4xH100-16k")).manifest("repository")
+    done.parent.mkdir()
+    done.touch()
+    monkeypatch.setattr(host_memory, "memory", lambda: (2 << 30, 2 << 30))  # that of a build is not needed any more
+    report = here.doctor(capsys, "--profile", "4xH100-16k")[1]
+    assert found(report, "disk")["status"] == found(report, "memory")["status"] == "ok"
 
 
 def test_ports_in_use_are_named_with_their_flags():
@@ -338,6 +368,17 @@ def test_lines_are_one_a_finding_and_the_last_says_what_works(here, capsys):
     *lines, last = capsys.readouterr().out.splitlines()
     assert all(re.match(r"(ok|warning|fault) +\S", line) for line in lines)
     assert last == "works here: nothing, until the faults are gone"
+
+
+def test_the_guide_waits_for_the_line_that_is_printed(here, capsys):
+    here.gpus(*[H100] * 4)
+    here.ngc_image()
+    parser = argparse.ArgumentParser()
+    command.add_doctor(parser.add_subparsers())
+    arguments = parser.parse_args(["doctor", "--profile", "4xH100-16k", "--work-dir", str(here.work)])
+    assert arguments.run(arguments) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.findall(r"`(works here:[^`]*)`", (ROOT / "docs/deploy.md").read_text("utf-8")) == [last]
 
 
 def test_pins_are_those_of_the_image():

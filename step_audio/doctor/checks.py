@@ -7,17 +7,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from step_audio.config import ModelConfig
+from step_audio.config import CONFIG_FILES, ModelConfig
 from step_audio.doctor import cpu, gpu, host, image
 from step_audio.doctor.finding import Finding, Status, fault, ok, warning
 from step_audio.errors import ArtefactError, StepAudioError
 from step_audio.serving import machine
 from step_audio.serving.settings import ServeSettings
 from step_audio_build.gpus import FoundGpu, visible_gpus
-from step_audio_build.layout import Layout
+from step_audio_build.layout import DEFAULT_MODEL, BuildSettings, Job, Layout
 from step_audio_build.memory_plan import MemoryPlan, plan
 from step_audio_build.plan_command import PUBLISHED
 from step_audio_build.profiles import Profile
+from step_audio_build.stages import space_needed
 from step_audio_gateway.settings import GatewaySettings
 
 Check = Callable[[], Finding | Iterable[Finding] | None]
@@ -83,9 +84,9 @@ class Examination:
         profile = self.profile
         built = profile is not None and Layout(self.work_dir, profile).manifest("repository").is_file()
         checks: list[tuple[str, Check]] = [
-            ("memory", lambda: host.memory(memory_plan)),
+            ("memory", lambda: host.memory(None if built else memory_plan)),
             ("/dev/shm", lambda: host.shared_memory(profile is not None)),
-            ("disk", lambda: host.disk(self.work_dir, memory_plan, built)),
+            ("disk", lambda: host.disk(self.work_dir, self._to_write(built) if memory_plan else None)),
             ("ports", lambda: host.ports(_ports())),
             ("permissions", lambda: host.permissions(self.work_dir, self.checkpoint)),
         ]
@@ -106,6 +107,16 @@ class Examination:
             self.findings.append(fault("checkpoint", str(error), "check --checkpoint"))
             return None
 
+    def _to_write(self, built: bool) -> int:
+        """Bytes, as `step-audio build` counts them; the published model's where none is here."""
+        if built:
+            return 0
+        source = {"model": DEFAULT_MODEL} if self.checkpoint is None else {"checkpoint": self.checkpoint.resolve()}
+        job = Job(BuildSettings.create(profile=self.profile, work_dir=self.work_dir.resolve(), **source), print)
+        if not any((job.checkpoint / name).is_file() for name in CONFIG_FILES):
+            job.model = PUBLISHED
+        return space_needed(job)
+
     def _all(self, checks: list[tuple[str, Check]]) -> bool:
         """All of them are made; whether none found a fault."""
         return all([self._add(name, check) for name, check in checks])
@@ -113,7 +124,7 @@ class Examination:
     def _add(self, name: str, check: Check) -> bool:
         try:
             found = check()
-        except (StepAudioError, OSError, ValueError) as error:
+        except (StepAudioError, OSError, ValueError, ImportError) as error:
             found = fault(name, str(error), "see to what it names")
         new = [found] if isinstance(found, Finding) else list(found or ())
         self.findings += new

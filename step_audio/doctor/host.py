@@ -10,45 +10,28 @@ from pathlib import Path
 
 from step_audio.config import CONFIG_FILES
 from step_audio.doctor.finding import Finding, fault, in_words, ok, warning
+from step_audio_build import host_memory
 from step_audio_build.memory_plan import MemoryPlan
 
 SHM = Path("/dev/shm")
-MEMINFO = Path("/proc/meminfo")
-CGROUP = Path("/sys/fs/cgroup")  # version 2: the limits of a container
 SHM_NEEDED = 2 << 30  # bytes; a container's default of 64 MB is filled by one long recording
 LITTLE_DISK = 1 << 30  # bytes; the small model's artefacts and logs take less
 
 
 def memory(plan: MemoryPlan | None) -> Finding:
-    """The machine's, or the container's when that is less. `trtllm-build` has all ranks' weights in it at once."""
-    total, available = _memory()
+    """`plan`: of a build that is still to be done."""
+    total, available = host_memory.memory()
     found = f"{in_words(available)} of {in_words(total)} available"
     if plan is None:
         return ok("memory", found)
-    needed = plan.weights * plan.profile.gpus
-    if available < needed:
-        return warning("memory", found, f"building loads all weights, {in_words(needed)}: end other programs")
+    workers, ranks = host_memory.workers_that_fit(plan), plan.profile.gpus
+    if not workers:
+        needed = in_words(host_memory.build_memory(plan, 1))
+        return fault("memory", found, f"building takes {needed} for each rank: end other programs, add memory")
+    if workers < ranks:
+        needed = in_words(host_memory.build_memory(plan, ranks))
+        return warning("memory", found, f"room for building {workers} of {ranks} ranks at once: {needed} for all")
     return ok("memory", found)
-
-
-def _memory() -> tuple[int, int]:
-    """Bytes: total, available."""
-    lines = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
-    total, available = (int(lines[name].split()[0]) << 10 for name in ("MemTotal", "MemAvailable"))
-    limit = _number(CGROUP / "memory.max")
-    if limit is not None and limit < total:
-        used = _number(CGROUP / "memory.current") or 0
-        total, available = limit, min(available, limit - used)
-    return total, available
-
-
-def _number(path: Path) -> int | None:
-    """None for what is not there, and for "max"."""
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
 
 
 def shared_memory(needed_here: bool) -> Finding:
@@ -63,18 +46,16 @@ def shared_memory(needed_here: bool) -> Finding:
     return say("/dev/shm", found, "give the container more, --shm-size=16g; recordings and ranks pass through it")
 
 
-def disk(work_dir: Path, plan: MemoryPlan | None, built: bool) -> Finding:
-    """Room for what a build writes: the weights once converted, once as engines."""
+def disk(work_dir: Path, to_write: int | None) -> Finding:
+    """`to_write`: what a profile's build has still to write; None without a profile."""
     place = _existing(work_dir)
     free = shutil.disk_usage(place).free
-    needed = LITTLE_DISK
-    if plan is not None and not built:
-        needed = 2 * plan.weights * plan.profile.gpus
+    needed = max(to_write or 0, LITTLE_DISK)
     found = f"{in_words(free)} free in {place}"
     if free >= needed:
         return ok("disk", found)
     advice = f"{in_words(needed)} are needed: free some, or choose another --work-dir"
-    return (warning if plan is None else fault)("disk", found, advice)
+    return (warning if to_write is None else fault)("disk", found, advice)
 
 
 def ports(wanted: dict[str, int]) -> Finding:
