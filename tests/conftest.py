@@ -61,6 +61,23 @@ def listener(work_dir):
         yield running
 
 
+@pytest.fixture(scope="module")
+def url(listener):
+    """The gateway in front of the listener; a module may put another in its place."""
+    from front_door_fixture import door
+
+    yield from door(listener.address)
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    """OpenAI's own package."""
+    import openai
+
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120) as client:
+        yield client
+
+
 @pytest.fixture(scope="session")
 def reference(checkpoint):
     from reference import Reference

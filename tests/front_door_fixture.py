@@ -1,4 +1,4 @@
-"""The gateway's process in front of a served model, and what it is asked and watched with."""
+"""The gateway's process in front of a served model, and what it is asked."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import base64
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
-
 from step_audio.serving.demo import free_ports
-from step_audio.serving.serve import Service
 from step_audio_evaluation.items import Item
 from step_audio_gateway.beside import GatewayProcess
 from step_audio_gateway.settings import GatewaySettings
@@ -37,10 +34,3 @@ def messages(item: Item) -> list[dict[str, Any]]:
         {**m, "content": [part(p) for p in m["content"]]} if isinstance(m["content"], list) else m
         for m in item.messages
     ]
-
-
-def active(service: Service) -> float:
-    """Generations under way, as tritonserver counts them."""
-    page = httpx.get(f"http://127.0.0.1:{service.settings.metrics_port}/metrics").text
-    lines = [line for line in page.splitlines() if line.startswith("nv_trt_llm_request_metrics")]
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if 'request_type="active"' in line)

@@ -9,6 +9,7 @@ import re
 import numpy as np
 from tritonclient.grpc import service_pb2_grpc
 
+from step_audio.serving.serve import Service
 from step_audio_client import wire
 
 scalar = wire.scalar
@@ -46,6 +47,11 @@ def refusal(address: str, model: str, inputs: dict[str, np.ndarray]) -> str:
     except wire.StreamError as error:
         return str(error)
     raise AssertionError(f"answered with {len(responses)} responses")
+
+
+def active(service: Service) -> float:
+    """Generations under way, as tritonserver counts them."""
+    return metrics(service.settings.metrics_port)["request.active"]
 
 
 def metrics(port: int) -> dict[str, float]:

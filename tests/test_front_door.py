@@ -10,7 +10,6 @@ import os
 import re
 import time
 import wave
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,11 @@ import numpy as np
 import openai
 import pytest
 import soxr
-from front_door_fixture import active, door, messages
+from front_door_fixture import door, messages
 from selenium.webdriver.common.keys import Keys
 
 from browser import Page, browser, needs_browser
+from raw_triton import active
 from step_audio.audio import SAMPLE_RATE, decode_audio
 from step_audio.serving.demo import VOICE
 from step_audio_evaluation.held_out import held_out
@@ -30,17 +30,6 @@ from step_audio_training.arithmetic import spell_numbers
 from step_audio_training.speech import speak
 
 SCREENSHOTS = os.environ.get("SCREENSHOTS")  # a folder to keep the pictures of the page in
-
-
-@pytest.fixture(scope="module")
-def url(listener) -> Iterator[str]:
-    yield from door(listener.address)
-
-
-@pytest.fixture(scope="module")
-def client(url):
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120) as client:
-        yield client
 
 
 def ask_all(url: str, items: list[Item], **options: Any) -> list[Any]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from front_door_fixture import active, door, messages
+from front_door_fixture import door, messages
 
 from gateway_fixture import FakeClient, events, http
+from raw_triton import active
 from step_audio_client import ChatDelta, ChatUsage, MindPaced, Segment, SpeechTiming
 from step_audio_evaluation.held_out import held_out
 from step_audio_evaluation.items import Item
@@ -157,17 +158,6 @@ async def test_faults_are_named(pace, param):
 
 
 # With the small trained model behind it.
-
-
-@pytest.fixture(scope="module")
-def url(listener) -> Iterator[str]:
-    yield from door(listener.address)
-
-
-@pytest.fixture(scope="module")
-def client(url):
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120) as client:
-        yield client
 
 
 def sums(n: int) -> list[Item]:

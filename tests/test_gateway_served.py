@@ -72,12 +72,6 @@ def url(service) -> Iterator[str]:
     process.stop()
 
 
-@pytest.fixture(scope="module")
-def client(url):
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120) as client:
-        yield client
-
-
 def tone(seconds: float) -> np.ndarray:
     return (0.3 * np.sin(np.arange(round(seconds * SAMPLE_RATE)) / 9)).astype(np.float32)
 

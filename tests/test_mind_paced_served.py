@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from raw_triton import metrics
+from raw_triton import active
 from step_audio_client import ChatOptions, MindPaced, RequestError, Sampling, StepAudioClient, Thinking
 from step_audio_client.prepared import PreparedPrompt, PreparedRequest
 from step_audio_client.tokens import TokenRequest
@@ -105,10 +105,6 @@ def test_a_prompt_is_shared_between_segments(listener, questions):
 
 
 # Ends
-
-
-def active(service) -> float:
-    return metrics(service.settings.metrics_port)["request.active"]
 
 
 async def until_free(service) -> float:

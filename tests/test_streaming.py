@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from conftest import settings_for
-from raw_triton import call, metrics, prompt, scalar, send
+from raw_triton import active, call, prompt, scalar, send
 from reference import sine_speech, wav
 from step_audio.serving.serve import Service
 from step_audio_client import Audio, RequestError, Sampling, ServerBusy, StepAudioClient, user
@@ -24,10 +24,6 @@ from step_audio_client.chat import chat
 
 LLM = "tensorrt_llm"
 LONG = Sampling(max_tokens=8000, temperature=0)
-
-
-def active(service) -> float:
-    return metrics(service.settings.metrics_port)["request.active"]
 
 
 def wait_until(condition, seconds: float = 10) -> float:
