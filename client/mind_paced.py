@@ -353,7 +353,13 @@ def check(options: ChatOptions) -> None:
             raise RequestError(f"mind_paced_speaking: {name} must be at least 1, not {value}")
     if pace.speech_rate is not None and not 0 < pace.speech_rate < math.inf:
         raise RequestError(f"mind_paced_speaking: speech_rate must be a number above 0, not {pace.speech_rate:g}")
-    refused = {
+    for name in conflicts(options):
+        raise RequestError(f"{name} does not go with mind_paced_speaking")
+
+
+def conflicts(options: ChatOptions) -> list[str]:
+    """Names of what is asked for and does not go with a mind-paced answer."""
+    asked = {
         "thinking": options.thinking != Thinking(),
         "response_format": options.guide is not None,
         "logprobs": options.logprobs or options.sampling.logprobs,
@@ -362,6 +368,4 @@ def check(options: ChatOptions) -> None:
         "parallel_tool_calls": not options.parallel_tool_calls,
         "min_tokens": options.sampling.min_tokens is not None,
     }
-    for name, given in refused.items():
-        if given:
-            raise RequestError(f"{name} does not go with mind_paced_speaking")
+    return [name for name, given in asked.items() if given]

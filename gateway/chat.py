@@ -82,8 +82,8 @@ def chat_routes(gateway: Gateway) -> APIRouter:
         check_unsupported(body)
         messages, proceed = split_final_message(body)
         separate = settings.separate_reasoning if body.separate_reasoning is None else body.separate_reasoning
-        check_mind_paced(body, proceed, separate)
         options = chat_options(body, await gateway.client.tokenizer(), proceed, separate, settings.request_timeout)
+        check_mind_paced(body, options[0], separate)
         limits = (await gateway.client.serving_info())["limits"]
         sent = await unless_gone(request.receive, client_messages(messages, limits, gateway.fetcher))
         if settings.log_content:

@@ -8,6 +8,7 @@ from typing import Any
 
 from step_audio.tokenizer import Tokenizer
 from step_audio_client import ChatOptions, Guide, MindPaced, Sampling, Thinking
+from step_audio_client.mind_paced import conflicts
 from step_audio_gateway.errors import refused, unsupported
 from step_audio_gateway.schemas import ChatRequest, JsonObjectFormat, JsonSchemaFormat, Message, NamedToolChoice
 
@@ -63,29 +64,21 @@ def check_unsupported(request: ChatRequest) -> None:
         raise unsupported("reasoning_effort", "only none is; use thinking.budget_tokens")
 
 
-def check_mind_paced(request: ChatRequest, proceed: bool, separate: bool) -> None:
+def check_mind_paced(request: ChatRequest, options: ChatOptions, separate: bool) -> None:
     """Raises ApiError with the first parameter that does not go with Mind-Paced Speaking.
 
-    `proceed`: the last message is to be continued. `separate`: thought and answer come apart.
+    `separate`: thought and answer come apart.
     """
-    if request.mind_paced_speaking is None:
+    if options.mind_paced is None:
         return
-    thinking, kwargs = request.thinking, request.chat_template_kwargs
-    asked = {
+    kwargs = request.chat_template_kwargs
+    asked = {  # what the client library does not know by these names
         "n": request.n is not None and request.n > 1,
-        "logprobs": request.logprobs,
-        "response_format": _guide(request),
-        "thinking": thinking and (thinking.mode == "off" or thinking.budget_tokens is not None),
-        "chat_template_kwargs": kwargs and kwargs.enable_thinking is False,
+        "chat_template_kwargs": kwargs is not None and kwargs.enable_thinking is False,
         "reasoning_effort": request.reasoning_effort == "none",
-        "tool_choice": request.tool_choice not in (None, "auto", "none"),
-        "parallel_tool_calls": request.parallel_tool_calls is False,
-        "min_tokens": request.min_tokens,
-        "continue_final_message": proceed,
     }
-    for name, value in asked.items():
-        if value:
-            raise refused(f"{name} does not go with mind_paced_speaking", name, "unsupported_parameter")
+    if names := [*(name for name, given in asked.items() if given), *conflicts(options)]:
+        raise refused(f"{names[0]} does not go with mind_paced_speaking", names[0], "unsupported_parameter")
     if not separate:
         said = "mind_paced_speaking needs separate_reasoning: thought and answer come interleaved"
         raise refused(said, "separate_reasoning", "unsupported_parameter")
@@ -150,7 +143,7 @@ def _sampling(request: ChatRequest) -> Sampling:
         temperature=Sampling.temperature if request.temperature is None else request.temperature,
         top_p=Sampling.top_p if request.top_p is None else request.top_p,
         top_k=request.top_k if request.top_k and request.top_k > 0 else None,
-        min_tokens=request.min_tokens,
+        min_tokens=request.min_tokens or None,  # 0 asks for nothing
         repetition_penalty=request.repetition_penalty,
         presence_penalty=request.presence_penalty,
         frequency_penalty=request.frequency_penalty,
