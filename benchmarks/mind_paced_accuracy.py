@@ -5,21 +5,19 @@ from __future__ import annotations
 import asyncio
 import statistics
 import sys
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench import markdown
 
-from step_audio_client import ChatOptions, MindPaced, Reply, Sampling, SpeechTiming, StepAudioClient
+from step_audio_client import ChatOptions, MindPaced, PaceMode, Reply, Sampling, SpeechTiming, StepAudioClient
 from step_audio_evaluation.items import Item
 from step_audio_evaluation.run import Progress
 from step_audio_evaluation.scoring import score
 from step_audio_evaluation.statistics import Interval, paired_difference, wilson
 
-Mode = typing.Literal["no_think", "think_before_speak", "think_first", "speak_first"]
-MODES: tuple[Mode, ...] = typing.get_args(Mode)
-AGAINST: tuple[Mode, ...] = ("think_before_speak", "no_think")
+MODES: tuple[PaceMode, ...] = ("no_think", "think_before_speak", "think_first", "speak_first")  # as the tables go
+AGAINST: tuple[PaceMode, ...] = ("think_before_speak", "no_think")
 AT_ONCE = 16
 LONGEST = 400  # tokens of thought and answer: who has not answered by then goes round in circles
 
@@ -43,7 +41,7 @@ async def speak(client: StepAudioClient, item: Item, options: ChatOptions) -> Sp
     return Spoken(Reply(None, content or None, tuple(calls)), delta.speech, delta.usage.prompt_tokens)
 
 
-def greedy(mode: Mode, think_tokens: int, speak_tokens: int) -> ChatOptions:
+def greedy(mode: PaceMode, think_tokens: int, speak_tokens: int) -> ChatOptions:
     """Unpaced: the thought alone decides when something is said."""
     pace = MindPaced(mode, think_tokens, speak_tokens)
     return ChatOptions(sampling=Sampling(max_tokens=LONGEST, temperature=0), mind_paced=pace)
@@ -53,7 +51,7 @@ async def accuracy(address: str, items: Sequence[Item], think_tokens: int, speak
     progress = Progress(0, len(items) * len(MODES), sys.stderr, "accuracy")
     gate = asyncio.Semaphore(AT_ONCE)
 
-    async def one(client: StepAudioClient, item: Item, mode: Mode) -> Spoken:
+    async def one(client: StepAudioClient, item: Item, mode: PaceMode) -> Spoken:
         async with gate:
             spoken = await speak(client, item, greedy(mode, think_tokens, speak_tokens))
         progress.step()
@@ -62,7 +60,7 @@ async def accuracy(address: str, items: Sequence[Item], think_tokens: int, speak
     async with StepAudioClient(address) as client:
         answers = iter(await asyncio.gather(*(one(client, item, mode) for item in items for mode in MODES)))
     progress.close()
-    spoken: dict[Mode, list[Spoken]] = {mode: [] for mode in MODES}
+    spoken: dict[PaceMode, list[Spoken]] = {mode: [] for mode in MODES}
     for _ in items:
         for mode in MODES:
             spoken[mode].append(next(answers))
@@ -72,7 +70,7 @@ async def accuracy(address: str, items: Sequence[Item], think_tokens: int, speak
     return "\n\n".join([_shares(spoken, right), _differences(right, seed)])
 
 
-def _shares(spoken: dict[Mode, list[Spoken]], right: dict[Mode, list[bool]]) -> str:
+def _shares(spoken: dict[PaceMode, list[Spoken]], right: dict[PaceMode, list[bool]]) -> str:
     rows = []
     for mode in MODES:
         n, timings = len(right[mode]), [one.timing for one in spoken[mode]]
@@ -87,7 +85,7 @@ def _shares(spoken: dict[Mode, list[Spoken]], right: dict[Mode, list[bool]]) -> 
     return markdown(headings, rows)
 
 
-def _differences(right: dict[Mode, list[bool]], seed: int) -> str:
+def _differences(right: dict[PaceMode, list[bool]], seed: int) -> str:
     rows = []
     for mode, other in ((mode, other) for other in AGAINST for mode in MODES if mode != other):
         pair = paired_difference(right[mode], right[other], seed)

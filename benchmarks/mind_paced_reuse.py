@@ -9,13 +9,13 @@ from dataclasses import replace
 
 import numpy as np
 from bench import markdown
-from mind_paced_accuracy import Mode, greedy, speak
+from mind_paced_accuracy import greedy, speak
 
-from step_audio_client import Segment, StepAudioClient
+from step_audio_client import PaceMode, Segment, StepAudioClient
 from step_audio_evaluation.items import Item
 from step_audio_evaluation.run import Progress
 
-PACED: tuple[Mode, ...] = ("think_first", "speak_first")
+PACED: tuple[PaceMode, ...] = ("think_first", "speak_first")
 NUMBERED = 5  # segments that have a column of their own
 
 

@@ -92,9 +92,7 @@ class ChatOptions:
     tools: tuple[Mapping[str, Any], ...] = ()  # OpenAI's form: {"type": "function", "function": {"name": ...}}
     tool_choice: str = "auto"  # "auto", "none", "required", or the name of one of `tools`
     parallel_tool_calls: bool = True  # False: the answer ends with its first call
-    stop: tuple[
-        str, ...
-    ] = ()  # not part of the result; looked for in the answer, one with `</think>` in the thought too
+    stop: tuple[str, ...] = ()  # no part of the result; looked for in the answer, one with `</think>` anywhere
     stop_in_thought: bool = False  # all of them are looked for in the thought
     stop_token_ids: tuple[int, ...] = ()  # besides the checkpoint's own, anywhere; no part of the text
     thinking: Thinking = Thinking()
