@@ -107,12 +107,11 @@ def command(
     checkpoint_dir: Path,
     engine_dir: Path,
     timing_cache: Path,
-    workers: int | None = None,
+    workers: int,
 ) -> list[str]:
     """`trtllm-build` and its arguments.
 
-    `timing_cache` is a file, read where it is there and written at the end. `workers`: ranks that are built at once;
-    None: all.
+    `timing_cache` is a file, read where it is there and written at the end. `workers`: ranks that are built at once.
     """
-    job = Job(profile, plan, checkpoint_dir, engine_dir, timing_cache, workers or profile.gpus)
+    job = Job(profile, plan, checkpoint_dir, engine_dir, timing_cache, workers)
     return [PROGRAM, *(part for name, flag in FLAGS.items() for part in (name, str(flag.value(job))))]

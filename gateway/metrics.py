@@ -66,8 +66,9 @@ class Metrics:
                     self.first.observe(time.monotonic() - start)
                 if delta.token_ids:
                     now = time.monotonic()
-                    for _ in delta.token_ids if last is not None else ():
-                        self.between.observe((now - last) / len(delta.token_ids))
+                    if last is not None:
+                        for _ in delta.token_ids:
+                            self.between.observe((now - last) / len(delta.token_ids))
                     last = now
                 if delta.usage:
                     finished = True

@@ -157,7 +157,7 @@ def test_all_stages_in_order(tiny, whole):
     memory = plan(PROFILE, ModelConfig.from_directory(tiny))
     partial = layout.own / "engine.partial"
     cache = whole.work / "decoder-sm90.timing-cache"
-    wanted = command(PROFILE, memory, whole.work / "decoder-tp4-bfloat16", partial, cache)
+    wanted = command(PROFILE, memory, whole.work / "decoder-tp4-bfloat16", partial, cache, PROFILE.gpus)
     assert [["trtllm-build", *call["argv"]] for call in calls("trtllm-build")] == [wanted]
     as_root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
     worker = [sys.executable, "-m", "step_audio_build.check_engine", str(layout.own / "check.job.json")]

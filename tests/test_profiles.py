@@ -209,7 +209,7 @@ VARIANTS = [
 def test_every_flag_against_its_source(name, variant):
     profile = load_profile(name).model_copy(update=variant)
     found = plan(profile, PUBLISHED)
-    program, *arguments = command(profile, found, "CHECKPOINT", "ENGINE", "CACHE")
+    program, *arguments = command(profile, found, "CHECKPOINT", "ENGINE", "CACHE", profile.gpus)
     assert program == "trtllm-build"
     given = arguments[::2]
     assert len(given) == len(set(given)) == len(FLAGS)
