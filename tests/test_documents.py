@@ -154,7 +154,9 @@ def test_the_leader_worker_set_has_valid_pods():
 def test_engines_by_hand_are_built_as_the_build_does():
     profile = load_profile("8xL40S-16k")
     folder = Path("/engines/two-nodes")
-    ours = command(profile, plan(profile, PUBLISHED), folder / "checkpoint", folder / "engine", folder / "cache")
+    ours = command(
+        profile, plan(profile, PUBLISHED), folder / "checkpoint", folder / "engine", folder / "cache", profile.gpus
+    )
     (theirs,) = [words for words in lines(ROOT / "docs/two-nodes.md") if words[0] == "trtllm-build"]
     wanted = _flags(ours) | {"--workers": "4"}  # GPUs of one node
     assert _flags(theirs) == {name: value for name, value in wanted.items() if "timing_cache" not in name}
