@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from step_audio.serving.demo import free_ports
-from step_audio.serving.serve import Service
-from step_audio.serving.settings import ServeSettings
-from step_audio_build.make_tiny import make_tiny
+from step_audio_build.convert.make_tiny import make_tiny
+from step_audio_server.launch.ports import free_ports
+from step_audio_server.serve import Service
+from step_audio_server.settings import ServeSettings
 
 SMALL: dict[str, Any] = {
     "hidden_size": 256, "intermediate_size": 768, "layers": 4, "dtype": "bfloat16", "max_position_embeddings": 16_384,

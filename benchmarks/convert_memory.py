@@ -18,11 +18,13 @@ import time
 from pathlib import Path
 
 from step_audio.config import AudioEncoderConfig, ModelConfig, TextConfig
-from step_audio_build.write_checkpoint import make_sparse
+from step_audio_build.convert.write_checkpoint import make_sparse
 
-CONVERT = (
-    "import sys; from step_audio_build.convert_decoder import convert_decoder as c; c(*sys.argv[1:3], int(sys.argv[3]))"
-)
+CONVERT = """
+import sys
+from step_audio_build.convert.convert_decoder import convert_decoder
+convert_decoder(*sys.argv[1:3], int(sys.argv[3]))
+"""
 
 
 def published_widths(layers: int) -> ModelConfig:

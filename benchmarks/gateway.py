@@ -21,11 +21,11 @@ import httpx
 from bench import serving_random
 from served import GREEDY, NEW_TOKENS, RECORDING, served
 
-from step_audio.serving.demo import free_ports
-from step_audio.serving.repository import source
 from step_audio_client import Audio
-from step_audio_gateway.beside import GatewayProcess
+from step_audio_gateway.gateway_process import GatewayProcess
 from step_audio_gateway.settings import GatewaySettings
+from step_audio_server.assets import asset
+from step_audio_server.launch.ports import free_ports
 
 
 async def through_http(url: str, at_once: int, audio: Audio) -> tuple[float, float]:
@@ -69,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="of each measurement; medians are printed")
     rounds = parser.parse_args().rounds
-    audio = Audio.load(source("examples") / RECORDING)
+    audio = Audio.load(asset("examples") / RECORDING)
     with serving_random() as service:
         (door,) = free_ports(1)
         gateway = GatewayProcess(GatewaySettings.create(triton=[service.address], port=door))

@@ -40,11 +40,10 @@ from mind_paced_reuse import reuse
 from mind_paced_table import WIDTH, published_tables, ways_to_go_on
 from served import RECORDING
 
-from step_audio.arguments import count
-from step_audio.serving.demo import embedded_checkpoint
-from step_audio.serving.repository import source
+from step_audio.command_line import count
 from step_audio_client import Audio, user
 from step_audio_evaluation.held_out import held_out
+from step_audio_server.assets import asset, embedded_checkpoint
 
 PARTS = ("accuracy", "latency", "reuse", "table")
 
@@ -93,7 +92,7 @@ def main() -> None:
         with serving_random() as service:
             where = service.address
             if "latency" in parts:
-                question = [user(Audio.load(source("examples") / RECORDING), "What do you hear?")]
+                question = [user(Audio.load(asset("examples") / RECORDING), "What do you hear?")]
                 tables = asyncio.run(first_words_of_long_thoughts(where, question, options.long_thoughts, rounds))
                 show("First words, long thoughts", tables)
             if "table" in parts:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench import markdown
 
+from step_audio.progress import Progress
 from step_audio_client import ChatOptions, MindPaced, PaceMode, Reply, Sampling, SpeechTiming, StepAudioClient
 from step_audio_evaluation.items import Item
-from step_audio_evaluation.run import Progress
 from step_audio_evaluation.scoring import score
 from step_audio_evaluation.statistics import Interval, paired_difference, wilson
 
@@ -48,7 +47,7 @@ def greedy(mode: PaceMode, think_tokens: int, speak_tokens: int) -> ChatOptions:
 
 
 async def accuracy(address: str, items: Sequence[Item], think_tokens: int, speak_tokens: int, seed: int) -> str:
-    progress = Progress(0, len(items) * len(MODES), sys.stderr, "accuracy")
+    progress = Progress("accuracy", unit="", total=len(items) * len(MODES))
     gate = asyncio.Semaphore(AT_ONCE)
 
     async def one(client: StepAudioClient, item: Item, mode: PaceMode) -> Spoken:

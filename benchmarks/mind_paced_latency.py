@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,9 +11,9 @@ from typing import Any
 from bench import markdown, median_ms, p95_ms
 from mind_paced_accuracy import MODES, greedy, speak
 
+from step_audio.progress import Progress
 from step_audio_client import ChatOptions, MindPaced, Sampling, StepAudioClient, Thinking
 from step_audio_evaluation.items import Item
-from step_audio_evaluation.run import Progress
 
 AT_ONCE = (1, 8)
 SPOKEN = 40  # tokens of an answer that would never end by itself
@@ -60,7 +59,7 @@ async def _compare(
     """Every question each way in turns, alone and with others at once; nothing of the first round counts."""
     names = list(ways)
     total = len(AT_ONCE) * (rounds + 1) * len(ways) * len(questions)
-    progress = Progress(0, total, sys.stderr, label)
+    progress = Progress(label, unit="", total=total)
     rows: list[tuple[str, ...]] = []
 
     async def one(name: str, question: Messages) -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,9 +10,9 @@ import numpy as np
 from bench import markdown
 from mind_paced_accuracy import greedy, speak
 
+from step_audio.progress import Progress
 from step_audio_client import PaceMode, Segment, StepAudioClient
 from step_audio_evaluation.items import Item
-from step_audio_evaluation.run import Progress
 
 PACED: tuple[PaceMode, ...] = ("think_first", "speak_first")
 NUMBERED = 5  # segments that have a column of their own
@@ -38,7 +37,7 @@ async def reuse(
     random = np.random.default_rng(seed)
     rows = []
     kinds = [(length, mode) for length in turns for mode in PACED]
-    progress = Progress(0, len(kinds) * questions, sys.stderr, "reuse")
+    progress = Progress("reuse", unit="", total=len(kinds) * questions)
     async with StepAudioClient(address) as client:
         for n, (length, mode) in enumerate(kinds):
             segments: list[Sequence[Segment]] = []

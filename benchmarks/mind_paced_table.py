@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from dataclasses import replace
 from typing import TypeAlias
@@ -13,13 +12,13 @@ from bench import markdown, median_ms
 
 from step_audio.audio import SAMPLE_RATE
 from step_audio.chat_template import OPEN_THOUGHT
+from step_audio.progress import Progress
 from step_audio_client import Audio, Sampling, StepAudioClient, user
 from step_audio_client.pipeline import Pipeline
 from step_audio_client.prepared import PreparedPrompt, PreparedRequest
 from step_audio_client.tokens import TokenRequest
 from step_audio_client.wire import BFLOAT16, infer_request
 from step_audio_evaluation.held_out import wav
-from step_audio_evaluation.run import Progress
 
 LENGTHS = (3, 25, 120)  # seconds of recording
 PUBLISHED = {"25 s": 315, "10 min": 7512}  # rows of the published model's prompt table
@@ -68,7 +67,7 @@ async def ways_to_go_on(address: str, rounds: int, seed: int) -> str:
     async with StepAudioClient(address) as client:
         asker = Asker(address, client, seed)
         await asker.open()
-        progress = Progress(0, len(LENGTHS) * rounds, sys.stderr, "table")
+        progress = Progress("table", unit="", total=len(LENGTHS) * rounds)
         for seconds in LENGTHS:
             noise = 0.1 * asker.random.standard_normal(seconds * SAMPLE_RATE).astype(np.float32).clip(-5, 5)
             messages = [user(Audio(wav(noise)), "What do you hear?")]
@@ -119,7 +118,7 @@ async def published_tables(address: str, rounds: int, seed: int) -> str:
         asker = Asker(address, client, seed)
         await asker.open()
         bare, _ = await asker.prepare(TokenRequest([user("What do you hear?")], ONE))
-        progress = Progress(0, len(PUBLISHED) * (rounds + 1), sys.stderr, "published width")
+        progress = Progress("published width", unit="", total=len(PUBLISHED) * (rounds + 1))
         for label, height in PUBLISHED.items():
             prompts = (_with_table(bare, height, asker), _with_text(bare, height, asker))
             taken: list[list[float]] = [[], []]
@@ -154,4 +153,6 @@ def _with_table(bare: PreparedPrompt, height: int, asker: Asker) -> PreparedProm
 
 def _with_text(bare: PreparedPrompt, height: int, asker: Asker) -> PreparedPrompt:
     ids = asker.random.integers(0, 500, (1, height)).astype(np.int32)  # ids that every vocabulary has
-    return bare.reworded(np.concatenate([ids, bare.input_ids], axis=1), np.zeros((1, height + len(bare)), np.uint64))
+    return bare.with_input_ids(
+        np.concatenate([ids, bare.input_ids], axis=1), np.zeros((1, height + len(bare)), np.uint64)
+    )

@@ -22,8 +22,8 @@ from bench import serving_random
 
 from step_audio.engine.engine import Engine, EngineOptions
 from step_audio.engine.request import GenerationRequest
-from step_audio.serving.repository import source
 from step_audio_client import Audio, Sampling, StepAudioClient, user
+from step_audio_server.assets import asset
 
 RECORDING = "mmsu_test.wav"
 NEW_TOKENS = 128
@@ -100,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, help="of each measurement; medians are printed")
     rounds = parser.parse_args().rounds
-    audio = Audio.load(source("examples") / RECORDING)
+    audio = Audio.load(asset("examples") / RECORDING)
     print("at once | served tokens/s | engine tokens/s | served/engine | first token served | engine")
     with serving_random() as service:
         engine = Engine(

@@ -19,10 +19,11 @@ from typing import Any
 
 from bench import serving
 
-from step_audio.arguments import count
-from step_audio.serving.demo import VOICE, embedded_checkpoint
+from step_audio.command_line import count
 from step_audio_client import Audio, ChatOptions, MindPaced, Sampling, SpeechTiming, StepAudioClient, user
 from step_audio_evaluation.held_out import wav
+from step_audio_server.assets import embedded_checkpoint
+from step_audio_server.commands.demo import VOICE
 from step_audio_training.arithmetic import spell_numbers
 from step_audio_training.speech import speak
 

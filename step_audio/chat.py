@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from step_audio.chat_template import Control, render
-from step_audio.conversation import Audio, Conversation, Text
+from step_audio.conversation import AudioPlace, Conversation, Text
 from step_audio.errors import InvalidRequest
 from step_audio.tokenizer import Tokenizer, check_vocabulary
 
@@ -66,7 +66,7 @@ def build_prompt(
                 ids += tokenizer.encode(text)
             case Control(name):
                 ids.append(tokenizer.token_id(name))
-            case Audio():
+            case AudioPlace():
                 for clip in next(audios):
                     if clip.content_hash == 0:
                         raise ValueError("content_hash 0 means text: two clips would share KV cache")

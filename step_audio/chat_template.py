@@ -36,7 +36,7 @@ from typing import Any
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from step_audio.conversation import Audio, Conversation, Message, Text
+from step_audio.conversation import AudioPlace, Conversation, Message, Text
 from step_audio.errors import CheckpointError, InvalidRequest
 from step_audio.tokenizer import SPECIAL_TOKEN_NAMES
 
@@ -59,7 +59,7 @@ class Control:
     name: str
 
 
-Segment = Text | Control | Audio
+Segment = Text | Control | AudioPlace
 
 
 class _Vault:
@@ -161,7 +161,7 @@ def render(
         if not found:
             raise CheckpointError(f"{label} leaves out the final message, which is to be continued")
     segments = list(_segments(rendered, vault, _control_pattern(control_tokens), label))
-    if (shown := sum(isinstance(segment, Audio) for segment in segments)) != conversation.audio_count:
+    if (shown := sum(isinstance(segment, AudioPlace) for segment in segments)) != conversation.audio_count:
         raise InvalidRequest(
             f"{label} shows {shown} of {conversation.audio_count} audio parts; put audio into user messages"
         )
@@ -177,7 +177,7 @@ def _check_continuation(conversation: Conversation, add_generation_prompt: bool)
 
 
 def _template_message(message: Message, vault: _Vault) -> dict[str, Any]:
-    parts = [_AUDIO_PATCH if isinstance(part, Audio) else vault.put(part.text) for part in message.parts]
+    parts = [_AUDIO_PATCH if isinstance(part, AudioPlace) else vault.put(part.text) for part in message.parts]
     view: dict[str, Any] = {"role": message.role, "content": "\n".join(parts)}
     if message.name:
         view["name"] = vault.put(message.name)
@@ -210,6 +210,6 @@ def _segments(rendered: str, vault: _Vault, control: re.Pattern[str], label: str
             if text := "".join(run):
                 yield Text(text)
             run.clear()
-            yield Audio() if word == _AUDIO_PATCH else Control(word)
+            yield AudioPlace() if word == _AUDIO_PATCH else Control(word)
     if text := "".join(run):
         yield Text(text)

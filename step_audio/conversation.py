@@ -22,7 +22,7 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Audio:
+class AudioPlace:
     """The place of the request's next audio."""
 
 
@@ -39,7 +39,7 @@ class Message:
     """One turn. `name` is the called tool's, in the roles tool and function."""
 
     role: str
-    parts: tuple[Text | Audio, ...]
+    parts: tuple[Text | AudioPlace, ...]
     tool_calls: tuple[ToolCall, ...] = ()
     name: str = ""
 
@@ -54,7 +54,7 @@ class Conversation:
     @property
     def audio_count(self) -> int:
         """How many audios the request must bring, in the order of their parts."""
-        return sum(isinstance(part, Audio) for message in self.messages for part in message.parts)
+        return sum(isinstance(part, AudioPlace) for message in self.messages for part in message.parts)
 
 
 def parse_conversation(messages: str | bytes | list, tools: str | bytes | list | None = None) -> Conversation:
@@ -152,7 +152,7 @@ def _tool_calls(entry: dict, where: str, call_names: dict[str, str]) -> Iterator
         yield ToolCall(name, arguments)
 
 
-def _parts(content: Any, where: str) -> Iterator[Text | Audio]:
+def _parts(content: Any, where: str) -> Iterator[Text | AudioPlace]:
     if isinstance(content, str):
         yield Text(content)
     elif isinstance(content, dict):
@@ -163,7 +163,7 @@ def _parts(content: Any, where: str) -> Iterator[Text | Audio]:
             if kind == "text":
                 yield _text(part, f"{where}[{i}]")
             elif kind == "audio":
-                yield Audio()
+                yield AudioPlace()
             else:
                 raise InvalidRequest(f"{where}[{i}]: unknown part type {_short(kind)}; use text or audio")
     else:

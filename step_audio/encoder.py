@@ -54,7 +54,7 @@ class Block(nn.Module):
         return x + self.mlp(self.mlp_ln(x))
 
 
-class Encoder(nn.Module):
+class WhisperEncoder(nn.Module):
     def __init__(self, config: AudioEncoderConfig) -> None:
         super().__init__()
         width = config.n_audio_state
@@ -107,7 +107,7 @@ class AudioEncoder(nn.Module):
     def __init__(self, config: AudioEncoderConfig, length_rule: LengthRule) -> None:
         super().__init__()
         self.masked_frames = {"L": 0, "L-2": 2}[length_rule]
-        self.encoder = Encoder(config)
+        self.encoder = WhisperEncoder(config)
         self.adapter = Adapter(config)
 
     def forward(self, mel: Tensor, frames: Tensor) -> Tensor:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from step_audio.serving.demo import embedded_checkpoint, free_ports
-from step_audio.serving.serve import Service
-from step_audio.serving.settings import ServeSettings
-from step_audio_build.make_tiny import make_tiny
+from step_audio_build.convert.make_tiny import make_tiny
 from step_audio_client import StepAudioClient
+from step_audio_server.assets import embedded_checkpoint
+from step_audio_server.launch.ports import free_ports
+from step_audio_server.serve import Service
+from step_audio_server.settings import ServeSettings
 
 MAX_SEQ_LEN = 24_576  # holds 30 minutes of audio: 72 clips of 315 positions
 

@@ -14,7 +14,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from step_audio.tokenizer import Tokenizer
-from step_audio_build.small_tokenizer import build_tokenizer
+from step_audio_build.convert.small_tokenizer import build_tokenizer
 from step_audio_client import StepAudioClient, wire
 
 TOKENIZER = Tokenizer(build_tokenizer().to_str())

@@ -6,10 +6,10 @@ import base64
 from collections.abc import Iterator
 from typing import Any
 
-from step_audio.serving.demo import free_ports
 from step_audio_evaluation.items import Item
-from step_audio_gateway.beside import GatewayProcess
+from step_audio_gateway.gateway_process import GatewayProcess
 from step_audio_gateway.settings import GatewaySettings
+from step_audio_server.launch.ports import free_ports
 
 
 def door(address: str) -> Iterator[str]:

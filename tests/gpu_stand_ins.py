@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from step_audio.serving import launch
+from step_audio_server.launch import launch
 
 SECONDS = 60  # that a busy machine gets for what takes one
 
@@ -171,7 +171,7 @@ class Machine:
             path = self.triton / "backends" / part
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-        monkeypatch.setattr("step_audio.serving.machine.TRITON", self.triton)
+        monkeypatch.setattr("step_audio_server.launch.gpu_image.TRITON", self.triton)
         monkeypatch.setattr(launch, "KILL_AFTER_ON_GPU", 5)
         monkeypatch.setenv("PATH", f"{self.bin}:{os.environ['PATH']}")
         monkeypatch.setenv("STAND_IN_DIR", str(self.notes))

@@ -18,7 +18,7 @@ import numpy as np
 
 from browser import Page
 
-PLAYGROUND = Path(__file__).parents[1] / "gateway" / "playground"
+PLAYGROUND = Path(__file__).parents[1] / "gateway" / "step_audio_gateway" / "playground"
 TONE_HZ = 440.0  # what the browser's fake microphone hears
 POLICY = (  # the strictest the page can live with
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; media-src blob:; connect-src 'self'; "

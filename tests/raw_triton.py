@@ -9,8 +9,8 @@ import re
 import numpy as np
 from tritonclient.grpc import service_pb2_grpc
 
-from step_audio.serving.serve import Service
 from step_audio_client import wire
+from step_audio_server.serve import Service
 
 scalar = wire.scalar
 

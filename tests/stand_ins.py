@@ -199,7 +199,7 @@ import types
 
 class TensorRTEncoderEngine:
     def __init__(self, path):
-        from step_audio.serving.encoder_engine import OnnxEncoderEngine
+        from step_audio.steps.encoder_engine import OnnxEncoderEngine
         self.onnx = OnnxEncoderEngine(Path(Path(path).read_bytes().decode()))
     def run(self, features, frames):
         import numpy as np
@@ -208,7 +208,7 @@ class TensorRTEncoderEngine:
         error = behaviour("encoder").get("error", 0.0)
         return out + error * np.random.default_rng(0).standard_normal(out.shape).astype(np.float32)
 
-sys.modules["step_audio.serving.tensorrt_encoder"] = types.SimpleNamespace(TensorRTEncoderEngine=TensorRTEncoderEngine)
+sys.modules["step_audio.steps.tensorrt_encoder"] = types.SimpleNamespace(TensorRTEncoderEngine=TensorRTEncoderEngine)
 """
 
 VERSIONS = {"tensorrt": "10.14.1.48", "tensorrt_llm": "1.2.1", "nvidia_modelopt": "0.37.0"}

@@ -14,11 +14,11 @@ from step_audio.checkpoint import Checkpoint, expected_tensors, to_float32
 from step_audio.config import ModelConfig
 from step_audio.errors import StepAudioError
 from step_audio.mel import log_mel
-from step_audio_build import child, encoder_plan, golden
-from step_audio_build.encoder_plan import PlanJob, build_plan, compare, fixed_clips, require_parity, shapes
-from step_audio_build.make_tiny import make_tiny
-from step_audio_build.small_tokenizer import build_tokenizer
-from step_audio_build.write_checkpoint import write_checkpoint
+from step_audio_build.convert.make_tiny import make_tiny
+from step_audio_build.convert.small_tokenizer import build_tokenizer
+from step_audio_build.convert.write_checkpoint import write_checkpoint
+from step_audio_build.tools import encoder_plan, reference_check, subprocess_runner
+from step_audio_build.tools.encoder_plan import PlanJob, build_plan, compare, fixed_clips, require_parity, shapes
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +55,9 @@ def answer(reference):
 
 def test_the_checkpoint_chooses_as_transformers_does(tiny, answer, monkeypatch):
     ids, table, tokens = answer
-    monkeypatch.setattr(golden, "HEAD_ROWS", 100)  # several blocks of the vocabulary
+    monkeypatch.setattr(reference_check, "HEAD_ROWS", 100)  # several blocks of the vocabulary
     layers: list[tuple[int, int]] = []
-    judged = golden.judge(tiny, ids, table, tokens, lambda done, total: layers.append((done, total)))
+    judged = reference_check.judge(tiny, ids, table, tokens, lambda done, total: layers.append((done, total)))
     assert [token.best for token in judged] == tokens == [token.token for token in judged]
     assert all(token.shortfall == 0 for token in judged)
     assert layers[-1] == (3, 3)
@@ -66,7 +66,7 @@ def test_the_checkpoint_chooses_as_transformers_does(tiny, answer, monkeypatch):
 def test_a_wrong_token_is_seen_and_weighed(tiny, reference, answer):
     ids, table, tokens = answer
     changed = [*tokens[:4], (tokens[4] + 1) % 100, *tokens[5:]]
-    judged = golden.judge(tiny, ids, table, changed)
+    judged = reference_check.judge(tiny, ids, table, changed)
     words = torch.cat([reference.weights["model.embed_tokens.weight"], torch.from_numpy(table)])
     with torch.no_grad():
         logits = reference.model(inputs_embeds=words[torch.tensor([*ids, *changed[:4]])][None]).logits[0, -1]
@@ -92,7 +92,7 @@ def test_a_conversion_gone_wrong_agrees_with_next_to_nothing(fault, tiny, refere
     if fault == "table":
         table = table[::-1]
     write_checkpoint(tmp_path / "wrong", config, weights, build_tokenizer())
-    judged = golden.judge(tmp_path / "wrong", ids, table, tokens)
+    judged = reference_check.judge(tmp_path / "wrong", ids, table, tokens)
     assert sum(token.token == token.best for token in judged) / len(judged) < 0.5
 
 
@@ -214,7 +214,7 @@ def test_report_is_written_for_a_plan_that_is_refused(tmp_path, monkeypatch, cap
     monkeypatch.setattr(encoder_plan, "OnnxEncoderEngine", lambda path: Table(theirs, 4))
     monkeypatch.setitem(
         sys.modules,
-        "step_audio.serving.tensorrt_encoder",
+        "step_audio.steps.tensorrt_encoder",
         type("module", (), {"TensorRTEncoderEngine": staticmethod(lambda path: Table(-theirs, 4))}),
     )
     job = plan_job(tmp_path)
@@ -227,7 +227,7 @@ def test_report_is_written_for_a_plan_that_is_refused(tmp_path, monkeypatch, cap
 def test_a_child_that_leaves_others_behind(tmp_path):
     """What it has started ends with it, and its output is kept."""
     script = "import subprocess; print(subprocess.Popen(['sleep', '60']).pid)"
-    child.run([sys.executable, "-c", script], tmp_path / "log")
+    subprocess_runner.run([sys.executable, "-c", script], tmp_path / "log")
     command, pid = (tmp_path / "log").read_text().splitlines()
     assert command.startswith("$ ")
     status = Path(f"/proc/{pid}/status")
@@ -247,4 +247,4 @@ def test_a_child_that_leaves_others_behind(tmp_path):
 )
 def test_how_a_child_failed(argv, message, tmp_path):
     with pytest.raises(StepAudioError, match=message):
-        child.run(argv, tmp_path / "log")
+        subprocess_runner.run(argv, tmp_path / "log")

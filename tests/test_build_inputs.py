@@ -19,14 +19,16 @@ from stand_ins import StandIns
 from step_audio.checkpoint import Checkpoint, encoder_tensors
 from step_audio.config import ModelConfig
 from step_audio.errors import StepAudioError
-from step_audio_build import artefact, quantized, stages
-from step_audio_build.convert_stage import Convert
-from step_audio_build.download import Download
-from step_audio_build.layout import BuildSettings, Job
-from step_audio_build.make_tiny import make_tiny
-from step_audio_build.profiles import load_profile
-from step_audio_build.quantized import calibrated, is_finished, quantize_command
-from step_audio_build.text_only import bytes_written, write_text_only
+from step_audio_build.artefacts import artefact
+from step_audio_build.convert.decoder_only import bytes_written, write_text_only
+from step_audio_build.convert.make_tiny import make_tiny
+from step_audio_build.planning.profiles import load_profile
+from step_audio_build.stages import build as stages
+from step_audio_build.stages import quantized
+from step_audio_build.stages.convert import ConvertStage
+from step_audio_build.stages.download import DownloadStage
+from step_audio_build.stages.layout import BuildJob, BuildSettings
+from step_audio_build.stages.quantized import calibrated, is_finished, quantize_command
 
 PROFILE = load_profile("4xH100-16k")
 COMMIT = "8abb296c09123345b09de57dbc2830b6a12134b1"
@@ -40,8 +42,8 @@ def tiny(tmp_path_factory):
     return directory
 
 
-def job_for(work, profile=PROFILE, **source) -> Job:
-    return Job(BuildSettings.create(profile=profile, work_dir=work, **source), lambda line: None)
+def job_for(work, profile=PROFILE, **source) -> BuildJob:
+    return BuildJob(BuildSettings.create(profile=profile, work_dir=work, **source), lambda line: None)
 
 
 @contextmanager
@@ -123,8 +125,8 @@ def hub(tiny, monkeypatch):
         yield server
 
 
-def download_for(hub, work, revision=COMMIT) -> Download:
-    return Download(job_for(work, model=f"someone/tiny@{revision}"), hub.endpoint)
+def download_for(hub, work, revision=COMMIT) -> DownloadStage:
+    return DownloadStage(job_for(work, model=f"someone/tiny@{revision}"), hub.endpoint)
 
 
 def fetched(hub) -> list[str]:
@@ -211,14 +213,14 @@ def test_a_hub_that_refuses(fault, message, hub, tmp_path):
 
 
 def test_offline(tmp_path, monkeypatch):
-    stage = Download(job_for(tmp_path, model=f"someone/tiny@{COMMIT}"), "http://127.0.0.1:9")
+    stage = DownloadStage(job_for(tmp_path, model=f"someone/tiny@{COMMIT}"), "http://127.0.0.1:9")
     with pytest.raises(StepAudioError, match=r"cannot be reached; copy the checkpoint .* --checkpoint DIR"):
         stage.run()
 
 
 def test_room_for_everything_before_the_first_weight(hub, tiny, tmp_path, monkeypatch):
     """Only the configuration is fetched to know how large all of it becomes."""
-    monkeypatch.setattr(Download.__init__, "__defaults__", (hub.endpoint,))
+    monkeypatch.setattr(DownloadStage.__init__, "__defaults__", (hub.endpoint,))
     monkeypatch.setattr(artefact.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     settings = job_for(tmp_path / "work", model=f"someone/tiny@{COMMIT}").settings
     with pytest.raises(StepAudioError, match="stages download to convert: "):
@@ -256,17 +258,17 @@ def test_the_decoder_as_a_qwen2_model(tiny, tmp_path):
 
 def test_weight_only_precisions_share_the_bytes(tiny, tmp_path):
     int8 = PROFILE.model_copy(update={"precision": "int8"})
-    convert = Convert(job_for(tmp_path, int8, checkpoint=tiny))
+    convert = ConvertStage(job_for(tmp_path, int8, checkpoint=tiny))
     assert not convert.needs_gpu and not convert.finished()
     convert.run()
-    assert convert.finished() and Convert(job_for(tmp_path, checkpoint=tiny)).finished()
+    assert convert.finished() and ConvertStage(job_for(tmp_path, checkpoint=tiny)).finished()
     plain, quantised = (tmp_path / f"decoder-tp4-{name}" for name in ("bfloat16", "int8"))
     for rank in range(4):
         assert (plain / f"rank{rank}.safetensors").samefile(quantised / f"rank{rank}.safetensors")
     old, new = (json.loads((path / "config.json").read_text()) for path in (plain, quantised))
     assert new["quantization"].pop("quant_algo") == "W8A16" and old["quantization"].pop("quant_algo") is None
     assert old == new
-    int4 = Convert(job_for(tmp_path, PROFILE.model_copy(update={"precision": "int4"}), checkpoint=tiny))
+    int4 = ConvertStage(job_for(tmp_path, PROFILE.model_copy(update={"precision": "int4"}), checkpoint=tiny))
     assert not int4.finished()
     int4.run()
     config = json.loads((tmp_path / "decoder-tp4-int4" / "config.json").read_text())
@@ -292,7 +294,7 @@ def test_calibrated_precisions(update, flags, samples, name, tiny, tmp_path, mon
     script = machine.programs / "quantize.py"
     work, profile = tmp_path / "work", PROFILE.model_copy(update=update)
     job = job_for(work, profile, checkpoint=tiny, quantize_script=script, calibration_data="/data/news")
-    assert Convert(job).needs_gpu and not Convert(job).finished()
+    assert ConvertStage(job).needs_gpu and not ConvertStage(job).finished()
     machine.tell("quantize.py", status=1, print="CUDA error: out of memory")
     with pytest.raises(StepAudioError, match=r"quantize.py ended with status 1: CUDA error: out of memory; log"):
         calibrated(job)

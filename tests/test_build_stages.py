@@ -21,18 +21,22 @@ import torch
 
 from stand_ins import H100, StandIns
 from step_audio.config import ModelConfig
-from step_audio.doctor.checks import Examination
 from step_audio.errors import StepAudioError
 from step_audio.tokenizer import Tokenizer
-from step_audio_build import artefact, build_command, child, host_memory, stages
-from step_audio_build.built import read_built
-from step_audio_build.check_stage import MAX_TOKENS, QUESTIONS, Check
-from step_audio_build.convert_stage import Convert
-from step_audio_build.layout import BuildSettings, Job, Layout
-from step_audio_build.make_tiny import make_tiny
-from step_audio_build.memory_plan import plan
-from step_audio_build.profiles import load_profile
-from step_audio_build.trtllm_build import command
+from step_audio_build.artefacts import artefact
+from step_audio_build.commands import build as build_command
+from step_audio_build.convert.make_tiny import make_tiny
+from step_audio_build.planning import host_memory
+from step_audio_build.planning.memory_plan import plan
+from step_audio_build.planning.profiles import load_profile
+from step_audio_build.stages import build as stages
+from step_audio_build.stages.check import MAX_TOKENS, QUESTIONS, CheckStage
+from step_audio_build.stages.convert import ConvertStage
+from step_audio_build.stages.layout import BuildJob, BuildSettings, Layout
+from step_audio_build.stages.repository import read_built
+from step_audio_build.tools import subprocess_runner
+from step_audio_build.tools.trtllm_build import command
+from step_audio_server.doctor.checks import Examination
 
 PROFILE = load_profile("4xH100-16k")
 L40S = "NVIDIA L40S, 8.9, 46068, 590.44.01"
@@ -78,7 +82,7 @@ def own_tokens(tiny, work) -> dict[str, list[int]]:
     from reference import Reference
 
     reference = Reference(tiny)
-    check, tokenizer = Check(Job(settings_for(tiny, work), quiet)), Tokenizer.from_directory(tiny)
+    check, tokenizer = CheckStage(BuildJob(settings_for(tiny, work), quiet)), Tokenizer.from_directory(tiny)
     tokens = {}
     for name in QUESTIONS:
         tables: dict = {}
@@ -160,7 +164,7 @@ def test_all_stages_in_order(tiny, whole):
     wanted = command(PROFILE, memory, whole.work / "decoder-tp4-bfloat16", partial, cache, PROFILE.gpus)
     assert [["trtllm-build", *call["argv"]] for call in calls("trtllm-build")] == [wanted]
     as_root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
-    worker = [sys.executable, "-m", "step_audio_build.check_engine", str(layout.own / "check.job.json")]
+    worker = [sys.executable, "-m", "step_audio_build.tools.check_engine", str(layout.own / "check.job.json")]
     assert [call["argv"] for call in calls("mpirun")] == [[*as_root, "-n", "4", *worker]]
     loads = calls("tensorrt_llm")
     assert sorted(load["rank"] for load in loads) == [0, 1, 2, 3]
@@ -199,7 +203,7 @@ def test_a_second_run_does_nothing(built, machine, again):
         ("engine", "trtllm-build", {"status": 1, "print": "[E] out of memory"}, "ended with status 1: [E] out of"),
         ("engine", "trtllm-build", {"status": 1}, "status 1: [TRT-LLM] [I] Compute capability: (9, 0)"),
         ("engine", "trtllm-build", {"workers": "no tactic"}, "status 1: RuntimeError: no tactic; log: "),
-        ("engine", "trtllm-build", {"workers": 9}, f"trtllm-build ended with status 1: {child.FOR_MEMORY}; log: "),
+        ("engine", "trtllm-build", {"workers": 9}, f"status 1: {subprocess_runner.FOR_MEMORY}; log: "),
         ("engine", "trtllm-build", {"ranks": 3}, "trtllm-build left no rank3.engine"),
         ("engine", "trtllm-build", {"build_config": {"max_batch_size": 1}}, "max_batch_size 1, 32 was asked"),
         ("check", "mpirun", {"status": 213, "print": "Error: no slots"}, "check_engine ended with status 213: Error:"),
@@ -245,7 +249,7 @@ def test_as_many_ranks_at_once_as_memory_has_room_for(tiny, built, machine, agai
 
 def test_what_a_build_has_still_to_write(tiny, built, machine):
     """As doctor asks; a stage that is done takes no more room."""
-    job = Job(settings_for(tiny, built.work), quiet)
+    job = BuildJob(settings_for(tiny, built.work), quiet)
     assert stages.space_needed(job) == Examination(PROFILE, built.work, tiny)._to_write(False) == 0
     built.manifest("engine").unlink()
     assert stages.space_needed(job) == 4 * job.plan.weights
@@ -271,9 +275,9 @@ def test_answers_that_change_are_told(machine, again, whole):
 
 def test_one_gpu_needs_no_mpirun(tiny, built, machine):
     machine.remove("mpirun")
-    job = Job(settings_for(tiny, built.work, profile=PROFILE.model_copy(update={"gpus": 1})), quiet)
-    assert Check(job)._command() == [
-        sys.executable, "-m", "step_audio_build.check_engine", str(built.own / "check.job.json")
+    job = BuildJob(settings_for(tiny, built.work, profile=PROFILE.model_copy(update={"gpus": 1})), quiet)
+    assert CheckStage(job)._command() == [
+        sys.executable, "-m", "step_audio_build.tools.check_engine", str(built.own / "check.job.json")
     ]  # fmt: skip
 
 
@@ -403,7 +407,7 @@ def test_serving_refuses_what_is_not_its_own(tiny, built, machine, tmp_path):
 def test_served_as_it_was_built(tiny, built, machine, again):
     """The precision is chosen when building; serving names the profile alone."""
     int8 = PROFILE.model_copy(update={"precision": "int8"})
-    Convert(Job(settings_for(tiny, built.work, profile=int8), quiet)).run()
+    ConvertStage(BuildJob(settings_for(tiny, built.work, profile=int8), quiet)).run()
     again(first="engine", profile=int8)
     assert read_built(PROFILE, built.work, tiny).engine_dir == built.engine
     [trtllm] = machine.calls("trtllm-build")
@@ -449,7 +453,7 @@ def test_a_plan_that_does_not_fit(tiny, tmp_path, machine):
 MAIN = """
 import argparse, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started under
-from step_audio_build.build_command import add_build
+from step_audio_build.commands.build import add_build
 parser = argparse.ArgumentParser()
 add_build(parser.add_subparsers())
 arguments = parser.parse_args(sys.argv[1:])

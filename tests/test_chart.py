@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from helm_fixture import CASES, CHART, EVERYTHING, LEAST, HelmError, container, documents, lint, one, pods, render, yaml
 
-from step_audio_build.convert_decoder import rank_tensors
-from step_audio_build.plan_command import PUBLISHED
+from step_audio_build.commands.plan import PUBLISHED
+from step_audio_build.convert.convert_decoder import rank_tensors
 
 ROOT = Path(__file__).parents[1]
 

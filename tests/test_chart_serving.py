@@ -14,13 +14,13 @@ from helm_fixture import CASES, CHART, EVERYTHING, LEAST, NAMESPACE, container, 
 
 import gateway_fixture
 from fake_triton import TOKENIZER, message, script, serving
-from step_audio.cli import _parser
-from step_audio.serving.settings import ServeSettings
-from step_audio.serving.trtllm_metrics import FAMILIES
-from step_audio_build.layout import BuildSettings, Job
-from step_audio_build.profiles import load_profile, profile_names
+from step_audio.steps.trtllm.metrics import FAMILIES
+from step_audio_build.planning.profiles import load_profile, profile_names
+from step_audio_build.stages.layout import BuildJob, BuildSettings
 from step_audio_client import StepAudioClient, user, wire
 from step_audio_gateway.settings import GatewaySettings, layers
+from step_audio_server.commands.cli import _parser
+from step_audio_server.settings import ServeSettings
 
 
 def test_profiles_are_those_that_there_are_and_their_gpus_are_asked_for():
@@ -99,7 +99,7 @@ def test_the_engine_reads_what_the_job_wrote():
             model=build.get("model"),
             checkpoint=build.get("checkpoint"),
         )
-        assert str(Job(settings, print).checkpoint) == serve["checkpoint"]
+        assert str(BuildJob(settings, print).checkpoint) == serve["checkpoint"]
     assert [volume for volume in pods()["engine"]["spec"]["volumes"] if volume["name"] == "models"] == [
         volume for volume in pods()["build"]["spec"]["volumes"] if volume["name"] == "models"
     ]

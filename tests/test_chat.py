@@ -11,7 +11,7 @@ import pytest
 from step_audio import chat_template
 from step_audio.chat import ClipInfo, build_prompt
 from step_audio.chat_template import TEMPLATES, Control, render
-from step_audio.conversation import MAX_CHARACTERS, ROLES, Audio, Text, parse_conversation
+from step_audio.conversation import MAX_CHARACTERS, ROLES, AudioPlace, Text, parse_conversation
 from step_audio.errors import CheckpointError, InvalidRequest
 from step_audio.tokenizer import Tokenizer
 from tokenizer_fixture import build_json, build_reference
@@ -36,7 +36,7 @@ def tokenizer() -> Tokenizer:
 
 def spell(segments) -> str:
     """Segments as one string, audio as the templates write it."""
-    spelling = {Text: lambda s: s.text, Control: lambda s: s.name, Audio: lambda s: "<audio_patch>"}
+    spelling = {Text: lambda s: s.text, Control: lambda s: s.name, AudioPlace: lambda s: "<audio_patch>"}
     return "".join(spelling[type(segment)](segment) for segment in segments)
 
 
@@ -259,7 +259,7 @@ def test_no_string_of_a_user_becomes_a_control_token(template, tokenizer):
 
 def test_a_typed_audio_patch_keeps_its_newline():
     segments = render(parse_conversation([{"role": "user", "content": "<audio_patch>\n<audio_patch>\nhi"}]))
-    assert Text("human\n<audio_patch>\n<audio_patch>\nhi") in segments and Audio() not in segments
+    assert Text("human\n<audio_patch>\n<audio_patch>\nhi") in segments and AudioPlace() not in segments
 
 
 def test_a_users_own_template(tmp_path, tokenizer):

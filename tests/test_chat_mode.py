@@ -14,11 +14,11 @@ import termios
 
 import pytest
 
-from step_audio import cli
-from step_audio.serving.demo import free_ports
 from step_audio_client.chat import speech_figures
 from step_audio_client.chat_types import Segment, SpeechTiming
 from step_audio_evaluation.held_out import held_out
+from step_audio_server.commands import cli
+from step_audio_server.launch.ports import free_ports
 from terminal import Terminal
 
 FIGURES = re.compile(
@@ -39,7 +39,7 @@ def question(tmp_path_factory):
 
 def command(service, *arguments) -> list[str]:
     words = ["chat", "--url", service.address, "--temperature", "0", *arguments]
-    return [sys.executable, "-m", "step_audio.cli", *map(str, words)]
+    return [sys.executable, "-m", "step_audio_server", *map(str, words)]
 
 
 def ask(service, question, *arguments) -> tuple[str, str, re.Match]:

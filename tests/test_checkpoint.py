@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from step_audio.checkpoint import Checkpoint, expected_tensors, from_float32, to_float32
 from step_audio.config import ModelConfig
 from step_audio.errors import CheckpointError
-from step_audio_build.make_tiny import make_tiny
+from step_audio_build.convert.make_tiny import make_tiny
 
 INDEX = "model.safetensors.index.json"
 

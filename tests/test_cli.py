@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from step_audio import cli
 from step_audio.config import ModelConfig
-from step_audio.serving.demo import free_ports
+from step_audio_server.commands import cli
+from step_audio_server.launch.ports import free_ports
 
 COMMANDS = (
     "serve", "gateway", "chat", "demo", "doctor", "plan", "build", "make-tiny", "convert", "export-encoder", "eval",
@@ -140,7 +140,7 @@ def test_a_file_where_a_folder_should_be(tiny, tmp_path, fails):
 
 
 def test_a_package_that_is_not_installed(tiny, tmp_path, fails, monkeypatch):
-    monkeypatch.setitem(sys.modules, "step_audio_build.export_encoder", None)
+    monkeypatch.setitem(sys.modules, "step_audio_build.convert.export_encoder", None)
     line = fails("export-encoder", "--checkpoint", tiny, "--output", tmp_path / "x.onnx")
     assert line.endswith("pip install -e '.[cpu]'")
 
@@ -163,7 +163,7 @@ def test_demo_refuses_to_ask_nothing(question, tmp_path, fails):
 def test_the_module_is_the_command(tmp_path):
     """Without Triton, torch or a server's packages in sight: help must come at once."""
     ran = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "step_audio.cli", "--help"],
+        [sys.executable, "-X", "importtime", "-m", "step_audio_server", "--help"],
         capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "COLUMNS": "120"},
     )  # fmt: skip
     assert ran.returncode == 0 and "Step-Audio-R1 on Triton" in ran.stdout

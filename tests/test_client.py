@@ -22,10 +22,10 @@ from fake_triton import (
     stops,
     until,
 )
-from step_audio.serving.demo import free_ports
 from step_audio_client import Audio, RequestError, Sampling, ServerBusy, StepAudioClient, user, wire
 from step_audio_client.errors import request_error
 from step_audio_client.messages import split_audio
+from step_audio_server.launch.ports import free_ports
 
 # Messages
 

@@ -8,7 +8,6 @@ import time
 import pytest
 
 from fake_triton import TOKENIZER, for_ever, message, script, serving, until
-from step_audio.serving.demo import free_ports
 from step_audio_client import (
     Audio,
     ChatOptions,
@@ -20,6 +19,7 @@ from step_audio_client import (
     Unavailable,
     user,
 )
+from step_audio_server.launch.ports import free_ports
 
 QUESTION = [user("x")]
 BUSY = message(error="in ensemble 'step_audio_r1', [request id: 1] Exceeds maximum queue size")

@@ -14,11 +14,11 @@ import pytest
 import yaml
 from dockerfile import ROOT, executable, pins
 
-from step_audio.doctor.command import add_doctor
-from step_audio.serving.trtllm_metrics import FAMILIES
-from step_audio_build.build_command import add_build
-from step_audio_build.profiles import load_profile
+from step_audio.steps.trtllm.metrics import FAMILIES
+from step_audio_build.commands.build import add_build
+from step_audio_build.planning.profiles import load_profile
 from step_audio_gateway.metrics import Metrics
+from step_audio_server.doctor.command import add_doctor
 
 DOCKER = ROOT / "docker"
 GPU, CPU = DOCKER / "Dockerfile", DOCKER / "Dockerfile.cpu"
@@ -182,7 +182,7 @@ def test_dashboard_shows_only_what_is_exported():
 
 def test_dashboard_asks_for_labels_that_there_are():
     from step_audio.engine.engine import EngineStats
-    from step_audio.serving.trtllm_metrics import readings
+    from step_audio.steps.trtllm.metrics import readings
 
     blocks = {name: 1 for name in EngineStats.__dataclass_fields__}
     labels = {(reading.family, reading.label, reading.value_of) for reading in readings(EngineStats(**blocks))}

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from step_audio.checkpoint import Checkpoint, decoder_tensors
 from step_audio.config import ModelConfig
 from step_audio.errors import ArtefactError, CheckpointError
-from step_audio_build import convert_decoder as convert_module
-from step_audio_build.convert_decoder import convert_decoder
-from step_audio_build.engine_dir import BuildConfig, build_cpu_engine_dir
-from step_audio_build.make_tiny import make_tiny
-from step_audio_build.manifest import read_manifest, sha256_file
-from step_audio_build.progress import Progress
+from step_audio.progress import Progress
+from step_audio_build.artefacts.manifest import read_manifest, sha256_file
+from step_audio_build.convert import convert_decoder as convert_module
+from step_audio_build.convert.convert_decoder import convert_decoder
+from step_audio_build.convert.engine_dir import BuildConfig, build_cpu_engine_dir
+from step_audio_build.convert.make_tiny import make_tiny
 
 VOCAB = 101  # odd, so that the head's rows never divide; smaller than the tokenizer's, which plays no part here
 PROMPT = torch.tensor([[3, 100, 14, 15, 92, 65, 35, 89, 79, 0, 32, 38]])
@@ -363,7 +363,7 @@ def test_memory_stays_at_a_few_blocks(source, tmp_path, monkeypatch):
 
 def test_progress_prints_a_line_for_each_tenth():
     stream = io.StringIO()
-    report = Progress("decoder", stream)
+    report = Progress("decoder", stream=stream)
     for done in range(205, 1001, 5):  # resumed at a fifth
         report(done * 10**6, 10**9)
     lines = stream.getvalue().splitlines()
@@ -375,7 +375,7 @@ def test_progress_prints_a_line_for_each_tenth():
 def test_progress_draws_a_bar_in_a_terminal():
     stream = io.StringIO()
     stream.isatty = lambda: True
-    report = Progress("decoder", stream)
+    report = Progress("decoder", stream=stream)
     for done in (200, 600, 1000):
         report(done, 1000)
     assert "decoder: 100%" in stream.getvalue() and "1.00k/1.00k" in stream.getvalue()

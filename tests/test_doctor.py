@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from dockerfile import ROOT, executable
 
-from step_audio.doctor import command, cpu, gpu, host, image, pins
-from step_audio.serving import machine
-from step_audio_build import host_memory
-from step_audio_build.gpus import FoundGpu, visible_gpus
-from step_audio_build.layout import Layout
-from step_audio_build.memory_plan import plan
-from step_audio_build.plan_command import PUBLISHED
-from step_audio_build.profiles import load_profile
+from step_audio_build.commands.plan import PUBLISHED
+from step_audio_build.planning import host_memory
+from step_audio_build.planning.gpus import FoundGpu, visible_gpus
+from step_audio_build.planning.memory_plan import plan
+from step_audio_build.planning.profiles import load_profile
+from step_audio_build.stages.layout import Layout
+from step_audio_server.doctor import command, cpu, gpu, host, image, pins
+from step_audio_server.launch import gpu_image
 
 H100 = "NVIDIA H100 80GB HBM3, 9.0, 81559, 590.44.01"
 L40S = "NVIDIA L40S, 8.9, 46068, 590.44.01"
@@ -54,7 +54,7 @@ class Machine:
         self.work.mkdir()
         monkeypatch.setenv("PATH", f"{self.bin}:/usr/bin:/bin")
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        monkeypatch.setattr(machine, "TRITON", self.triton)
+        monkeypatch.setattr(gpu_image, "TRITON", self.triton)
         monkeypatch.setattr(image, "installed_version", {"tensorrt_llm": "1.2.1", "tensorrt": "10.14.1.48"}.get)
 
     def gpus(self, *cards: str, head: str = HEAD, topology: str = NVLINKED, load: str = "4, [N/A]", status: int = 0):
@@ -70,7 +70,7 @@ class Machine:
         )
 
     def ngc_image(self) -> None:
-        for part in machine.PARTS:
+        for part in gpu_image.PARTS:
             executable(self.triton / part, "")
         for name in ("trtllm-build", "mpirun"):
             executable(self.bin / name, "#!/bin/sh\n")
@@ -159,7 +159,7 @@ def test_without_gpus_a_profile_is_a_fault(here, capsys):
     assert (status, report["works"]) == (1, [])
     assert found(report, "GPUs")["status"] == "fault"
     assert found(report, "GPUs")["advice"].startswith("install NVIDIA's driver")
-    assert found(report, "image")["advice"].startswith(f"run inside {machine.IMAGE}")
+    assert found(report, "image")["advice"].startswith(f"run inside {gpu_image.IMAGE}")
 
 
 def test_gpus_outside_the_image_do_not_keep_the_cpu_from_serving(here, capsys):
@@ -384,6 +384,6 @@ def test_the_guide_waits_for_the_line_that_is_printed(here, capsys):
 def test_pins_are_those_of_the_image():
     text = (ROOT / "docker/versions.env").read_text("utf-8")
     said = dict(re.findall(r"^(\w+)=(.+)$", text, re.MULTILINE))
-    assert said["TRITON_IMAGE"] == machine.IMAGE
+    assert said["TRITON_IMAGE"] == gpu_image.IMAGE
     for name in ("TENSORRT_LLM_VERSION", "TENSORRT_VERSION", "CUDA_VERSION", "DRIVER_VERSION"):
         assert getattr(pins, name) == said[name]

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from step_audio.cli import _parser
-from step_audio_build.memory_plan import plan
-from step_audio_build.plan_command import PUBLISHED
-from step_audio_build.profiles import load_profile
-from step_audio_build.trtllm_build import command
+from step_audio_build.commands.plan import PUBLISHED
+from step_audio_build.planning.memory_plan import plan
+from step_audio_build.planning.profiles import load_profile
+from step_audio_build.tools.trtllm_build import command
+from step_audio_server.commands.cli import _parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "docker/README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -13,9 +13,9 @@ from step_audio.checkpoint import Checkpoint, expected_tensors
 from step_audio.config import AudioEncoderConfig, ModelConfig
 from step_audio.encoder import AudioEncoder, load_encoder
 from step_audio.errors import ArtefactError
-from step_audio_build import export_encoder as export_module
-from step_audio_build.export_encoder import export_encoder
-from step_audio_build.make_tiny import make_tiny
+from step_audio_build.convert import export_encoder as export_module
+from step_audio_build.convert.export_encoder import export_encoder
+from step_audio_build.convert.make_tiny import make_tiny
 
 GOLDEN = Path(__file__).parents[1].parent / "shared" / "golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden numbers are not here")

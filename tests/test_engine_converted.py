@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from step_audio.engine import Engine, EngineOptions
-from step_audio_build.convert_decoder import convert_decoder
-from step_audio_build.engine_dir import BuildConfig, build_cpu_engine_dir
-from step_audio_build.make_tiny import make_tiny
+from step_audio_build.convert.convert_decoder import convert_decoder
+from step_audio_build.convert.engine_dir import BuildConfig, build_cpu_engine_dir
+from step_audio_build.convert.make_tiny import make_tiny
 
 NAMES = (
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads rms_norm_eps "

@@ -33,7 +33,7 @@ def test_a_published_prefix_is_found_again_and_shared():
     pool, keys = BlockPool(8, reuse=True), chain(3)
     first = [pool.allocate() for _ in keys]
     for block, key in zip(first, keys, strict=True):
-        pool.publish(block, key)
+        pool.cache(block, key)
     second = pool.acquire([*keys, b"unknown"])
     assert second == first and pool.used == 3
     pool.release(first)
@@ -45,7 +45,7 @@ def test_a_published_prefix_is_found_again_and_shared():
 
 def test_without_reuse_nothing_is_kept():
     pool, keys = BlockPool(4, reuse=False), chain(1)
-    pool.publish(pool.allocate(), keys[0])
+    pool.cache(pool.allocate(), keys[0])
     assert pool.acquire(keys) == []
 
 
@@ -54,7 +54,7 @@ def test_eviction_takes_the_longest_unused_and_ends_before_beginnings():
     for keys in (old, new):
         blocks = [pool.allocate() for _ in keys]
         for block, key in zip(blocks, keys, strict=True):
-            pool.publish(block, key)
+            pool.cache(block, key)
         pool.release(blocks)
     pool.release(pool.acquire(old))  # used again: now `new` is the older one
     pool.allocate()
@@ -71,8 +71,8 @@ def test_an_exhausted_pool_says_so():
 def test_two_copies_of_a_prefix_do_not_disturb_each_other():
     pool, keys = BlockPool(2, reuse=True), chain(1)
     first, second = pool.allocate(), pool.allocate()
-    pool.publish(first, keys[0])
-    pool.publish(second, keys[0])
+    pool.cache(first, keys[0])
+    pool.cache(second, keys[0])
     pool.release([second])
     assert pool.allocate() == second  # not cached: the first is
     pool.release([first])
@@ -90,7 +90,7 @@ def test_random_use_never_loses_or_doubles_a_block():
         blocks = pool.acquire(keys)
         while len(blocks) < len(keys) and pool.available:
             blocks.append(pool.allocate())
-            pool.publish(blocks[-1], keys[len(blocks) - 1])
+            pool.cache(blocks[-1], keys[len(blocks) - 1])
         held.append(blocks)
         fresh = {block for blocks in held for block in blocks}
         assert pool.used == len(fresh) and pool.available == 16 - len(fresh)

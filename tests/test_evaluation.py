@@ -19,14 +19,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from step_audio import cli
 from step_audio.chat_template import NO_THOUGHT
 from step_audio_client import Audio, Generation, Reply, RequestError, Sampling, ServerBusy, ToolCall, Usage
 from step_audio_client.messages import split_audio
 from step_audio_evaluation import run as running
 from step_audio_evaluation.agreement import Greedy, agreement, first_difference
 from step_audio_evaluation.answers import Answer, AnswerFile
-from step_audio_evaluation.command import Options, evaluate
 from step_audio_evaluation.data_set import load_data_set
 from step_audio_evaluation.held_out import TASKS, at_noise_levels, cut, held_out
 from step_audio_evaluation.items import EvaluationError, Item
@@ -45,6 +43,8 @@ from step_audio_evaluation.scoring import (
 )  # fmt: skip
 from step_audio_evaluation.statistics import bootstrap_ratio, mcnemar, paired_difference, wilson
 from step_audio_evaluation.tables import markdown, sentences, table, write
+from step_audio_server.commands import cli
+from step_audio_server.commands.evaluate import EvaluationOptions, evaluate
 
 SETTINGS = {"model": "stub", "seed": 0, "sampling": {"temperature": 0.0}}
 
@@ -617,7 +617,7 @@ FEW = ["arithmetic", "arithmetic_no_think", "tool_result", "second_turn", "compa
 
 def test_eval_of_a_served_model(service, checkpoint, tmp_path, capsys):
     output = tmp_path / "out"
-    options = Options(
+    options = EvaluationOptions(
         output, service.address, tasks=FEW, per_task=2, snr=(0.0,), seed=3, sampling={"max_tokens": 6},
         against_torch=checkpoint,
     )  # fmt: skip
@@ -652,7 +652,17 @@ def test_ctrl_c_keeps_what_is_there(service, tmp_path):
     """In a process of its own: a signal to this one would be for all that other tests have loaded, too."""
     command = ["--url", service.address, "--output", str(tmp_path), "--tasks", "text_only", "--per-task", "40"]
     running = subprocess.Popen(
-        [sys.executable, "-m", "step_audio.cli", "eval", *command, "--concurrency", "2", "--max-tokens", "300"],
+        [
+            sys.executable,
+            "-m",
+            "step_audio_server.commands.cli",
+            "eval",
+            *command,
+            "--concurrency",
+            "2",
+            "--max-tokens",
+            "300",
+        ],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,

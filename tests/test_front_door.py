@@ -23,9 +23,9 @@ from selenium.webdriver.common.keys import Keys
 from browser import Page, browser, needs_browser
 from raw_triton import active
 from step_audio.audio import SAMPLE_RATE, decode_audio
-from step_audio.serving.demo import VOICE
 from step_audio_evaluation.held_out import held_out
 from step_audio_evaluation.items import Item
+from step_audio_server.commands.demo import VOICE
 from step_audio_training.arithmetic import spell_numbers
 from step_audio_training.speech import speak
 

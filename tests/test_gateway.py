@@ -12,7 +12,6 @@ from dataclasses import replace
 import pytest
 
 from gateway_fixture import ANSWER, LIMITS, REPLY, THOUGHT, FakeClient, events, http, wav
-from step_audio.serving.demo import free_ports
 from step_audio_client import (
     Audio,
     ChatDelta,
@@ -29,6 +28,7 @@ from step_audio_gateway.app import create_app
 from step_audio_gateway.generations import EventStream
 from step_audio_gateway.server import listen
 from step_audio_gateway.settings import GatewaySettings
+from step_audio_server.launch.ports import free_ports
 
 CHAT = "/v1/chat/completions"
 WAV = wav()

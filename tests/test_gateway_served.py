@@ -17,9 +17,9 @@ import pytest
 
 from gateway_fixture import events
 from step_audio.audio import CLIP_SAMPLES, SAMPLE_RATE, decode_audio
-from step_audio.serving.demo import free_ports
-from step_audio_gateway.beside import GatewayProcess
+from step_audio_gateway.gateway_process import GatewayProcess
 from step_audio_gateway.settings import GatewaySettings
+from step_audio_server.launch.ports import free_ports
 
 SAMPLES = Path(__file__).parents[1].parent / "shared" / "samples"
 EOT = 151665

@@ -11,10 +11,10 @@ import time
 
 import pytest
 
-from step_audio.serving.demo import free_ports
 from step_audio_gateway import command
-from step_audio_gateway.beside import GatewayProcess
+from step_audio_gateway.gateway_process import GatewayProcess
 from step_audio_gateway.settings import GatewaySettings, SettingsError, add_flags, layers
+from step_audio_server.launch.ports import free_ports
 
 NAMES = list(GatewaySettings.model_fields)
 

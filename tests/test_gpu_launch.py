@@ -17,12 +17,14 @@ from pathlib import Path
 import pytest
 
 from gpu_stand_ins import SECONDS, Machine, until
-from step_audio.serving import launch, tritonserver
-from step_audio.serving.demo import free_ports
-from step_audio.serving.launch import Launch, Ports, ServerError
-from step_audio.serving.mpi_launch import gpu_environment, gpu_launch
-from step_audio.serving.processes import alive, session
-from step_audio.serving.tritonserver import TritonServer
+from step_audio_server import tritonserver
+from step_audio_server.errors import ServerError
+from step_audio_server.launch import launch
+from step_audio_server.launch.gpu_launch import gpu_environment, gpu_launch
+from step_audio_server.launch.launch import Launch
+from step_audio_server.launch.ports import Ports, free_ports
+from step_audio_server.processes import alive, session
+from step_audio_server.tritonserver import TritonServer
 
 
 @pytest.fixture
@@ -271,8 +273,9 @@ def test_a_killed_supervisor_leaves_nothing_running(gpus):
     what, ports = launched(gpus)
     code = (
         "import json, sys, time; from pathlib import Path\n"
-        "from step_audio.serving.launch import Launch, Ports\n"
-        "from step_audio.serving.tritonserver import TritonServer\n"
+        "from step_audio_server.launch.launch import Launch\n"
+        "from step_audio_server.launch.ports import Ports\n"
+        "from step_audio_server.tritonserver import TritonServer\n"
         "launch, ports, log = json.loads(sys.argv[1])\n"
         "server = TritonServer(Launch(**launch), Ports(**ports), Path(log))\n"
         f"server.wait_live({SECONDS}); print(server.process.pid, flush=True); time.sleep(600)\n"

@@ -16,17 +16,18 @@ from types import SimpleNamespace
 import pytest
 
 from gpu_stand_ins import Machine, until
+from step_audio.artefacts import Artefacts
 from step_audio.errors import ArtefactError
-from step_audio.serving import machine, prepare, serve
-from step_audio.serving.demo import free_ports
-from step_audio.serving.launch import Ports, ServerError
-from step_audio.serving.machine import MachineError
-from step_audio.serving.repository import Artefacts
-from step_audio.serving.serve import Service
-from step_audio.serving.settings import ServeSettings, SettingsError
-from step_audio_build import built as building
-from step_audio_build.make_tiny import make_tiny
-from step_audio_build.profiles import load_profile
+from step_audio_build.convert.make_tiny import make_tiny
+from step_audio_build.planning.profiles import load_profile
+from step_audio_build.stages import repository as building
+from step_audio_server import prepare, serve
+from step_audio_server.errors import ServerError
+from step_audio_server.launch import gpu_image
+from step_audio_server.launch.gpu_image import MachineError
+from step_audio_server.launch.ports import Ports, free_ports
+from step_audio_server.serve import Service
+from step_audio_server.settings import ServeSettings, SettingsError
 
 PROFILE = "4xH100-16k"
 READ_BUILT = building.read_built
@@ -180,7 +181,7 @@ def test_a_stop_while_it_starts(gpus, service):
 
 def test_what_the_machine_lacks(gpus, service, monkeypatch):
     ports = Ports(*free_ports(3))
-    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
+    monkeypatch.setattr(gpu_image.shutil, "which", lambda name: None)
     with pytest.raises(MachineError, match=r"mpirun is not on PATH.*26\.07-trtllm-python-py3"):
         prepare.prepare(service.settings, ports, print)
     (gpus.triton / "backends/tensorrtllm/libtriton_tensorrtllm.so").unlink()
@@ -189,7 +190,7 @@ def test_what_the_machine_lacks(gpus, service, monkeypatch):
 
 
 def test_a_forgotten_profile(gpus, service, monkeypatch):
-    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(gpu_image.importlib.util, "find_spec", lambda name: None)
     settings = service.settings.model_copy(update={"profile": None})
     with pytest.raises(MachineError, match="this image serves on GPUs: give --profile"):
         prepare.prepare(settings, Ports(*free_ports(3)), print)

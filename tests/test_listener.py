@@ -13,12 +13,12 @@ from dataclasses import replace
 import pytest
 
 from reference import Reference
-from step_audio.serving.demo import embedded_checkpoint
 from step_audio_client import Sampling, StepAudioClient
 from step_audio_evaluation.answers import AnswerFile
 from step_audio_evaluation.held_out import held_out
 from step_audio_evaluation.report import grade
 from step_audio_evaluation.run import run
+from step_audio_server.assets import embedded_checkpoint
 
 # Questions of each group of tasks, and how many of them must be answered rightly: well below the measured accuracy
 # (models/*/README.md), far above what is left of it when a mel bin, a token or a slice of weights is out of place.

@@ -12,8 +12,8 @@ from step_audio.checkpoint import Checkpoint, decoder_tensors
 from step_audio.config import ModelConfig
 from step_audio.encoder import load_encoder
 from step_audio.errors import ArtefactError
-from step_audio_build.make_tiny import make_tiny
-from step_audio_build.write_checkpoint import make_sparse
+from step_audio_build.convert.make_tiny import make_tiny
+from step_audio_build.convert.write_checkpoint import make_sparse
 
 
 @pytest.fixture(scope="module")

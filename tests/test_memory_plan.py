@@ -10,12 +10,12 @@ from test_config import NESTED
 from step_audio.audio import SAMPLE_RATE, split_clips
 from step_audio.config import ModelConfig
 from step_audio.mel import frame_count, token_count
-from step_audio_build import memory_sizes as sizes
-from step_audio_build.convert_decoder import convert_decoder
-from step_audio_build.memory_plan import decode_bound, plan
-from step_audio_build.plan_command import PUBLISHED, report
-from step_audio_build.profiles import Gpu, Profile, audio_positions, audio_rows, audio_seconds, load_profile
-from step_audio_build.profiles_page import PAGE
+from step_audio_build.commands.plan import PUBLISHED, report
+from step_audio_build.commands.profiles_page import PAGE
+from step_audio_build.convert.convert_decoder import convert_decoder
+from step_audio_build.planning import memory_sizes as sizes
+from step_audio_build.planning.memory_plan import decode_bound, plan
+from step_audio_build.planning.profiles import Gpu, Profile, audio_positions, audio_rows, audio_seconds, load_profile
 
 TEXT, AUDIO = PUBLISHED.text, PUBLISHED.audio
 GIB, MIB = 1 << 30, 1 << 20

@@ -57,16 +57,18 @@ class Model:
     async def __call__(self, request: PreparedRequest):
         self.requests.append(request)
         number = len(self.requests)
-        behind, ids = list(request.behind), request.prompt.input_ids[0].tolist()
-        speaks = ids == UNTHOUGHT or bool(behind)
+        suffix_ids, ids = list(request.suffix_ids), request.prompt.input_ids[0].tolist()
+        speaks = ids == UNTHOUGHT or bool(suffix_ids)
         line = [*self.thought, *self.answer]
         if speaks:
             if ids != UNTHOUGHT:
-                start = next(n for n in range(len(behind), -1, -1) if behind[max(0, n - len(CLOSE)) : n] == CLOSE)
-                assert behind[: start - len(CLOSE)] == self.thought[: start - len(CLOSE)]
-                behind = behind[start:]
-            assert behind == self.answer[: len(behind)]
-            line = self.answer[len(behind) :]
+                start = next(
+                    n for n in range(len(suffix_ids), -1, -1) if suffix_ids[max(0, n - len(CLOSE)) : n] == CLOSE
+                )
+                assert suffix_ids[: start - len(CLOSE)] == self.thought[: start - len(CLOSE)]
+                suffix_ids = suffix_ids[start:]
+            assert suffix_ids == self.answer[: len(suffix_ids)]
+            line = self.answer[len(suffix_ids) :]
         most = request.sampling.max_tokens
         reason = "stop" if len(line) < most or line[most - 1] == EOT else "length"
         line = line[:most]
@@ -84,8 +86,8 @@ class Model:
 
 def speaker(model: Model, max_tokens: int | None = None, stop: tuple[str, ...] = (), **pace) -> MindPacedSpeaker:
     options = ChatOptions(sampling=Sampling(max_tokens, temperature=0), stop=stop, mind_paced=MindPaced(**pace))
-    unthought, start = prepared(UNTHOUGHT), time.monotonic()
-    return MindPacedSpeaker(model, prepared(PROMPT), unthought, TOKENIZER, options, MAX_SEQ_LEN, start)
+    without_thought, start = prepared(UNTHOUGHT), time.monotonic()
+    return MindPacedSpeaker(model, prepared(PROMPT), without_thought, TOKENIZER, options, MAX_SEQ_LEN, start)
 
 
 def hear(model: Model, **options) -> tuple[str, str, list]:
@@ -105,11 +107,11 @@ def thoughts(model: Model) -> list[int]:
     """How many tokens of thought each of Articulation's generations was given."""
     known = []
     for request in model.requests:
-        behind = list(request.behind)
+        suffix_ids = list(request.suffix_ids)
         if request.prompt.input_ids[0].tolist() == UNTHOUGHT:
             known.append(0)
-        elif behind:
-            known.append(next(n for n in range(len(behind)) if behind[n : n + len(CLOSE)] == CLOSE))
+        elif suffix_ids:
+            known.append(next(n for n in range(len(suffix_ids)) if suffix_ids[n : n + len(CLOSE)] == CLOSE))
     return known
 
 
@@ -165,7 +167,7 @@ def test_the_last_segment_knows_all_and_has_no_end():
     model = Model()
     hear(model, mode="speak_first", think_tokens=10, speak_tokens=1)
     *_, last = model.requests
-    assert list(last.behind[: len(THOUGHT) + len(CLOSE)]) == [*THOUGHT, *CLOSE]
+    assert list(last.suffix_ids[: len(THOUGHT) + len(CLOSE)]) == [*THOUGHT, *CLOSE]
     assert last.sampling.max_tokens == MAX_SEQ_LEN - len(last)
 
 
@@ -174,7 +176,7 @@ def test_a_cut_within_the_end_marker_leaves_one_marker(known):
     model = Model(pauses=(0.002, 0))
     hear(model, mode="think_first", think_tokens=known, speak_tokens=2)
     for request in model.requests[1:]:
-        text = TOKENIZER.decode(request.behind)
+        text = TOKENIZER.decode(request.suffix_ids)
         assert text.count("</think>") == 1 and "</" not in text.partition("</think>")[0]
 
 
@@ -183,12 +185,12 @@ def test_a_thought_that_ends_without_a_word_is_closed():
     model.__class__ = type("Short", (Model,), {"__call__": _short})
     thought, speech, deltas = hear(model, mode="think_first", think_tokens=500)
     assert (thought, speech) == (THOUGHT_TEXT, ANSWER_TEXT)
-    assert list(model.requests[1].behind) == [*THOUGHT, *CLOSE] and deltas[-1].finish_reason == "stop"
+    assert list(model.requests[1].suffix_ids) == [*THOUGHT, *CLOSE] and deltas[-1].finish_reason == "stop"
 
 
 async def _short(self, request):
     """Formulation ends its turn within the thought."""
-    if request.behind:
+    if request.suffix_ids:
         async for tokens in Model.__call__(self, request):
             yield tokens
     else:

@@ -46,8 +46,8 @@ def test_greedy_modes_agree_with_one_generation(listener, questions):
             plain = await answer(client, question)
             for pace in (MindPaced("think_first", think_tokens=1000), MindPaced("think_before_speak")):
                 assert (await answer(client, question, mind_paced=pace))[:2] == plain[:2]
-            unthought = await answer(client, question, thinking=Thinking("off"))
-            assert (await answer(client, question, mind_paced=MindPaced("no_think")))[:2] == unthought[:2]
+            without_thought = await answer(client, question, thinking=Thinking("off"))
+            assert (await answer(client, question, mind_paced=MindPaced("no_think")))[:2] == without_thought[:2]
 
     with_client(listener, use)
 
@@ -55,8 +55,8 @@ def test_greedy_modes_agree_with_one_generation(listener, questions):
 def test_ids_behind_a_prepared_prompt_go_on_as_the_generation_did(listener, questions):
     """The other way to the same: cut anywhere, Articulation's prompt gives the tokens that come next."""
 
-    async def ids(client, run, prompt: PreparedPrompt, behind=()):
-        request = PreparedRequest(prompt, replace(GREEDY, max_tokens=200), behind)
+    async def ids(client, run, prompt: PreparedPrompt, suffix_ids=()):
+        request = PreparedRequest(prompt, replace(GREEDY, max_tokens=200), suffix_ids)
         return [token async for tokens in client._tokens(run, request) for token in tokens.token_ids]
 
     async def use(client):
@@ -178,7 +178,7 @@ def test_a_fault_of_the_engine_ends_both(service):
             nonlocal number
             number += 1
             if number == 3:  # Articulation's second
-                request = replace(request, behind=(2**31 - 1,))
+                request = replace(request, suffix_ids=(2**31 - 1,))
             async with contextlib.aclosing(generate(run, request)) as stream:
                 async for tokens in stream:
                     yield tokens

@@ -6,11 +6,11 @@ import re
 import pytest
 
 from step_audio.errors import SettingsError
-from step_audio_build.memory_plan import plan
-from step_audio_build.plan_command import PUBLISHED, add_plan
-from step_audio_build.profiles import load_profile, profile_names
-from step_audio_build.profiles_page import PAGE, fill
-from step_audio_build.trtllm_build import FLAGS, LEFT_OUT, command
+from step_audio_build.commands.plan import PUBLISHED, add_plan
+from step_audio_build.commands.profiles_page import PAGE, fill
+from step_audio_build.planning.memory_plan import plan
+from step_audio_build.planning.profiles import load_profile, profile_names
+from step_audio_build.tools.trtllm_build import FLAGS, LEFT_OUT, command
 
 MACHINES = ("1xH200", "2xH100", "4xH100", "4xH20", "4xH800", "4xL40S", "8xL40S")
 SHAPES = {"16k": (16_384, 32), "65k": (65_536, 128)}
@@ -238,7 +238,7 @@ def test_what_is_left_out_is_known_and_not_given():
 
 
 def test_page_is_up_to_date():
-    """Otherwise: python -m step_audio_build.profiles_page"""
+    """Otherwise: python -m step_audio_build.commands.profiles_page"""
     page = PAGE.read_text(encoding="utf-8")
     assert fill(page) == page
     assert page.count("<!-- begin ") == page.count("<!-- end -->") == 7

@@ -9,11 +9,14 @@ from google.protobuf import text_format
 from test_settings import model
 from tritonclient.grpc import model_config_pb2
 
+from step_audio.artefacts import Artefacts
 from step_audio.errors import ArtefactError
-from step_audio.serving.repository import Artefacts, assemble, assemble_backends, source
-from step_audio.serving.settings import Runtime, ServeSettings
-from step_audio.serving.template import fill, keys
-from step_audio_build.profiles import load_profile, profile_names
+from step_audio.steps.runtime import Runtime
+from step_audio_build.planning.profiles import load_profile, profile_names
+from step_audio_server.assets import asset
+from step_audio_server.repository.assembly import assemble, assemble_backends
+from step_audio_server.repository.template import fill, keys
+from step_audio_server.settings import ServeSettings
 
 KIND = model_config_pb2.ModelInstanceGroup
 ENSEMBLE, PROMPT, LLM = "step_audio_r1", "step_audio_prompt", "tensorrt_llm"
@@ -385,14 +388,14 @@ def test_assembled_again_nothing_old_is_left(tmp_path):
     repository = build(tmp_path)
     (repository / "old_model").mkdir()
     assert build(tmp_path) == repository
-    assert {folder.name for folder in repository.iterdir()} == {f.name for f in source("model_repository").iterdir()}
+    assert {folder.name for folder in repository.iterdir()} == {f.name for f in asset("model_repository").iterdir()}
     for folder in repository.iterdir():
         assert (folder / "1").is_dir()
         assert not list(folder.rglob("__pycache__"))
 
 
 def test_the_edges_are_thin():
-    files = [*source("model_repository").rglob("model.py"), *source("backends").rglob("model.py")]
+    files = [*asset("model_repository").rglob("model.py"), *asset("backends").rglob("model.py")]
     assert len(files) == 5
     for file in files:
         assert len(file.read_text().splitlines()) < 150, file

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from conftest import settings_for
-from step_audio.serving.demo import free_ports
-from step_audio_build.make_tiny import make_tiny
+from step_audio_build.convert.make_tiny import make_tiny
 from step_audio_client import Sampling, StepAudioClient, user
+from step_audio_server.launch.ports import free_ports
 
 
 class Command:
@@ -35,7 +35,9 @@ class Command:
             *("--port", str(self.port)),
         ]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "step_audio.cli", "serve", *arguments, *extra], stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "step_audio_server", "serve", *arguments, *extra],
+            stderr=subprocess.PIPE,
+            text=True,
         )
         self.lines: queue.Queue[str] = queue.Queue()
         self.seen: list[str] = []
@@ -137,7 +139,7 @@ def test_ctrl_c_while_it_starts(command):
 
 def refused(*arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "step_audio.cli", *arguments], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "step_audio_server", *arguments], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     return done.stderr.strip().splitlines()[-1]
@@ -159,10 +161,10 @@ def test_a_broken_rank_file_is_named(tmp_path):
     """A conversion that was tampered with is not served."""
     checkpoint, work = tmp_path / "tiny", tmp_path / "work"
     make_tiny(checkpoint, dtype="float32")
-    from step_audio_build.pipeline import build
+    from step_audio_server.prepare import build_for_cpu
 
     settings = settings_for(checkpoint, work, max_seq_len=4096)
-    build(settings)
+    build_for_cpu(settings, lambda line: None)
     rank = work / "decoder-tp4-float32" / "rank2.safetensors"
     rank.write_bytes(rank.read_bytes()[:-100])
     assert "rank2.safetensors" in refused("serve", "--checkpoint", str(checkpoint), "--work-dir", str(work))

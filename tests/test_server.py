@@ -15,8 +15,8 @@ import pytest
 
 from conftest import settings_for
 from reference import Greedy, sine_speech
-from step_audio.serving.serve import Service
 from step_audio_client import Audio, Sampling, StepAudioClient, user
+from step_audio_server.serve import Service
 
 ROOT = Path(__file__).parents[1]
 SAMPLES = ROOT.parent / "shared" / "samples"

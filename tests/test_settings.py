@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from step_audio.config import AudioEncoderConfig, ModelConfig, TextConfig
-from step_audio.serving.settings import Limits, Runtime, ServeSettings, SettingsError
+from step_audio.steps.runtime import Limits, Runtime
+from step_audio_server.settings import ServeSettings, SettingsError
 
 PLACES = {"checkpoint": Path("/models/Step-Audio-R1.1"), "work_dir": Path("/srv/private/work")}
 

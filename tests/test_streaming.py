@@ -18,9 +18,9 @@ import pytest
 from conftest import settings_for
 from raw_triton import active, call, prompt, scalar, send
 from reference import sine_speech, wav
-from step_audio.serving.serve import Service
 from step_audio_client import Audio, RequestError, Sampling, ServerBusy, StepAudioClient, user
 from step_audio_client.chat import chat
+from step_audio_server.serve import Service
 
 LLM = "tensorrt_llm"
 LONG = Sampling(max_tokens=8000, temperature=0)
@@ -120,7 +120,10 @@ def test_hanging_up_on_the_llm_itself_frees_the_slot(service):
 def test_chat_is_ended(service, number, pace, slots):
     """The command a person runs: the thought appears, Ctrl-C ends it with status 130, and the server is free."""
     chat = subprocess.Popen(
-        f"{sys.executable} -m step_audio.cli chat --url {service.address} --text hello --temperature 0 {pace}".split(),
+        [
+            sys.executable,
+            *f"-m step_audio_server chat --url {service.address} --text hello --temperature 0 {pace}".split(),
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

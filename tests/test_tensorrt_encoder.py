@@ -18,8 +18,8 @@ from test_settings import runtime
 
 from step_audio.errors import ArtefactError
 from step_audio.mel import token_count
-from step_audio.serving.encoder_engine import AudioEncoderStep, OnnxEncoderEngine, load_engine
-from step_audio.serving.tensorrt_encoder import TensorRTEncoderEngine
+from step_audio.steps.encoder_engine import AudioEncoderStep, OnnxEncoderEngine, load_engine
+from step_audio.steps.tensorrt_encoder import TensorRTEncoderEngine
 
 N_MELS, DIM, CLIPS, FRAMES = 128, 6, 3, 40
 SCRATCH = 1000

@@ -10,8 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from step_audio.serving.demo import free_ports
-from step_audio.serving.tritonserver import Installation, Ports, ServerError, TritonServer
+from step_audio_server.errors import ServerError
+from step_audio_server.launch.installation import Installation
+from step_audio_server.launch.ports import Ports, free_ports
+from step_audio_server.tritonserver import TritonServer
 
 
 @pytest.mark.parametrize("name", ["grpc", "http", "metrics"])
@@ -75,7 +77,7 @@ def test_a_python_without_a_stub(wheel, monkeypatch):
 def test_no_shared_libpython(wheel, monkeypatch):
     wheel.library.unlink()
     monkeypatch.setattr(sys, "base_prefix", str(wheel.root))
-    monkeypatch.setattr("step_audio.serving.tritonserver.Path", fenced(wheel.root))
+    monkeypatch.setattr("step_audio_server.tritonserver.Path", fenced(wheel.root))
     with pytest.raises(ServerError, match=rf"libpython{version()}\.so\.1\.0 is missing .*apt-get install libpython"):
         Installation.find()
 

@@ -6,8 +6,8 @@ from test_repository import INPUTS, table
 
 from step_audio.engine.request import Guide
 from step_audio.errors import ArtefactError, InvalidRequest
-from step_audio.serving.trtllm_backend import TrtllmBackend
-from step_audio.serving.trtllm_request import NEUTRAL, SUPPORTED, is_stop, parse
+from step_audio.steps.trtllm.backend import TrtllmBackend
+from step_audio.steps.trtllm.request import NEUTRAL, SUPPORTED, is_stop, parse
 
 KINDS = {
     "TYPE_INT32": np.int32, "TYPE_INT64": np.int64, "TYPE_UINT8": np.uint8, "TYPE_UINT64": np.uint64,

@@ -11,17 +11,17 @@ import pytest
 
 from step_audio.engine.request import SequenceOutput, SequenceStats
 from step_audio.errors import InvalidRequest, StepAudioError
-from step_audio.serving import trtllm_backend
-from step_audio.serving.triton_io import INTERNAL_ERROR
-from step_audio.serving.trtllm_backend import TrtllmBackend
-from step_audio.serving.trtllm_request import Options
-from step_audio.serving.trtllm_response import ResponseStream, SenderPool
+from step_audio.steps.triton_io import INTERNAL_ERROR
+from step_audio.steps.trtllm import backend as trtllm_backend
+from step_audio.steps.trtllm.backend import TrtllmBackend
+from step_audio.steps.trtllm.request import ResponseOptions
+from step_audio.steps.trtllm.response import ResponseStream, SenderPool
 
 
-def options(**given: bool) -> Options:
+def options(**given: bool) -> ResponseOptions:
     names = ("streaming", "exclude_input", "log_probs", "perf_metrics", "num_input_tokens", "num_output_tokens")
     defaults = dict.fromkeys(names, False) | {"streaming": True, "several_answers": True}
-    return Options(**(defaults | given))
+    return ResponseOptions(**(defaults | given))
 
 
 def index(tensors: dict, name: str) -> int:

@@ -11,8 +11,8 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from step_audio.errors import StepAudioError
-from step_audio.serving.trtllm_backend import TrtllmBackend
-from step_audio.serving.trtllm_metrics import readings
+from step_audio.steps.trtllm.backend import TrtllmBackend
+from step_audio.steps.trtllm.metrics import readings
 
 TABLE = "prompt_embedding_table"
 

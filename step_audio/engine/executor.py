@@ -59,6 +59,6 @@ class TokenEmbedding:
             return to_float32(self.table[ids])
         rows = to_float32(self.table[np.where(ids < self.vocab_size, ids, 0)])
         for stretch, table in prompt_tables:
-            fake = np.flatnonzero(ids[stretch] >= self.vocab_size)
-            rows[stretch][fake] = table[ids[stretch][fake] - self.vocab_size]
+            audio = np.flatnonzero(ids[stretch] >= self.vocab_size)
+            rows[stretch][audio] = table[ids[stretch][audio] - self.vocab_size]
         return rows

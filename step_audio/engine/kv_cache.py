@@ -80,7 +80,7 @@ class BlockPool:
         self.allocated += 1
         return block
 
-    def publish(self, block: int, key: bytes) -> None:
+    def cache(self, block: int, key: bytes) -> None:
         """The block is complete: from now on a prompt with this prefix may share it."""
         if self.reuse and key not in self._by_key:
             self._by_key[key] = block

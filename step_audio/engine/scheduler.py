@@ -87,18 +87,18 @@ class Scheduler:
             sequence = chunk.sequence
             sequence.computed += chunk.count
             full = sequence.computed // self.block_size
-            if self.pool.reuse and full > sequence.published:
+            if self.pool.reuse and full > sequence.cached_blocks:
                 keys = sequence.keys(full)
-                for block in range(sequence.published, full):
-                    self.pool.publish(sequence.blocks[block], keys[block])
-                sequence.published = full
+                for block in range(sequence.cached_blocks, full):
+                    self.pool.cache(sequence.blocks[block], keys[block])
+                sequence.cached_blocks = full
 
     def _admit_waiting(self, budget: int) -> None:
         if not self.waiting:
             return
         contexts = [sequence for sequence in self.running if not sequence.decoding]
         # Prefix blocks under computation: who needs them next waits for them rather than compute them again.
-        computing = {key for sequence in contexts for key in self._prompt_keys(sequence)[sequence.published :]}
+        computing = {key for sequence in contexts for key in self._prompt_keys(sequence)[sequence.cached_blocks :]}
         later: list[Sequence] = []
         while self.waiting and len(self.running) < self.max_batch_size and len(contexts) < budget:
             sequence = self.waiting.popleft()
@@ -134,7 +134,7 @@ class Scheduler:
         if not sequence.generated:
             sequence.reused_blocks = len(cached)
         sequence.computed = len(cached) * self.block_size
-        sequence.published = len(cached)
+        sequence.cached_blocks = len(cached)
         self.pool.reused += len(cached)
         sequence.add_blocks(cached)
         self._allocate(sequence, needed)
@@ -170,7 +170,7 @@ class Scheduler:
     def _give_back(self, sequence: Sequence) -> None:
         self.pool.release(sequence.blocks)
         self._reserved -= sequence.reserved
-        sequence.blocks, sequence.reserved, sequence.computed, sequence.published = [], 0, 0, 0
+        sequence.blocks, sequence.reserved, sequence.computed, sequence.cached_blocks = [], 0, 0, 0
 
     def _blocks(self, positions: int) -> int:
         return -(-positions // self.block_size)

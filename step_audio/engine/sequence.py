@@ -39,12 +39,13 @@ class Sequence:
         self.blocks: list[int] = []
         self.block_table = np.empty(-(-self.max_length // block_size), np.int32)  # `blocks`, ready for the batch
         self.reserved = 0  # blocks promised but not allocated yet
-        self.published = 0  # leading blocks that are known by their key
+        self.cached_blocks = 0  # leading blocks that are known by their key
         self.reused_blocks = 0
         self.new_blocks = 0
         self._keys: list[bytes] = []
-        fakes = np.flatnonzero(request.input_ids >= vocab_size)
-        self.fake_end = int(fakes[-1]) + 1 if len(fakes) else 0  # no prompt table needed from here on
+        table_positions = np.flatnonzero(request.input_ids >= vocab_size)
+        # No prompt table is needed from here on.
+        self.table_end = int(table_positions[-1]) + 1 if len(table_positions) else 0
         # Times, monotonic nanoseconds
         self.first_scheduled_ns = 0
         self.first_token_ns = 0
@@ -128,7 +129,7 @@ def assemble(plan: list[Chunk], embed: TokenEmbedding) -> Batch:
     past = np.empty(size, np.int32)
     begins = np.zeros(size + 1, np.int32)
     block_begins = np.zeros(size + 1, np.int32)
-    ids, tables, last, fakes = [], [], [], []
+    ids, tables, last, prompt_tables = [], [], [], []
     longest = total = blocks = 0
     for place, chunk in enumerate(plan):
         sequence = chunk.sequence
@@ -137,8 +138,8 @@ def assemble(plan: list[Chunk], embed: TokenEmbedding) -> Batch:
         past[place] = start
         ids.append(sequence.tokens[start:end])
         tables.append(sequence.block_table[:used])
-        if start < sequence.fake_end:
-            fakes.append((slice(total, total + chunk.count), sequence.request.prompt_table))
+        if start < sequence.table_end:
+            prompt_tables.append((slice(total, total + chunk.count), sequence.request.prompt_table))
         total += chunk.count
         blocks += used
         begins[place + 1] = total
@@ -149,7 +150,7 @@ def assemble(plan: list[Chunk], embed: TokenEmbedding) -> Batch:
             longest = end
     tokens = np.concatenate(ids)
     return Batch(
-        embeddings=embed(tokens, fakes),
+        embeddings=embed(tokens, prompt_tables),
         position_ids=np.arange(total, dtype=np.int32) + np.repeat(past - begins[:-1], np.diff(begins)),
         past_lens=past,
         subsequence_begins=begins,

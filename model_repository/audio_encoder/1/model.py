@@ -1,11 +1,11 @@
-"""Triton step `audio_encoder`: moves tensors, the work is `step_audio.serving.encoder_engine`."""
+"""Triton step `audio_encoder`: moves tensors, the work is `step_audio.steps.encoder_engine`."""
 
 import torch
 import triton_python_backend_utils as pb_utils
 
-from step_audio.serving.encoder_engine import AudioEncoderStep
-from step_audio.serving.settings import Runtime
-from step_audio.serving.triton_io import failed, optional
+from step_audio.steps.encoder_engine import AudioEncoderStep
+from step_audio.steps.runtime import Runtime
+from step_audio.steps.triton_io import failed, optional
 
 
 class TritonPythonModel:

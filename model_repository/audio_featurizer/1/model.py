@@ -1,13 +1,13 @@
-"""Triton step `audio_featurizer`: moves tensors, the work is `step_audio.serving.featurizer`."""
+"""Triton step `audio_featurizer`: moves tensors, the work is `step_audio.steps.featurizer`."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
 
 import triton_python_backend_utils as pb_utils
 
-from step_audio.serving.featurizer import Featurizer
-from step_audio.serving.settings import Runtime
-from step_audio.serving.triton_io import guarded, optional
+from step_audio.steps.featurizer import Featurizer
+from step_audio.steps.runtime import Runtime
+from step_audio.steps.triton_io import guarded, optional
 
 
 class TritonPythonModel:

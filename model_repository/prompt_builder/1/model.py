@@ -1,11 +1,11 @@
-"""Triton step `prompt_builder`: moves tensors, the work is `step_audio.serving.prompt_builder`."""
+"""Triton step `prompt_builder`: moves tensors, the work is `step_audio.steps.prompt_builder`."""
 
 import triton_python_backend_utils as pb_utils
 
 from step_audio.errors import InvalidRequest
-from step_audio.serving.prompt_builder import PromptBuilder, PromptRequest
-from step_audio.serving.settings import Runtime
-from step_audio.serving.triton_io import guarded, optional
+from step_audio.steps.prompt_builder import PromptBuilder, PromptRequest
+from step_audio.steps.runtime import Runtime
+from step_audio.steps.triton_io import guarded, optional
 
 
 class TritonPythonModel:

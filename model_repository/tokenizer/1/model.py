@@ -5,7 +5,7 @@ import json
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from step_audio.serving.settings import Runtime
+from step_audio.steps.runtime import Runtime
 
 
 class TritonPythonModel:

@@ -1,0 +1,1 @@
+"""`step-audio build`, `plan`, `convert`, `export-encoder`, `make-tiny`: arguments to calls."""

@@ -1,0 +1,76 @@
+"""`step-audio plan`: what a profile's server takes of each GPU, and what fits."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from step_audio.config import AudioEncoderConfig, ModelConfig, TextConfig
+from step_audio_build.planning.memory_plan import MemoryPlan, decode_bound, plan
+from step_audio_build.planning.profiles import load_profile, profile_names
+
+DESCRIPTION = "Memory of each GPU under a profile, the batch and the audio that fit. Needs no GPU."
+
+PUBLISHED = ModelConfig(
+    text=TextConfig(
+        hidden_size=5120,
+        intermediate_size=27648,
+        num_hidden_layers=64,
+        num_attention_heads=40,
+        num_key_value_heads=8,
+        head_dim=128,
+        vocab_size=158720,
+        max_position_embeddings=65536,
+        rms_norm_eps=1e-5,
+        rope_theta=1e6,
+        dtype="bfloat16",
+    ),
+    audio=AudioEncoderConfig(
+        n_mels=128,
+        n_audio_ctx=1500,
+        n_audio_state=1280,
+        n_audio_head=20,
+        n_audio_layer=32,
+        llm_dim=5120,
+        kernel_size=3,
+        adapter_stride=2,
+    ),
+)
+"""Step-Audio-R1 and R1.1: config_origin.json of stepfun-ai/Step-Audio-R1.1 @8abb296. For planning without weights."""
+
+
+def add_plan(commands: Any) -> argparse.ArgumentParser:
+    """Add the command to the subparsers of `step-audio`; `run` is set."""
+    parser = commands.add_parser("plan", help=DESCRIPTION, description=DESCRIPTION)
+    parser.add_argument("--profile", metavar="NAME", help=f"or a .toml file (default: all of {len(profile_names())})")
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="default: Step-Audio-R1.1, as published")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints; returns 1 where the one profile asked for does not fit. Raises StepAudioError."""
+    model = ModelConfig.from_directory(arguments.checkpoint) if arguments.checkpoint else PUBLISHED
+    if arguments.profile is None:
+        for name in profile_names():
+            print(f"{name:<12}{plan(load_profile(name), model).summary()}")
+        return 0
+    found = plan(load_profile(arguments.profile), model)
+    print("\n".join(report(found, model)))
+    return 0 if found.fits else 1
+
+
+def report(found: MemoryPlan, model: ModelConfig) -> list[str]:
+    """Everything about one plan, in lines."""
+    profile = found.profile
+    card = f"{profile.gpus} x {profile.gpu.name}, {profile.precision}"
+    lines = [f"{profile.name}: {card}: {found.summary()}", *found.reasons, *profile.warnings()]
+    if found.weights:
+        short, long = decode_bound(profile, model), decode_bound(profile, model, profile.max_seq_len)
+        lines.append(
+            f"Memory bandwidth bounds a single sequence to {short:.0f} tokens/s, and to {long:.0f} when it is "
+            f"{profile.max_seq_len:,} tokens long."
+        )
+        lines += ["", found.table()]
+    return lines

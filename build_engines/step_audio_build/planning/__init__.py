@@ -1,0 +1,1 @@
+"""Profiles of machines, and what of a model fits into their memory."""

@@ -1,0 +1,239 @@
+"""What a profile's server takes of each GPU, and the largest batch and prompt table with which it fits.
+
+TensorRT-LLM first loads the engine, then makes its buffers and the prompt table, then gives `kv_fraction` of what is
+left to the KV cache (batch_manager/trtGptModelInflightBatching.cpp). All ranks make it as large as the smallest one's:
+GPU 0's, which has the audio encoder too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from step_audio.config import ModelConfig, TextConfig
+from step_audio.errors import ArtefactError
+from step_audio.markdown import markdown_table
+from step_audio_build.convert.engine_dir import BuildConfig
+from step_audio_build.planning import memory_sizes as sizes
+from step_audio_build.planning.profiles import Profile, audio_rows, audio_seconds
+
+TOKENS_PER_BLOCK = 32  # TensorRT-LLM's default, and the granularity of KV reuse
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes are of one GPU; `encoder` is on GPU 0 only, whose share of KV cache all others take, too."""
+
+    profile: Profile
+    weights: int
+    prompt_table: int
+    activations: int  # TensorRT's context memory, and TensorRT-LLM's buffers for the batch
+    encoder: int
+    runtime: int
+    kv_cache: int
+    kv_tokens: int
+    build: BuildConfig  # the limits that `trtllm-build` is given
+    fits: bool
+    reasons: tuple[str, ...]  # why it does not fit, or what was changed so that it does; one sentence each
+
+    @property
+    def table_rows(self) -> int:
+        """Audio tokens that one request may have."""
+        return self.build.max_prompt_embedding_table_size // self.build.max_batch_size
+
+    @property
+    def audio_seconds(self) -> int:
+        """The longest recording of one request, or the length of its recordings together, in whole seconds."""
+        return audio_seconds(self.table_rows)
+
+    @property
+    def full_requests(self) -> float:
+        """Requests of max_seq_len that the KV cache holds at once."""
+        return self.kv_tokens / self.build.max_seq_len
+
+    @property
+    def free(self) -> int:
+        """What is left of GPU 0; below zero when it does not fit."""
+        parts = self.weights + self.prompt_table + self.activations + self.encoder + self.runtime + self.kv_cache
+        return self.profile.gpu.memory_bytes - parts
+
+    def table(self) -> str:
+        """Markdown, whose columns also line up in a terminal."""
+        lines = [
+            ("weights", self.weights),
+            ("prompt table", self.prompt_table),
+            ("activations and buffers, at most", self.activations),
+            ("audio encoder, at most (GPU 0)", self.encoder),
+            ("driver, CUDA, NCCL (assumed)", self.runtime),
+            ("KV cache", self.kv_cache),
+            ("left over", self.free),
+            ("total", self.profile.gpu.memory_bytes),
+        ]
+        return markdown_table([("of each GPU", "GB"), *((name, f"{size / 1e9:.2f}") for name, size in lines)])
+
+    def summary(self) -> str:
+        """One line: what can be served."""
+        if not self.fits:
+            return "does not fit"
+        return (
+            f"{_sequences(self.build.max_batch_size)} of up to {self.build.max_seq_len:,} tokens, "
+            f"{self.audio_seconds:,} s of audio each; KV cache of {self.kv_tokens:,} tokens, "
+            f"{self.full_requests:.2f} requests of full length at once"
+        )
+
+
+def plan(profile: Profile, model: ModelConfig) -> MemoryPlan:
+    """The largest batch up to the profile's, and then the largest prompt table, for which all of this holds:
+
+    - each sequence has room in the table for the profile's `max_audio_seconds`;
+    - the KV cache holds one request of `max_seq_len`: with less, TensorRT-LLM would shorten the attention window;
+    - the KV cache has a position for each row of the table, without which the row is of no use;
+    - the table is a tensor that TensorRT takes.
+
+    Raises nothing for what does not fit: `fits` and `reasons` say so.
+    """
+    try:
+        space = _Space(profile, model)
+    except ArtefactError as error:  # a model that cannot be split over so many GPUs
+        return _nothing(profile, str(error))
+    reasons = []
+    if profile.max_seq_len > (limit := model.text.max_position_embeddings):
+        reasons.append(f"max_seq_len {profile.max_seq_len} is more than the model's {limit} positions: lower it.")
+    wanted = audio_rows(profile.max_audio_seconds)
+    batch = profile.max_batch_size
+    while batch > 1 and space.missing(batch, wanted):
+        batch -= 1
+    if missing := space.missing(batch, wanted):
+        return space.plan(batch, wanted, [*reasons, missing], fits=False)
+    if missing := space.encoder_missing(batch, wanted):
+        reasons.append(missing)
+    rows = _largest(
+        lambda rows: not (space.missing(batch, rows) or space.encoder_missing(batch, rows)), wanted, profile.max_seq_len
+    )
+    fits = not reasons
+    if batch < profile.max_batch_size:
+        cause = space.missing(batch + 1, wanted)
+        reasons.append(
+            f"{_sequences(batch)} instead of {profile.max_batch_size}: {cause} Shorter audio makes room for more."
+        )
+    if audio_seconds(rows) > profile.max_audio_seconds:
+        reasons.append(
+            f"There is room for {audio_seconds(rows):,} s of audio in a request, more than the "
+            f"{profile.max_audio_seconds:,g} s asked for."
+        )
+    return space.plan(batch, rows, reasons, fits)
+
+
+class _Space:
+    """A GPU's memory, as a function of batch and table."""
+
+    def __init__(self, profile: Profile, model: ModelConfig) -> None:
+        self.profile = profile
+        self.text: TextConfig = model.text
+        self.weights = sizes.weight_bytes(self.text, profile.gpus, profile.precision, profile.kv_cache_dtype)
+        self.encoder = sizes.encoder_bytes(model.audio, profile.encoder_batch_clips)
+        self.runtime = sizes.runtime_bytes(profile.gpus)
+        self.per_token = sizes.kv_bytes_per_token(self.text, profile.gpus, profile.kv_cache_dtype)
+
+    def activations(self, batch: int) -> int:
+        return sizes.activation_bytes(
+            self.text, self.profile.gpus, self.profile.max_num_tokens, batch
+        ) + sizes.buffer_bytes(self.text, batch, self.profile.max_seq_len)
+
+    def left(self, batch: int, rows: int) -> int:
+        """Free on GPU 0 before there is a KV cache; below zero when there is not enough."""
+        taken = self.weights + self.activations(batch) + self.encoder + self.runtime
+        return self.profile.gpu.memory_bytes - taken - sizes.prompt_table_bytes(self.text, batch * rows)
+
+    def kv_tokens(self, batch: int, rows: int) -> int:
+        blocks = self.profile.kv_fraction * max(self.left(batch, rows), 0) / (self.per_token * TOKENS_PER_BLOCK)
+        return int(blocks) * TOKENS_PER_BLOCK
+
+    def missing(self, batch: int, rows: int) -> str | None:
+        """What stands against this batch with so many rows each, in a sentence."""
+        table, longest = batch * rows, sizes.MAX_TENSOR_ELEMENTS // self.text.hidden_size
+        if table > longest:
+            return (
+                f"{batch} times {audio_seconds(rows):,} s of audio are a prompt table of {table:,} rows, and TensorRT "
+                f"takes {longest:,}."
+            )
+        if (left := self.left(batch, rows)) <= 0:
+            return f"with {_sequences(batch)} {-left / 1e9:.1f} GB are missing before there is a KV cache."
+        tokens = self.kv_tokens(batch, rows)
+        if tokens < self.profile.max_seq_len:
+            return (
+                f"with {_sequences(batch)} the KV cache would hold {tokens:,} tokens, less than one request of "
+                f"{self.profile.max_seq_len:,}."
+            )
+        if tokens < table:
+            return (
+                f"{batch} times {audio_seconds(rows):,} s of audio are a prompt table of {table:,} rows, and beside it "
+                f"the KV cache would hold {tokens:,} tokens only."
+            )
+        return None
+
+    def encoder_missing(self, batch: int, rows: int) -> str | None:
+        """Triton loads its models at once. Does the encoder still find room when the KV cache was made before it?"""
+        left = self.left(batch, rows) + self.encoder
+        highest = 1 - self.encoder / left
+        if self.profile.kv_fraction <= highest:
+            return None
+        return (
+            f"kv_fraction {self.profile.kv_fraction:g} leaves no room for the audio encoder when it loads last: "
+            f"{int(100 * highest) / 100:g} does."
+        )
+
+    def plan(self, batch: int, rows: int, reasons: list[str], fits: bool) -> MemoryPlan:
+        tokens = self.kv_tokens(batch, rows)
+        return MemoryPlan(
+            profile=self.profile,
+            weights=self.weights,
+            prompt_table=sizes.prompt_table_bytes(self.text, batch * rows),
+            activations=self.activations(batch),
+            encoder=self.encoder,
+            runtime=self.runtime,
+            kv_cache=tokens * self.per_token,
+            kv_tokens=tokens,
+            build=_build(self.profile, batch, rows),
+            fits=fits,
+            reasons=tuple(reasons),
+        )
+
+
+def decode_bound(profile: Profile, model: ModelConfig, context: int = 0) -> float:
+    """Tokens a second that one sequence cannot exceed, `context` tokens into its answer, on this memory bandwidth.
+
+    Each step reads all weights of a rank, of the embedding one row, and keys and values of the context. What the GPUs
+    say to each other comes on top. Raises ArtefactError when the model cannot be split over the GPUs.
+    """
+    text = model.text
+    weights = sizes.weight_bytes(text, profile.gpus, profile.precision, profile.kv_cache_dtype)
+    unread = sizes.BF16 * (text.vocab_size - 1) * text.hidden_size
+    keys_and_values = context * sizes.kv_bytes_per_token(text, profile.gpus, profile.kv_cache_dtype)
+    return profile.gpu.bandwidth / (weights - unread + keys_and_values)
+
+
+def _sequences(count: int) -> str:
+    return "1 sequence" if count == 1 else f"{count} sequences"
+
+
+def _build(profile: Profile, batch: int, rows: int) -> BuildConfig:
+    return BuildConfig(
+        max_batch_size=batch,
+        max_seq_len=profile.max_seq_len,
+        max_num_tokens=profile.max_num_tokens,
+        max_prompt_embedding_table_size=batch * rows,
+        tokens_per_block=TOKENS_PER_BLOCK,
+    )
+
+
+def _nothing(profile: Profile, reason: str) -> MemoryPlan:
+    build = _build(profile, profile.max_batch_size, audio_rows(profile.max_audio_seconds))
+    return MemoryPlan(profile, 0, 0, 0, 0, 0, 0, 0, build, False, (f"{reason}.",))
+
+
+def _largest(holds, low: int, high: int) -> int:
+    """The largest number from `low`, for which it holds, to `high`, for which it may not; it never starts to again."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle - 1)
+    return low

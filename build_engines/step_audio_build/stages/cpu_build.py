@@ -1,0 +1,88 @@
+"""From a checkpoint directory to all that a CPU server needs, doing only what is not done yet.
+
+    WORK/decoder-tp4-bfloat16/   TensorRT-LLM checkpoint: config.json, rank0..3.safetensors, manifest
+    WORK/encoder-L.onnx          and its manifest
+    WORK/tokenizer.json, WORK/xgrammar_tokenizer_info.json
+    WORK/server-PORT/engine/     engine-style config.json with that server's limits, and links to the rank files
+
+A name says what its content depends on, so that another choice builds beside it and not over it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from step_audio.artefacts import Artefacts
+from step_audio.command_line import Echo
+from step_audio.config import DType, ModelConfig
+from step_audio.errors import StepAudioError
+from step_audio.mel import LengthRule
+from step_audio.progress import Progress
+from step_audio.tokenizer import Tokenizer, check_vocabulary
+from step_audio.tokenizer_info import xgrammar_tokenizer_info
+from step_audio_build.artefacts.manifest import write_atomically
+from step_audio_build.convert.convert_decoder import convert_decoder
+from step_audio_build.convert.engine_dir import BuildConfig, build_cpu_engine_dir
+from step_audio_build.convert.export_encoder import export_encoder
+
+
+@dataclass(frozen=True)
+class CpuBuild:
+    """What is to be built, and where."""
+
+    checkpoint: Path
+    work_dir: Path  # shared by all servers on it
+    engine_dir: Path  # of one server
+    tp: int  # ranks of the decoder
+    dtype: DType | None  # None: the checkpoint's own
+    length_rule: LengthRule
+    limits: BuildConfig
+
+
+def build(job: CpuBuild, echo: Echo) -> Artefacts:
+    """Raises StepAudioError; interrupted, the next call goes on where this one was."""
+    model = ModelConfig.from_directory(job.checkpoint)
+    work = job.work_dir
+    work.mkdir(parents=True, exist_ok=True)
+
+    tokenizer = Tokenizer.from_directory(job.checkpoint)
+    check_vocabulary(tokenizer, model.text.vocab_size)
+    write_atomically(work / "tokenizer.json", tokenizer.to_json())
+    write_atomically(work / "xgrammar_tokenizer_info.json", xgrammar_tokenizer_info(tokenizer))
+
+    dtype = job.dtype or model.text.dtype
+    decoder = work / f"decoder-tp{job.tp}-{dtype}"
+    encoder = work / f"encoder-{job.length_rule}.onnx"
+    echo(f"decoder: TensorRT-LLM checkpoint for {job.tp} ranks")
+    with _named("decoder"):
+        convert_decoder(job.checkpoint, decoder, job.tp, dtype, progress=Progress("decoder"))
+    echo("encoder: ONNX")
+    with _named("encoder"):
+        export_encoder(job.checkpoint, encoder, job.length_rule)
+    build_cpu_engine_dir(decoder, job.engine_dir, job.limits)
+    return Artefacts(
+        engine_dir=job.engine_dir,
+        encoder_file=encoder,
+        tokenizer_file=work / "tokenizer.json",
+        xgrammar_tokenizer_info_file=work / "xgrammar_tokenizer_info.json",
+        table_dtype=dtype,
+        max_prompt_table_rows=job.limits.max_prompt_embedding_table_size // job.limits.max_batch_size,
+    )
+
+
+@contextlib.contextmanager
+def _named(stage: str) -> Iterator[None]:
+    """Errors say which stage they are of."""
+    try:
+        yield
+    except StepAudioError as error:
+        raise type(error)(f"{stage}: {error}") from None
+
+
+def default_work_dir(checkpoint: Path) -> Path:
+    """Beside the checkpoint: it is as large as the checkpoint, and belongs on the same disk."""
+    resolved = checkpoint.resolve()
+    return resolved.with_name(f"{resolved.name}.step-audio")

@@ -1,0 +1,193 @@
+"""`download`: a checkpoint from the Hugging Face hub at one commit, only when there is room for all that follows."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from step_audio.checkpoint import Checkpoint, expected_tensors
+from step_audio.config import CONFIG_FILES, ModelConfig
+from step_audio.errors import CheckpointError
+from step_audio.progress import Progress
+from step_audio_build.artefacts.artefact import finish, require_space
+from step_audio_build.artefacts.manifest import Identity, read_manifest, require_same, sha256_file
+from step_audio_build.stages.layout import DTYPE, BuildJob, bytes_of
+
+FORMAT = 1
+COMMIT = re.compile(r"[0-9a-f]{40}")
+# Weights, configuration and tokenizer; a repository's pictures and code of its own are of no use here.
+WANTED = re.compile(r"[^/]+\.(safetensors|json|jinja|tiktoken|txt|model)")
+
+# What the client has been built on from release to release; their errors have no class in common.
+TRANSPORTS = ("requests", "urllib3", "httpx", "httpx2")
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    name: str
+    size: int
+    sha256: str | None  # of large files only, as the hub states it
+
+
+class DownloadStage:
+    name = "download"
+    needs_gpu = False
+
+    def __init__(self, job: BuildJob, endpoint: str | None = None):
+        self.job = job
+        self.endpoint = endpoint
+
+    @cached_property
+    def remote(self) -> tuple[str, list[RemoteFile]]:
+        """The commit, and its files that are wanted. Raises CheckpointError when the hub cannot be asked."""
+        from huggingface_hub import HfApi
+
+        repository, revision = self.job.settings.model.split("@")
+        with _in_words(self.job.settings.model):
+            info = HfApi(endpoint=self.endpoint).model_info(repository, revision=revision, files_metadata=True)
+        files = [
+            RemoteFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else None)
+            for file in info.siblings or []
+            if WANTED.fullmatch(file.rfilename)
+        ]
+        if not any(file.name in CONFIG_FILES for file in files):
+            raise CheckpointError(f"{repository} has neither {' nor '.join(CONFIG_FILES)}; is it a Step-Audio model?")
+        return info.sha, files
+
+    @property
+    def manifest_path(self) -> Path:
+        return self.job.checkpoint / "download.manifest.json"
+
+    def finished(self) -> bool:
+        """With --checkpoint: that directory is complete. Raises CheckpointError where it is not."""
+        if self.job.settings.model is None:
+            Checkpoint(self.job.checkpoint).verify(self.job.model)
+            return True
+        manifest = read_manifest(self.manifest_path)
+        if manifest is None:
+            return False
+        asked = self._identity(manifest.identity.settings.get("commit", ""))
+        require_same(manifest.identity, asked, self.job.checkpoint)
+        manifest.check(self.job.checkpoint)
+        return True
+
+    def size(self) -> int:
+        """What is still to be fetched: the client goes on in the file that an interrupted run was at."""
+        if self.job.settings.model is None:
+            return 0
+        missing = sum(file.size for file in self.remote[1] if not _is_there(self.job.checkpoint, file))
+        begun = sum(path.stat().st_size for path in (self.job.checkpoint / ".cache").rglob("*.incomplete"))
+        return max(missing - begun, 0)
+
+    def size_unasked(self) -> int:
+        """About that, without a word from the hub: the model's tensors in 16 bits, less the weights that are there."""
+        if self.job.settings.model is None:
+            return 0
+        whole = bytes_of(DTYPE) * sum(math.prod(shape) for shape in expected_tensors(self.job.model).values())
+        found = [*self.job.checkpoint.glob("*.safetensors"), *(self.job.checkpoint / ".cache").rglob("*.incomplete")]
+        return max(whole - sum(path.stat().st_size for path in found), 0)
+
+    def describe(self) -> list[str]:
+        if self.job.settings.model is None:
+            return [f"use {self.job.checkpoint}"]
+        commit, files = self.remote
+        return [f"fetch {len(files)} files of {self.job.settings.model} (commit {commit}) to {self.job.checkpoint}"]
+
+    def peek(self) -> ModelConfig:
+        """The model's configuration before anything is downloaded; it tells how large everything else becomes."""
+        from huggingface_hub import hf_hub_download
+
+        commit, files = self.remote
+        name = next(name for name in CONFIG_FILES if any(file.name == name for file in files))
+        repository = self.job.settings.model.split("@")[0]
+        with tempfile.TemporaryDirectory() as directory, _in_words(self.job.settings.model):
+            hf_hub_download(repository, name, revision=commit, local_dir=directory, endpoint=self.endpoint)
+            return ModelConfig.from_directory(directory)
+
+    def run(self) -> None:
+        """What an interrupted run has fetched is kept: whole files, and the beginning of the one it was at."""
+        from huggingface_hub import hf_hub_download
+
+        if self.finished():
+            return
+        commit, files = self.remote
+        target = self.job.checkpoint
+        require_space(target, self.size(), "the download")
+        total = sum(file.size for file in files)
+        target.mkdir(parents=True, exist_ok=True)
+        progress = Progress("download")
+        done = 0
+        for file in sorted(files, key=lambda file: file.size):
+            with _in_words(self.job.settings.model):
+                hf_hub_download(
+                    self.job.settings.model.split("@")[0],
+                    file.name,
+                    revision=commit,
+                    local_dir=target,
+                    endpoint=self.endpoint,
+                )
+            self._check(file)
+            done += file.size
+            progress(done, total)
+        Checkpoint(target).verify(ModelConfig.from_directory(target))
+        finish(
+            self.manifest_path,
+            self._identity(commit),
+            target,
+            [file.name for file in files],
+            {},
+        )
+
+    def _identity(self, commit: str) -> Identity:
+        """A branch or tag is followed once: what it pointed to then is what the directory holds."""
+        repository, revision = self.job.settings.model.split("@")
+        if COMMIT.fullmatch(revision):
+            commit = revision
+        settings = {"repository": repository, "revision": revision, "commit": commit}
+        return Identity(kind="download", format=FORMAT, source=[], settings=settings)
+
+    def _check(self, file: RemoteFile) -> None:
+        path = self.job.checkpoint / file.name
+        size = path.stat().st_size
+        if size != file.size or (file.sha256 and sha256_file(path) != file.sha256):
+            path.unlink()
+            raise CheckpointError(f"{file.name} arrived damaged ({size} of {file.size} bytes); run the command again")
+
+    def invalidate(self) -> None:
+        """Nothing: a commit's files do not change."""
+
+
+def _is_there(directory: Path, file: RemoteFile) -> bool:
+    path = directory / file.name
+    return path.is_file() and path.stat().st_size == file.size
+
+
+@contextlib.contextmanager
+def _in_words(model: str) -> Iterator[None]:
+    """The hub's errors as one line that says what to change."""
+    from huggingface_hub import errors
+
+    offline = "copy the checkpoint to this machine and give --checkpoint DIR"
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise CheckpointError(f"{model} asks for a licence: accept it on its page and set HF_TOKEN") from None
+    except errors.RepositoryNotFoundError:
+        raise CheckpointError(f"{model} is not on the hub, or is private: check its name, set HF_TOKEN") from None
+    except errors.RevisionNotFoundError:
+        raise CheckpointError(f"{model}: the hub does not know this revision") from None
+    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError):
+        raise CheckpointError(f"the Hugging Face hub cannot be reached; {offline}") from None
+    except errors.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        raise CheckpointError(f"the Hugging Face hub answered {status or 'with an error'}; {offline}") from None
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] in TRANSPORTS or isinstance(error, ConnectionError | TimeoutError):
+            raise CheckpointError(f"the Hugging Face hub cannot be reached; {offline}") from None
+        raise

@@ -1,0 +1,220 @@
+"""The client: one coroutine-safe object for one server or several, one async iterator per answer."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from step_audio.chat_template import NO_THOUGHT
+from step_audio.tokenizer import IncrementalDecoder, Tokenizer
+from step_audio_client.chat_stream import ChatStream
+from step_audio_client.chat_stream import check as check_options
+from step_audio_client.chat_types import ChatDelta, ChatOptions
+from step_audio_client.mind_paced import MindPacedSpeaker
+from step_audio_client.mind_paced import check as check_mind_paced
+from step_audio_client.pipeline import Pipeline, Run
+from step_audio_client.prepared import PreparedRequest
+from step_audio_client.sampling import Sampling
+from step_audio_client.tokens import FinishReason, TokenRequest, Tokens
+
+
+@dataclass(frozen=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What is new. `text` is whole characters; the ids may be ahead of it."""
+
+    token_ids: list[int]
+    text: str
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: FinishReason | None = None  # on the last one
+    usage: Usage | None = None  # on the last one
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A whole answer."""
+
+    token_ids: list[int]
+    text: str
+    logprobs: list[float]
+    finish_reason: FinishReason
+    usage: Usage
+
+
+class StepAudioClient:
+    """Speaks gRPC to the model repository. `async with`, or `close()` when done.
+
+    `address`: of one server, or of several that serve the same, as "host1:8001,host2:8001" or a sequence. Answers
+    take them in turns; one that a server did not begin, out of reach or its queue full, goes to the next.
+    `tokenizer`: taken from the server at first use if not given.
+    """
+
+    def __init__(self, address: str | Sequence[str] = "127.0.0.1:8001", tokenizer: Tokenizer | None = None):
+        self._pipeline = Pipeline(address)
+        self._tokenizer = tokenizer
+        self._info: dict[str, Any] | None = None
+
+    async def __aenter__(self) -> StepAudioClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Stops what is under way, and waits for it, so that no slot stays taken on the server."""
+        await self._pipeline.close()
+
+    async def ready(self) -> bool:
+        """Whether the whole pipeline is loaded, on one server at least."""
+        return await self._pipeline.ready()
+
+    async def stop(self, request_id: str) -> None:
+        """End an answer by its id, from wherever. Its own iterator then ends as if the model had."""
+        await self._pipeline.stop(request_id)
+
+    async def serving_info(self) -> dict[str, Any]:
+        """The served model's name and limits; asked once."""
+        if self._info is None:
+            self._info = json.loads(await self._ask_tokenizer_model("serving_info"))
+        return self._info
+
+    async def tokenizer(self) -> Tokenizer:
+        """The given one, or the server's; asked once."""
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer.from_json((await self._ask_tokenizer_model("tokenizer_json")).decode())
+        return self._tokenizer
+
+    async def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        options: ChatOptions | None = None,
+        *,
+        request_id: str | None = None,
+    ) -> AsyncGenerator[ChatDelta]:
+        """The reply taken apart: thought, answer, tool calls, speech; the last delta has `finish_reason` and `usage`.
+
+        Leaving early and `request_id` are as for `generate`. Raises RequestError; for options that contradict each
+        other before anything is sent.
+        """
+        options = options or ChatOptions()
+        run = self._pipeline.run(request_id, options.timeout)
+        if options.mind_paced:
+            async with contextlib.aclosing(self._speak(run, messages, options)) as deltas:
+                async for delta in deltas:
+                    yield delta
+            return
+        stream = ChatStream(lambda request: self._tokens(run, request), await self.tokenizer(), messages, options)
+        request = stream.request()
+        text_tokens = (lambda: self._text_tokens(run, request)) if request.audio_count() else None
+        async with contextlib.aclosing(stream.deltas(text_tokens)) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    async def generate(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        sampling: Sampling | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
+        timeout: float | None = None,
+        request_id: str | None = None,
+    ) -> AsyncGenerator[Delta]:
+        """Deltas of the reply as the model writes it; the last one carries `finish_reason` and `usage`.
+
+        Leaving the iteration early, by `break`, cancellation or an exception, stops the server's work.
+        `timeout` in seconds bounds the whole answer. `request_id` must be unguessable: who knows it can stop the
+        request; None makes a UUID. Raises RequestError.
+        """
+        run = self._pipeline.run(request_id, timeout)
+        tokenizer = await self.tokenizer()
+        stop_ids = tokenizer.special.stop_ids
+        decoder = IncrementalDecoder(tokenizer)
+        request = TokenRequest(messages, sampling or Sampling(), tools, continue_final_message)
+        completion = 0
+        async with contextlib.aclosing(self._tokens(run, request)) as stream:
+            async for tokens in stream:
+                ids, reason = tokens.token_ids, tokens.finish_reason
+                completion += len(ids)
+                text = decoder.push([token for token in ids if token not in stop_ids])
+                if reason is None:
+                    yield Delta(ids, text, tokens.logprobs)
+                else:
+                    usage = Usage(tokens.prompt_tokens, completion)
+                    yield Delta(ids, text + decoder.flush(), tokens.logprobs, reason, usage)
+
+    async def complete(
+        self, messages: Sequence[Mapping[str, Any]], sampling: Sampling | None = None, **options: Any
+    ) -> Generation:
+        """The whole answer at once; arguments as for `generate`."""
+        deltas = [delta async for delta in self.generate(messages, sampling, **options)]
+        last = deltas[-1]
+        assert last.finish_reason and last.usage
+        return Generation(
+            token_ids=[token for delta in deltas for token in delta.token_ids],
+            text="".join(delta.text for delta in deltas),
+            logprobs=[value for delta in deltas for value in delta.logprobs],
+            finish_reason=last.finish_reason,
+            usage=last.usage,
+        )
+
+    async def _speak(
+        self, run: Run, messages: Sequence[Mapping[str, Any]], options: ChatOptions
+    ) -> AsyncGenerator[ChatDelta]:
+        """A mind-paced answer: the recordings are encoded once, for both brains."""
+        schemas = check_options(options)
+        check_mind_paced(options)
+        tools = options.tools if schemas and options.tool_choice != "none" else None
+        prompt = await self._pipeline.prepare(run, TokenRequest(messages, options.sampling, tools))
+        turns = [*messages, {"role": "assistant", "content": NO_THOUGHT}]
+        request = TokenRequest(turns, options.sampling, tools, continue_final_message=True)
+        inputs = request.prompt_inputs() | prompt.clips
+        ids = await self._pipeline.ask(run, "prompt_builder", inputs, "input_ids", "prompt_table_extra_ids")
+        speaker = MindPacedSpeaker(
+            lambda request: self._tokens(run, request),
+            prompt,
+            prompt.with_input_ids(*ids),
+            await self.tokenizer(),
+            options,
+            (await self.serving_info())["max_seq_len"],
+            run.start,
+        )
+        async with contextlib.aclosing(speaker.deltas()) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    async def _tokens(self, run: Run, request: TokenRequest | PreparedRequest) -> AsyncGenerator[Tokens]:
+        max_seq_len = (await self.serving_info())["max_seq_len"]
+        stop_ids = {*(await self.tokenizer()).special.stop_ids, *request.stop_token_ids}
+        async with contextlib.aclosing(self._pipeline.tokens(run, request, stop_ids, max_seq_len)) as stream:
+            async for tokens in stream:
+                yield tokens
+
+    async def _text_tokens(self, run: Run, request: TokenRequest) -> int:
+        """Positions of the prompt that are not the recordings' own, by the server's template and tokenizer.
+
+        The step that builds prompts answers it alone, with a clip of the shortest kind for each recording.
+        """
+        count = request.audio_count()
+        clips = {"frames": np.int32, "audio_index": np.int32, "content_hash": np.uint64}
+        values = {"frames": [8] * count, "audio_index": range(count), "content_hash": [1] * count}
+        inputs = request.prompt_inputs() | {name: np.array([values[name]], clips[name]) for name in clips}
+        outputs = ("input_lengths", "prompt_table_extra_ids")
+        aside = self._pipeline.run(timeout=run.timeout)
+        aside.route = list(run.route)
+        length, extra = await self._pipeline.ask(aside, "prompt_builder", inputs, *outputs)
+        return int(length.item()) - np.count_nonzero(extra) - 2 * count  # the marks around a clip are its own
+
+    async def _ask_tokenizer_model(self, output: str) -> bytes:
+        (value,) = await self._pipeline.ask(self._pipeline.run(), "tokenizer", {}, output)
+        return value.item()

@@ -1,0 +1,93 @@
+"""A prompt that the server has made ready once, to generate from several times, with token ids put behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from step_audio.word_list import pack_word_list, unpack_word_list
+from step_audio_client.errors import RequestError
+from step_audio_client.sampling import Sampling
+from step_audio_client.wire import scalar
+
+LLM = "tensorrt_llm"
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedPrompt:
+    """The outputs of the model `step_audio_prompt`, with their batch dimension.
+
+    `input_ids` int32 [1, n]; ids from the vocabulary's size on are rows of `table`. `extra_ids` uint64 [1, n]: a hash
+    of the recording at its rows, else 0. `end_id` int32 [1, 1], `stop_words` int32 [1, 2, m]. `table` [1, rows,
+    hidden], None without audio. `clips`: int32 and uint64 [1, clips] by name, for another prompt about the same
+    recordings.
+    """
+
+    input_ids: np.ndarray
+    extra_ids: np.ndarray
+    end_id: np.ndarray
+    stop_words: np.ndarray
+    table: np.ndarray | None
+    clips: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, outputs: dict[str, np.ndarray]) -> PreparedPrompt:
+        return cls(
+            outputs["input_ids"],
+            outputs["prompt_table_extra_ids"],
+            outputs["end_id"],
+            outputs["stop_words_list"],
+            outputs.get("prompt_embedding_table"),
+            {name: outputs[name] for name in ("frames", "audio_index", "content_hash")},
+        )
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[1]
+
+    @property
+    def audio_tokens(self) -> int:
+        """The recordings' positions with the marks around each clip."""
+        return int(np.count_nonzero(self.extra_ids)) + 2 * self.clips["frames"].size
+
+    def with_input_ids(self, input_ids: np.ndarray, extra_ids: np.ndarray) -> PreparedPrompt:
+        """Another prompt about the same recordings."""
+        return replace(self, input_ids=input_ids, extra_ids=extra_ids)
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedRequest:
+    """One generation from `prompt` and the token ids `behind` it; asks for its use of the KV cache, too."""
+
+    prompt: PreparedPrompt
+    sampling: Sampling
+    suffix_ids: Sequence[int] = ()
+    stop_token_ids: Sequence[int] = ()
+
+    model = LLM
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.suffix_ids)
+
+    def inputs(self) -> dict[str, np.ndarray]:
+        """Of the model `tensorrt_llm`. Raises RequestError."""
+        prompt, words = self.prompt, self.prompt.stop_words
+        if self.stop_token_ids:
+            if any(not 0 <= token < 2**31 for token in self.stop_token_ids):
+                raise RequestError(f"stop_token_ids: {list(self.stop_token_ids)} are not all token ids")
+            words = pack_word_list([*unpack_word_list(words[0]), *([token] for token in self.stop_token_ids)])[None]
+        inputs = {
+            "input_ids": np.concatenate([prompt.input_ids, np.array([self.suffix_ids], np.int32)], axis=1),
+            "input_lengths": scalar(len(self), np.int32),
+            "end_id": prompt.end_id,
+            "stop_words_list": words,
+            "streaming": scalar(True, np.bool_),
+            "return_num_input_tokens": scalar(True, np.bool_),
+            "return_perf_metrics": scalar(True, np.bool_),
+        } | self.sampling.inputs()
+        if prompt.table is not None:
+            rest = np.zeros((1, len(self.suffix_ids)), np.uint64)
+            inputs["prompt_embedding_table"] = prompt.table
+            inputs["prompt_table_extra_ids"] = np.concatenate([prompt.extra_ids, rest], axis=1)
+        return inputs

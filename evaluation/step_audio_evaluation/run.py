@@ -1,0 +1,81 @@
+"""Many questions at once to one server, each answer kept as soon as it is there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from typing import TextIO
+
+from step_audio.progress import Progress
+from step_audio_client import RequestError, Sampling, ServerBusy, StepAudioClient
+from step_audio_evaluation.answers import Answer, AnswerFile
+from step_audio_evaluation.items import EvaluationError, Item
+
+BUSY_PAUSES = (0.5, 1, 2, 4, 8, 16)  # seconds before a question is asked again where the queue was full
+
+
+async def run(
+    items: Sequence[Item],
+    client: StepAudioClient,
+    sampling: Sampling,
+    answers: AnswerFile,
+    concurrency: int = 32,
+    stream: TextIO | None = None,
+) -> None:
+    """Ask what is not answered yet.
+
+    A question that the server refuses is kept with the error. Raises EvaluationError when the server is gone; what
+    was answered before is kept.
+    """
+    for item in items:  # the same id, and yet another question: the recordings are made otherwise now
+        if item.id in answers.of and answers.of[item.id].expected != item.expected:
+            raise EvaluationError(f"{answers.path} answers another question as {item.id}: choose another --output")
+    left = [item for item in items if (known := answers.of.get(item.id)) is None or known.error is not None]
+    progress = Progress("answers", unit="", done=len(items) - len(left), total=len(items), stream=stream)
+    queue = iter(left)
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(concurrency, len(left))):
+                group.create_task(_work(queue, client, sampling, answers, progress))
+    except* EvaluationError as errors:
+        raise errors.exceptions[0] from None
+    finally:
+        progress.close()
+
+
+async def _work(
+    queue: Iterator[Item], client: StepAudioClient, sampling: Sampling, answers: AnswerFile, progress: Progress
+) -> None:
+    for item in queue:  # shared: each worker takes the next one
+        try:
+            answers.add(await _ask(item, client, sampling))
+        except RequestError as error:
+            if not await client.ready():
+                raise EvaluationError(f"{error}; the same command goes on where this one ended") from None
+            answers.add(Answer(id=item.id, expected=item.expected, error=str(error)))
+        except OSError as error:  # a recording
+            text = f"{error.filename} cannot be read: {error.strerror}"
+            answers.add(Answer(id=item.id, expected=item.expected, error=text))
+        progress.step()
+
+
+async def _ask(item: Item, client: StepAudioClient, sampling: Sampling) -> Answer:
+    messages = item.request()
+    for pause in (*BUSY_PAUSES, None):
+        try:
+            made = await client.complete(
+                messages, sampling, tools=item.tools or None, continue_final_message=item.prefix is not None
+            )
+            break
+        except ServerBusy:
+            if pause is None:
+                raise
+            await asyncio.sleep(pause)
+    return Answer(
+        id=item.id,
+        expected=item.expected,
+        text=made.text,
+        token_ids=made.token_ids,
+        finish_reason=made.finish_reason,
+        prompt_tokens=made.usage.prompt_tokens,
+    )

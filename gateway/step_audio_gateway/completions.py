@@ -1,0 +1,168 @@
+"""Deltas of the client library to OpenAI's completion, whole or in chunks."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+from step_audio_client import ChatDelta, ChatUsage, RequestError, SpeechTiming, TokenLogprob, ToolCall, TtsContent
+from step_audio_gateway.errors import from_client
+from step_audio_gateway.responses import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Choice,
+    ChunkChoice,
+    CompletionUsage,
+    FinishReason,
+    Logprob,
+    Logprobs,
+    MindPacedSpeech,
+    ReplyMessage,
+    ReplyToolCall,
+    SpokenContent,
+)
+
+Item = tuple[int, ChatDelta]  # an answer's index and what is new of it
+Deltas = AsyncGenerator[Item]
+
+
+class Completion:
+    """One reply to one request: its id, and how its texts are laid out.
+
+    `raw`: thought, markers and tool calls stay in `content` as the model wrote them.
+    """
+
+    def __init__(self, model: str, raw: bool, logprobs: bool):
+        self.id = f"chatcmpl-{uuid.uuid4().hex}"
+        self.created = int(time.time())
+        self.model = model
+        self.raw = raw
+        self.logprobs = logprobs
+
+    async def whole(self, deltas: Deltas) -> ChatCompletion:
+        """Read all deltas. Raises RequestError."""
+        answers: dict[int, _Answer] = {}
+        async with contextlib.aclosing(deltas):
+            async for index, delta in deltas:
+                answers.setdefault(index, _Answer()).add(delta)
+        ordered = [answer for _, answer in sorted(answers.items())]
+        return ChatCompletion(
+            id=self.id,
+            object="chat.completion",
+            created=self.created,
+            model=self.model,
+            choices=[self._choice(i, answer) for i, answer in enumerate(ordered)],
+            usage=CompletionUsage.of([answer.usage for answer in ordered if answer.usage]),
+        )
+
+    async def events(self, deltas: AsyncIterator[Item], include_usage: bool) -> AsyncGenerator[str]:
+        """The chunks as JSON texts and the closing `[DONE]`. A fault in the middle becomes an event of its own."""
+        usages: list[ChatUsage] = []
+        begun: set[int] = set()
+        try:
+            async for index, delta in deltas:
+                if delta.usage:
+                    usages.append(delta.usage)
+                if choice := self._chunk_choice(index, delta, index not in begun):
+                    begun.add(index)
+                    yield self._chunk([choice])
+            if include_usage:
+                yield self._chunk([], CompletionUsage.of(usages))
+        except RequestError as error:
+            yield json.dumps(from_client(error).body().model_dump())
+        yield "[DONE]"
+
+    def _chunk(self, choices: list[ChunkChoice], usage: CompletionUsage | None = None) -> str:
+        chunk = ChatCompletionChunk(
+            id=self.id,
+            object="chat.completion.chunk",
+            created=self.created,
+            model=self.model,
+            choices=choices,
+            **({"usage": usage} if usage else {}),
+        )
+        return chunk.model_dump_json(exclude_unset=True)
+
+    def _choice(self, index: int, answer: _Answer) -> Choice:
+        message: dict[str, Any] = {"role": "assistant", "content": answer.raw if self.raw else answer.content or None}
+        if not self.raw:
+            message |= _reasoning(answer.reasoning) | _tool_calls(answer.tool_calls, chunk=False)
+        return Choice(
+            index=index,
+            message=ReplyMessage(**message, **_spoken(answer.tts)),
+            logprobs=_logprobs(answer.logprobs) if self.logprobs else None,
+            finish_reason=self._finish_reason(answer.finish_reason) or "stop",
+            **_timing(answer.speech),
+        )
+
+    def _chunk_choice(self, index: int, delta: ChatDelta, first: bool) -> ChunkChoice | None:
+        """None if there is nothing to tell."""
+        message: dict[str, Any] = {"role": "assistant", "content": ""} if first else {}
+        if text := delta.raw if self.raw else delta.content:
+            message["content"] = text
+        if not self.raw:
+            message |= _reasoning(delta.reasoning) | _tool_calls(delta.tool_calls, chunk=True)
+        message |= _spoken(delta.tts)
+        if not (message or delta.logprobs or delta.finish_reason):
+            return None
+        return ChunkChoice(
+            index=index,
+            delta=ReplyMessage(**message),
+            finish_reason=self._finish_reason(delta.finish_reason),
+            **({"logprobs": _logprobs(delta.logprobs)} if self.logprobs and delta.logprobs else {}),
+            **_timing(delta.speech),
+        )
+
+    def _finish_reason(self, reason: FinishReason | None) -> FinishReason | None:
+        return "stop" if self.raw and reason == "tool_calls" else reason
+
+
+class _Answer:
+    """The sum of an answer's deltas."""
+
+    def __init__(self) -> None:
+        self.reasoning = self.content = self.raw = ""
+        self.tool_calls: tuple[ToolCall, ...] = ()
+        self.logprobs: list[TokenLogprob] = []
+        self.tts: TtsContent | None = None
+        self.finish_reason: FinishReason | None = None
+        self.usage: ChatUsage | None = None
+        self.speech: SpeechTiming | None = None
+
+    def add(self, delta: ChatDelta) -> None:
+        self.reasoning += delta.reasoning
+        self.content += delta.content
+        self.raw += delta.raw
+        self.tool_calls += delta.tool_calls
+        self.logprobs += delta.logprobs
+        if delta.tts:
+            before = self.tts or TtsContent()
+            self.tts = TtsContent(before.text + delta.tts.text, before.audio + delta.tts.audio)
+        self.finish_reason = delta.finish_reason or self.finish_reason
+        self.usage = delta.usage or self.usage
+        self.speech = delta.speech or self.speech
+
+
+def _reasoning(text: str) -> dict[str, str]:
+    return {"reasoning_content": text, "reasoning": text} if text else {}
+
+
+def _tool_calls(calls: tuple[ToolCall, ...], chunk: bool) -> dict[str, list[ReplyToolCall]]:
+    return {"tool_calls": [ReplyToolCall.of(call, chunk) for call in calls]} if calls else {}
+
+
+def _spoken(tts: TtsContent | None) -> dict[str, SpokenContent]:
+    """Absent rather than null: the model card's client calls `tts_content.get`."""
+    return {"tts_content": SpokenContent(tts_text=tts.text, tts_audio=tts.audio)} if tts else {}
+
+
+def _timing(speech: SpeechTiming | None) -> dict[str, Any]:
+    return {"mind_paced_speaking": MindPacedSpeech.of(speech)} if speech else {}
+
+
+def _logprobs(tokens: list[TokenLogprob] | tuple[TokenLogprob, ...]) -> Logprobs:
+    return Logprobs(content=[Logprob.of(token) for token in tokens])

@@ -1,0 +1,204 @@
+"""A checked request to the client library's options; what cannot be honoured is refused by its name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from step_audio.tokenizer import Tokenizer
+from step_audio_client import ChatOptions, Guide, MindPaced, Sampling, Thinking
+from step_audio_client.mind_paced import conflicts
+from step_audio_gateway.errors import refused, unsupported
+from step_audio_gateway.schemas import ChatMessage, ChatRequest, JsonObjectFormat, JsonSchemaFormat, NamedToolChoice
+
+PUBLISHED_EOT = 151665  # <|EOT|> in the published tokenizer; callers of any checkpoint send it
+
+# Of OpenAI's, vLLM's and SGLang's parameters those that ask for something else than what would be done: the values
+# that ask for nothing, and what to do instead. Parameters that only label a request (user, metadata ...) are ignored.
+_NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
+    "min_p": ((0,), "use top_p or top_k"),
+    "best_of": ((1,), "use n"),
+    "logit_bias": (({},), "the engine has no bias of single tokens"),
+    "use_beam_search": ((False,), "answers are sampled"),
+    "length_penalty": ((1,), "answers are sampled, not searched"),
+    "ignore_eos": ((False,), "an answer ends where the model ends it; use min_tokens"),
+    "bad_words": (([],), "no words can be forbidden"),
+    "allowed_token_ids": ((), "use response_format"),
+    "prompt_logprobs": ((), "only generated tokens have log-probabilities"),
+    "include_stop_str_in_output": ((False,), "a stop string is never part of the answer"),
+    "echo": ((False,), "the reply begins behind the prompt"),
+    "modalities": ((["text"],), "the reply is text"),
+    "audio": ((), "the reply is text"),
+    "functions": (([],), "use tools"),
+    "function_call": (("none",), "use tool_choice"),
+    "chat_template": ((), "the server's own is used"),
+    "documents": (([],), "put them into a message"),
+    "structured_outputs": (({},), "use response_format"),
+    "guided_json": ((), "use response_format"),
+    "guided_regex": ((), "use response_format"),
+    "guided_choice": ((), "use response_format"),
+    "guided_grammar": ((), "use response_format"),
+    "include_reasoning": ((True,), "leave reasoning_content unread, or switch thinking off"),
+    "thinking_token_budget": ((), "use thinking.budget_tokens"),
+    "web_search_options": ((), "the model searches nothing"),
+    "prediction": ((), "leave it out"),
+    "enable_thinking": ((True,), "put it into chat_template_kwargs, or use thinking.mode"),
+    "typical_p": ((1,), "use top_p or top_k"),
+    "truncate_prompt_tokens": ((), "send fewer messages"),
+    "mm_processor_kwargs": (({},), "recordings are always prepared the same way"),
+    "vllm_xargs": (({},), "leave it out"),
+}
+
+
+def check_unsupported(request: ChatRequest) -> None:
+    """Raises ApiError with the first name."""
+    for name, value in (request.model_extra or {}).items():
+        if name in _NEUTRAL and value is not None:
+            neutral, instead = _NEUTRAL[name]
+            if value not in neutral:
+                raise unsupported(name, instead)
+    if request.top_logprobs:
+        raise unsupported("top_logprobs", "only the chosen token's log-probability is known; use logprobs alone")
+    if request.reasoning_effort not in (None, "none"):
+        raise unsupported("reasoning_effort", "only none is; use thinking.budget_tokens")
+
+
+def check_mind_paced(request: ChatRequest, options: ChatOptions, separate: bool) -> None:
+    """Raises ApiError with the first parameter that does not go with Mind-Paced Speaking.
+
+    `separate`: thought and answer come apart.
+    """
+    if options.mind_paced is None:
+        return
+    kwargs = request.chat_template_kwargs
+    asked = {  # what the client library does not know by these names
+        "n": request.n is not None and request.n > 1,
+        "chat_template_kwargs": kwargs is not None and kwargs.enable_thinking is False,
+        "reasoning_effort": request.reasoning_effort == "none",
+    }
+    if names := [*(name for name, given in asked.items() if given), *conflicts(options)]:
+        raise refused(f"{names[0]} does not go with mind_paced_speaking", names[0], "unsupported_parameter")
+    if not separate:
+        said = "mind_paced_speaking needs separate_reasoning: thought and answer come interleaved"
+        raise refused(said, "separate_reasoning", "unsupported_parameter")
+
+
+def split_final_message(request: ChatRequest) -> tuple[list[ChatMessage], bool]:
+    """The messages to send, and whether the last one is to be continued.
+
+    A last assistant message with text is continued unless something says otherwise; one without text and calls is
+    a place for the answer, and left out. Raises ApiError.
+    """
+    messages, proceed, new_turn = request.messages, request.continue_final_message, request.add_generation_prompt
+    last = messages[-1]
+    if len(messages) > 1 and last.role == "assistant" and last.content is None and not last.tool_calls and not proceed:
+        messages = messages[:-1]
+        last = messages[-1]
+    if proceed and new_turn:
+        raise refused("continue_final_message needs add_generation_prompt to be false", "continue_final_message")
+    if proceed and not last.open:
+        raise refused(
+            "continue_final_message needs a last message of the assistant's with content",
+            "continue_final_message",
+        )
+    if proceed is None:
+        proceed = last.open and not new_turn and (last.eot is not True or new_turn is False)
+    if new_turn is False and not proceed:
+        raise refused(
+            "add_generation_prompt false needs a last message of the assistant's to continue", "add_generation_prompt"
+        )
+    return messages, proceed
+
+
+def chat_options(
+    request: ChatRequest, tokenizer: Tokenizer, proceed: bool, separate: bool, timeout: float | None
+) -> list[ChatOptions]:
+    """One for each of the request's answers; they differ in the seed. Where thought and answer do not come apart,
+    stop strings hold for both. Raises ApiError."""
+    options = ChatOptions(
+        sampling=_sampling(request),
+        tools=tuple(tool.model_dump(exclude_unset=True) for tool in request.tools or ()),
+        tool_choice=_tool_choice(request),
+        parallel_tool_calls=request.parallel_tool_calls is not False,
+        stop=(request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ()),
+        stop_in_thought=not separate,
+        stop_token_ids=tuple(_stop_token_ids(request.stop_token_ids or [], tokenizer)),
+        thinking=_thinking(request),
+        guide=_guide(request),
+        logprobs=bool(request.logprobs),
+        skip_special_tokens=request.skip_special_tokens is not False,
+        continue_final_message=proceed,
+        mind_paced=MindPaced(**dict(pace)) if (pace := request.mind_paced_speaking) else None,
+        timeout=timeout,
+    )
+    return [_with_seed(options, request.seed, i) for i in range(request.n or 1)]
+
+
+def _sampling(request: ChatRequest) -> Sampling:
+    if request.max_tokens and request.max_completion_tokens and request.max_tokens != request.max_completion_tokens:
+        raise refused("max_tokens and max_completion_tokens differ: send one of them", "max_tokens")
+    return Sampling(
+        max_tokens=request.max_completion_tokens or request.max_tokens,
+        temperature=Sampling.temperature if request.temperature is None else request.temperature,
+        top_p=Sampling.top_p if request.top_p is None else request.top_p,
+        top_k=request.top_k if request.top_k and request.top_k > 0 else None,
+        min_tokens=request.min_tokens or None,  # 0 asks for nothing
+        repetition_penalty=request.repetition_penalty,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+    )
+
+
+def _with_seed(options: ChatOptions, seed: int | None, i: int) -> ChatOptions:
+    if seed is None:
+        return options
+    seed = (seed + i) % 2**64  # the engine's are not negative
+    return dataclasses.replace(options, sampling=dataclasses.replace(options.sampling, seed=seed))
+
+
+def _tool_choice(request: ChatRequest) -> str:
+    names = {tool.function.name for tool in request.tools or ()}
+    choice = request.tool_choice or "auto"
+    if isinstance(choice, NamedToolChoice):
+        choice = choice.function.name
+        if choice not in names:
+            raise refused(f"tool_choice names {choice!r}, which is not among the tools", "tool_choice")
+    elif choice == "required" and not names:
+        raise refused("tool_choice is required, but there are no tools", "tool_choice")
+    return choice
+
+
+def _stop_token_ids(ids: list[int], tokenizer: Tokenizer) -> list[int]:
+    found = []
+    for token in ids:
+        if token > tokenizer.max_id:
+            if token != PUBLISHED_EOT:
+                raise refused(f"stop_token_ids: {token} is not in the vocabulary", "stop_token_ids")
+            token = tokenizer.special.eot
+        found.append(token)
+    return found
+
+
+def _thinking(request: ChatRequest) -> Thinking:
+    """Three ways to say off; none of them is overruled by another."""
+    control = request.thinking
+    kwargs = request.chat_template_kwargs
+    off = (kwargs is not None and kwargs.enable_thinking is False) or request.reasoning_effort == "none"
+    if control is None:
+        return Thinking("off" if off else "on")
+    if off and "mode" in control.model_fields_set and control.mode == "on":
+        raise refused("thinking.mode is on, and another parameter switches thinking off", "thinking")
+    mode = "off" if off else control.mode
+    if mode == "off" and control.budget_tokens is not None:
+        raise refused("thinking.budget_tokens needs thinking to be on", "thinking.budget_tokens")
+    return Thinking(mode, control.budget_tokens)
+
+
+def _guide(request: ChatRequest) -> Guide | None:
+    match request.response_format:
+        case JsonObjectFormat():
+            return Guide("json")
+        case JsonSchemaFormat(json_schema=wanted):
+            return Guide("json_schema", json.dumps(wanted.schema_, ensure_ascii=False))
+    return None

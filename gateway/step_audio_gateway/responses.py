@@ -1,0 +1,212 @@
+"""What clients get. Keys that were not set are left out: `null` and absent are not the same to every client."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, Field
+
+from step_audio_client import ChatUsage, Segment, SpeechTiming, TokenLogprob, ToolCall
+
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+class PromptDetails(BaseModel):
+    audio_tokens: int
+
+
+class CompletionDetails(BaseModel):
+    reasoning_tokens: int
+
+
+class CompletionUsage(BaseModel):
+    """The prompt counts once, however many answers it has."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails
+
+    @classmethod
+    def of(cls, answers: list[ChatUsage]) -> CompletionUsage:
+        prompt, completion = answers[0].prompt_tokens, sum(usage.completion_tokens for usage in answers)
+        return cls(
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            total_tokens=prompt + completion,
+            prompt_tokens_details=PromptDetails(audio_tokens=answers[0].audio_tokens),
+            completion_tokens_details=CompletionDetails(
+                reasoning_tokens=sum(usage.reasoning_tokens for usage in answers)
+            ),
+        )
+
+
+class Logprob(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[Any] = Field(default_factory=list)
+
+    @classmethod
+    def of(cls, token: TokenLogprob) -> Logprob:
+        return cls(token=token.token, logprob=token.logprob, bytes=list(token.bytes), top_logprobs=[])
+
+
+class Logprobs(BaseModel):
+    content: list[Logprob]
+
+
+class CalledFunction(BaseModel):
+    name: str
+    arguments: str
+
+
+class ReplyToolCall(BaseModel):
+    index: int = 0  # in chunks
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+    @classmethod
+    def of(cls, call: ToolCall, chunk: bool) -> ReplyToolCall:
+        index = {"index": call.index} if chunk else {}
+        function = CalledFunction(name=call.name, arguments=call.arguments)
+        return cls(id=call.id, type="function", function=function, **index)
+
+
+class SpokenContent(BaseModel):
+    """What the model says aloud; audio as `<audio_1475><audio_1978>...`."""
+
+    tts_text: str
+    tts_audio: str
+
+
+class ReplyMessage(BaseModel):
+    """Of a whole reply, or what a chunk adds to it. `reasoning` is `reasoning_content` again."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str | None = None
+    reasoning_content: str = ""
+    reasoning: str = ""
+    tool_calls: list[ReplyToolCall] = Field(default_factory=list)  # a plain default is copied deeply for each chunk
+    tts_content: SpokenContent | None = None
+
+
+class SpokenSegment(BaseModel):
+    """A piece of the answer, made out of the first `thought_tokens` of the thought. Blocks are of the KV cache."""
+
+    begun: float
+    first: float | None
+    last: float | None
+    thought_tokens: int
+    spoken_tokens: int
+    prompt_blocks: int
+    reused_blocks: int
+
+    @classmethod
+    def of(cls, segment: Segment) -> Self:
+        return cls(
+            begun=round(segment.begun, 3),
+            first=_milliseconds(segment.first),
+            last=_milliseconds(segment.last),
+            thought_tokens=segment.thought_tokens,
+            spoken_tokens=segment.spoken_tokens,
+            prompt_blocks=segment.total_blocks,
+            reused_blocks=segment.reused_blocks,
+        )
+
+
+class MindPacedSpeech(BaseModel):
+    """How a mind-paced answer went; times are seconds since the question came, null for what did not happen."""
+
+    first_spoken_seconds: float | None
+    thought_tokens_before: int
+    thought_tokens: int
+    thought_seconds: float | None
+    underruns: int
+    silence_seconds: float
+    segments: list[SpokenSegment]
+
+    @classmethod
+    def of(cls, timing: SpeechTiming) -> Self:
+        return cls(
+            first_spoken_seconds=_milliseconds(timing.first_spoken),
+            thought_tokens_before=timing.thought_before,
+            thought_tokens=timing.thought_tokens,
+            thought_seconds=_milliseconds(timing.thought_ended),
+            underruns=timing.underruns,
+            silence_seconds=round(timing.silence, 3),
+            segments=[SpokenSegment.of(segment) for segment in timing.segments],
+        )
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
+
+
+class Choice(BaseModel):
+    index: int
+    message: ReplyMessage
+    logprobs: Logprobs | None
+    finish_reason: FinishReason
+    mind_paced_speaking: MindPacedSpeech | None = None
+
+
+class ChatCompletion(BaseModel):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: CompletionUsage
+
+
+class ChunkChoice(BaseModel):
+    index: int
+    delta: ReplyMessage
+    logprobs: Logprobs | None = None
+    finish_reason: FinishReason | None
+    mind_paced_speaking: MindPacedSpeech | None = None  # with the finish_reason
+
+
+class ChatCompletionChunk(BaseModel):
+    """`choices` is empty in the last one, which has the usage if that was asked for."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: CompletionUsage | None = None
+
+
+class Model(BaseModel):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+    max_model_len: int
+
+
+class ModelList(BaseModel):
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Transcription(BaseModel):
+    text: str
+
+
+class VerboseTranscription(BaseModel):
+    """Without segments and words: the model gives no times."""
+
+    task: Literal["transcribe"]
+    language: str
+    duration: float
+    text: str
+
+
+class Status(BaseModel):
+    status: str

@@ -1,0 +1,250 @@
+"""What clients send: OpenAI's request for a chat completion, with vLLM's additions under vLLM's names."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
+
+from step_audio_client import MindPaced, PaceMode, Sampling
+
+Role = Literal[
+    "system", "developer", "user", "human", "assistant", "tool", "function", "function_output", "input", "observer"
+]
+
+DEFAULTS = Sampling()
+PACE = MindPaced()
+MAX_ANSWERS = 128
+MAX_STOPS = 64
+Word = Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+class TextPart(BaseModel):
+    type: Literal["text"]
+    text: str
+
+
+class InputAudio(BaseModel):
+    data: str = Field(description="the file's bytes in base64, bare or as a data: URL")
+    format: str | None = Field(None, description="not needed: the bytes tell")
+
+
+class InputAudioPart(BaseModel):
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+
+
+class AudioUrl(BaseModel):
+    url: str = Field(description="data: URL, or https: where the server allows the host")
+
+
+class AudioUrlPart(BaseModel):
+    type: Literal["audio_url"]
+    audio_url: AudioUrl
+
+
+class AudioPart(BaseModel):
+    type: Literal["audio"]
+    audio: str = Field(description="base64, data: URL, or https: where the server allows the host")
+
+
+def _part_tag(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return f"<{kind}>"
+
+
+def _content_tag(value: Any) -> str:
+    return "<parts>" if isinstance(value, list) else "<text>"
+
+
+# The tags stand in the places of validation errors, and must not look like the caller's keys.
+Part = Annotated[
+    Annotated[TextPart, Tag("<text>")]
+    | Annotated[InputAudioPart, Tag("<input_audio>")]
+    | Annotated[AudioUrlPart, Tag("<audio_url>")]
+    | Annotated[AudioPart, Tag("<audio>")],
+    Discriminator(
+        _part_tag,
+        custom_error_type="part_type",
+        custom_error_message="a part has one of these types: text, input_audio, audio_url, audio",
+    ),
+]
+Content = Annotated[
+    Annotated[str | None, Tag("<text>")] | Annotated[list[Part], Field(min_length=1), Tag("<parts>")],
+    Discriminator(_content_tag),
+]
+
+
+class FunctionCall(BaseModel):
+    name: str = Field(min_length=1)
+    arguments: str | dict[str, Any] = "{}"
+
+
+class MessageToolCall(BaseModel):
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class ChatMessage(BaseModel):
+    """One turn. Other keys are ignored, `reasoning_content` of earlier turns too: the model is not shown its past
+    thoughts."""
+
+    role: Role
+    content: Content = None
+    name: str | None = None
+    tool_calls: list[MessageToolCall] | None = None
+    tool_call_id: str | None = None
+    eot: bool | None = Field(None, description="of a last assistant message: false continues it, true ends it")
+
+    @property
+    def open(self) -> bool:
+        """Whether it is an assistant's turn that can go on."""
+        return self.role == "assistant" and self.content is not None and not self.tool_calls
+
+
+class Function(BaseModel):
+    model_config = ConfigDict(extra="allow")  # the model is shown what the caller wrote
+
+    name: str = Field(min_length=1)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(BaseModel):
+    name: str
+
+
+class NamedToolChoice(BaseModel):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class JsonSchema(BaseModel):
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class TextFormat(BaseModel):
+    type: Literal["text"]
+
+
+class JsonObjectFormat(BaseModel):
+    type: Literal["json_object"]
+
+
+class JsonSchemaFormat(BaseModel):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = Field(False, description="a last chunk with the usage")
+
+
+class ThinkingControl(BaseModel):
+    """The model's thought before the answer."""
+
+    model_config = ConfigDict(extra="forbid")  # other servers' words for "off" would leave it on
+
+    mode: Literal["on", "off"] = "on"
+    budget_tokens: NonNegativeInt | None = Field(
+        None, description="tokens of thought after which it is closed and the answer begins; 0: none"
+    )
+
+
+class MindPacedControl(BaseModel):
+    """Speak while the thought goes on (Mind-Paced Speaking): `reasoning_content` and `content` come interleaved."""
+
+    model_config = ConfigDict(extra="forbid")  # a misspelt number would leave its default in force
+
+    mode: PaceMode = Field(
+        PACE.mode,
+        description="think_first: speak after the first think_tokens; speak_first: the first speak_tokens without a "
+        "thought; think_before_speak, no_think: all of the thought first, or none",
+    )
+    think_tokens: PositiveInt = Field(PACE.think_tokens, le=2**31 - 1, description="of thought, per piece of answer")
+    speak_tokens: PositiveInt = Field(PACE.speak_tokens, le=2**31 - 1, description="of the answer, at most, per piece")
+    speech_rate: float | None = Field(
+        PACE.speech_rate,
+        ge=0.1,
+        le=1000,
+        description="tokens a second at which the answer is played; the next piece is there when it is needed. Null: "
+        "the thought alone sets the pace",
+    )
+
+
+class ChatTemplateKwargs(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    enable_thinking: bool | None = Field(None, description="false is the same as thinking.mode off")
+
+
+class ChatRequest(BaseModel):
+    """Unknown keys are ignored. What is known and cannot be honoured is refused by its name."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = Field(None, description="a name of /v1/models; may be left out")
+    messages: list[ChatMessage] = Field(min_length=1)
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(1, ge=1, le=MAX_ANSWERS)
+
+    max_completion_tokens: PositiveInt | None = Field(None, description="default: what is left of the context")
+    max_tokens: PositiveInt | None = Field(None, description="the older name of max_completion_tokens")
+    min_tokens: NonNegativeInt | None = Field(None, le=2**31 - 1)
+    temperature: float | None = Field(DEFAULTS.temperature, ge=0, le=2, description="0 is greedy")
+    top_p: float | None = Field(DEFAULTS.top_p, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, le=2**31 - 1, description="-1 or 0: no limit")
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="default: a fresh one")
+    stop: Word | Annotated[list[Word], Field(max_length=MAX_STOPS)] | None = Field(
+        None,
+        description="ends the answer and is no part of it; the thought ends at one with `</think>` in it, and with "
+        "separate_reasoning false at any",
+    )
+    stop_token_ids: list[NonNegativeInt] | None = Field(None, max_length=MAX_STOPS)
+    skip_special_tokens: bool | None = True
+
+    logprobs: bool | None = Field(False, description="of every generated token, those of the thought included")
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="only 0: the chosen token alone is known")
+
+    tools: list[Tool] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedToolChoice | None = None
+    parallel_tool_calls: bool | None = Field(True, description="false: the answer ends with its first call")
+    response_format: ResponseFormat | None = Field(None, description="of the answer; the thought before it is free")
+
+    add_generation_prompt: bool | None = Field(
+        None, description="open a new turn of the assistant; default: unless the last message is one to continue"
+    )
+    continue_final_message: bool | None = Field(
+        None, description="go on with the last message; default: if it is the assistant's, with text, and not ended"
+    )
+    thinking: ThinkingControl | None = None
+    mind_paced_speaking: MindPacedControl | None = None
+    chat_template_kwargs: ChatTemplateKwargs | None = None
+    reasoning_effort: str | None = Field(None, description="only `none`, the same as thinking.mode off")
+    separate_reasoning: bool | None = Field(
+        None, description="false leaves thought, markers and tool calls in content, as the model wrote them"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, value: Any) -> Any:
+        """Null means the default everywhere, as in OpenAI's API."""
+        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value

@@ -1,0 +1,1 @@
+"""The `step-audio` command and what it runs by itself."""

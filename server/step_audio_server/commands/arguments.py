@@ -1,0 +1,59 @@
+"""Flags of commands that ask a server."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from step_audio.errors import StepAudioError
+
+
+def add_sampling(parser: argparse.ArgumentParser, temperature: float = 0.7) -> None:
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--max-tokens", type=int, help="default: what is left of the context")
+    group.add_argument("--temperature", type=float, help=f"0 is greedy (default {temperature:g})")
+    group.add_argument("--top-p", type=float, help="default 1.0")
+    group.add_argument("--top-k", type=int)
+    group.add_argument("--min-tokens", type=int)
+    group.add_argument("--repetition-penalty", type=float)
+    group.add_argument("--presence-penalty", type=float)
+    group.add_argument("--frequency-penalty", type=float)
+    group.add_argument("--seed", type=int)
+
+
+SAMPLING_NAMES = (
+    "max_tokens", "temperature", "top_p", "top_k", "min_tokens", "repetition_penalty", "presence_penalty",
+    "frequency_penalty", "seed",
+)  # fmt: skip
+
+
+def sampling_given(arguments: argparse.Namespace) -> dict[str, int | float]:
+    """What was said about sampling."""
+    return {name: value for name in SAMPLING_NAMES if (value := getattr(arguments, name)) is not None}
+
+
+MODES = ("think-first", "speak-first", "think-before-speak", "no-think")
+PACE_NAMES = ("think_tokens", "speak_tokens", "speech_rate")
+
+
+def add_mind_paced(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("mind-paced speaking")
+    group.add_argument("--mode", choices=MODES, help="speak while thinking (default: the thought, then the answer)")
+    group.add_argument("--think-tokens", type=int, help="thought from one segment of speech to the next (default 80)")
+    group.add_argument("--speak-tokens", type=int, help="of a segment at most (default 20)")
+    group.add_argument(
+        "--speech-rate",
+        type=float,
+        metavar="N",
+        help="tokens a second at which it is played (default: not paced by it)",
+    )
+
+
+def mind_paced_given(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """What was said about mind-paced speaking, None without a mode. Raises StepAudioError."""
+    given = {name: value for name in PACE_NAMES if (value := getattr(arguments, name)) is not None}
+    if arguments.mode:
+        return {"mode": arguments.mode.replace("-", "_"), **given}
+    if given:
+        raise StepAudioError(f"--{next(iter(given)).replace('_', '-')} needs --mode")
+    return None

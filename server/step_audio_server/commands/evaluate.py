@@ -1,0 +1,173 @@
+"""`step-audio eval`: questions to a server, its answers scored, figures and a report."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import hashlib
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from step_audio.command_line import Echo
+from step_audio.config import ModelConfig
+from step_audio.progress import Progress
+from step_audio_build.stages.cpu_build import default_work_dir
+from step_audio_client import RequestError, Sampling, StepAudioClient
+from step_audio_evaluation.agreement import Agreement, agreement
+from step_audio_evaluation.answers import AnswerFile
+from step_audio_evaluation.data_set import load_data_set
+from step_audio_evaluation.held_out import TASKS, at_noise_levels, held_out
+from step_audio_evaluation.items import EvaluationError, Item, Snr
+from step_audio_evaluation.plots import plot_noise
+from step_audio_evaluation.presets import GREEDY, PRESETS
+from step_audio_evaluation.report import Row, grade, make_report
+from step_audio_evaluation.run import run
+from step_audio_evaluation.tables import sentences, table, write
+from step_audio_server.assets import embedded_checkpoint
+from step_audio_server.commands.demo import WORK_DIR as DEMO_WORK_DIR
+from step_audio_server.launch.ports import free_ports
+from step_audio_server.serve import Service
+from step_audio_server.settings import ServeSettings
+
+PER_TASK, PER_TASK_QUICK = 100, 10
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What a person chooses. `tasks` None: all, or none where there is a data set. `sampling`: over the preset's."""
+
+    output: Path
+    url: str | None = None
+    checkpoint: Path | None = None
+    data: Path | None = None
+    audio_first: bool = False
+    think: bool = True
+    tasks: Sequence[str] | None = None
+    per_task: int | None = None
+    snr: Sequence[Snr] = ()
+    quick: bool = False
+    concurrency: int = 32
+    seed: int = 0
+    preset: str | None = None
+    sampling: Mapping[str, Any] | None = None
+    against_torch: Path | None = None
+
+
+def evaluate(options: EvaluationOptions, echo: Echo) -> int:
+    """Returns the exit status: 1 where a request failed. Raises StepAudioError."""
+    if options.seed < 0:
+        raise EvaluationError(f"the seed {options.seed} is negative")
+    drawn = dict(PRESETS[options.preset] if options.preset else GREEDY) | dict(options.sampling or {})
+    sampling = Sampling(**drawn, seed=options.seed)
+    try:
+        sampling.inputs()
+    except RequestError as error:
+        raise EvaluationError(str(error)) from None
+    if options.against_torch:
+        if sampling != Sampling(**{**GREEDY, "max_tokens": sampling.max_tokens}, seed=options.seed):
+            raise EvaluationError("--against-torch compares greedy answers: leave out --preset and sampling options")
+        ModelConfig.from_directory(options.against_torch)  # a wrong directory is said now, and not after the answers
+    items = _items(options, echo)
+    with contextlib.ExitStack() as stack:
+        address = options.url or stack.enter_context(Service(_server(options), echo)).address
+        settings, answers = asyncio.run(_answers(options, address, items, sampling, drawn, echo))
+    compared = _agreement(options.against_torch, items, answers) if options.against_torch else None
+    report = make_report(grade(items, answers.of), settings, datetime.date.today().isoformat(), compared)
+    write(report, options.output)
+    noisy = [row for row in report.rows if row.snr_db is not None]
+    if noisy:
+        _plot(noisy, options.output / "noise.svg", echo)
+    print("\n".join([table(report.rows), *sentences(report)]))
+    failed = sum(answers.of[item.id].error is not None for item in items)
+    if failed:
+        echo(f"{failed} of {len(items)} requests failed and count as wrong; the same command asks them again")
+    echo(f"{options.output}: report.md, report.json, answers.jsonl")
+    return 1 if failed else 0
+
+
+def _items(options: EvaluationOptions, echo: Echo) -> list[Item]:
+    items = []
+    if options.data:
+        items += load_data_set(options.data, options.audio_first, options.think)
+    tasks = options.tasks if options.tasks is not None else () if options.data else TASKS
+    if unknown := [task for task in tasks if task not in TASKS]:
+        raise EvaluationError(f"there is no task {unknown[0]}; use {', '.join(TASKS)}")
+    per_task = options.per_task or (PER_TASK_QUICK if options.quick else PER_TASK)
+    if tasks or options.snr:
+        echo("making the recordings")
+    items += held_out([task for task in TASKS if task in tasks], per_task, options.seed)
+    items += at_noise_levels(dict.fromkeys(options.snr), per_task, options.seed)
+    if not items:
+        raise EvaluationError("nothing to ask: give --tasks, --snr or --data")
+    return items
+
+
+def _server(options: EvaluationOptions) -> ServeSettings:
+    """On free ports, so that a server that is running is left alone."""
+    checkpoint = options.checkpoint or embedded_checkpoint()
+    work_dir = default_work_dir(checkpoint) if options.checkpoint else DEMO_WORK_DIR / f"{checkpoint.name}.step-audio"
+    grpc, http, metrics = free_ports(3)
+    return ServeSettings.create(
+        checkpoint=checkpoint,
+        work_dir=work_dir.resolve(),
+        grpc_port=grpc,
+        http_port=http,
+        metrics_port=metrics,
+    )
+
+
+async def _answers(
+    options: EvaluationOptions,
+    address: str,
+    items: Sequence[Item],
+    sampling: Sampling,
+    drawn: Mapping[str, Any],
+    echo: Echo,
+) -> tuple[dict[str, Any], AnswerFile]:
+    """Everything answered, in the output folder too, and the settings it was answered with."""
+    task = asyncio.current_task()
+    assert task is not None
+    with contextlib.suppress(NotImplementedError, RuntimeError):  # not the main thread, or not Unix
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # SIGINT does so by itself
+    async with StepAudioClient(address) as client:
+        try:
+            model = (await client.serving_info())["model"]
+        except RequestError as error:
+            raise EvaluationError(str(error)) from None
+        settings: dict[str, Any] = {"model": model, "seed": options.seed, "sampling": dict(drawn)}
+        if options.data:
+            settings |= {
+                "data": options.data.name,
+                "data_sha256": hashlib.sha256(options.data.read_bytes()).hexdigest(),
+                "audio_first": options.audio_first,
+                "think": options.think,
+            }
+        answers = AnswerFile(options.output, settings)
+        try:
+            await run(items, client, sampling, answers, options.concurrency)
+        except asyncio.CancelledError:
+            done = sum(item.id in answers.of for item in items)
+            echo(f"stopped with {done} of {len(items)} answers; the same command goes on from there")
+            raise KeyboardInterrupt from None
+    return settings, answers
+
+
+def _agreement(checkpoint: Path, items: Sequence[Item], answers: AnswerFile) -> Agreement:
+    from step_audio_evaluation.torch_reference import TorchReference  # transformers, which nothing else here needs
+
+    progress = Progress("plain torch", unit="", total=len(items))
+    try:
+        return agreement(items, answers.of, TorchReference(checkpoint), progress.step)
+    finally:
+        progress.close()
+
+
+def _plot(rows: Sequence[Row], file: Path, echo: Echo) -> None:
+    try:
+        plot_noise(rows, file)
+    except ModuleNotFoundError as error:
+        echo(f"{file.name} is not drawn: pip install {error.name}")

@@ -1,0 +1,60 @@
+"""`step-audio eval`: its arguments."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+from step_audio.command_line import add_command, count, echo
+from step_audio_evaluation.presets import PRESETS
+from step_audio_server.commands.arguments import SAMPLING_NAMES, add_sampling
+
+
+def noise_level(text: str) -> float | str:
+    if text == "clean":
+        return text
+    if not math.isfinite(value := float(text)):
+        raise ValueError
+    return value
+
+
+def add_eval(commands: Any) -> None:
+    """Add the command to the subparsers of `step-audio`; `run` is set."""
+    parser = add_command(commands, "eval", _eval, "Ask a served model questions whose answers are known, and score it.")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="answers and report; resumable")
+    parser.add_argument("--url", help="gRPC address of a running server (default: one is started for --checkpoint)")
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="default: the small one that comes along")
+    parser.add_argument("--tasks", nargs="*", metavar="TASK", help="held-out tasks (default: all, or none with --data)")
+    parser.add_argument("--per-task", type=count, help="questions of a task (default 100)")
+    parser.add_argument("--quick", action="store_true", help="10 questions of a task")
+    parser.add_argument(
+        "--snr",
+        nargs="*",
+        type=noise_level,
+        metavar="DB",
+        help="sums and transcripts at these levels of noise, `clean` for none (without values: clean 30 20 15 10 5 0)",
+    )
+    parser.add_argument("--data", type=Path, metavar="FILE", help="a data set of one JSON object a line")
+    parser.add_argument("--audio-first", action="store_true", help="data set: recordings before the question")
+    parser.add_argument(
+        "--no-think", dest="think", action="store_false", help="data set: ask for answers without a thought"
+    )
+    parser.add_argument("--concurrency", type=count, default=32, help="requests at once (default %(default)s)")
+    parser.add_argument(
+        "--against-torch", type=Path, metavar="DIR", help="compare tokens with this checkpoint's in torch"
+    )
+    parser.add_argument("--preset", choices=PRESETS, help="sampling of a published evaluation (default: greedy)")
+    add_sampling(parser, temperature=0)
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from step_audio_evaluation.held_out import SNRS
+    from step_audio_server.commands.evaluate import EvaluationOptions, evaluate
+
+    given = {name: value for name, value in vars(arguments).items() if value is not None and name != "run"}
+    sampling = {name: given.pop(name) for name in SAMPLING_NAMES if name in given and name != "seed"}
+    if "snr" in given:
+        given["snr"] = given["snr"] or SNRS
+    return evaluate(EvaluationOptions(**given, sampling=sampling), echo)

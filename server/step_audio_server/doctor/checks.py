@@ -1,0 +1,166 @@
+"""Which checks belong to this machine and to the profile that is asked for, if one is."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from step_audio.config import CONFIG_FILES, ModelConfig
+from step_audio.errors import ArtefactError, StepAudioError
+from step_audio_build.commands.plan import PUBLISHED
+from step_audio_build.planning.gpus import FoundGpu, visible_gpus
+from step_audio_build.planning.memory_plan import MemoryPlan, plan
+from step_audio_build.planning.profiles import Profile
+from step_audio_build.stages.build import space_needed
+from step_audio_build.stages.layout import DEFAULT_MODEL, BuildJob, BuildSettings, Layout
+from step_audio_gateway.settings import GatewaySettings
+from step_audio_server.doctor import cpu, gpu, host, image
+from step_audio_server.doctor.finding import Finding, Status, fault, ok, warning
+from step_audio_server.launch import gpu_image
+from step_audio_server.settings import ServeSettings
+
+Check = Callable[[], Finding | Iterable[Finding] | None]
+
+
+@dataclass
+class Examination:
+    """Nothing is raised: what a check stumbles over is a fault of its own."""
+
+    profile: Profile | None
+    work_dir: Path
+    checkpoint: Path | None
+    findings: list[Finding] = field(default_factory=list)
+    works: list[str] = field(default_factory=list)  # what this machine can do, for people
+
+    @property
+    def status(self) -> Status:
+        """The worst of all."""
+        found = {finding.status for finding in self.findings}
+        return next((status for status in ("fault", "warning") if status in found), "ok")
+
+    def run(self) -> Examination:
+        gpus, reason = _gpus()
+        ready: list[str] = []
+        if gpus or self.profile is not None:
+            if self._on_gpus(gpus, reason):
+                names = [self.profile.name] if self.profile else gpu.suitable(gpus)
+                ready += [f"profile {name} on GPUs" for name in names]
+        else:
+            self._add("GPUs", lambda: _no_gpus(reason, None))
+        # The image for GPUs has no server for a CPU, and a profile asks for none.
+        if self.profile is None and gpu_image.missing_parts():
+            about_gpus = len(self.findings)
+            if self._on_cpu():
+                ready.append("any checkpoint on the CPU")
+                self.findings[:about_gpus] = map(_not_needed, self.findings[:about_gpus])
+        if self._host(len(gpus)):
+            self.works = ready
+        return self
+
+    def _on_gpus(self, gpus: list[FoundGpu], reason: str) -> bool:
+        checks: list[tuple[str, Check]] = [("GPUs", lambda: _no_gpus(reason, self.profile))]
+        if gpus:
+            checks = [
+                ("driver", lambda: gpu.driver(gpus)),
+                ("CUDA", gpu.cuda),
+                ("GPUs", lambda: gpu.cards(gpus, self.profile)),
+                ("GPU memory", lambda: gpu.load(gpus)),
+                ("links", lambda: gpu.links(self.profile)),
+            ]
+        checks += [
+            ("image", image.image),
+            ("versions", image.versions),
+            ("programs", lambda: image.programs(self.profile)),
+        ]
+        return self._all(checks)
+
+    def _on_cpu(self) -> bool:
+        return self._all([("Python", cpu.python), ("CPU server", cpu.server), ("CPU runtimes", cpu.runtimes)])
+
+    def _host(self, gpus: int) -> bool:
+        memory_plan = self._plan()
+        profile = self.profile
+        built = profile is not None and Layout(self.work_dir, profile).manifest("repository").is_file()
+        checks: list[tuple[str, Check]] = [
+            ("memory", lambda: host.memory(None if built else memory_plan)),
+            ("/dev/shm", lambda: host.shared_memory(profile is not None)),
+            ("disk", lambda: host.disk(self.work_dir, self._to_write(built) if memory_plan else None)),
+            ("ports", lambda: host.ports(_ports())),
+            ("permissions", lambda: host.permissions(self.work_dir, self.checkpoint)),
+        ]
+        if ranks := profile.gpus if profile else gpus:
+            checks.append(("limits", lambda: host.limits(ranks)))
+        if memory_plan is not None:
+            checks.insert(0, ("GPU plan", lambda: gpu.fits(memory_plan)))
+        return self._all(checks) and (profile is None or memory_plan is not None)
+
+    def _plan(self) -> MemoryPlan | None:
+        """None without a profile, or with a checkpoint that cannot be read, which is then a finding."""
+        if self.profile is None:
+            return None
+        try:
+            model = PUBLISHED if self.checkpoint is None else ModelConfig.from_directory(self.checkpoint)
+            return plan(self.profile, model)
+        except (StepAudioError, OSError) as error:
+            self.findings.append(fault("checkpoint", str(error), "check --checkpoint"))
+            return None
+
+    def _to_write(self, built: bool) -> int:
+        """Bytes, as `step-audio build` counts them; the published model's where none is here."""
+        if built:
+            return 0
+        source = {"model": DEFAULT_MODEL} if self.checkpoint is None else {"checkpoint": self.checkpoint.resolve()}
+        job = BuildJob(BuildSettings.create(profile=self.profile, work_dir=self.work_dir.resolve(), **source), print)
+        if not any((job.checkpoint / name).is_file() for name in CONFIG_FILES):
+            job.model = PUBLISHED
+        return space_needed(job)
+
+    def _all(self, checks: list[tuple[str, Check]]) -> bool:
+        """All of them are made; whether none found a fault."""
+        return all([self._add(name, check) for name, check in checks])
+
+    def _add(self, name: str, check: Check) -> bool:
+        try:
+            found = check()
+        except (StepAudioError, OSError, ValueError, ImportError) as error:
+            found = fault(name, str(error), "see to what it names")
+        new = [found] if isinstance(found, Finding) else list(found or ())
+        self.findings += new
+        return all(finding.status != "fault" for finding in new)
+
+
+def _gpus() -> tuple[list[FoundGpu], str]:
+    """What nvidia-smi tells, or why it does not; the reason is empty where nobody would expect it to."""
+    if shutil.which("nvidia-smi") is None:
+        return [], ""
+    try:
+        return visible_gpus(), "nvidia-smi lists none"
+    except ArtefactError as error:
+        return [], str(error)
+
+
+def _not_needed(finding: Finding) -> Finding:
+    """What would be a fault of a server on GPUs, on a machine that can do without them."""
+    return replace(finding, status="warning") if finding.status == "fault" else finding
+
+
+def _no_gpus(reason: str, profile: Profile | None) -> Finding:
+    """A flag of the container is missing, or a driver, or there are none and nobody asked."""
+    if not gpu_image.missing_parts():
+        advice = "start the container with --gpus all (NVIDIA Container Toolkit)"
+    elif profile is not None:
+        advice = "install NVIDIA's driver, or leave --profile out and serve on the CPU"
+    elif reason:
+        advice = "update or reinstall NVIDIA's driver; without it the CPU will do"
+    else:
+        return ok("GPUs", "none; a CPU will do")
+    return (fault if profile else warning)("GPUs", reason or "none", advice)
+
+
+def _ports() -> dict[str, int]:
+    """Flag -> port, where nothing else is said."""
+    serve, door = ServeSettings.model_fields, GatewaySettings.model_fields
+    names = {"--grpc-port": "grpc_port", "--http-port": "http_port", "--metrics-port": "metrics_port"}
+    return {"--port": door["port"].default, **{flag: serve[name].default for flag, name in names.items()}}

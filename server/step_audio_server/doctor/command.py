@@ -1,0 +1,55 @@
+"""`step-audio doctor`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from step_audio_build.planning.profiles import load_profile, profile_names
+
+if TYPE_CHECKING:
+    from step_audio_server.doctor.checks import Examination
+
+DESCRIPTION = "What this machine has and what it lacks, one line each, with what to do; exit status 1 on a fault."
+
+
+def add_doctor(commands: Any) -> argparse.ArgumentParser:
+    """Add the command to the subparsers of `step-audio`; `run` is set."""
+    parser = commands.add_parser("doctor", help=DESCRIPTION, description=DESCRIPTION)
+    parser.add_argument(
+        "--profile", metavar="NAME", help=f"what is to run here: {', '.join(profile_names())}, or a .toml file"
+    )
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="a Step-Audio checkpoint to look at")
+    parser.add_argument(
+        "--work-dir", type=Path, default=Path(), metavar="DIR", help="for what is built (default: this folder)"
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """1 on a fault. Raises SettingsError for a profile that there is not."""
+    from step_audio_server.doctor.checks import (
+        Examination,  # looks at all that other commands need: only when asked for
+    )
+
+    profile = load_profile(arguments.profile) if arguments.profile else None
+    report = Examination(profile, arguments.work_dir, arguments.checkpoint).run()
+    print(_json(report, arguments.profile) if arguments.json else _lines(report))
+    return 1 if report.status == "fault" else 0
+
+
+def _lines(report: Examination) -> str:
+    lines = [finding.line() for finding in report.findings]
+    return "\n".join([*lines, f"works here: {', '.join(report.works) or 'nothing, until the faults are gone'}"])
+
+
+def _json(report: Examination, profile: str | None) -> str:
+    """{"status", "profile", "works": [...], "findings": [{"name", "status", "found", "advice"}, ...]}"""
+    findings = [finding.json() for finding in report.findings]
+    return json.dumps(
+        {"status": report.status, "profile": profile, "works": report.works, "findings": findings}, indent=1
+    )

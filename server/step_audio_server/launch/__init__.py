@@ -1,0 +1,1 @@
+"""How a server is started: on a CPU, or on GPUs under mpirun."""

@@ -1,0 +1,36 @@
+"""How a server without a GPU is started: the tritonserver of nvidia-pytriton's wheel, with our backend for the LLM."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from step_audio_server.launch.installation import Installation
+from step_audio_server.launch.launch import Launch, python_environment, serving_flags, shm_flag, shm_prefix
+from step_audio_server.launch.ports import Ports
+
+
+def cpu_launch(
+    installation: Installation, repository: Path, backends: Path, ports: Ports, drain_timeout: int
+) -> Launch:
+    """Raises ArtefactError."""
+    prefix = shm_prefix(ports)
+    environment = python_environment()
+    return Launch(
+        command=(
+            str(installation.binary),
+            f"--model-repository={repository}",
+            f"--backend-directory={backends}",
+            shm_flag(prefix),
+            "--disable-auto-complete-config",
+            *serving_flags(ports, drain_timeout),
+            "--allow-gpu-metrics=false",
+        ),
+        environment=environment
+        | {
+            "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+            "LD_LIBRARY_PATH": ":".join(map(str, installation.libraries)),
+        },
+        prefix=prefix,
+        drain_timeout=drain_timeout,
+    )

@@ -1,0 +1,63 @@
+"""How a server is started: its command line, its environment, and how it is known again.
+
+`cpu_launch` makes one for a machine without a GPU, `gpu_launch` one for GPUs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from step_audio.errors import ArtefactError
+from step_audio_server.launch.ports import Ports
+
+# Seconds beyond those that it grants requests until it is killed: 2.51 then trips over its own heap instead of
+# leaving, and a large model's memory takes a while to be given back.
+KILL_AFTER = 3
+KILL_AFTER_ON_GPU = 30
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a server is started, and how its processes and shared memory are known again."""
+
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    prefix: str  # of its shared memory regions; of a rank under mpirun it goes on with the rank's number and "_"
+    drain_timeout: int  # seconds that requests in flight get when it stops; new ones are refused at once
+    ranks: int = 1  # more than one: the command is mpirun's, and rank 0 is the one that serves
+    on_gpu: bool = False
+
+    @property
+    def kill_after(self) -> float:
+        return self.drain_timeout + (KILL_AFTER_ON_GPU if self.on_gpu else KILL_AFTER)
+
+
+def shm_prefix(ports: Ports) -> str:
+    """Of no other server on this machine."""
+    return f"step_audio_{os.getpid()}_{ports.grpc}_"
+
+
+def shm_flag(prefix: str) -> str:
+    return f"--backend-config=python,shm-region-prefix-name={prefix}"
+
+
+def serving_flags(ports: Ports, drain_timeout: int) -> tuple[str, ...]:
+    return (
+        *(f"--{name}-address={ports.host}" for name in ("grpc", "http", "metrics")),
+        f"--grpc-port={ports.grpc}",
+        f"--http-port={ports.http}",
+        f"--metrics-port={ports.metrics}",
+        f"--exit-timeout-secs={drain_timeout}",
+    )
+
+
+def python_environment() -> dict[str, str]:
+    """Ours, less what would lead the stub's interpreter astray, with this interpreter as the first on PATH."""
+    bin_folder = Path(sys.executable).parent
+    if not (bin_folder / "python3").exists():
+        raise ArtefactError(f"{bin_folder} has no python3: run step-audio from a virtual environment")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    return environment | {"PATH": f"{bin_folder}:{environment.get('PATH', '/usr/bin:/bin')}"}

@@ -1,0 +1,109 @@
+"""All that `step-audio serve` does before it starts a server: what is missing is built, or said to be missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from step_audio.artefacts import Artefacts
+from step_audio.chat_template import render
+from step_audio.command_line import Echo
+from step_audio.config import ModelConfig
+from step_audio.conversation import parse_conversation
+from step_audio.errors import ArtefactError, SettingsError
+from step_audio_server.launch import gpu_image
+from step_audio_server.launch.cpu_launch import cpu_launch
+from step_audio_server.launch.gpu_launch import gpu_launch
+from step_audio_server.launch.installation import Installation
+from step_audio_server.launch.launch import Launch
+from step_audio_server.launch.ports import Ports
+from step_audio_server.repository.assembly import assemble, assemble_backends
+from step_audio_server.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from step_audio_build.convert.engine_dir import BuildConfig
+
+
+def prepare(settings: ServeSettings, ports: Ports, echo: Echo) -> Launch:
+    """Raises StepAudioError."""
+    return _for_cpu(settings, ports, echo) if settings.profile is None else _for_gpus(settings, ports, echo)
+
+
+def _for_cpu(settings: ServeSettings, ports: Ports, echo: Echo) -> Launch:
+    gpu_image.require_no_gpu_image()
+    model, artefacts = build_for_cpu(settings, echo)
+    installation = Installation.find()
+    repository = assemble(settings, model, artefacts)
+    backends = assemble_backends(settings.run_dir, installation.backends, installation.stub)
+    return cpu_launch(installation, repository, backends, ports, settings.drain_timeout)
+
+
+def build_for_cpu(settings: ServeSettings, echo: Echo) -> tuple[ModelConfig, Artefacts]:
+    """Everything that a server without a GPU needs. Raises StepAudioError; interrupted, the next call goes on."""
+    from step_audio_build.stages.cpu_build import CpuBuild, build
+
+    model = ModelConfig.from_directory(settings.checkpoint)
+    render(parse_conversation([{"role": "user", "content": "hello"}]), settings.chat_template)  # a broken one, now
+    job = CpuBuild(
+        checkpoint=settings.checkpoint,
+        work_dir=settings.work_dir,
+        engine_dir=settings.run_dir / "engine",
+        tp=settings.tp,
+        dtype=settings.dtype,
+        length_rule=settings.length_rule,
+        limits=engine_limits(settings, model),
+    )
+    return model, build(job, echo)
+
+
+def engine_limits(settings: ServeSettings, model: ModelConfig) -> BuildConfig:
+    """What an engine of ours is built for. The prompt table is divided evenly between requests, as in C++."""
+    from step_audio_build.convert.engine_dir import BuildConfig
+
+    max_seq_len = settings.resolved_max_seq_len(model)
+    rows = settings.max_prompt_table_rows or max_seq_len
+    try:
+        return BuildConfig(
+            max_batch_size=settings.max_batch_size,
+            max_seq_len=max_seq_len,
+            max_num_tokens=settings.max_num_tokens,
+            max_prompt_embedding_table_size=rows * settings.max_batch_size,
+        )
+    except ValidationError as error:
+        raise SettingsError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+
+
+def _for_gpus(settings: ServeSettings, ports: Ports, echo: Echo) -> Launch:
+    """Builds nothing, for that takes an hour of the GPUs: it uses what `step-audio build` has made."""
+    from step_audio_build.planning.profiles import audio_seconds, load_profile
+    from step_audio_build.stages.repository import read_built
+
+    profile = load_profile(settings.profile)
+    binary = gpu_image.require_gpu_image()
+    if profile.gpus > 1:
+        gpu_image.require_mpirun()
+    model = ModelConfig.from_directory(settings.checkpoint)
+    artefacts = read_built(profile, settings.work_dir, settings.checkpoint, settings.length_rule)
+    echo(f"profile {profile.name}: {profile.gpus} x {profile.gpu.name}")
+    for warning in profile.warnings():
+        echo(warning)
+    settings = settings.for_engine(
+        **_built_limits(artefacts.engine_dir),
+        encoder_batch_clips=profile.encoder_batch_clips,
+        max_audio_seconds=audio_seconds(artefacts.max_prompt_table_rows),
+    )
+    repository = assemble(settings, model, artefacts, profile)
+    return gpu_launch(binary, repository, ports, profile.gpus, settings.drain_timeout)
+
+
+def _built_limits(engine_dir: Path) -> dict[str, int]:
+    """`trtllm-build`'s own record of what the engine was built for. Raises ArtefactError."""
+    path = engine_dir / "config.json"
+    try:
+        limits = json.loads(path.read_text("utf-8"))["build_config"]
+        return {name: int(limits[name]) for name in ("max_batch_size", "max_seq_len")}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ArtefactError(f"{path} is missing or not that of an engine; run `step-audio build` again") from None

@@ -1,0 +1,136 @@
+"""Assembly of what `tritonserver` is started on: a work copy of the model repository, and the backends.
+
+WORK/server-PORT/runtime.json     what the Python models read
+WORK/server-PORT/repository/      model_repository/ with every config.pbtxt filled
+WORK/server-PORT/backends/        without a GPU: python (the server's own) and tensorrtllm (ours)
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from step_audio.artefacts import Artefacts
+from step_audio.config import ModelConfig
+from step_audio.steps.runtime import Runtime
+from step_audio_server.assets import asset
+from step_audio_server.repository.template import fill
+from step_audio_server.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from step_audio_build.planning.profiles import Profile
+
+TRITON_TYPES = {"float32": "TYPE_FP32", "bfloat16": "TYPE_BF16", "float16": "TYPE_FP16"}
+
+# How often the LLM backend looks for cancelled direct requests, and reports its gauges.
+CANCELLATION_CHECK_MS = 100
+STATS_CHECK_MS = 50
+
+
+def assemble(settings: ServeSettings, model: ModelConfig, artefacts: Artefacts, profile: Profile | None = None) -> Path:
+    """Write runtime.json and repository/, replacing what was there; returns the repository.
+
+    `profile`: for NVIDIA's backend and the GPUs that it says; None: for ours.
+    """
+    work = settings.run_dir
+    work.mkdir(parents=True, exist_ok=True)
+    runtime = Runtime(
+        model=model,
+        name=settings.checkpoint.resolve().name,
+        tokenizer_file=artefacts.tokenizer_file,
+        encoder_file=artefacts.encoder_file,
+        chat_template=settings.chat_template,
+        length_rule=settings.length_rule,
+        max_seq_len=settings.resolved_max_seq_len(model),
+        max_prompt_table_rows=artefacts.max_prompt_table_rows,
+        encoder_batch_clips=settings.encoder_batch_clips,
+        table_dtype=artefacts.table_dtype,
+        limits=settings.limits,
+    )
+    runtime_file = work / "runtime.json"
+    runtime_file.write_text(runtime.model_dump_json(indent=2), encoding="utf-8")
+
+    repository = work / "repository"
+    shutil.rmtree(repository, ignore_errors=True)
+    values = template_values(settings, runtime, runtime_file, artefacts, profile)
+    for folder in sorted(asset("model_repository").iterdir()):
+        if not folder.is_dir():
+            continue
+        shutil.copytree(folder, repository / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
+        (repository / folder.name / "1").mkdir(exist_ok=True)  # an ensemble's version folder is empty: git drops it
+        config = repository / folder.name / "config.pbtxt"
+        config.write_text(fill(config.read_text("utf-8"), values.get(folder.name, {}), folder.name), "utf-8")
+    return repository
+
+
+def template_values(
+    settings: ServeSettings, runtime: Runtime, runtime_file: Path, artefacts: Artefacts, profile: Profile | None
+) -> dict[str, dict[str, object]]:
+    """Model name -> placeholder -> value."""
+    step: dict[str, object] = {"runtime_file": runtime_file}
+    batched = step | {"preprocessing_batch_size": settings.preprocessing_batch_size}
+    n_mels: dict[str, object] = {"n_mels": runtime.model.audio.n_mels}
+    table_type: dict[str, object] = {"prompt_embedding_table_data_type": TRITON_TYPES[runtime.table_dtype]}
+    hidden_size: dict[str, object] = {"hidden_size": runtime.model.text.hidden_size}
+    return {
+        "audio_featurizer": batched | n_mels,
+        "prompt_builder": batched,
+        "audio_encoder": batched
+        | n_mels
+        | table_type
+        | hidden_size
+        | {"encoder_placement": "kind: KIND_CPU" if profile is None else "kind: KIND_GPU, gpus: [ 0 ]"},
+        "step_audio_prompt": table_type | hidden_size,
+        "tokenizer": step,
+        "tensorrt_llm": table_type
+        | {
+            "encoder_input_features_data_type": TRITON_TYPES[runtime.table_dtype],
+            "logits_datatype": "TYPE_FP32",
+            "max_batch_size": settings.max_batch_size,
+            "max_queue_size": settings.max_queue_size,
+            "engine_dir": artefacts.engine_dir,
+            "xgrammar_tokenizer_info_path": artefacts.xgrammar_tokenizer_info_file,
+            "batch_scheduler_policy": settings.batch_scheduler_policy,
+            "cancellation_check_period_ms": CANCELLATION_CHECK_MS,
+            "stats_check_period_ms": STATS_CHECK_MS,
+            "enable_kv_cache_reuse": settings.kv_cache_reuse,
+            "enable_chunked_context": settings.chunked_context,
+        }
+        | _batcher_and_cache(settings, runtime, profile),
+    }
+
+
+def _batcher_and_cache(settings: ServeSettings, runtime: Runtime, profile: Profile | None) -> dict[str, object]:
+    """What our backend and NVIDIA's are told differently; the template says why, of the batcher.
+
+    The size of the KV cache: ours takes tokens. NVIDIA's takes the fraction of the memory that is free after its engine
+    is loaded, unless it can read a number of tokens, which an empty string is not (TensorRT-LLM
+    triton_backend/inflight_batcher_llm/src/model_instance_state.cc @0c8de69, getKvCacheConfigFromParams).
+    """
+    if profile is None:
+        return {
+            "dynamic_batching": "",
+            "max_tokens_in_paged_kv_cache": settings.kv_cache_tokens or 4 * runtime.max_seq_len,
+            "kv_cache_free_gpu_mem_fraction": 0.9,
+        }
+    queue = f"default_queue_policy {{ max_queue_size: {settings.max_queue_size} }}"
+    return {
+        "dynamic_batching": f"dynamic_batching {{ {queue} }}",
+        "max_tokens_in_paged_kv_cache": "",
+        "kv_cache_free_gpu_mem_fraction": profile.kv_fraction,
+    }
+
+
+def assemble_backends(run_dir: Path, server_backends: Path, stub: Path) -> Path:
+    """backends/, for `--backend-directory`.
+
+    Files are copied, not linked: tritonserver resolves links and refuses a library outside the directory.
+    """
+    backends = run_dir / "backends"
+    shutil.rmtree(backends, ignore_errors=True)
+    shutil.copytree(server_backends / "python", backends / "python", ignore=shutil.ignore_patterns("__pycache__"))
+    copied = Path(shutil.copy(stub, backends / "python" / "triton_python_backend_stub"))
+    copied.chmod(0o755)
+    shutil.copytree(asset("backends"), backends, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    return backends

@@ -1,0 +1,123 @@
+"""The one configuration object: what is served, within which limits. What of it the running models read is their
+`Runtime` (`step_audio.steps.runtime`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from step_audio.chat_template import TEMPLATES
+from step_audio.config import DType, ModelConfig, Strict
+from step_audio.errors import SettingsError
+from step_audio.mel import LengthRule
+from step_audio.steps.runtime import Limits
+
+IPv4 = Annotated[str, Field(pattern=r"^\d{1,3}(\.\d{1,3}){3}$")]
+
+# Settings that an engine is built for: a profile has decided them.
+DECIDED_BY_PROFILE = (
+    "tp", "dtype", "max_batch_size", "max_seq_len", "max_num_tokens", "max_prompt_table_rows", "kv_cache_tokens",
+)  # fmt: skip
+
+
+class ServeSettings(Strict):
+    """Everything `step-audio serve` can be told."""
+
+    checkpoint: Path
+    work_dir: Path
+    profile: str | None = None  # serve on GPUs what `step-audio build --profile` made; None: on the CPU
+    tp: PositiveInt = 4
+    dtype: DType | None = None  # None: the checkpoint's own
+    max_batch_size: PositiveInt = 32  # sequences in flight
+    max_seq_len: PositiveInt | None = None  # positions, prompt and answer; None: up to 32,768 of the checkpoint's own
+    max_num_tokens: PositiveInt = 2048  # positions computed in one step, all requests together
+    max_prompt_table_rows: PositiveInt | None = None  # audio positions of one request; None: max_seq_len
+    max_queue_size: NonNegativeInt = 256  # requests waiting for a slot; 0: no bound
+    kv_cache_tokens: PositiveInt | None = None  # None: four requests of full length
+    kv_cache_reuse: bool = True
+    chunked_context: bool = True
+    batch_scheduler_policy: Literal["guaranteed_no_evict", "max_utilization"] = "guaranteed_no_evict"
+    length_rule: LengthRule = "L"
+    chat_template: str = "default"  # "default", "published", or a path to a Jinja file
+    encoder_batch_clips: PositiveInt = 2  # clips in one run of the encoder; on a CPU more are no faster, only larger
+    preprocessing_batch_size: PositiveInt = 16  # requests in one call of featurizer or encoder
+    limits: Limits = Limits()
+    triton_host: IPv4 = "127.0.0.1"  # of Triton's own ports, which have no password; 0.0.0.0: all interfaces
+    grpc_port: int = Field(8001, ge=1, le=65535)
+    http_port: int = Field(8000, ge=1, le=65535)
+    metrics_port: int = Field(8002, ge=1, le=65535)
+    startup_timeout: PositiveFloat | None = None  # seconds; None: 600, on GPUs 1800
+    drain_timeout: NonNegativeInt = 5  # seconds that requests in flight get when the server stops
+
+    @model_validator(mode="after")
+    def _profile_decides(self) -> ServeSettings:
+        if self.profile is not None and (said := sorted(self.model_fields_set.intersection(DECIDED_BY_PROFILE))):
+            raise ValueError(f"{said[0]} is decided by the profile the engine was built for; leave it out")
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        """What belongs to one running server; the artefacts beside it are shared by all on this work directory."""
+        return self.work_dir / f"server-{self.grpc_port}"
+
+    @field_validator("chat_template")
+    @classmethod
+    def _template_exists(cls, value: str) -> str:
+        """Said now and not after a conversion of an hour; resolved, for the models run elsewhere."""
+        if value in TEMPLATES:
+            return value
+        if not Path(value).is_file():
+            raise ValueError(f"neither {' nor '.join(TEMPLATES)} nor a file")
+        return str(Path(value).resolve())
+
+    @classmethod
+    def create(cls, **values) -> ServeSettings:
+        """Validate; raises SettingsError with the first fault in words."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            message = first["msg"].removeprefix("Value error, ")
+            # Two settings that contradict each other are no fault of one of them.
+            raise SettingsError(f"{where}: {message}, got {first['input']!r}" if where else message) from None
+
+    def for_engine(
+        self, max_batch_size: int, max_seq_len: int, encoder_batch_clips: int, max_audio_seconds: float
+    ) -> ServeSettings:
+        """With what a built engine has decided, and no more audio than its prompt table holds."""
+        seconds = min(self.limits.max_audio_seconds, max_audio_seconds)
+        decided = {
+            "max_batch_size": max_batch_size,
+            "max_seq_len": max_seq_len,
+            "limits": self.limits.model_copy(update={"max_audio_seconds": seconds}),
+        }
+        if "encoder_batch_clips" not in self.model_fields_set:  # the default is for a CPU
+            decided["encoder_batch_clips"] = encoder_batch_clips
+        return self.model_copy(update=decided)
+
+    def resolved_startup_timeout(self) -> float:
+        """Seconds. On GPUs, tens of GB of engines are read, possibly from a network's disk."""
+        return self.startup_timeout or (600.0 if self.profile is None else 1800.0)
+
+    def resolved_max_seq_len(self, model: ModelConfig) -> int:
+        limit = model.text.max_position_embeddings
+        length = min(limit, 32_768) if self.max_seq_len is None else self.max_seq_len
+        if length > limit:
+            raise SettingsError(f"max_seq_len {length} is more than the checkpoint's {limit} positions")
+        if self.kv_cache_tokens is not None and self.kv_cache_tokens < length:
+            # The engine would cut answers shorter than clients are told they may be.
+            raise SettingsError(
+                f"kv_cache_tokens {self.kv_cache_tokens} is less than one request of {length} (max_seq_len)"
+            )
+        return length

@@ -1,0 +1,34 @@
+"""What all commands share: a parser each, lines to people, types of arguments."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+Echo = Callable[[str], None]  # takes a line that is meant for people
+
+
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str
+) -> argparse.ArgumentParser:
+    """A command's parser; `text` is its line in the list of commands and its description."""
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def echo(line: str) -> None:
+    """To people, not to pipes."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def count(text: str) -> int:
+    """An argument's type: at least 1. argparse calls it by this name where a value is not."""
+    if (value := int(text)) < 1:
+        raise ValueError
+    return value
+
+
+count.__name__ = "count"  # argparse says "invalid count value"

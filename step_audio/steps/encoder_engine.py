@@ -1,0 +1,77 @@
+"""The `audio_encoder` step: log-mel features of many requests through one engine.
+
+Clips of all requests at hand are sorted by length and run in batches of bounded size, so that a request
+with 72 clips neither takes unbounded memory nor pads short clips to 25 s. The engine's result for a clip
+does not depend on its batch (`step_audio.encoder`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from step_audio import mel
+from step_audio.errors import ArtefactError
+from step_audio.steps.runtime import Runtime
+
+
+class EncoderEngine(Protocol):
+    max_clips: float  # in one run
+
+    def run(self, features: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        """float32 [clips, n_mels, T], int64 [clips] -> float32 [clips, tokens of T, llm_dim]."""
+
+
+class OnnxEncoderEngine:
+    """The exported encoder on ONNX Runtime's CPU provider."""
+
+    max_clips = float("inf")
+
+    def __init__(self, path: Path, threads: int = 0):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        # Spinning worker threads would take the cores away from the LLM between two calls.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise ArtefactError(f"cannot load the encoder {path.name}: {error}") from None
+
+    def run(self, features: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        return self.session.run(["embeddings"], {"mel": features, "frames": frames})[0]
+
+
+def load_engine(path: Path) -> EncoderEngine:
+    """What `path` says by its suffix: .plan is TensorRT's, for GPU 0. Raises ArtefactError."""
+    if path.suffix != ".plan":
+        return OnnxEncoderEngine(path)
+    from step_audio.steps.tensorrt_encoder import TensorRTEncoderEngine
+
+    return TensorRTEncoderEngine(path)
+
+
+class AudioEncoderStep:
+    def __init__(self, runtime: Runtime, engine: EncoderEngine | None = None):
+        self.runtime = runtime
+        self.n_mels = runtime.model.audio.n_mels
+        self.engine = engine or load_engine(runtime.encoder_file)
+
+    def encode(self, requests: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+        """Per request (mel float32 [clips, n_mels, T], frames int [clips]) -> its table, float32 [rows, llm_dim]."""
+        clips = [(int(length), r, c) for r, (_, frames) in enumerate(requests) for c, length in enumerate(frames)]
+        clips.sort(reverse=True)
+        rows: dict[tuple[int, int], np.ndarray] = {}
+        size = int(min(self.runtime.encoder_batch_clips, self.engine.max_clips))
+        for start in range(0, len(clips), size):
+            group = clips[start : start + size]
+            features, frames = mel.pad_batch([requests[r][0][c, :, :length] for length, r, c in group], self.n_mels)
+            embeddings = self.engine.run(features, frames.astype(np.int64))
+            for (length, r, c), embedding in zip(group, embeddings, strict=True):
+                rows[r, c] = embedding[: mel.token_count(length, self.runtime.length_rule)]
+        return [np.concatenate([rows[r, c] for c in range(len(frames))]) for r, (_, frames) in enumerate(requests)]

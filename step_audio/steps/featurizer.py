@@ -1,0 +1,90 @@
+"""The `audio_featurizer` step: the bytes of recordings to log-mel features of clips.
+
+Order matters here: everything that can refuse a request is done before the first sample is decoded,
+or, where only the samples can tell, before the first spectrum is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from step_audio import mel
+from step_audio.audio import SAMPLE_RATE, content_hash, decode_audio, split_clips
+from step_audio.conversation import parse_conversation
+from step_audio.errors import AudioTooLong, InvalidRequest
+from step_audio.steps.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Features:
+    """The clips of one request, in prompt order."""
+
+    mel: np.ndarray  # float32 [clips, n_mels, frames of the longest], zero-padded
+    frames: np.ndarray  # int32 [clips], true lengths, 10 ms each
+    audio_index: np.ndarray  # int32 [clips], which recording a clip is of
+    content_hash: np.ndarray  # uint64 [clips]
+
+
+class Featurizer:
+    def __init__(self, runtime: Runtime):
+        self.runtime = runtime
+
+    def featurize(self, messages: bytes | None, audio: Sequence[bytes]) -> Features:
+        """Raises InvalidRequest; `messages` is the request's JSON, None if it was not sent."""
+        self._check_before_decoding(messages, audio)
+        clips, index = self._clips(audio)
+        frames = np.array([mel.frame_count(len(clip)) for clip in clips], np.int32)
+        self._check_positions(frames)
+        n_mels = self.runtime.model.audio.n_mels
+        padded, _ = mel.pad_batch([mel.log_mel(clip, n_mels) for clip in clips], n_mels)
+        hashes = np.array([content_hash(clip) for clip in clips], np.uint64)
+        return Features(padded, frames, np.array(index, np.int32), hashes)
+
+    def _check_before_decoding(self, messages: bytes | None, audio: Sequence[bytes]) -> None:
+        limits = self.runtime.limits
+        if messages is None:
+            raise InvalidRequest("missing required input 'messages'")
+        placeholders = parse_conversation(messages).audio_count
+        if placeholders != len(audio):
+            raise InvalidRequest(f"messages have {placeholders} audio parts, but {len(audio)} audios were sent")
+        if len(audio) > limits.max_audios:
+            raise InvalidRequest(f"{len(audio)} audios, the limit is {limits.max_audios}")
+        if (size := sum(map(len, audio))) > limits.max_audio_bytes:
+            raise InvalidRequest(f"audio: {size} bytes, the limit is {limits.max_audio_bytes}")
+
+    def _clips(self, audio: Sequence[bytes]) -> tuple[list[np.ndarray], list[int]]:
+        clips: list[np.ndarray] = []
+        index: list[int] = []
+        left = self.runtime.limits.max_audio_seconds
+        for i, data in enumerate(audio):
+            try:
+                samples = decode_audio(data, max_seconds=left, name=f"audio[{i}]")
+            except AudioTooLong as error:
+                if i == 0:
+                    raise
+                total = self.runtime.limits.max_audio_seconds
+                raise InvalidRequest(f"{error}: what the recordings before it leave of {total:g} s") from None
+            left -= len(samples) / SAMPLE_RATE
+            new = split_clips(samples)
+            clips += new
+            index += [i] * len(new)
+        return clips, index
+
+    def _check_positions(self, frames: np.ndarray) -> None:
+        """The audio alone must fit the prompt table and leave the prompt room for a word."""
+        runtime = self.runtime
+        for length in frames:
+            mel.check_clip(int(length), runtime.model.audio.n_audio_ctx)
+        tokens = sum(mel.token_count(int(length), runtime.length_rule) for length in frames)
+        if tokens > runtime.max_prompt_table_rows:
+            raise InvalidRequest(
+                f"audio: {tokens} audio tokens (12.5 a second), the limit of the prompt table is "
+                f"{runtime.max_prompt_table_rows}; send less audio"
+            )
+        if (positions := tokens + 2 * len(frames)) >= runtime.max_seq_len:
+            raise InvalidRequest(
+                f"audio: {positions} prompt positions, which leaves no room in max_seq_len {runtime.max_seq_len}"
+            )

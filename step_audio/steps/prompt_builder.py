@@ -1,0 +1,91 @@
+"""The `prompt_builder` step: messages and what is known of the clips to the LLM's inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from step_audio.chat import ClipInfo, build_prompt
+from step_audio.conversation import parse_conversation
+from step_audio.errors import InvalidRequest
+from step_audio.mel import token_count
+from step_audio.steps.runtime import Runtime
+from step_audio.tokenizer import Tokenizer, check_vocabulary
+from step_audio.word_list import pack_word_list, unpack_word_list
+
+
+@dataclass(frozen=True)
+class PromptRequest:
+    """One request's inputs; None where an optional one was not sent."""
+
+    messages: bytes
+    frames: np.ndarray  # int32 [clips]
+    audio_index: np.ndarray  # int32 [clips]
+    content_hash: np.ndarray  # uint64 [clips]
+    tools: bytes | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    request_output_len: int | None = None
+    end_id: int | None = None
+    stop_words_list: np.ndarray | None = None  # int32 [2, n]
+
+
+class PromptBuilder:
+    def __init__(self, runtime: Runtime):
+        self.runtime = runtime
+        self.tokenizer = Tokenizer.from_json(runtime.tokenizer_file.read_text(encoding="utf-8"))
+        check_vocabulary(self.tokenizer, runtime.model.text.vocab_size)
+
+    def build(self, request: PromptRequest) -> dict[str, np.ndarray]:
+        """Inputs of `tensorrt_llm` by name, without a batch dimension. Raises InvalidRequest."""
+        conversation = parse_conversation(request.messages, request.tools)
+        clips: list[list[ClipInfo]] = [[] for _ in range(conversation.audio_count)]
+        for frames, index, digest in zip(request.frames, request.audio_index, request.content_hash, strict=True):
+            clips[index].append(ClipInfo(token_count(int(frames), self.runtime.length_rule), int(digest)))
+        proceed = bool(request.continue_final_message)
+        # Who continues a message wants no new turn; who asks for both is refused.
+        new_turn = not proceed if request.add_generation_prompt is None else bool(request.add_generation_prompt)
+        prompt = build_prompt(
+            conversation,
+            self.tokenizer,
+            self.runtime.model.text.vocab_size,
+            clips,
+            template=self.runtime.chat_template,
+            add_generation_prompt=new_turn,
+            continue_final_message=proceed,
+        )
+        length = len(prompt.input_ids)
+        outputs = {
+            "input_ids": prompt.input_ids,
+            "input_lengths": np.array([length], np.int32),
+            "prompt_table_extra_ids": prompt.extra_ids,
+            "request_output_len": np.array([self._output_len(length, request.request_output_len)], np.int32),
+        }
+        return outputs | self._stop_set(request)
+
+    def _output_len(self, prompt_length: int, asked: int | None) -> int:
+        room = self.runtime.max_seq_len - prompt_length
+        if room < 1:
+            raise InvalidRequest(
+                f"the prompt has {prompt_length} positions and max_seq_len is {self.runtime.max_seq_len}; "
+                "send less audio or text"
+            )
+        if asked is None:
+            return room
+        if asked < 1:
+            raise InvalidRequest(f"request_output_len must be at least 1, got {asked}")
+        return min(asked, room)
+
+    def _stop_set(self, request: PromptRequest) -> dict[str, np.ndarray]:
+        """The engine takes one `end_id` and a list of words: the checkpoint's stop ids are spread over both."""
+        if request.end_id is not None:
+            outputs = {"end_id": np.array([request.end_id], np.int32)}
+            if request.stop_words_list is not None:
+                outputs["stop_words_list"] = request.stop_words_list
+            return outputs
+        first, *others = self.tokenizer.special.stop_ids
+        words = [[token] for token in others]
+        if request.stop_words_list is not None:
+            words += unpack_word_list(request.stop_words_list)
+        return {"end_id": np.array([first], np.int32), "stop_words_list": pack_word_list(words)}

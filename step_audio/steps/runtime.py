@@ -1,0 +1,54 @@
+"""What the models of the repository read when they start: one JSON file in the work copy of the repository."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from step_audio.config import DType, ModelConfig, Strict
+from step_audio.mel import LengthRule
+
+
+class Limits(Strict):
+    """What one request may hold. Checked before anything is decoded, as far as it can be known then."""
+
+    max_audios: NonNegativeInt = 64
+    max_audio_seconds: NonNegativeFloat = 5100.0  # of all recordings together; 85 minutes fill 65,536 positions
+    max_audio_bytes: PositiveInt = 512 << 20  # of all files together
+
+
+class Runtime(Strict):
+    """What the models of the repository read when they start; written by `step_audio_server.repository.assembly`."""
+
+    model: ModelConfig
+    name: str  # of the checkpoint, for people
+    tokenizer_file: Path
+    encoder_file: Path
+    chat_template: str  # "default", "published", or a path
+    length_rule: LengthRule
+    max_seq_len: PositiveInt
+    max_prompt_table_rows: PositiveInt
+    encoder_batch_clips: PositiveInt
+    table_dtype: DType  # of the prompt table: the engine's own
+    limits: Limits
+
+    @classmethod
+    def load(cls, path: str | Path) -> Runtime:
+        return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
+
+    @classmethod
+    def from_triton(cls, args: dict) -> Runtime:
+        """From the arguments that a Python model's `initialize` gets."""
+        parameters = json.loads(args["model_config"])["parameters"]
+        return cls.load(parameters["runtime_file"]["string_value"])
+
+    def serving_info(self) -> dict:
+        """What a client may know (the `tokenizer` model's second output)."""
+        return {
+            "model": self.name,
+            "vocab_size": self.model.text.vocab_size,
+            "max_seq_len": self.max_seq_len,
+            "limits": self.limits.model_dump(),
+        }

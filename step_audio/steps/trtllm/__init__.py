@@ -1,0 +1,1 @@
+"""The CPU stand-in of NVIDIA's `tensorrtllm` backend, in four parts."""

@@ -1,0 +1,58 @@
+"""`step-audio train`: from nothing to a checkpoint, with the plot of how it went."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from step_audio.command_line import Echo, add_command, count, echo
+from step_audio.errors import ArtefactError
+
+if TYPE_CHECKING:
+    from step_audio_training.train import Recipe
+
+
+def add_train(commands: Any) -> None:
+    """Add the command to the subparsers of `step-audio`; `run` is set."""
+    parser = add_command(commands, "train", _train, "Train the small model on speech that espeak-ng makes on the fly.")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="goes on with what is there")
+    parser.add_argument("--steps", type=count, help="default: the recipe's; may be changed before the cool-down")
+    parser.add_argument("--seed", type=int, help="default: the recipe's")
+    parser.add_argument("--refine", type=Path, metavar="DIR", help="begin with the weights of the training in DIR")
+    parser.add_argument("--workers", type=int, default=1, help="processes that make data (default %(default)s)")
+    parser.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from step_audio_training.train import REFINEMENT, Recipe
+
+    given = {name: value for name in ("steps", "seed") if (value := getattr(arguments, name)) is not None}
+    recipe = replace(REFINEMENT if arguments.refine else Recipe(), **given)
+    run(arguments.output, recipe, arguments.workers, arguments.device, echo, arguments.refine)
+
+
+def run(
+    output: Path,
+    recipe: Recipe,
+    workers: int,
+    device: str | None,
+    echo: Echo,
+    refined: Path | None = None,
+) -> None:
+    """OUTPUT/state.pt and log.jsonl while it goes on, OUTPUT/checkpoint and training.svg at the end.
+
+    Raises ArtefactError.
+    """
+    from step_audio_training.export import export
+    from step_audio_training.plot import plot_training
+    from step_audio_training.train import LOG, train
+
+    checkpoint = output / "checkpoint"
+    if checkpoint.exists():
+        raise ArtefactError(f"{checkpoint} is there already; delete it or choose another output")
+    model, tokenizer = train(output, recipe, workers, device, refined)
+    plot_training(output / LOG, output / "training.svg")
+    export(model, tokenizer, checkpoint)
+    echo(f"{checkpoint}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters")

@@ -1,0 +1,127 @@
+"""The trainable model: the product's own encoder, transformers' Qwen2 behind it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from step_audio.config import ModelConfig
+from step_audio.encoder import AudioEncoder
+from step_audio_training.batches import IGNORED, WORDS, TrainingBatch
+from step_audio_training.recordings import SOUNDS
+from step_audio_training.speech import PHONEMES
+
+
+def qwen2(config: ModelConfig) -> Qwen2ForCausalLM:
+    """The decoder, with random weights."""
+    text = config.text
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=text.vocab_size,
+            hidden_size=text.hidden_size,
+            intermediate_size=text.intermediate_size,
+            num_hidden_layers=text.num_hidden_layers,
+            num_attention_heads=text.num_attention_heads,
+            num_key_value_heads=text.num_key_value_heads,
+            max_position_embeddings=text.max_position_embeddings,
+            rms_norm_eps=text.rms_norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": text.rope_theta},
+            tie_word_embeddings=False,
+        )
+    )
+
+
+@dataclass
+class Heard:
+    """The encoder's output `frames` [clips, T, width], and the adaptor's `embeddings` [clips, tok, hidden]."""
+
+    frames: Tensor
+    embeddings: Tensor
+
+
+class Listener(nn.Module):
+    """The heads for words, sounds and phonemes only help the encoder to learn; they are not part of the checkpoint."""
+
+    def __init__(self, config: ModelConfig, trained_ids: Tensor):
+        """`trained_ids` int64 [n]: the tokens that occur. The other rows of the head are zero and stay so: their
+        logits are 0, and the softmax counts them without computing them."""
+        super().__init__()
+        self.config = config
+        self.audio = AudioEncoder(config.audio, "L")
+        self.decoder = qwen2(config)
+        self.words = nn.Linear(config.text.hidden_size, len(WORDS) + 1)
+        self.sounds = nn.Linear(config.text.hidden_size, len(SOUNDS))
+        self.phonemes = nn.Linear(config.audio.n_audio_state, len(PHONEMES))
+        self.register_buffer("trained_ids", trained_ids, persistent=False)
+        position = torch.full((config.text.vocab_size,), -1)
+        position[trained_ids] = torch.arange(len(trained_ids))
+        self.register_buffer("position", position, persistent=False)
+        self.untrained = math.log(config.text.vocab_size - len(trained_ids))
+        with torch.no_grad():
+            self.audio.encoder.positional_embedding.weight.copy_(
+                _sinusoids(config.audio.n_audio_ctx, config.audio.n_audio_state)
+            )
+            self.decoder.lm_head.weight.zero_()
+            self.decoder.lm_head.weight[trained_ids] = 0.02 * torch.randn(len(trained_ids), config.text.hidden_size)
+
+    def embed(self, batch: TrainingBatch) -> Heard:
+        frames = self.audio.encoder(batch.mels, batch.frames, masked_frames=0)
+        return Heard(frames, self.audio.adapter(frames))
+
+    def hearing_loss(self, heard: Heard, batch: TrainingBatch) -> Tensor:
+        """Cross entropy of which phoneme is said at which frame, and which word and sound there is at which embedding;
+        the sum of their means."""
+        losses = [
+            F.cross_entropy(s.transpose(1, 2), said, ignore_index=IGNORED) for s, said in self._heads(heard, batch)
+        ]
+        return torch.stack(losses).sum()
+
+    def hearing_errors(self, heard: Heard, batch: TrainingBatch) -> dict[str, Tensor]:
+        """Share of the frames whose phoneme is not recognised, and of the embeddings whose word and sound are not."""
+        return {
+            name: (scores.argmax(-1) != said)[said != IGNORED].float().mean()
+            for name, (scores, said) in zip(("phoneme", "word", "sound"), self._heads(heard, batch), strict=True)
+        }
+
+    def _heads(self, heard: Heard, batch: TrainingBatch) -> list[tuple[Tensor, Tensor]]:
+        return [
+            (self.phonemes(heard.frames), batch.phonemes),
+            (self.words(heard.embeddings), batch.words),
+            (self.sounds(heard.embeddings), batch.sounds),
+        ]
+
+    def answer_loss(self, heard: Heard, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+        """Mean cross entropy of the answers' tokens, and the share of them that comes first.
+
+        A token of a long answer counts less than one of a short answer, by the root of the lengths: the one word that
+        answers a question about a sound would else be lost among the steps of sums.
+        """
+        vocab = self.config.text.vocab_size
+        rows = heard.embeddings[batch.words != IGNORED]  # each clip's own
+        states, targets, weights = [], [], []
+        for ids, labels in batch.groups:
+            inputs = self.decoder.model.embed_tokens(ids.clamp(max=vocab - 1))
+            audio = ids >= vocab
+            inputs = inputs.masked_scatter(audio[:, :, None], rows[ids[audio] - vocab])
+            hidden = self.decoder.model(inputs_embeds=inputs, use_cache=False).last_hidden_state
+            counted = labels != IGNORED
+            states.append(hidden[counted])
+            targets.append(self.position[labels[counted]])
+            weights.append((counted / counted.sum(1, keepdim=True).sqrt())[counted])
+        logits = F.linear(torch.cat(states), self.decoder.lm_head.weight[self.trained_ids])
+        logits = F.pad(logits, (0, 1), value=self.untrained)
+        target, weight = torch.cat(targets), torch.cat(weights)
+        losses = F.cross_entropy(logits, target, reduction="none")
+        return (weight * losses).sum() / weight.sum(), (logits.argmax(-1) == target).float().mean()
+
+
+def _sinusoids(length: int, width: int) -> Tensor:
+    """Whisper's: a start from which positions that training never reaches are not noise."""
+    scale = torch.exp(-math.log(10_000) * torch.arange(width // 2) / (width // 2 - 1))
+    angle = torch.arange(length)[:, None] * scale
+    return 0.1 * torch.cat([angle.sin(), angle.cos()], 1)
