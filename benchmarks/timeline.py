@@ -32,6 +32,8 @@ THOUGHT, SPEECH, HEARD = "#8da0cb", "#fc8d62", "#66c2a5"
 
 @dataclass(frozen=True)
 class Answer:
+    """One measured answer, spoken at `pace`."""
+
     pace: MindPaced
     timing: SpeechTiming
     thought_begun: float | None  # seconds since the question, as in `timing`

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 
 class Attention(nn.Module):
+    """Multi-head self-attention over the positions that a mask leaves visible."""
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -42,6 +44,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
+    """A pre-norm transformer layer: attention, then an MLP of four times the width. [B, T, width] in and out."""
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.attn = Attention(width, heads)
@@ -55,6 +59,8 @@ class Block(nn.Module):
 
 
 class WhisperEncoder(nn.Module):
+    """Whisper's encoder, masked for clips of different lengths in one batch: 100 frames a second in, 25 out."""
+
     def __init__(self, config: AudioEncoderConfig) -> None:
         super().__init__()
         width = config.n_audio_state
@@ -83,6 +89,8 @@ class WhisperEncoder(nn.Module):
 
 
 class Adapter(nn.Module):
+    """25 Hz to the 12.5 Hz of the decoder, and to its width: [B, T, n_audio_state] to [B, about T/2, llm_dim]."""
+
     def __init__(self, config: AudioEncoderConfig) -> None:
         super().__init__()
         width = config.n_audio_state

@@ -18,6 +18,8 @@ TABLE = "prompt_embedding_table"
 
 
 class TritonPythonModel:
+    """Triton's entry: hands requests to `TrtllmBackend`, and its answers and counters back."""
+
     def initialize(self, args):
         config = json.loads(args["model_config"])
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}

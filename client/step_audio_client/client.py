@@ -25,6 +25,8 @@ from step_audio_client.tokens import FinishReason, TokenRequest, Tokens
 
 @dataclass(frozen=True)
 class Usage:
+    """Positions of the prompt, audio included, and tokens that were generated."""
+
     prompt_tokens: int
     completion_tokens: int
 

@@ -25,6 +25,8 @@ UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_le
 
 @dataclass(frozen=True)
 class Response:
+    """One response of a stream: arrays by output name. `final`: no other follows."""
+
     outputs: dict[str, np.ndarray]
     final: bool
 

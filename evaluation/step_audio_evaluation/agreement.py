@@ -22,6 +22,8 @@ class Greedy:
 
 
 class Reference(Protocol):
+    """A model whose greedy answers served ones are compared with."""
+
     stop_ids: Sequence[int]
 
     def greedy(self, item: Item, max_tokens: int) -> Greedy:

@@ -17,6 +17,8 @@ WRONG_SHOWN = 3  # examples of a task's wrong answers in the report
 
 @dataclass(frozen=True)
 class Graded:
+    """A question, what was answered, and whether that is right."""
+
     item: Item
     answer: Answer
     score: Score
@@ -42,6 +44,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
+    """All that `report.md` and `report.json` show: accuracy by task, and how it was measured."""
+
     settings: Mapping[str, Any]
     date: str
     rows: list[Row]

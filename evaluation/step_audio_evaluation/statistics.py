@@ -14,6 +14,8 @@ DRAWS = 4000  # of a bootstrap
 
 @dataclass(frozen=True)
 class Interval:
+    """A confidence interval of 95 %."""
+
     low: float
     high: float
 

@@ -49,6 +49,8 @@ class _JsonRequest(Request):
 
 
 class JsonRoute(APIRoute):
+    """A route whose body must be JSON: other content types get 415, a body that is not JSON 400."""
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
 

@@ -15,6 +15,8 @@ from step_audio_gateway.settings import GatewaySettings
 
 
 class Gateway:
+    """What every route works with: settings, the client of the served model, counters, the fetcher of recordings."""
+
     def __init__(self, settings: GatewaySettings, client: StepAudioClient, fetcher: Fetcher | None = None):
         self.settings = settings
         self.client = client

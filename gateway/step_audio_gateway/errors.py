@@ -34,6 +34,8 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 
 class ErrorDetail(BaseModel):
+    """What is wrong (`message`), with which field of the request (`param`)."""
+
     message: str
     type: str
     param: str | None

@@ -12,10 +12,14 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class PromptDetails(BaseModel):
+    """Positions of the prompt that are audio."""
+
     audio_tokens: int
 
 
 class CompletionDetails(BaseModel):
+    """Tokens of the answer that are thought."""
+
     reasoning_tokens: int
 
 
@@ -43,6 +47,8 @@ class CompletionUsage(BaseModel):
 
 
 class Logprob(BaseModel):
+    """A generated token and its log-probability. `bytes` is its UTF-8, which may end within a character."""
+
     token: str
     logprob: float
     bytes: list[int]
@@ -54,15 +60,21 @@ class Logprob(BaseModel):
 
 
 class Logprobs(BaseModel):
+    """One entry for each generated token."""
+
     content: list[Logprob]
 
 
 class CalledFunction(BaseModel):
+    """The function that the model calls; `arguments` is JSON."""
+
     name: str
     arguments: str
 
 
 class ReplyToolCall(BaseModel):
+    """A call that the model makes. Answer it with a message of role `tool` with the same `tool_call_id`."""
+
     index: int = 0  # in chunks
     id: str
     type: Literal["function"]
@@ -146,6 +158,8 @@ def _milliseconds(seconds: float | None) -> float | None:
 
 
 class Choice(BaseModel):
+    """One of the `n` answers."""
+
     index: int
     message: ReplyMessage
     logprobs: Logprobs | None
@@ -154,6 +168,8 @@ class Choice(BaseModel):
 
 
 class ChatCompletion(BaseModel):
+    """The whole reply, when `stream` is off."""
+
     id: str
     object: Literal["chat.completion"]
     created: int
@@ -163,6 +179,8 @@ class ChatCompletion(BaseModel):
 
 
 class ChunkChoice(BaseModel):
+    """What a chunk adds to one of the `n` answers. `finish_reason` is null until the last one."""
+
     index: int
     delta: ReplyMessage
     logprobs: Logprobs | None = None
@@ -182,6 +200,8 @@ class ChatCompletionChunk(BaseModel):
 
 
 class Model(BaseModel):
+    """A served model. `root` is the checkpoint's name, `max_model_len` the positions that prompt and answer share."""
+
     id: str
     object: Literal["model"]
     created: int
@@ -191,11 +211,15 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
+    """All names that requests may give in `model`."""
+
     object: Literal["list"]
     data: list[Model]
 
 
 class Transcription(BaseModel):
+    """What was said, as text."""
+
     text: str
 
 
@@ -209,4 +233,6 @@ class VerboseTranscription(BaseModel):
 
 
 class Status(BaseModel):
+    """`ok`, or `unavailable`."""
+
     status: str

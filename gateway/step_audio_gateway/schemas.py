@@ -20,30 +20,42 @@ Word = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
 class TextPart(BaseModel):
+    """A piece of text."""
+
     type: Literal["text"]
     text: str
 
 
 class InputAudio(BaseModel):
+    """A recording: wav, flac, mp3, ogg, m4a, webm."""
+
     data: str = Field(description="the file's bytes in base64, bare or as a data: URL")
     format: str | None = Field(None, description="not needed: the bytes tell")
 
 
 class InputAudioPart(BaseModel):
+    """A recording, in OpenAI's form."""
+
     type: Literal["input_audio"]
     input_audio: InputAudio
 
 
 class AudioUrl(BaseModel):
+    """Where a recording is."""
+
     url: str = Field(description="data: URL, or https: where the server allows the host")
 
 
 class AudioUrlPart(BaseModel):
+    """A recording, in vLLM's form."""
+
     type: Literal["audio_url"]
     audio_url: AudioUrl
 
 
 class AudioPart(BaseModel):
+    """A recording, in the form of StepFun's model card."""
+
     type: Literal["audio"]
     audio: str = Field(description="base64, data: URL, or https: where the server allows the host")
 
@@ -76,11 +88,15 @@ Content = Annotated[
 
 
 class FunctionCall(BaseModel):
+    """The function that was called; `arguments` is JSON, as text or as an object."""
+
     name: str = Field(min_length=1)
     arguments: str | dict[str, Any] = "{}"
 
 
 class MessageToolCall(BaseModel):
+    """A call that the model made in an earlier turn."""
+
     id: str | None = None
     type: Literal["function"] = "function"
     function: FunctionCall
@@ -104,6 +120,8 @@ class ChatMessage(BaseModel):
 
 
 class Function(BaseModel):
+    """A function that the model may call; `parameters` is a JSON schema of its arguments."""
+
     model_config = ConfigDict(extra="allow")  # the model is shown what the caller wrote
 
     name: str = Field(min_length=1)
@@ -112,6 +130,8 @@ class Function(BaseModel):
 
 
 class Tool(BaseModel):
+    """Something the model may use: a function."""
+
     model_config = ConfigDict(extra="allow")
 
     type: Literal["function"]
@@ -119,15 +139,21 @@ class Tool(BaseModel):
 
 
 class NamedFunction(BaseModel):
+    """The function that must be called."""
+
     name: str
 
 
 class NamedToolChoice(BaseModel):
+    """Demands a call of one function."""
+
     type: Literal["function"]
     function: NamedFunction
 
 
 class JsonSchema(BaseModel):
+    """The schema that the answer must follow."""
+
     name: str | None = None
     description: str | None = None
     strict: bool | None = None
@@ -135,14 +161,20 @@ class JsonSchema(BaseModel):
 
 
 class TextFormat(BaseModel):
+    """Free text, the default."""
+
     type: Literal["text"]
 
 
 class JsonObjectFormat(BaseModel):
+    """An answer that is a JSON object."""
+
     type: Literal["json_object"]
 
 
 class JsonSchemaFormat(BaseModel):
+    """An answer that follows a JSON schema."""
+
     type: Literal["json_schema"]
     json_schema: JsonSchema
 
@@ -151,6 +183,8 @@ ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Fie
 
 
 class StreamOptions(BaseModel):
+    """What a stream brings beside the answer."""
+
     include_usage: bool = Field(False, description="a last chunk with the usage")
 
 
@@ -187,6 +221,8 @@ class MindPacedControl(BaseModel):
 
 
 class ChatTemplateKwargs(BaseModel):
+    """Qwen's and vLLM's way to turn the thought off."""
+
     model_config = ConfigDict(extra="forbid")
 
     enable_thinking: bool | None = Field(None, description="false is the same as thinking.mode off")

@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CompiledGuide:
+    """A grammar ready to be followed; `GuideCompiler` makes and keeps them."""
+
     grammar: xgrammar.CompiledGrammar
     vocab_size: int
     stop_ids: tuple[int, ...]  # the tokenizer's, which a grammar of text never holds

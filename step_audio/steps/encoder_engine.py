@@ -19,6 +19,8 @@ from step_audio.steps.runtime import Runtime
 
 
 class EncoderEngine(Protocol):
+    """What computes the encoder: ONNX Runtime on a CPU, TensorRT on a GPU."""
+
     max_clips: float  # in one run
 
     def run(self, features: np.ndarray, frames: np.ndarray) -> np.ndarray:
@@ -57,6 +59,8 @@ def load_engine(path: Path) -> EncoderEngine:
 
 
 class AudioEncoderStep:
+    """Log-mel of the clips of many requests to one prompt table each; clips of similar length share a run."""
+
     def __init__(self, runtime: Runtime, engine: EncoderEngine | None = None):
         self.runtime = runtime
         self.n_mels = runtime.model.audio.n_mels

@@ -29,6 +29,8 @@ class Features:
 
 
 class Featurizer:
+    """Recordings of one request to log-mel features of clips, within the server's limits. Safe in several threads."""
+
     def __init__(self, runtime: Runtime):
         self.runtime = runtime
 

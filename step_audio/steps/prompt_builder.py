@@ -32,6 +32,8 @@ class PromptRequest:
 
 
 class PromptBuilder:
+    """One request's messages to the LLM's prompt: ids, audio positions with their content hashes, stop set, length."""
+
     def __init__(self, runtime: Runtime):
         self.runtime = runtime
         self.tokenizer = Tokenizer.from_json(runtime.tokenizer_file.read_text(encoding="utf-8"))

@@ -31,6 +31,8 @@ class SourceFile(Strict):
 
 
 class OutputFile(Strict):
+    """A file of an artefact: `name` relative to its directory, `size` in bytes."""
+
     name: str
     size: int
     sha256: str
@@ -59,6 +61,8 @@ class Identity(Strict):
 
 
 class Manifest(Strict):
+    """What an artefact was made from, with what, and the files it has. Written last: without it nothing is finished."""
+
     identity: Identity
     tensors_sha256: str  # over the names and hashes of all source tensors, in reading order
     tools: dict[str, str]

@@ -17,6 +17,8 @@ MEMORY_SLACK = 0.95  # of a profile's memory: ECC and the driver take a little, 
 
 @dataclass(frozen=True)
 class FoundGpu:
+    """A GPU of this machine, as nvidia-smi describes it."""
+
     name: str
     sm: int  # compute capability, 89 or 90
     memory_bytes: int

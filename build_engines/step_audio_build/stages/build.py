@@ -22,6 +22,8 @@ STAGES = ("download", "convert", "encoder", "engine", "check", "repository")
 
 
 class Stage(Protocol):
+    """One of the six stages of `step-audio build`, as the build sees it."""
+
     name: str
     needs_gpu: bool
 

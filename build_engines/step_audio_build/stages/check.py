@@ -52,6 +52,11 @@ class Verdict(Strict):
 
 
 class CheckStage:
+    """Asks the new engine two questions and holds its tokens against the checkpoint's own; writes check.json.
+
+    `run` raises ArtefactError for an engine that does not agree: it is not to be served.
+    """
+
     name = "check"
     needs_gpu = True
 

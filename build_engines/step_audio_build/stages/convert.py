@@ -26,6 +26,11 @@ from step_audio_build.stages.quantized import (
 
 
 class ConvertStage:
+    """Checkpoint to TensorRT-LLM checkpoint, one file for each rank, and to the encoder's ONNX file.
+
+    Needs no GPU, except for the precisions that are calibrated (`CALIBRATED`).
+    """
+
     name = "convert"
 
     def __init__(self, job: BuildJob):

@@ -30,12 +30,16 @@ TRANSPORTS = ("requests", "urllib3", "httpx", "httpx2")
 
 @dataclass(frozen=True)
 class RemoteFile:
+    """A file of the model on the hub; `size` in bytes."""
+
     name: str
     size: int
     sha256: str | None  # of large files only, as the hub states it
 
 
 class DownloadStage:
+    """The checkpoint from the Hugging Face hub, at one commit, with its hashes checked. Resumes where it stopped."""
+
     name = "download"
     needs_gpu = False
 

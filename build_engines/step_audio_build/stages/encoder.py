@@ -17,6 +17,11 @@ NEEDED = ("torch", "tensorrt", "onnxruntime")  # modules of the process that bui
 
 
 class EncoderStage:
+    """The encoder's ONNX file to a TensorRT plan for this machine's kind of GPU, compared with ONNX Runtime.
+
+    `run` raises ArtefactError when the two differ by more than the precision explains.
+    """
+
     name = "encoder"
     needs_gpu = True
 

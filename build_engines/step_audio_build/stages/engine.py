@@ -30,6 +30,11 @@ NOT_CONTENT = ("--checkpoint_dir", "--output_dir", "--input_timing_cache", "--ou
 
 
 class EngineStage:
+    """The converted decoder to TensorRT-LLM engines, one for each rank, by `trtllm-build`.
+
+    They run on the kind of GPU and with the TensorRT that built them; `identity` says which.
+    """
+
     name = "engine"
     needs_gpu = True
 

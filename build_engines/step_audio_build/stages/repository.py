@@ -25,6 +25,11 @@ SHAPE = ("gpus", "max_seq_len", "max_batch_size", "max_num_tokens", "max_audio_s
 
 
 class RepositoryStage:
+    """One manifest over all that serving needs, written when its parts are found to be of one build.
+
+    `identity` raises ArtefactError, naming the stage to run again, when they are not.
+    """
+
     name = "repository"
     needs_gpu = False
 

@@ -27,6 +27,8 @@ class Question(Strict):
 
 
 class CheckJob(Strict):
+    """What the check's process is asked: questions for an engine, and where to write the answers."""
+
     engine: Path
     questions: list[Question]
     answers: Path  # written by rank 0
@@ -36,6 +38,8 @@ class CheckJob(Strict):
 
 
 class Answers(Strict):
+    """What an engine answered, in token ids."""
+
     load_seconds: float
     tokens: dict[str, list[int]]  # by the question's name, without the prompt
     again: dict[str, list[int]]  # the same asked once more

@@ -36,6 +36,8 @@ class TrtllmBuildJob:
 
 @dataclass(frozen=True)
 class Flag:
+    """A flag of `trtllm-build`: its value for a job, why it is given, and where that is written."""
+
     value: Callable[[TrtllmBuildJob], object]
     why: str
     source: str

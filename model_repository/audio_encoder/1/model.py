@@ -9,6 +9,8 @@ from step_audio.steps.triton_io import failed, optional
 
 
 class TritonPythonModel:
+    """Triton's entry to `AudioEncoderStep`."""
+
     def initialize(self, args):
         runtime = Runtime.from_triton(args)
         self.step = AudioEncoderStep(runtime)

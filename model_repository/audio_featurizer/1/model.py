@@ -11,6 +11,8 @@ from step_audio.steps.triton_io import guarded, optional
 
 
 class TritonPythonModel:
+    """Triton's entry to `Featurizer`: as many requests at once as there are cores."""
+
     def initialize(self, args):
         self.featurizer = Featurizer(Runtime.from_triton(args))
         self.pool = ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0))))

@@ -9,6 +9,8 @@ from step_audio.steps.triton_io import guarded, optional
 
 
 class TritonPythonModel:
+    """Triton's entry to `PromptBuilder`."""
+
     def initialize(self, args):
         self.builder = PromptBuilder(Runtime.from_triton(args))
 

@@ -9,6 +9,8 @@ from step_audio.steps.runtime import Runtime
 
 
 class TritonPythonModel:
+    """Hands the tokenizer's file and the server's limits to clients; takes no input."""
+
     def initialize(self, args):
         runtime = Runtime.from_triton(args)
         self.outputs = {

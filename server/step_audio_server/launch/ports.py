@@ -14,6 +14,8 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Ports:
+    """Where one tritonserver listens."""
+
     grpc: int
     http: int
     metrics: int

@@ -10,6 +10,8 @@ from step_audio.engine.engine import EngineStats
 
 @dataclass(frozen=True)
 class Reading:
+    """The value of one gauge now."""
+
     family: str
     description: str
     label: str  # label name within the family
