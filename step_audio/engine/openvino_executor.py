@@ -26,12 +26,16 @@ RAGGED_INPUTS = ("past_lens", "subsequence_begins", "block_indices", "block_indi
 class OpenVinoExecutor:
     """`Executor` over a compiled graph.
 
-    precision: of arithmetic and cache, "f32" or "bf16", whatever the weights have ("bf16" halves the cache;
-    which is faster depends on the CPU); threads: 0 leaves the number to OpenVINO.
+    precision: of arithmetic and cache, "f32" or "bf16", whatever the weights have ("bf16" halves the cache; a CPU
+    without AVX-512 cannot compute it and gets "f32"); threads: 0 leaves the number to OpenVINO.
     """
 
     def __init__(self, spec: EngineSpec, weights: Weights, num_blocks: int, precision: str, threads: int):
         self.num_blocks = num_blocks
+        core = ov.Core()
+        # Asked for bf16 where there is none, the plug-in computes in f32 and then refuses a cache of bf16.
+        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            precision = "f32"
         kind = PRECISIONS[precision]
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -45,7 +49,7 @@ class OpenVinoExecutor:
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
         with signal_stack_kept():
-            compiled = ov.Core().compile_model(_decoder(spec, weights), "CPU", settings)
+            compiled = core.compile_model(_decoder(spec, weights), "CPU", settings)
         self._request = compiled.create_infer_request()
         self._weights = weights  # the graph reads their memory but does not own it
         for port in compiled.inputs:
