@@ -16,6 +16,7 @@ import av
 import numpy as np
 import soxr
 
+from step_audio.arrays import Float32Array
 from step_audio.errors import AudioTooLong, InvalidRequest
 
 SAMPLE_RATE = 16_000  # Hz, the only rate that the model knows
@@ -32,7 +33,7 @@ WAV_PROBE_BYTES = "8192"  # of samples that might be DTS in disguise; by default
 WAV_SIZE_UNKNOWN = 0x7FFF0000  # a WAV streamed to a pipe has a size from here up (or 0): its end is the file's end
 
 
-def decode_audio(data: bytes, max_seconds: float | None = None, name: str = "audio") -> np.ndarray:
+def decode_audio(data: bytes, max_seconds: float | None = None, name: str = "audio") -> Float32Array:
     """Decode the first audio stream of a file's bytes.
 
     Returns float32 [n], mono, 16 kHz, n >= 1. Float sources keep values beyond [-1, 1]. `max_seconds`
@@ -57,17 +58,17 @@ def open_audio(data: bytes) -> av.container.InputContainer:
     if data[:4] == b"RIFF":
         options["probesize"] = WAV_PROBE_BYTES
     # Tags are often not UTF-8, and not our business.
-    return av.open(io.BytesIO(data), options=options, metadata_errors="replace")
+    return av.open(io.BytesIO(data), "r", options=options, metadata_errors="replace")
 
 
-def split_clips(samples: np.ndarray, clip_samples: int = CLIP_SAMPLES) -> list[np.ndarray]:
+def split_clips(samples: Float32Array, clip_samples: int = CLIP_SAMPLES) -> list[Float32Array]:
     """Cut [n] into consecutive views of `clip_samples`, the last one shorter but never empty."""
     return [samples[start : start + clip_samples] for start in range(0, len(samples), clip_samples)]
 
 
-def content_hash(clip: np.ndarray) -> int:
+def content_hash(clip: Float32Array) -> int:
     """A clip's identity for reusing its KV cache: the same samples give the same id, 1 <= id < 2**63."""
-    digest = hashlib.sha256(np.ascontiguousarray(clip, "<f4")).digest()
+    digest = hashlib.sha256(np.ascontiguousarray(clip, "<f4").data).digest()
     return int.from_bytes(digest[:8], "little") >> 1 or 1
 
 
@@ -117,7 +118,7 @@ def _mp3_samples(data: bytes) -> int | None:
 
 def _decode(
     container: av.container.InputContainer, mp3_samples: int | None, max_seconds: float | None, name: str
-) -> np.ndarray:
+) -> Float32Array:
     if not container.streams.audio:
         raise InvalidRequest(f"{name}: the file has no audio stream")
     stream = container.streams.audio[0]
@@ -175,7 +176,7 @@ def _decode(
 
 def _stated_seconds(container: av.container.InputContainer, stream: av.AudioStream) -> float | None:
     """The audio's duration as the header states it, or None where it states none."""
-    if stream.duration is not None:
+    if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     if container.duration is not None and len(container.streams) == 1:  # else it may be the picture's duration
         return container.duration / av.time_base
@@ -206,7 +207,8 @@ def _frames(container: av.container.InputContainer, stream: av.AudioStream, name
 def _batches(frames: Iterator[av.AudioFrame]) -> Iterator[list[av.AudioFrame]]:
     """Gather frames of one sample format, layout and rate, at least BLOCK_SAMPLES where there are as many."""
     batch: list[av.AudioFrame] = []
-    kind = samples = None
+    kind: tuple[str, int, int] | None = None
+    samples = 0
     for frame in frames:
         this = (frame.format.name, frame.layout.nb_channels, frame.sample_rate)
         if batch and (this != kind or samples >= BLOCK_SAMPLES):
@@ -220,7 +222,7 @@ def _batches(frames: Iterator[av.AudioFrame]) -> Iterator[list[av.AudioFrame]]:
         yield batch
 
 
-def _mono(frames: list[av.AudioFrame]) -> np.ndarray:
+def _mono(frames: list[av.AudioFrame]) -> Float32Array:
     """The channels' mean, float32 [n], integers scaled to [-1, 1)."""
     samples = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
     channels = frames[0].layout.nb_channels
@@ -231,4 +233,5 @@ def _mono(frames: list[av.AudioFrame]) -> np.ndarray:
     elif samples.dtype.kind == "i":
         samples = samples.astype(np.float32) / np.float32(-float(np.iinfo(samples.dtype).min))
     with np.errstate(over="ignore"):  # a double beyond float32 becomes infinity, which the caller refuses
-        return samples.astype(np.float32, copy=False).mean(axis=0)
+        mean: Float32Array = samples.astype(np.float32, copy=False).mean(axis=0)
+    return mean

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from step_audio.arrays import Int32Array, UInt64Array
 from step_audio.chat_template import Control, render
 from step_audio.conversation import AudioPlace, Conversation, Text
 from step_audio.errors import InvalidRequest
@@ -31,8 +32,8 @@ class Prompt:
     `audio_tokens`: how many of the n are rows of clips.
     """
 
-    input_ids: np.ndarray
-    extra_ids: np.ndarray
+    input_ids: Int32Array
+    extra_ids: UInt64Array
     audio_tokens: int
 
 

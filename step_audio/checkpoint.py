@@ -14,9 +14,11 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from step_audio.arrays import AnyArray, Float32Array
 from step_audio.config import AudioEncoderConfig, DType, ModelConfig, TextConfig
 from step_audio.errors import CheckpointError
 
@@ -90,7 +92,7 @@ class SafetensorsFile:
         return cls(path, status.st_size, status.st_mtime_ns, hashlib.sha256(raw).hexdigest(), tensors)
 
 
-def _tensor_info(path: Path, base: int, entry: Mapping) -> TensorInfo:
+def _tensor_info(path: Path, base: int, entry: Mapping[str, Any]) -> TensorInfo:
     """One entry of a header; `base` is where the tensors' bytes begin. Raises ValueError where it makes no sense."""
     dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     if any(type(n) is not int or n < 0 for n in (*shape, start, stop)) or start > stop:
@@ -160,21 +162,21 @@ class Checkpoint:
             raise CheckpointError(f"{name} is {info.dtype}, expected one of {', '.join(DTYPES)}")
         return DTYPES[info.dtype][0]
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str) -> AnyArray:
         """The whole tensor in its storage type (bfloat16 as uint16 bits)."""
         shape = self._info(name).shape
         return self.read_rows(name, 0, shape[0] if shape else 1).reshape(shape)
 
-    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+    def read_rows(self, name: str, start: int, stop: int) -> AnyArray:
         """Rows `start` to `stop` of the first dimension, [stop - start, ...], in a buffer of their own."""
         info = self._info(name)
         storage = STORAGE[self.dtype(name)]
         rows = info.shape[0] if info.shape else 1
         if not 0 <= start <= stop <= rows:
             raise ValueError(f"rows {start} to {stop} of {name}, which has {rows}")
-        out = np.empty((stop - start, *info.shape[1:]), storage)
+        out: AnyArray = np.empty((stop - start, *info.shape[1:]), storage)
         row_bytes = (info.stop - info.start) // max(rows, 1)
-        view = memoryview(out.reshape(-1).view(np.uint8))
+        view = out.reshape(-1).view(np.uint8).data
         with info.file.open("rb", buffering=0) as file:
             done = 0
             while done < len(view):
@@ -193,7 +195,7 @@ class Checkpoint:
 
 def _read_index(path: Path) -> dict[str, str]:
     try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        weight_map: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         plain = all(isinstance(name, str) and Path(name).name == name for name in weight_map.values())
     except (ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{path.name} is malformed: it needs a weight_map of tensor names to files") from None
@@ -267,14 +269,14 @@ def decoder_tensors(text: TextConfig) -> Shapes:
     return out
 
 
-def to_float32(array: np.ndarray, dtype: DType) -> np.ndarray:
+def to_float32(array: AnyArray, dtype: DType) -> Float32Array:
     """Storage of `dtype` -> float32 values, exact."""
     if dtype == "bfloat16":
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array.astype(np.float32, copy=False)
 
 
-def from_float32(array: np.ndarray, dtype: DType) -> np.ndarray:
+def from_float32(array: Float32Array, dtype: DType) -> AnyArray:
     """float32 values -> storage of `dtype`, rounded to nearest, ties to even.
 
     Raises CheckpointError when a finite value would become infinite, which float16's range makes possible.

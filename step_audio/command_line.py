@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 Echo = Callable[[str], None]  # takes a line that is meant for people
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # where commands are added to a parser
 
 
 def add_command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], int | None], text: str
 ) -> argparse.ArgumentParser:
     """A command's parser; `text` is its line in the list of commands and its description."""
     parser = commands.add_parser(name, help=text, description=text)

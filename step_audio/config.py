@@ -118,7 +118,7 @@ class ModelConfig(Strict):
         text = {**raw, **raw["text_config"]} if isinstance(raw.get("text_config"), dict) else raw
         audio = raw["audio_encoder_config"]
 
-        def need(table: dict, where: str, *names: str) -> Any:
+        def need(table: dict[str, Any], where: str, *names: str) -> Any:
             for name in names:
                 if table.get(name) is not None:
                     return table[name]

@@ -57,7 +57,7 @@ class Conversation:
         return sum(isinstance(part, AudioPlace) for message in self.messages for part in message.parts)
 
 
-def parse_conversation(messages: str | bytes | list, tools: str | bytes | list | None = None) -> Conversation:
+def parse_conversation(messages: str | bytes | list[Any], tools: str | bytes | list[Any] | None = None) -> Conversation:
     """Check messages in OpenAI's form (JSON text or parsed), with `{"type": "audio"}` for each audio.
 
     Raises InvalidRequest, which names the place. Unknown keys are ignored.
@@ -83,7 +83,7 @@ def _limit(count: int, most: int, what: str) -> None:
         raise InvalidRequest(f"messages and tools hold {count} {what}, at most {most} are accepted")
 
 
-def _json_list(value: Any, where: str) -> list:
+def _json_list(value: Any, where: str) -> list[Any]:
     if isinstance(value, (str, bytes)):
         if len(value) > 8 * MAX_CHARACTERS:  # escapes and keys included, before any work is spent on it
             raise InvalidRequest(f"{where} is too long: {len(value)} bytes of JSON")
@@ -130,7 +130,7 @@ def _message(entry: Any, where: str, call_names: dict[str, str]) -> Message:
     return Message(role, parts, calls, name)
 
 
-def _tool_calls(entry: dict, where: str, call_names: dict[str, str]) -> Iterator[ToolCall]:
+def _tool_calls(entry: dict[str, Any], where: str, call_names: dict[str, str]) -> Iterator[ToolCall]:
     calls = entry.get("tool_calls") or []
     if not isinstance(calls, list):
         raise InvalidRequest(f"{where}.tool_calls must be a list")
@@ -170,14 +170,14 @@ def _parts(content: Any, where: str) -> Iterator[Text | AudioPlace]:
         raise InvalidRequest(f"{where} must be a string or a non-empty list of parts")
 
 
-def _text(part: dict, where: str) -> Text:
+def _text(part: dict[str, Any], where: str) -> Text:
     key = "value" if "value" in part else "text"
     if not isinstance(part.get(key), str):
         raise InvalidRequest(f"{where}.{key} must be a string")
     return Text(part[key])
 
 
-def _optional_string(entry: dict, key: str, where: str) -> str:
+def _optional_string(entry: dict[str, Any], key: str, where: str) -> str:
     value = entry.get(key)
     if value is not None and not isinstance(value, str):
         raise InvalidRequest(f"{where}.{key} must be a string")

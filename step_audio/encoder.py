@@ -22,6 +22,8 @@ from step_audio.config import AudioEncoderConfig
 if TYPE_CHECKING:
     from step_audio.mel import LengthRule
 
+ADAPTER_PADDING = 1  # of its convolution, whatever the kernel, as in the published implementation
+
 
 class Attention(nn.Module):
     """Multi-head self-attention over the positions that a mask leaves visible."""
@@ -40,7 +42,8 @@ class Attention(nn.Module):
         # Half of 1/sqrt(d_head) on each side, so that q @ k stays within range in 16-bit engines.
         scale = q.shape[-1] ** -0.25
         mixed = F.scaled_dot_product_attention(q * scale, k * scale, v, attn_mask=key_mask, scale=1.0)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return out
 
 
 class Block(nn.Module):
@@ -55,7 +58,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, key_mask: Tensor) -> Tensor:
         x = x + self.attn(self.attn_ln(x), key_mask)
-        return x + self.mlp(self.mlp_ln(x))
+        x = x + self.mlp(self.mlp_ln(x))
+        return x
 
 
 class WhisperEncoder(nn.Module):
@@ -76,7 +80,7 @@ class WhisperEncoder(nn.Module):
         `masked_frames` at a clip's end are hidden from attention.
         """
         mel = mel.where(_within(frames, mel.shape[-1])[:, None], 0.0)
-        x = F.gelu(self.conv1(mel))
+        x: Tensor = F.gelu(self.conv1(mel))
         x = x.where(_within(frames, x.shape[-1])[:, None], 0.0)
         x = F.gelu(self.conv2(x)).transpose(1, 2)
         x = x + self.positional_embedding.weight[: x.shape[1]]
@@ -85,7 +89,8 @@ class WhisperEncoder(nn.Module):
         for block in self.blocks:
             x = block(x, key_mask)
         x = F.avg_pool1d(x.transpose(1, 2), 2).transpose(1, 2)
-        return self.after_norm(x).where(_within((frames + 1) // 2 // 2, x.shape[1])[:, :, None], 0.0)
+        x = self.after_norm(x)
+        return x.where(_within((frames + 1) // 2 // 2, x.shape[1])[:, :, None], 0.0)
 
 
 class Adapter(nn.Module):
@@ -94,14 +99,14 @@ class Adapter(nn.Module):
     def __init__(self, config: AudioEncoderConfig) -> None:
         super().__init__()
         width = config.n_audio_state
-        # Padding 1 whatever the kernel, as in the published implementation.
-        self.conv = nn.Conv1d(width, width, config.kernel_size, stride=config.adapter_stride, padding=1)
+        self.conv = nn.Conv1d(width, width, config.kernel_size, config.adapter_stride, ADAPTER_PADDING)
         self.linear1 = nn.Linear(width, ADAPTER_WIDTH)
         self.linear2 = nn.Linear(ADAPTER_WIDTH, config.llm_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.gelu(self.conv(x.transpose(1, 2))).transpose(1, 2)
-        return self.linear2(F.relu(self.linear1(x)))
+        x = self.linear2(F.relu(self.linear1(x)))
+        return x
 
 
 class AudioEncoder(nn.Module):
@@ -124,10 +129,10 @@ class AudioEncoder(nn.Module):
         T is at most 2 * n_audio_ctx. tok is the number of embeddings of T frames under rule "L"; a clip's own are
         the first `token_count(frames, length_rule)`, the rest are zero. What `mel` holds past `frames` is ignored.
         """
-        x = self.adapter(self.encoder(mel, frames, self.masked_frames))
+        x: Tensor = self.adapter(self.encoder(mel, frames, self.masked_frames))
         pooled = (frames - self.masked_frames + 1) // 2 // 2
-        conv = self.adapter.conv
-        tokens = (pooled + 2 * conv.padding[0] - conv.kernel_size[0] + conv.stride[0]) // conv.stride[0]
+        kernel, stride = self.adapter.conv.kernel_size[0], self.adapter.conv.stride[0]
+        tokens = (pooled + 2 * ADAPTER_PADDING - kernel + stride) // stride
         return x.where(_within(tokens, x.shape[1])[:, :, None], 0.0)
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 import librosa
 import numpy as np
 
+from step_audio.arrays import Float32Array, Int32Array
 from step_audio.audio import SAMPLE_RATE
 from step_audio.errors import InvalidRequest
 
@@ -69,7 +70,7 @@ def check_clip(frames: int, n_audio_ctx: int) -> None:
         )
 
 
-def log_mel(samples: np.ndarray, n_mels: int = N_MELS) -> np.ndarray:
+def log_mel(samples: Float32Array, n_mels: int = N_MELS) -> Float32Array:
     """The log-mel spectrogram of one clip.
 
     `samples` float32 [n] at 16 kHz, n >= 1. Returns float32 [n_mels, frame_count(n)]. The dynamic range is
@@ -83,10 +84,11 @@ def log_mel(samples: np.ndarray, n_mels: int = N_MELS) -> np.ndarray:
     power = np.square(spectrum.real) + np.square(spectrum.imag)  # [L, N_FFT / 2 + 1]
     mel = _filterbank(n_mels) @ power.astype(np.float32).T
     log = np.log10(np.maximum(mel, 1e-10))
-    return (np.maximum(log, log.max() - 8) + 4) / 4
+    scaled: Float32Array = (np.maximum(log, log.max() - 8) + 4) / 4
+    return scaled
 
 
-def pad_batch(mels: list[np.ndarray], n_mels: int = N_MELS) -> tuple[np.ndarray, np.ndarray]:
+def pad_batch(mels: list[Float32Array], n_mels: int = N_MELS) -> tuple[Float32Array, Int32Array]:
     """Stack clips' spectrograms: float32 [clips, n_mels, max L], zeros behind each clip, and int32 [clips] of L."""
     lengths = np.array([mel.shape[1] for mel in mels], np.int32)
     batch = np.zeros((len(mels), n_mels, lengths.max(initial=0)), np.float32)
@@ -96,12 +98,13 @@ def pad_batch(mels: list[np.ndarray], n_mels: int = N_MELS) -> tuple[np.ndarray,
 
 
 @cache
-def _hann() -> np.ndarray:
+def _hann() -> Float32Array:
     """The periodic Hann window, float32 [N_FFT]."""
-    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)).astype(np.float32)
+    window: Float32Array = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)).astype(np.float32)
+    return window
 
 
 @cache
-def _filterbank(n_mels: int) -> np.ndarray:
+def _filterbank(n_mels: int) -> Float32Array:
     """Slaney's mel filters, float32 [n_mels, N_FFT / 2 + 1]."""
     return librosa.filters.mel(sr=SAMPLE_RATE, n_fft=N_FFT, n_mels=n_mels)

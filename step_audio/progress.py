@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from tqdm import tqdm
 
@@ -24,7 +24,7 @@ class Progress:
         self.done, self.total = done, total
         self._unit = unit
         self._stream = stream or sys.stderr
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[NoReturn] | None = None  # made when first drawn
         self._first: tuple[float, int] | None = None  # time and place at the first call, for the rate
         self._tenths = 10 * done // total if total else -1
 
@@ -45,8 +45,8 @@ class Progress:
             self._bar.close()
 
     def _draw(self) -> None:
-        if self._bar is None:
-            self._bar = tqdm(
+        if (bar := self._bar) is None:
+            bar = self._bar = tqdm(
                 desc=self.label,
                 total=self.total,
                 initial=self.done,
@@ -55,9 +55,9 @@ class Progress:
                 file=self._stream,
                 mininterval=0.5,
             )
-        self._bar.update(self.done - self._bar.n)
+        bar.update(self.done - bar.n)
         if self.done >= self.total:
-            self._bar.close()
+            bar.close()
 
     def _print(self) -> None:
         now = time.monotonic()

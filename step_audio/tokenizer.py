@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import tokenizers
 
@@ -112,7 +113,8 @@ class Tokenizer:
         if not all((directory / name).is_file() for name in ("vocab.json", "merges.txt")):
             raise CheckpointError(f"{directory} has neither tokenizer.json nor vocab.json with merges.txt")
         try:
-            from transformers import Qwen2TokenizerFast  # seconds to import, and only this old layout needs it
+            # Seconds to import, and only this old layout needs it. Release 5 makes the name as it is asked for.
+            from transformers import Qwen2TokenizerFast  # type: ignore[attr-defined]
         except ImportError:
             raise CheckpointError(
                 f"{directory} has no tokenizer.json; pip install transformers to convert it"
@@ -217,7 +219,7 @@ def _token_bytes(token: str) -> bytes:
         return token.encode()
 
 
-def _plain_tokenizer(raw: dict, added_ids: frozenset[int]) -> tokenizers.Tokenizer:
+def _plain_tokenizer(raw: dict[str, Any], added_ids: frozenset[int]) -> tokenizers.Tokenizer:
     """The same tokenizer without its added tokens, by construction unable to produce one of their ids.
 
     Emptying the list of added tokens is not enough: a vocabulary may hold them too, where merges (or

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from step_audio.arrays import Int32Array
 from step_audio.errors import InvalidRequest
 
 
-def pack_word_list(words: Sequence[Sequence[int]]) -> np.ndarray:
+def pack_word_list(words: Sequence[Sequence[int]]) -> Int32Array:
     """Words of one or more ids -> int32 [2, n]."""
     if not words or not all(words):
         raise ValueError("a word list needs at least one word, and a word at least one id")
@@ -23,7 +24,7 @@ def pack_word_list(words: Sequence[Sequence[int]]) -> np.ndarray:
     return packed
 
 
-def unpack_word_list(packed: np.ndarray, name: str = "stop_words_list") -> list[list[int]]:
+def unpack_word_list(packed: Int32Array, name: str = "stop_words_list") -> list[list[int]]:
     """int32 [2, n] -> words. Raises InvalidRequest for offsets that are not increasing and within the row."""
     if packed.ndim != 2 or packed.shape[0] != 2:
         raise InvalidRequest(f"{name} must have shape [2, n], got {list(packed.shape)}")

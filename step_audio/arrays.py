@@ -1,0 +1,13 @@
+"""Names of the arrays' types; what an array's axes are is said where it is passed on."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Float32Array: TypeAlias = npt.NDArray[np.float32]
+Int32Array: TypeAlias = npt.NDArray[np.int32]
+UInt64Array: TypeAlias = npt.NDArray[np.uint64]
+AnyArray: TypeAlias = npt.NDArray[Any]  # of the dtype that its source has
