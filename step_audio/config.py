@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from step_audio.errors import CheckpointError
+from step_audio.validation import first_fault
 
 CONFIG_FILES = ("config.json", "config_origin.json")  # in the order they are looked for
 
@@ -155,7 +156,4 @@ class ModelConfig(Strict):
                 ),
             )
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            message = first["msg"].removeprefix("Value error, ")
-            raise CheckpointError(f"{source}: {where + ': ' if where else ''}{message}") from None
+            raise CheckpointError(f"{source}: {first_fault(error)}") from None

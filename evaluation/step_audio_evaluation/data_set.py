@@ -13,6 +13,7 @@ from pydantic import Field, StrictFloat, StrictInt, StrictStr, ValidationError, 
 
 from step_audio.chat_template import NO_THOUGHT
 from step_audio.config import Strict
+from step_audio.validation import first_fault
 from step_audio_evaluation.items import EvaluationError, Item, Kind
 
 CHOOSE = "Please choose the answer from the following options, do not provide any additional explanations or content: "
@@ -102,11 +103,11 @@ def _items(path: Path, text: str, audio_first: bool, think: bool) -> Iterator[It
 def _line(raw: str, where: str) -> Line:
     try:
         data = json.loads(raw)
+        if not isinstance(data, dict):
+            raise EvaluationError(f"{where}: not a JSON object")
         line = Line.model_validate(data)
     except ValidationError as error:  # before ValueError, which it is
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"][:1]) or "the line"
-        raise EvaluationError(f"{where}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+        raise EvaluationError(f"{where}: {first_fault(error, depth=1)}") from None
     except ValueError as error:
         raise EvaluationError(f"{where}: not valid JSON: {error}") from None
     except RecursionError:

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from step_audio.errors import InvalidRequest
+from step_audio.validation import words
 from step_audio_client import RequestError, RequestTimeout, ServerBusy, Unavailable
 
 RETRY_AFTER = 1  # seconds; a queue of short answers moves that fast
@@ -104,10 +105,9 @@ def from_client(error: RequestError) -> ApiError:
 
 def from_validation(error: RequestValidationError) -> ApiError:
     """One fault. Where a value may be of several types each has its complaints: the one furthest inside is told."""
-    found = [(_place(fault["loc"], fault["type"], error.body), fault["msg"]) for fault in error.errors()]
+    found = [(_place(fault["loc"], fault["type"], error.body), words(fault)) for fault in error.errors()]
     place, message = max(found, key=lambda entry: len(entry[0]))
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
-    message = message.removeprefix("Value error, ")
     return refused(f"{param}: {message}" if param else message, param or None)
 
 

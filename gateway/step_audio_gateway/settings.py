@@ -12,9 +12,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
 
 from step_audio.errors import SettingsError
+from step_audio.settings import Settings
 
 ENVIRONMENT_PREFIX = "STEP_AUDIO_"
 
@@ -38,10 +39,8 @@ Several = Annotated[tuple[str, ...], BeforeValidator(_several)]
 Keys = Annotated[tuple[str, ...], BeforeValidator(_keys)]
 
 
-class GatewaySettings(BaseModel):
+class GatewaySettings(Settings):
     """Everything `step-audio gateway` can be told; the descriptions are the command's help."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all, then set --api-key")
     port: int = Field(9999, ge=1, le=65535, description="port to listen on")
@@ -67,17 +66,6 @@ class GatewaySettings(BaseModel):
     log_content: bool = Field(False, description="put texts of requests and replies into the log")
     ssl_certfile: Path | None = Field(None, description="PEM certificate: serve https; browsers want it for recording")
     ssl_keyfile: Path | None = Field(None, description="PEM key of the certificate")
-
-    @classmethod
-    def create(cls, **values: Any) -> GatewaySettings:
-        """Validate. Raises SettingsError with the first fault in words."""
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            said = "" if where.startswith("api_key") else f", got {first['input']!r}"
-            raise SettingsError(f"{where}: {first['msg'].removeprefix('Value error, ')}{said}") from None
 
     def keys(self) -> tuple[str, ...]:
         """All API keys; none means that everybody may call. Raises SettingsError."""

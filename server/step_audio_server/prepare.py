@@ -6,14 +6,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from step_audio.artefacts import Artefacts
 from step_audio.chat_template import render
 from step_audio.command_line import Echo
 from step_audio.config import ModelConfig
 from step_audio.conversation import parse_conversation
-from step_audio.errors import ArtefactError, SettingsError
+from step_audio.errors import ArtefactError
 from step_audio_server.launch import gpu_image
 from step_audio_server.launch.cpu_launch import cpu_launch
 from step_audio_server.launch.gpu_launch import gpu_launch
@@ -65,15 +63,12 @@ def engine_limits(settings: ServeSettings, model: ModelConfig) -> BuildConfig:
 
     max_seq_len = settings.resolved_max_seq_len(model)
     rows = settings.max_prompt_table_rows or max_seq_len
-    try:
-        return BuildConfig(
-            max_batch_size=settings.max_batch_size,
-            max_seq_len=max_seq_len,
-            max_num_tokens=settings.max_num_tokens,
-            max_prompt_embedding_table_size=rows * settings.max_batch_size,
-        )
-    except ValidationError as error:
-        raise SettingsError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+    return BuildConfig.create(
+        max_batch_size=settings.max_batch_size,
+        max_seq_len=max_seq_len,
+        max_num_tokens=settings.max_num_tokens,
+        max_prompt_embedding_table_size=rows * settings.max_batch_size,
+    )
 
 
 def _for_gpus(settings: ServeSettings, ports: Ports, echo: Echo) -> Launch:

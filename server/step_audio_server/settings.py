@@ -6,20 +6,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import (
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from step_audio.chat_template import TEMPLATES
-from step_audio.config import DType, ModelConfig, Strict
+from step_audio.config import DType, ModelConfig
 from step_audio.errors import SettingsError
 from step_audio.mel import LengthRule
+from step_audio.settings import Settings
 from step_audio.steps.runtime import Limits
 
 IPv4 = Annotated[str, Field(pattern=r"^\d{1,3}(\.\d{1,3}){3}$")]
@@ -30,7 +23,7 @@ DECIDED_BY_PROFILE = (
 )  # fmt: skip
 
 
-class ServeSettings(Strict):
+class ServeSettings(Settings):
     """Everything `step-audio serve` can be told."""
 
     checkpoint: Path
@@ -79,18 +72,6 @@ class ServeSettings(Strict):
         if not Path(value).is_file():
             raise ValueError(f"neither {' nor '.join(TEMPLATES)} nor a file")
         return str(Path(value).resolve())
-
-    @classmethod
-    def create(cls, **values) -> ServeSettings:
-        """Validate; raises SettingsError with the first fault in words."""
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            message = first["msg"].removeprefix("Value error, ")
-            # Two settings that contradict each other are no fault of one of them.
-            raise SettingsError(f"{where}: {message}, got {first['input']!r}" if where else message) from None
 
     def for_engine(
         self, max_batch_size: int, max_seq_len: int, encoder_batch_clips: int, max_audio_seconds: float

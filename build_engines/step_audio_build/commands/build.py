@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from step_audio.command_line import echo
 from step_audio.errors import SettingsError
+from step_audio.validation import first_fault
 from step_audio_build.planning.profiles import EncoderPrecision, Precision, Profile, load_profile, profile_names
 from step_audio_build.stages.build import STAGES, build, describe
 from step_audio_build.stages.layout import DEFAULT_MODEL, QUANTIZE_SCRIPT, BuildSettings
@@ -96,7 +97,7 @@ def _with_precision(profile: Profile, precision: str | None) -> Profile:
     try:
         return Profile(**{**profile.model_dump(), "precision": precision})
     except ValidationError as error:
-        raise SettingsError(f"--precision: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+        raise SettingsError(f"--precision: {first_fault(error)}") from None
 
 
 def _interrupt(*_: object) -> None:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from step_audio.command_line import add_command, count, echo
 from step_audio.errors import StepAudioError
+from step_audio.validation import first_fault
 
 
 def add_parts(commands: Any) -> None:
@@ -39,7 +40,7 @@ def _make_tiny(arguments: argparse.Namespace) -> None:
     try:
         config = make_tiny(arguments.output, **given)
     except ValidationError as error:
-        raise StepAudioError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+        raise StepAudioError(first_fault(error)) from None
     echo(f"{arguments.output}: {config.text.num_hidden_layers} layers of {config.text.hidden_size}, random weights")
 
 

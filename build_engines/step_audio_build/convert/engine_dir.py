@@ -12,14 +12,14 @@ from pathlib import Path
 
 from pydantic import Field, PositiveInt, model_validator
 
-from step_audio.config import Strict
 from step_audio.errors import ArtefactError
+from step_audio.settings import Settings
 from step_audio_build.artefacts.manifest import read_manifest, to_json, write_atomically
 
 VERSION = "1.2.1"  # of TensorRT-LLM, whose layout this is
 
 
-class BuildConfig(Strict):
+class BuildConfig(Settings):
     """The limits that an engine is built for, under `trtllm-build`'s names."""
 
     max_batch_size: PositiveInt  # requests decoded together

@@ -17,6 +17,7 @@ from step_audio.audio import CLIP_SAMPLES, SAMPLE_RATE
 from step_audio.config import Strict
 from step_audio.errors import SettingsError
 from step_audio.mel import TOKENS_PER_SECOND, frame_count, token_count
+from step_audio.validation import first_fault
 
 FOLDER = Path(__file__).parents[1] / "profiles"
 GPUS_FILE = "gpus.toml"
@@ -146,7 +147,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
     try:
         return Profile(**{**values, "name": path.stem, "gpu": _gpu(values.get("gpu"), path.name)})
     except ValidationError as error:
-        raise SettingsError(f"{path.name}: {_first(error)}") from None
+        raise SettingsError(f"{path.name}: {first_fault(error)}") from None
 
 
 def _gpu(value: Any, where: str) -> Gpu:
@@ -160,7 +161,7 @@ def _gpu(value: Any, where: str) -> Gpu:
     try:
         return Gpu(memory_bytes=int(value.pop("memory_mib", 0)) << 20, **value)
     except (ValidationError, TypeError, ValueError) as error:
-        reason = _first(error) if isinstance(error, ValidationError) else "memory_mib must be a number"
+        reason = first_fault(error) if isinstance(error, ValidationError) else "memory_mib must be a number"
         raise SettingsError(f"{where}: gpu: {reason}") from None
 
 
@@ -171,9 +172,3 @@ def _read(path: Path) -> dict[str, Any]:
         raise SettingsError(f"{path}: {error.strerror}") from None
     except ValueError as error:  # not TOML, or not text
         raise SettingsError(f"{path.name} is not valid TOML: {error}") from None
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"

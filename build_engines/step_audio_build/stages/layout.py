@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import PositiveInt, ValidationError, model_validator
+from pydantic import PositiveInt, model_validator
 
 from step_audio.checkpoint import STORAGE, encoder_tensors
 from step_audio.command_line import Echo
-from step_audio.config import DType, ModelConfig, Strict
-from step_audio.errors import SettingsError
+from step_audio.config import DType, ModelConfig
 from step_audio.mel import LengthRule
+from step_audio.settings import Settings
 from step_audio_build.planning.memory_plan import MemoryPlan, plan
 from step_audio_build.planning.profiles import EncoderPrecision, Profile
 
@@ -37,7 +37,7 @@ DEFAULT_MODEL = "stepfun-ai/Step-Audio-R1.1@8abb296c09123345b09de57dbc2830b6a121
 MODEL = re.compile(r"([\w.-]+/[\w.-]+)@([\w./-]+)")
 
 
-class BuildSettings(Strict):
+class BuildSettings(Settings):
     """Everything `step-audio build` can be told."""
 
     profile: Profile
@@ -57,18 +57,6 @@ class BuildSettings(Strict):
         if self.model is not None and not MODEL.fullmatch(self.model):
             raise ValueError(f"--model needs a pinned revision, as in {DEFAULT_MODEL}")
         return self
-
-    @classmethod
-    def create(cls, **values) -> BuildSettings:
-        """Validate; raises SettingsError with the first fault in words."""
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise SettingsError(
-                f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
-            ) from None
 
 
 @dataclass(frozen=True)
