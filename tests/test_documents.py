@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
+from paths import ROOT
 from step_audio_build.commands.plan import PUBLISHED
 from step_audio_build.planning.memory_plan import plan
 from step_audio_build.planning.profiles import load_profile
 from step_audio_build.tools.trtllm_build import command
 from step_audio_server.commands.cli import _parser
 
-ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "docker/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 ENDS = ("|", "&&", "||", ";", "&", ">", "2>")  # of a command within a line

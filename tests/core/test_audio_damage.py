@@ -1,0 +1,258 @@
+"""decode_audio against files that are damaged, cut off, foreign, hostile or too long."""
+
+import contextlib
+import io
+import struct
+import subprocess
+import sys
+
+import av
+import numpy as np
+import pytest
+
+from audio_fixture import TONE, encode, peak, tone, wav
+from step_audio.audio import SAMPLE_RATE, decode_audio
+from step_audio.errors import InvalidRequest
+
+
+def pcm16(samples):
+    """[channels, n] in [-1, 1] to interleaved bytes."""
+    return np.round(samples.T * 32767).astype("<i2").tobytes()
+
+
+def refused(data, match, **kwargs):
+    with pytest.raises(InvalidRequest, match=match) as caught:
+        decode_audio(data, name="audio[2]", **kwargs)
+    text = str(caught.value)
+    assert text.startswith("audio[2]: ") and "\n" not in text and "/" not in text, text
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 0x7FFFFFFF, 0x80000000, 0x7FFFF000])
+def test_wav_streamed_to_a_pipe(size):
+    source = tone(1, SAMPLE_RATE)
+    assert len(decode_audio(wav(pcm16(source), size=size))) == SAMPLE_RATE
+
+
+def test_wav_with_foreign_tags():
+    tags = b"LIST" + struct.pack("<I", 16) + b"INFOINAM" + struct.pack("<I", 4) + b"\xe9\xe8\xff\0"
+    assert len(decode_audio(wav(pcm16(tone(1, SAMPLE_RATE)), before=tags))) == SAMPLE_RATE
+
+
+def test_video_is_ignored():
+    data = encode("mp4", "aac", tone(2, 44_100), 44_100, with_video=True)
+    samples = decode_audio(data)
+    assert abs(len(samples) - 2 * SAMPLE_RATE) < 0.1 * SAMPLE_RATE and peak(samples) == pytest.approx(TONE, abs=1)
+
+
+def test_mp3_with_a_tag_behind_it():
+    for options in ({}, {"write_xing": "0"}):
+        data = encode("mp3", "libmp3lame", tone(1, 44_100), 44_100, **options)
+        clean = len(decode_audio(data))
+        for tag in (b"TAG" + bytes(125), b"APETAGEX" + bytes(range(256)) * 50):
+            assert abs(len(decode_audio(data + tag)) - clean) < 0.1 * SAMPLE_RATE
+
+
+def test_what_is_not_audio():
+    png = b"\x89PNG\r\n\x1a\n" + bytes(100)
+    for data in [b"x", b"RIFF", b"hello world " * 1000, png, np.random.default_rng(0).bytes(50_000)]:
+        refused(data, "not an audio file")
+    refused(wav(pcm16(tone(1, SAMPLE_RATE)))[:20], "not an audio file")
+
+
+def test_no_bytes_no_samples_no_stream():
+    refused(b"", "there are no bytes")
+    refused(wav(b""), "no samples")
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as out:
+        video = out.add_stream("mpeg4", rate=10)
+        video.width = video.height = 32
+        video.pix_fmt = "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+        out.mux(video.encode(frame.reformat(format="yuv420p")))
+        out.mux(video.encode(None))
+    refused(file.getvalue(), "no audio stream")
+
+
+@pytest.mark.parametrize("rate", [0, 1, 999, 4_000_000_000])
+def test_sample_rate_that_no_recorder_has(rate):
+    refused(wav(pcm16(tone(1, SAMPLE_RATE)), rate=rate), f"{rate} Hz")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("kind", "bits"), [("<f4", 32), ("<f8", 64)])
+def test_samples_that_are_not_numbers(bad, kind, bits):
+    samples = np.zeros(200_000, kind)
+    samples[150_000] = bad
+    refused(wav(samples.tobytes(), bits=bits, tag=3), "NaN or infinity")
+    if bits == 64:
+        samples[150_000] = 1e300  # finite, but not in float32
+        refused(wav(samples.tobytes(), bits=bits, tag=3), "NaN or infinity")
+
+
+@pytest.mark.parametrize("missing", [1, 1000, 20_000])
+def test_wav_cut_off(missing):
+    refused(wav(pcm16(tone(1, SAMPLE_RATE)))[:-missing], "cut off")
+
+
+CUTS = [
+    ("flac", "flac", {}),
+    ("mp3", "libmp3lame", {}),
+    ("mp4", "aac", {"movflags": "faststart"}),
+    ("mp4", "alac", {"movflags": "faststart"}),
+    ("mp4", "aac", {}),  # its index is at the end
+    ("webm", "libopus", {}),
+]
+
+
+@pytest.mark.parametrize("kept", [0.4, 0.7])
+@pytest.mark.parametrize(("container", "codec", "options"), CUTS)
+def test_other_files_cut_off(container, codec, options, kept, tmp_path):
+    data = encode(container, codec, tone(3, 48_000), 48_000, target=tmp_path / "tone", **options)
+    assert abs(len(decode_audio(data)) - 3 * SAMPLE_RATE) < 0.1 * SAMPLE_RATE
+    refused(data[: int(len(data) * kept)], "cut off|not an audio file")
+
+
+def test_ogg_cut_off_is_a_shorter_file():
+    """Ogg states its length in its last page only: nothing is promised that is not there."""
+    data = encode("ogg", "libopus", tone(3, 48_000), 48_000)
+    samples = decode_audio(data[: len(data) // 2])
+    assert 0.5 * SAMPLE_RATE < len(samples) < 2.5 * SAMPLE_RATE and peak(samples) == pytest.approx(TONE, abs=1)
+
+
+def test_bare_aac_may_end_within_a_frame():
+    """What recorders that are switched off leave: bare frames promise no length."""
+    data = encode("adts", "aac", tone(1, 48_000), 48_000)
+    assert abs(len(decode_audio(data[:-5])) - SAMPLE_RATE) < 0.1 * SAMPLE_RATE
+
+
+def test_webm_that_leaves_silence_out():
+    """Discontinuous Opus in WebM: packets are missing, the header's duration counts them."""
+    file, full = io.BytesIO(), io.BytesIO(encode("webm", "libopus", tone(3, 48_000), 48_000))
+    with av.open(full) as source, av.open(file, "w", format="webm") as out:
+        stream = out.add_stream_from_template(source.streams.audio[0])
+        for packet in source.demux(audio=0):
+            if packet.dts is not None and not 1 < packet.pts * packet.time_base < 2:
+                packet.stream = stream
+                out.mux(packet)
+    assert abs(len(decode_audio(file.getvalue())) - 2 * SAMPLE_RATE) < 0.1 * SAMPLE_RATE
+
+
+def test_ogg_that_lacks_a_page_in_its_middle():
+    data = bytearray(encode("ogg", "libopus", tone(5, 48_000), 48_000))
+    data[len(data) // 2] ^= 0xFF  # the page's checksum fails, FFmpeg skips the page
+    refused(bytes(data), "cut off or damaged")
+
+
+def test_flac_and_alac_that_lack_their_end(tmp_path):
+    flac = encode("flac", "flac", tone(3, 48_000), 48_000)
+    refused(flac[:-5], "damaged or cut off")
+    alac = encode("mp4", "alac", tone(3, 48_000), 48_000, target=tmp_path / "tone", movflags="faststart")
+    refused(alac[:-5], "cut off")
+
+
+@pytest.mark.parametrize(("container", "codec"), [("flac", "flac"), ("mp4", "aac"), ("adts", "aac")])
+def test_damage_in_the_middle(container, codec):
+    data = bytearray(encode(container, codec, tone(3, 48_000), 48_000))
+    middle = len(data) // 2
+    data[middle : middle + 300] = np.random.default_rng(1).bytes(300)
+    refused(bytes(data), "damaged")
+
+
+def test_damage_never_raises_anything_else():
+    noise = np.random.default_rng(5)
+    source = tone(0.5, 16_000)
+    for container, codec in [
+        ("wav", "pcm_s16le"),
+        ("aiff", "pcm_s16be"),
+        ("flac", "flac"),
+        ("mp3", "libmp3lame"),
+        ("mp4", "aac"),
+        ("ogg", "libopus"),
+        ("webm", "libopus"),
+    ]:
+        clean = encode(container, codec, source, 16_000)
+        for _ in range(30):
+            data = bytearray(clean)
+            for position in noise.integers(0, len(data), noise.integers(1, 30)):
+                data[position] = noise.integers(0, 256)
+            with contextlib.suppress(InvalidRequest):
+                assert np.isfinite(decode_audio(bytes(data[: noise.integers(1, len(data) + 1)]), max_seconds=60)).all()
+
+
+def test_playlists_open_nothing(tmp_path):
+    target = tmp_path / "secret.wav"
+    target.write_bytes(wav(pcm16(tone(1, SAMPLE_RATE))))
+    for text in [
+        f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:1,\n{target}\n#EXT-X-ENDLIST\n",
+        f"ffconcat version 1.0\nfile '{target}'\n",
+        f"ffconcat version 1.0\nfile '{target.name}'\n",
+        f'<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><BaseURL>{target}</BaseURL></MPD>',
+    ]:
+        refused(text.encode(), "not an audio file")
+
+
+def test_duration_limit():
+    body = wav(pcm16(tone(5, SAMPLE_RATE)))
+    assert len(decode_audio(body, max_seconds=5)) == 5 * SAMPLE_RATE
+    refused(body, "5.0 s long, the limit is 2.5 s", max_seconds=2.5)
+    refused(body, "longer than the limit of 4.5 s", max_seconds=4.5)
+    for container in ("mp3", "flac", "webm"):
+        codec = {"mp3": "libmp3lame", "webm": "libopus"}.get(container, container)
+        refused(encode(container, codec, tone(5, 48_000), 48_000), r"5\.\d s long, the limit", max_seconds=2)
+    for container, codec, options in [("mp3", "libmp3lame", {"write_xing": "0"}), ("webm", "libopus", {"live": "1"})]:
+        refused(encode(container, codec, tone(5, 48_000), 48_000, **options), "longer than", max_seconds=2)
+
+
+def test_a_long_file_is_refused_at_once():
+    seconds = 10 * 3600
+    body = wav(bytes(seconds * 1000), rate=1000, bits=8)  # 10 hours in 36 MB
+    refused(body, "36000.0 s long, the limit is 5400 s", max_seconds=5400)
+    # No length in the header: the samples are counted, and not beyond the limit.
+    refused(wav(bytes(seconds * 1000), rate=1000, bits=8, size=0), "limit is 5400 s", max_seconds=5400)
+    flac = encode("flac", "flac", np.zeros((1, 100 * 48_000), np.float32), 48_000)
+    unknown = bytearray(flac)  # STREAMINFO's 36 bits of total samples, zeroed: length unknown
+    unknown[21] &= 0xF0
+    unknown[22:26] = bytes(4)
+    refused(bytes(unknown), "longer than the limit of 3 s", max_seconds=3)
+
+
+def test_memory_stays_near_the_output():
+    """30 minutes of stereo FLAC: 690 MB as float32, 115 MB as the result."""
+    script = """if True:
+        import resource, numpy as np, io, av
+        from step_audio.audio import decode_audio
+        file = io.BytesIO()
+        with av.open(file, "w", format="flac") as out:
+            stream = out.add_stream("flac", rate=48000, layout="stereo")
+            for i in range(30 * 60):
+                frame = av.AudioFrame.from_ndarray(np.zeros((1, 96000), np.int16), format="s16", layout="stereo")
+                frame.sample_rate, frame.pts = 48000, i * 48000
+                out.mux(stream.encode(frame))
+            out.mux(stream.encode(None))
+        data = file.getvalue()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        samples = decode_audio(data)
+        print(len(samples), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    """
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    samples, kilobytes = out.stdout.split()
+    assert int(samples) == 30 * 60 * SAMPLE_RATE
+    assert int(kilobytes) < 1.6 * int(samples) * 4 / 1024
+    assert out.stderr == ""
+
+
+def test_nothing_is_written_to_stderr():
+    """FFmpeg's own log would fill a server's with every client's damaged file."""
+    script = """if True:
+        import sys
+        from step_audio.audio import decode_audio
+        from step_audio.errors import InvalidRequest
+        try:
+            decode_audio(sys.stdin.buffer.read())
+        except InvalidRequest as error:
+            print(error)
+    """
+    flac = encode("flac", "flac", tone(1, 48_000), 48_000)
+    for data in [flac[: len(flac) // 2], b"nothing" * 99, wav(b"\0" * 999, tag=0x55)]:
+        out = subprocess.run([sys.executable, "-c", script], input=data, capture_output=True, check=True)
+        assert out.stdout.startswith(b"audio: ") and out.stderr == b""

@@ -1,0 +1,100 @@
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from engine_fixture import VOCAB, model, prompt
+from paths import ROOT
+from step_audio.engine.executor import Batch, TokenEmbedding
+from step_audio.engine.openvino_executor import OpenVinoExecutor, rotary_tables
+from step_audio.engine.torch_executor import TorchExecutor
+from step_audio.errors import ArtefactError
+
+LAYOUT = {"a": [3, 9, 1, 0], "b": [7, 8], "c": [5]}  # blocks of three sequences, in no order
+
+
+def batch(embed, *parts):
+    """parts: (sequence, past, ids); all logits of the last position of each."""
+    sizes = [len(ids) for _, _, ids in parts]
+    begins = np.cumsum([0, *sizes]).astype(np.int32)
+    used = [LAYOUT[name][: -(-(past + len(ids)) // 32)] for name, past, ids in parts]
+    return Batch(
+        embeddings=embed(np.concatenate([ids for _, _, ids in parts])),
+        position_ids=np.concatenate([np.arange(past, past + len(ids)) for _, past, ids in parts]).astype(np.int32),
+        past_lens=np.array([past for _, past, _ in parts], np.int32),
+        subsequence_begins=begins,
+        block_indices=np.concatenate(used).astype(np.int32),
+        block_indices_begins=np.cumsum([0, *(len(blocks) for blocks in used)]).astype(np.int32),
+        max_context_len=max(past + len(ids) for _, past, ids in parts),
+        logit_indices=begins[1:] - 1,
+    )
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("f32", 2e-4), ("bf16", 0.5)])
+def test_openvino_equals_torch_on_ragged_batches(precision, tolerance):
+    spec, weights = model()
+    embed = TokenEmbedding(weights)
+    ours, theirs = (kind(spec, weights, 10, precision, 2) for kind in (OpenVinoExecutor, TorchExecutor))
+    a, b, c = prompt(100), prompt(40), prompt(1)
+    steps = [
+        [("a", 0, a[:50])],  # a prompt's first chunk
+        [("c", 0, c), ("a", 50, a[50:90]), ("b", 0, b[:33])],  # a decoding neighbour, the next chunk, a new prompt
+        [("a", 90, a[90:91]), ("b", 33, b[33:34])],  # decoding only
+        [("b", 34, b[34:]), ("a", 91, a[91:])],
+    ]
+    for step in steps:
+        got, expected = (executor.forward(batch(embed, *step)).copy() for executor in (ours, theirs))
+        assert got.shape == (len(step), VOCAB) and got.dtype == np.float32
+        assert np.abs(got - expected).max() < tolerance
+
+
+def test_chunks_do_not_change_the_logits():
+    spec, weights = model()
+    embed, ids = TokenEmbedding(weights), prompt(100)
+    executor = OpenVinoExecutor(spec, weights, 10, "f32", 2)
+    whole = executor.forward(batch(embed, ("a", 0, ids))).copy()
+    for begin, end in ((0, 7), (7, 64), (64, 65), (65, 100)):
+        parts = executor.forward(batch(embed, ("a", begin, ids[begin:end])))
+    assert np.abs(parts - whole).max() < 1e-4
+
+
+def test_embedding_takes_audio_positions_from_their_own_table():
+    _, weights = model()
+    embed = TokenEmbedding(weights)
+    one, two = np.full((2, 64), 1, np.float32), np.full((3, 64), 2, np.float32)
+    ids = np.array([5, VOCAB, VOCAB + 1, 6, VOCAB + 2, VOCAB, 7], np.int32)
+    rows = embed(ids, [(slice(0, 3), one), (slice(3, 6), two)])
+    assert np.array_equal(rows[[0, 3, 6]], weights.vocab_embedding[[5, 6, 7]])
+    assert rows[:, 0].tolist()[1:3] == [1, 1] and rows[:, 0].tolist()[4:6] == [2, 2]
+
+
+def test_rotary_tables_are_exact_far_out():
+    cos, sin = rotary_tables(65_536, 128, 1e6)
+    angle = 65_535 * 1e6 ** (-2 * 3 / 128)
+    assert cos[65_535, 0, 3] == pytest.approx(np.cos(angle), abs=1e-6)
+    assert sin[65_535, 0, 3] == pytest.approx(np.sin(angle), abs=1e-6)
+
+
+def test_other_block_sizes_are_refused():
+    spec, weights = model()
+    with pytest.raises(ArtefactError, match="tokens_per_block is 64"):
+        OpenVinoExecutor(replace(spec, tokens_per_block=64), weights, 4, "f32", 2)
+
+
+def test_a_signal_after_two_executors_have_gone():
+    """In a process of its own: where OpenVINO's signal stacks are left in place, this one dies of the signal."""
+    code = (
+        "import faulthandler, signal\n"
+        "faulthandler.enable()\n"
+        "from engine_fixture import model\n"
+        "from step_audio.engine.openvino_executor import OpenVinoExecutor\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('handled'))\n"
+        "one, two = (OpenVinoExecutor(*model(), 4, 'f32', 1) for _ in range(2))\n"
+        "del one\n"
+        "del two\n"
+        "signal.raise_signal(signal.SIGUSR1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests" / "support", capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

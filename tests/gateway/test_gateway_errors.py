@@ -1,0 +1,140 @@
+"""The gateway before a client library that plays a script: what is refused, and which field is at fault."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway_calls import CHAT, HELLO, TOOL, ask, asked, refusal
+from gateway_fixture import REPLY, FakeClient, events, http
+from step_audio_client import RequestError, RequestTimeout, ServerBusy, Unavailable
+
+
+@pytest.mark.parametrize(
+    "said, param, code",
+    [
+        ("guide: guided_decoding_guide cannot be used as json_schema: x", "response_format", None),
+        ("tool_choice: guided_decoding_guide cannot be used as json_schema: x", "tool_choice", None),
+        ("the prompt has 9 positions and max_seq_len is 5; send less", "messages", "context_length_exceeded"),
+        ("audio[0]: there are no bytes", "messages", None),
+        ("thinking: no", "thinking", None),
+        ("something else", None, None),
+    ],
+)
+async def test_the_field_at_fault(said, param, code):
+    error = (await ask(FakeClient(lambda messages, options: [RequestError(said)]))).json()["error"]
+    assert (error["param"], error["code"]) == (param, code)
+    assert error["message"] == said.replace("guide: guided_decoding_guide", "response_format")
+
+
+async def test_paths_and_methods():
+    """A path that is nobody's is not found, whatever the method; the page's files are answered for like others."""
+    async with http(FakeClient()) as client:
+        status = {
+            (method, path): (await client.request(method, path)).status_code
+            for method in ("GET", "HEAD", "POST")
+            for path in ("/", "/style.css", "/health", "/ready", CHAT, "/v1/completions", "/none", "/../settings.py")
+        }
+        assert (await client.get("/v1/models/tiny")).json()["id"] == "tiny"
+        assert (await client.get("/v1/models/other")).status_code == 404
+    assert {code for (_, path), code in status.items() if path in ("/v1/completions", "/none", "/../settings.py")} == {
+        404
+    }
+    for path in ("/", "/style.css", "/health", "/ready"):
+        assert [status[method, path] for method in ("GET", "HEAD", "POST")] == [200, 200, 405], path
+    assert status["GET", CHAT] == status["HEAD", CHAT] == 405
+
+
+async def test_thinking_that_contradicts_itself():
+    assert (await refusal(thinking={"mode": "on"}, reasoning_effort="none"))[1] == "thinking"
+    assert (await refusal(thinking={"mode": "off", "budget_tokens": 3}))[1] == "thinking.budget_tokens"
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("top_logprobs", 3),
+        ("min_p", 0.1),
+        ("best_of", 2),
+        ("logit_bias", {"1": 5}),
+        ("guided_json", {}),
+        ("modalities", ["text", "audio"]),
+        ("reasoning_effort", "high"),
+        ("use_beam_search", True),
+    ],
+)
+async def test_what_cannot_be_honoured_is_refused_by_name(name, value):
+    message, param = await refusal(**{name: value})
+    assert message.startswith(f"{name} is not supported: ") and param == name
+
+
+@pytest.mark.parametrize(
+    "body, param",
+    [
+        ({"temperature": -1}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"n": 0}, "n"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]},
+            "messages[0].content[0].input_audio.data",
+        ),
+        ({"stop": ["x", ""]}, "stop[1]"),
+        ({"stop_token_ids": [150_000]}, "stop_token_ids"),
+        ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.schema"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+    ],
+)
+async def test_faults_are_named(body, param):
+    message, named = await refusal(**body)
+    assert named == param and param in message
+
+
+async def test_other_keys_are_tolerated():
+    message = {"role": "user", "content": "hello", "eot": True, "reasoning_content": "hm", "mood": [1]}
+    assert (await asked(messages=[message], wish="none", stream_options=None)).messages == HELLO
+    fake = await asked(messages=[{"role": "developer", "content": "be brief"}, *HELLO])
+    assert fake.messages[0]["role"] == "system"
+
+
+@pytest.mark.parametrize(
+    "error, status, code",
+    [
+        (RequestError("too long"), 400, None),
+        (RequestError("internal error; the log has it"), 500, "internal_error"),
+        (ServerBusy("full"), 429, "server_busy"),
+        (Unavailable("nobody there"), 503, "unavailable"),
+        (RequestTimeout("too late"), 504, "timeout"),
+        (ZeroDivisionError("ours"), 500, "internal_error"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_errors_before_the_first_token(error, status, code, stream):
+    response = await ask(FakeClient(lambda messages, options: [error]), stream=stream)
+    assert response.status_code == status and response.json()["error"]["code"] == code
+    assert ("retry-after" in response.headers) == (status in (429, 503))
+
+
+async def test_an_error_in_the_middle_of_a_stream():
+    response = await ask(FakeClient(lambda m, o: [REPLY[0], Unavailable("gone")]), stream=True)
+    assert response.status_code == 200
+    assert events(response.text)[-1]["error"] == {
+        "message": "gone", "type": "server_error", "param": None, "code": "unavailable",
+    }  # fmt: skip
+
+
+async def test_bodies_that_are_no_json():
+    async with http(FakeClient()) as client:
+        for body in (b"{", b'{"messages": [{"role": "user", "content": "\\ud800"}]}', b"[" * 5000, b'{"n": NaN}', b""):
+            response = await client.post(CHAT, content=body, headers={"Content-Type": "application/json"})
+            assert response.status_code == 400 and response.json()["error"]["type"] == "invalid_request_error"
+        response = await client.post(CHAT, content=b'{"messages": []}', headers={"Content-Type": "text/plain"})
+        assert response.status_code == 415 and "Content-Type: application/json" in response.json()["error"]["message"]
+        assert (await client.get("/v1/nothing")).json()["error"]["message"] == "Not Found: GET /v1/nothing"

@@ -1,0 +1,209 @@
+"""The gateway before a client library that plays a script: health, keys, log, metrics, and clients that hang up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+from dataclasses import replace
+
+import pytest
+
+from gateway_calls import CHAT, HELLO, WAV, WAV64, ask
+from gateway_fixture import REPLY, FakeClient, http
+from step_audio_client import ChatDelta, RequestError
+from step_audio_gateway.app import create_app
+from step_audio_gateway.generations import EventStream
+from step_audio_gateway.server import listen
+from step_audio_gateway.settings import GatewaySettings
+from step_audio_server.launch.ports import free_ports
+
+
+async def test_models():
+    async with http(FakeClient()) as client:
+        (model,) = (await client.get("/v1/models")).json()["data"]
+        assert model["id"] == "tiny" and model["max_model_len"] == 4096
+        error = (await client.post(CHAT, json={"messages": HELLO, "model": "gpt"})).json()["error"]
+        assert error["code"] == "model_not_found"
+    async with http(FakeClient(), served_model_name=["Step-Audio-R1.1", "step"]) as client:
+        assert [m["id"] for m in (await client.get("/v1/models")).json()["data"]] == ["Step-Audio-R1.1", "step"]
+        assert (await client.post(CHAT, json={"messages": HELLO})).json()["model"] == "Step-Audio-R1.1"
+        assert (await client.post(CHAT, json={"messages": HELLO, "model": "step"})).json()["model"] == "step"
+        assert (await client.post(CHAT, json={"messages": HELLO, "model": "tiny"})).status_code == 404
+
+
+async def test_the_page_may_load_nothing_from_elsewhere():
+    async with http(FakeClient()) as client:
+        page = await client.get("/")
+        script = await client.get("/app.js")
+    assert page.status_code == 200 and "default-src 'none'" in page.headers["Content-Security-Policy"]
+    assert script.headers["Content-Type"].startswith("text/javascript")
+
+
+async def test_health_and_readiness():
+    fake = FakeClient()
+    async with http(fake) as client:
+        assert (await client.get("/health")).status_code == (await client.get("/ready")).status_code == 200
+        fake.up = False
+        assert (await client.get("/health")).status_code == 200 and (await client.get("/ready")).status_code == 503
+
+
+async def test_api_keys(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("# ours\nsecond\n\nthird\n")
+    async with http(FakeClient(), api_key=["first"], api_key_file=file) as client:
+        for key in ("first", "second", "third"):
+            given = {"Authorization": f"Bearer {key}"}
+            assert (await client.get("/v1/models", headers=given)).status_code == 200
+        for given in ({}, {"Authorization": "Bearer fourth"}, {"Authorization": "Basic first"}, {"Authorization": ""}):
+            response = await client.post(CHAT, json={"messages": HELLO}, headers=given)
+            assert response.status_code == 401 and response.headers["www-authenticate"] == "Bearer"
+            assert response.json()["error"]["code"] == "invalid_api_key"
+        assert (await client.get("/health")).status_code == 200
+        assert (await client.get("/openapi.json")).json()["components"]["securitySchemes"]
+
+
+@pytest.mark.parametrize("content", ["", "# only\n"])
+def test_a_file_without_keys_does_not_open_the_door(tmp_path, content):
+    file = tmp_path / "keys"
+    file.write_text(content)
+    with pytest.raises(Exception, match="holds no key"):
+        create_app(GatewaySettings.create(api_key_file=file), FakeClient())
+
+
+async def test_request_ids_and_the_log(caplog):
+    caplog.set_level(logging.INFO, "step_audio_gateway")
+    secret = [{"role": "user", "content": [{"type": "text", "text": "SECRET"}, {"type": "audio", "audio": WAV64}]}]
+
+    async def logged(**settings) -> dict:
+        caplog.clear()
+        fake = FakeClient(lambda m, o: [ChatDelta(content="SECRET", raw="SECRET"), REPLY[-1]])
+        response = await ask(fake, messages=secret, settings=settings, headers={"X-Request-Id": "mine-1"})
+        assert response.headers["x-request-id"] == "mine-1"
+        (record,) = [record for record in caplog.records if record.name == "step_audio_gateway"]
+        return record.fields
+
+    fields = await logged()
+    assert fields["request_id"] == "mine-1" and fields["status"] == 200 and fields["prompt_tokens"] == 20
+    assert fields["finish"] == ["stop"] and fields["model"] == "tiny" and "SECRET" not in json.dumps(fields)
+    fields = await logged(log_content=True)
+    assert fields["messages"][0]["content"][0]["text"] == "SECRET" and fields["replies"] == ["SECRET"]
+    assert fields["messages"][0]["content"][1]["audio"] == {"bytes": len(WAV)}
+
+    caplog.clear()
+    await ask(FakeClient(), messages=[{"role": "SECRET", "content": "x"}])
+    await ask(FakeClient(), model="SECRET")
+    refusals = [vars(record)["fields"] for record in caplog.records if record.name == "step_audio_gateway"]
+    assert [fields["status"] for fields in refusals] == [400, 404] and "SECRET" not in json.dumps(refusals)
+    for bad in ("", "a b", "x" * 200):
+        assert len((await ask(FakeClient(), headers={"X-Request-Id": bad})).headers["x-request-id"]) == 32
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_chunks_do_not_wait_for_acknowledgements(host):
+    """Not set by asyncio for a socket that is handed in."""
+    (port,) = free_ports(1)
+    with (
+        listen(GatewaySettings(host=host, port=port)) as listener,
+        socket.create_connection((host, port)),
+        listener.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+async def test_metrics():
+    fake = FakeClient()
+    async with http(fake) as client:
+        await client.post(CHAT, json={"messages": HELLO})
+        fake.script = lambda m, o: [REPLY[0], RequestError("no")]
+        await client.post(CHAT, json={"messages": HELLO})
+        await client.get("/made/up")
+        response = await client.get("/metrics")
+    lines = response.text.splitlines()
+    assert response.headers["content-type"].startswith("text/plain")
+    assert f'step_audio_http_requests_total{{route="{CHAT}",status="200"}} 1.0' in lines
+    assert f'step_audio_http_requests_total{{route="{CHAT}",status="400"}} 1.0' in lines
+    assert 'step_audio_tokens_total{kind="audio"} 13.0' in lines
+    assert "step_audio_time_to_first_token_seconds_count 2.0" in lines
+    assert "step_audio_answers_running 0.0" in lines and "step_audio_answers_unfinished_total 1.0" in lines
+    assert not any("/made/up" in line for line in lines)
+
+
+async def test_time_between_tokens():
+    """Of three tokens after the first: one 0.12 s behind it, two together 0.4 s later."""
+    deltas = [replace(REPLY[0], token_ids=ids) for ids in [(1,), (2,), (3, 4)]]
+    fake = FakeClient(lambda m, o: [0.3, deltas[0], 0.12, deltas[1], 0.4, deltas[2], *REPLY[1:]])
+    async with http(fake) as client:
+        await client.post(CHAT, json={"messages": HELLO})
+        lines = (await client.get("/metrics")).text.splitlines()
+    name = "step_audio_inter_token_latency_seconds"
+    assert f"{name}_count 3.0" in lines
+    assert [f'{name}_bucket{{le="{le}"}} {n}' in lines for le, n in [("0.1", 0.0), ("0.5", 3.0)]] == [True, True]
+
+
+@pytest.mark.parametrize("body", [{}, {"stream": True}, {"n": 3}, {"n": 3, "stream": True}])
+@pytest.mark.parametrize("steps", [[60.0], [REPLY[0], 60.0]])
+async def test_a_client_that_hangs_up_frees_its_slots(body, steps):
+    fake = FakeClient(lambda messages, options: steps)
+    app = create_app(GatewaySettings(), fake)
+    asked_for = json.dumps({"messages": HELLO} | body).encode()
+    received, gone = asyncio.Queue(), asyncio.Event()
+    received.put_nowait({"type": "http.request", "body": asked_for})
+
+    async def receive():
+        if not received.empty():
+            return received.get_nowait()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "POST",
+        "scheme": "http", "path": CHAT, "raw_path": CHAT.encode(), "query_string": b"", "root_path": "",
+        "headers": [(b"content-type", b"application/json")], "client": ("1.2.3.4", 5), "server": ("gateway", 80),
+    }  # fmt: skip
+    call = asyncio.create_task(app(scope, receive, send))
+    n = body.get("n", 1)
+    while fake.begun < n:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    assert not call.done() and fake.closed == 0
+    gone.set()
+    await asyncio.wait_for(call, 5)
+    assert fake.closed == n
+    started = [message for message in sent if message["type"] == "http.response.start"]
+    assert [message["status"] for message in started] == [200 if body.get("stream") and len(steps) > 1 else 499]
+
+
+async def test_a_client_that_stops_reading_and_hangs_up():
+    """The reply is stuck in the connection, not in the model."""
+    closed = []
+
+    async def source():
+        try:
+            yield "first"
+            yield "second"
+        finally:
+            closed.append(True)
+
+    events = source()
+    await anext(events)
+    stuck = asyncio.Event()
+
+    async def receive():
+        await stuck.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        if message["type"] == "http.response.body":
+            stuck.set()
+            await asyncio.sleep(60)
+
+    scope = {"type": "http", "state": {"log": {}}}
+    await asyncio.wait_for(EventStream(events, events)(scope, receive, send), 5)
+    assert closed and scope["state"]["log"] == {"error": "client_gone"}

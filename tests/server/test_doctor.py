@@ -1,0 +1,389 @@
+"""`step-audio doctor`: each check against a machine that has, lacks or half has what is asked for, and this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import resource
+import socket
+from pathlib import Path
+
+import pytest
+
+from dockerfile import ROOT, executable
+from step_audio_build.commands.plan import PUBLISHED
+from step_audio_build.planning import host_memory
+from step_audio_build.planning.gpus import FoundGpu, visible_gpus
+from step_audio_build.planning.memory_plan import plan
+from step_audio_build.planning.profiles import load_profile
+from step_audio_build.stages.layout import Layout
+from step_audio_server.doctor import command, cpu, gpu, host, image, pins
+from step_audio_server.launch import gpu_image
+
+H100 = "NVIDIA H100 80GB HBM3, 9.0, 81559, 590.44.01"
+L40S = "NVIDIA L40S, 8.9, 46068, 590.44.01"
+HEAD = "| NVIDIA-SMI 590.44.01    Driver Version: 590.44.01    CUDA Version: 13.1     |\n"
+
+# As nvidia-smi prints it: an underlined head, and columns behind the GPUs' own.
+NVLINKED = """\t\x1b[4mGPU0\tGPU1\tGPU2\tGPU3\tNIC0\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID\x1b[0m
+GPU0\t X \tNV18\tNV18\tNV18\tNODE\t0-55\t0\t\tN/A
+GPU1\tNV18\t X \tNV18\tNV18\tNODE\t0-55\t0\t\tN/A
+GPU2\tNV18\tNV18\t X \tNV18\tSYS\t56-111\t1\t\tN/A
+GPU3\tNV18\tNV18\tNV18\t X \tSYS\t56-111\t1\t\tN/A
+NIC0\tNODE\tNODE\tSYS\tSYS\t X \t\t\t\t
+
+Legend:
+
+  X    = Self
+"""
+TWO_SOCKETS = """\t\x1b[4mGPU0\tGPU1\tGPU2\tGPU3\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID\x1b[0m
+GPU0\t X \tPIX\tSYS\tSYS\t0-31\t0\t\tN/A
+GPU1\tPIX\t X \tSYS\tSYS\t0-31\t0\t\tN/A
+GPU2\tSYS\tSYS\t X \tPIX\t32-63\t1\t\tN/A
+GPU3\tSYS\tSYS\tPIX\t X \t32-63\t1\t\tN/A
+"""
+
+
+class Machine:
+    """Programs on PATH and folders in place of a GPU machine's."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
+        self.bin, self.triton = folder / "bin", folder / "tritonserver"
+        self.work = folder / "work"
+        self.work.mkdir()
+        monkeypatch.setenv("PATH", f"{self.bin}:/usr/bin:/bin")
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        monkeypatch.setattr(gpu_image, "TRITON", self.triton)
+        monkeypatch.setattr(image, "installed_version", {"tensorrt_llm": "1.2.1", "tensorrt": "10.14.1.48"}.get)
+
+    def gpus(self, *cards: str, head: str = HEAD, topology: str = NVLINKED, load: str = "4, [N/A]", status: int = 0):
+        """`cards`: lines as gpus.QUERY is answered; `load`: memory in use and MIG, of each."""
+        loads = "\n".join([load] * len(cards))
+        for name, text in (("cards", "\n".join(cards)), ("head", head), ("topology", topology), ("load", loads)):
+            (self.triton.parent / name).write_text(text + "\n", encoding="utf-8")
+        files = self.triton.parent
+        executable(
+            self.bin / "nvidia-smi",
+            f'#!/bin/sh\ncase "$*" in\n*memory.used*) cat {files}/load ;;\n*query-gpu*) cat {files}/cards ;;\n'
+            f'topo*) cat {files}/topology ;;\n"") cat {files}/head ;;\nesac\nexit {status}\n',
+        )
+
+    def ngc_image(self) -> None:
+        for part in gpu_image.PARTS:
+            executable(self.triton / part, "")
+        for name in ("trtllm-build", "mpirun"):
+            executable(self.bin / name, "#!/bin/sh\n")
+
+    def doctor(self, capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, dict]:
+        """Exit status and what --json says."""
+        parser = argparse.ArgumentParser()
+        command.add_doctor(parser.add_subparsers())
+        arguments = parser.parse_args(["doctor", "--json", "--work-dir", str(self.work), *flags])
+        return arguments.run(arguments), json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Machine:
+    monkeypatch.setattr(host, "_free", lambda port: True)
+    monkeypatch.setattr(host.shutil, "disk_usage", lambda path: Space(10**12, 10**12))
+    monkeypatch.setattr(host_memory, "memory", lambda: (10**12, 10**12))
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    return Machine(tmp_path, monkeypatch)
+
+
+class Space:
+    def __init__(self, total: int, free: int):
+        self.total, self.free = total, free
+
+
+def found(report: dict, name: str) -> dict:
+    return next(finding for finding in report["findings"] if finding["name"] == name)
+
+
+def test_four_h100s_in_the_image_are_ready_for_their_profile(here, capsys):
+    here.gpus(*[H100] * 4)
+    here.ngc_image()
+    status, report = here.doctor(capsys, "--profile", "4xH100-16k")
+    assert (status, report["status"]) == (0, "ok")
+    assert report["works"] == ["profile 4xH100-16k on GPUs"]
+    names = [finding["name"] for finding in report["findings"]]
+    assert names == [
+        "driver", "CUDA", "GPUs", "GPU memory", "links", "image", "TensorRT-LLM", "TensorRT", "programs",
+        "GPU plan", "memory", "/dev/shm", "disk", "ports", "permissions", "limits",
+    ]  # fmt: skip
+    assert found(report, "GPUs")["found"] == "4 x NVIDIA H100 80GB HBM3 (sm90, 85.5 GB)"
+    assert found(report, "links")["found"] == "NVLink between all (NV18)"
+
+
+def test_without_a_profile_the_fitting_ones_are_named(here, capsys):
+    here.gpus(*[H100] * 4)
+    here.ngc_image()
+    status, report = here.doctor(capsys)
+    assert status == 0
+    assert report["works"] == [
+        f"profile {name} on GPUs" for name in ("2xH100-16k", "2xH100-65k", "4xH100-16k", "4xH100-65k")
+    ]
+    assert not [finding for finding in report["findings"] if finding["name"].startswith("CPU")]
+
+
+def test_another_machine_than_the_profile_s_is_a_fault(here, capsys):
+    here.gpus(*[L40S] * 4, topology=TWO_SOCKETS)
+    here.ngc_image()
+    status, report = here.doctor(capsys, "--profile", "4xH100-16k")
+    assert (status, report["works"]) == (1, [])
+    gpus = found(report, "GPUs")
+    assert gpus["status"] == "fault" and "sm90" in gpus["found"]
+    assert gpus["advice"] == "profiles for this machine: 4xL40S-16k, 4xL40S-65k"
+    assert found(report, "links")["status"] == "warning"
+
+
+def test_too_few_gpus_are_a_fault(here, capsys):
+    here.gpus(*[H100] * 2)
+    here.ngc_image()
+    status, report = here.doctor(capsys, "--profile", "4xH100-16k")
+    assert status == 1
+    assert "needs 4 GPUs, 2 are visible" in found(report, "GPUs")["found"]
+
+
+def test_without_gpus_the_cpu_is_what_works(here, capsys):
+    """This machine's own Python, server and runtimes, and no stand-in for them."""
+    status, report = here.doctor(capsys)
+    assert (status, report["works"]) == (0, ["any checkpoint on the CPU"])
+    assert found(report, "GPUs") == {"name": "GPUs", "status": "ok", "found": "none; a CPU will do", "advice": ""}
+    assert found(report, "CPU server")["found"] == "tritonserver of nvidia-pytriton 0.7.0"
+
+
+def test_without_gpus_a_profile_is_a_fault(here, capsys):
+    status, report = here.doctor(capsys, "--profile", "4xH100-16k")
+    assert (status, report["works"]) == (1, [])
+    assert found(report, "GPUs")["status"] == "fault"
+    assert found(report, "GPUs")["advice"].startswith("install NVIDIA's driver")
+    assert found(report, "image")["advice"].startswith(f"run inside {gpu_image.IMAGE}")
+
+
+def test_gpus_outside_the_image_do_not_keep_the_cpu_from_serving(here, capsys):
+    here.gpus("NVIDIA GeForce RTX 3060, 8.6, 12288, 550.54.14", head=HEAD.replace("13.1", "12.4"), topology="")
+    status, report = here.doctor(capsys)
+    assert (status, report["status"], report["works"]) == (0, "warning", ["any checkpoint on the CPU"])
+    assert {found(report, name)["status"] for name in ("driver", "CUDA", "image", "programs")} == {"warning"}
+
+
+def test_the_image_without_its_gpus_says_which_flag_is_missing(here, capsys):
+    here.ngc_image()
+    for flags, wanted in (((), (0, "warning")), (("--profile", "4xH100-16k"), (1, "fault"))):
+        status, report = here.doctor(capsys, *flags)
+        assert (status, found(report, "GPUs")["status"]) == wanted
+        assert "--gpus all" in found(report, "GPUs")["advice"]
+        assert report["works"] == []
+
+
+def test_a_broken_driver_is_told_in_its_own_words(here, capsys):
+    here.gpus("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.", status=9)
+    status, report = here.doctor(capsys)
+    assert status == 0 and found(report, "GPUs")["status"] == "warning"
+    assert "couldn't communicate" in found(report, "GPUs")["found"]
+    assert here.doctor(capsys, "--profile", "4xH100-16k")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda", "status"),
+    [
+        ("590.44.01", "13.1", "ok"),
+        ("595.1", "13.2", "ok"),
+        ("580.95.05", "13.0", "warning"),
+        ("575.57.08", "12.9", "fault"),
+    ],
+)
+def test_driver_and_its_cuda(here, driver, cuda, status):
+    here.gpus(H100.replace("590.44.01", driver), head=HEAD.replace("13.1", cuda))
+    assert gpu.driver(visible_gpus()).status == status
+    assert gpu.cuda().status == status
+
+
+def test_gpus_that_are_not_whole_or_not_free(here):
+    here.gpus(H100, load="4, Enabled")
+    assert [finding.status for finding in gpu.load(visible_gpus())] == ["fault"]
+    here.gpus(H100, H100, load="70000, Disabled")
+    busy = gpu.load(visible_gpus())
+    assert [(finding.name, finding.status) for finding in busy] == [("GPU 0", "warning"), ("GPU 1", "warning")]
+    assert "73.4 GB" in busy[0].found
+
+
+def test_links_of_the_ranks_alone_count():
+    assert gpu.topology(NVLINKED) == {"NV18"}
+    assert gpu.topology(TWO_SOCKETS) == {"PIX", "SYS"}
+    assert gpu.topology(TWO_SOCKETS, 2) == {"PIX"}
+    assert gpu.topology("\t\x1b[4mGPU0\tCPU Affinity\x1b[0m\nGPU0\t X \t0-15\n") == set()
+
+
+def test_links_that_a_profile_counts_on(here):
+    here.gpus(*[H100] * 4, topology=TWO_SOCKETS)
+    assert "nvlink -s" in gpu.links(load_profile("4xH100-16k")).advice
+    assert "NCCL_P2P_DISABLE=1" in gpu.links(load_profile("4xL40S-16k")).advice
+    here.gpus(*[L40S] * 4, topology=TWO_SOCKETS.replace("SYS", "NODE"))
+    assert gpu.links(load_profile("4xL40S-16k")).status == "ok"
+
+
+def test_h20_is_no_h200():
+    h200 = FoundGpu("NVIDIA H200", 90, 143771 << 20, "590.44.01")
+    assert gpu.suitable([h200]) == ["1xH200-16k", "1xH200-65k"]
+
+
+def test_versions_of_another_image_are_faults(here, monkeypatch):
+    monkeypatch.setattr(image, "installed_version", {"tensorrt_llm": "1.1.0"}.get)
+    llm, tensorrt = image.versions()
+    assert (llm.status, llm.found) == ("fault", "1.1.0")
+    assert (tensorrt.status, tensorrt.found) == ("fault", "not installed")
+
+
+def test_programs_that_one_gpu_does_not_need(here):
+    executable(here.bin / "trtllm-build", "#!/bin/sh\n")
+    assert image.programs(load_profile("1xH200-16k")).status == "ok"
+    assert "mpirun" in image.programs(load_profile("4xH100-16k")).found
+
+
+def test_memory_of_a_container_is_its_limit(tmp_path, monkeypatch):
+    (tmp_path / "meminfo").write_text("MemTotal: 200000000 kB\nMemFree: 1 kB\nMemAvailable: 190000000 kB\n")
+    monkeypatch.setattr(host_memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(host_memory, "CGROUP", tmp_path)
+    wanted = plan(load_profile("4xH100-16k"), PUBLISHED)
+    assert wanted.weights == 17_635_977_216  # a rank's, of which TensorRT has two copies while it builds
+    (row,) = re.findall(r"^\| memory \|.*", (ROOT / "docs/deploy.md").read_text("utf-8"), re.MULTILINE)
+    one, all_four = (host_memory.build_memory(wanted, workers) / 1e9 for workers in (1, 4))
+    assert f"{one:.1f} GB at least, {all_four:.0f} GB for all four" in row
+    assert host.memory(wanted).status == "ok"
+    (tmp_path / "memory.max").write_text("120000000000\n")
+    (tmp_path / "memory.current").write_text("1000000000\n")
+    few = host.memory(wanted)
+    assert (few.status, few.found) == ("warning", "119.0 GB of 120.0 GB available")
+    assert few.advice == "room for building 3 of 4 ranks at once: 141.1 GB for all"
+    (tmp_path / "memory.current").write_text("86000000000\n")
+    none = host.memory(wanted)
+    assert none.status == "fault" and none.advice.startswith("building takes 35.3 GB for each rank")
+    # What has been read and written lately makes room by itself; tmpfs and the processes' own memory do not.
+    stat = "anon 5000000000\nfile 81000000000\ninactive_file 60000000000\nactive_file 20000000000\nshmem 1000000000\n"
+    (tmp_path / "memory.stat").write_text(stat)
+    assert host.memory(wanted).found == "114.0 GB of 120.0 GB available"
+    (tmp_path / "memory.max").write_text("max\n")
+    assert host.memory(wanted).status == "ok"
+    assert host.memory(None).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("total", "free", "profile", "status"),
+    [
+        (64 << 20, 64 << 20, True, "fault"),
+        (64 << 20, 64 << 20, False, "warning"),
+        (16 << 30, 1 << 20, True, "warning"),
+        (16 << 30, 15 << 30, True, "ok"),
+    ],
+)
+def test_shared_memory(monkeypatch, total, free, profile, status):
+    monkeypatch.setattr(host.shutil, "disk_usage", lambda path: Space(total, free))
+    finding = host.shared_memory(profile)
+    assert finding.status == status
+    assert total >= host.SHM_NEEDED or "--shm-size" in finding.advice
+
+
+def test_disk_for_what_is_not_built_yet(monkeypatch, tmp_path):
+    monkeypatch.setattr(host.shutil, "disk_usage", lambda path: Space(10**12, 100 * 10**9))
+    missing = host.disk(tmp_path / "not" / "yet", 200 * 10**9)
+    assert missing.status == "fault" and "200.0 GB are needed" in missing.advice
+    assert str(tmp_path) in missing.found
+    assert host.disk(tmp_path, 99 * 10**9).status == "ok"
+    assert host.disk(tmp_path, None).status == "ok"
+    monkeypatch.setattr(host.shutil, "disk_usage", lambda path: Space(10**12, 10**6))
+    assert host.disk(tmp_path, 0).status == "fault" and host.disk(tmp_path, None).status == "warning"
+
+
+def test_disk_for_the_published_model_is_the_guide_s(here, capsys, monkeypatch):
+    """Checkpoint, converted decoder, encoder and engines, until the build is done."""
+    here.gpus(*[H100] * 4)
+    here.ngc_image()
+    monkeypatch.setattr(host.shutil, "disk_usage", lambda path: Space(10**12, 2 << 30))
+    disk = found(here.doctor(capsys, "--profile", "4xH100-16k")[1], "disk")
+    (said,) = re.findall(r"\| together \| (\d+) \|", (ROOT / "docs/deploy.md").read_text("utf-8"))
+    assert disk["status"] == "fault" and disk["advice"].startswith(f"{said}.0 GB are needed")
+    done = Layout(here.work, load_profile("4xH100-16k")).manifest("repository")
+    done.parent.mkdir()
+    done.touch()
+    monkeypatch.setattr(host_memory, "memory", lambda: (2 << 30, 2 << 30))  # that of a build is not needed any more
+    report = here.doctor(capsys, "--profile", "4xH100-16k")[1]
+    assert found(report, "disk")["status"] == found(report, "memory")["status"] == "ok"
+
+
+def test_ports_in_use_are_named_with_their_flags():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        finding = host.ports({"--grpc-port": port})
+    assert finding.status == "warning" and f"--grpc-port ({port})" in finding.advice
+
+
+def test_permissions(tmp_path, monkeypatch):
+    assert host.permissions(tmp_path / "new", None).status == "ok"
+    empty = tmp_path / "checkpoint"
+    empty.mkdir()
+    assert "no checkpoint" in host.permissions(tmp_path, empty).found
+    for name in ("config.json", "model.safetensors"):
+        (empty / name).touch()
+    assert host.permissions(tmp_path, empty).status == "ok"
+    allowed = lambda path, mode: Path(path).name != "model.safetensors"  # noqa: E731  (root may read everything)
+    monkeypatch.setattr(host.os, "access", allowed)
+    assert "model.safetensors is not readable" in host.permissions(tmp_path, empty).found
+    monkeypatch.setattr(host.os, "access", lambda path, mode: False)
+    assert host.permissions(tmp_path, None).status == "fault"
+
+
+def test_locked_memory_counts_for_several_gpus(monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (64 << 10, 64 << 10))
+    assert host.limits(4).status == "warning"
+    assert host.limits(1).status == "ok"
+
+
+def test_a_checkpoint_that_cannot_be_read_is_one_finding(here, capsys, tmp_path):
+    here.gpus(*[H100] * 4)
+    here.ngc_image()
+    (tmp_path / "model").mkdir()
+    status, report = here.doctor(capsys, "--profile", "4xH100-16k", "--checkpoint", str(tmp_path / "model"))
+    assert status == 1 and report["works"] == []
+    assert found(report, "checkpoint")["status"] == "fault"
+
+
+def test_what_the_cpu_path_lacks(monkeypatch):
+    monkeypatch.setattr(cpu, "RUNTIMES", ("torch", "no_such_module"))
+    assert cpu.runtimes().found == "no_such_module not installed"
+    real = cpu.importlib.util.find_spec
+    monkeypatch.setattr(cpu.importlib.util, "find_spec", lambda name: None if name == "pytriton" else real(name))
+    assert cpu.server().advice == cpu.INSTALL
+
+
+def test_lines_are_one_a_finding_and_the_last_says_what_works(here, capsys):
+    parser = argparse.ArgumentParser()
+    command.add_doctor(parser.add_subparsers())
+    arguments = parser.parse_args(["doctor", "--profile", "4xH100-16k", "--work-dir", str(here.work)])
+    assert arguments.run(arguments) == 1
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert all(re.match(r"(ok|warning|fault) +\S", line) for line in lines)
+    assert last == "works here: nothing, until the faults are gone"
+
+
+def test_the_guide_waits_for_the_line_that_is_printed(here, capsys):
+    here.gpus(*[H100] * 4)
+    here.ngc_image()
+    parser = argparse.ArgumentParser()
+    command.add_doctor(parser.add_subparsers())
+    arguments = parser.parse_args(["doctor", "--profile", "4xH100-16k", "--work-dir", str(here.work)])
+    assert arguments.run(arguments) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.findall(r"`(works here:[^`]*)`", (ROOT / "docs/deploy.md").read_text("utf-8")) == [last]
+
+
+def test_pins_are_those_of_the_image():
+    text = (ROOT / "docker/versions.env").read_text("utf-8")
+    said = dict(re.findall(r"^(\w+)=(.+)$", text, re.MULTILINE))
+    assert said["TRITON_IMAGE"] == gpu_image.IMAGE
+    for name in ("TENSORRT_LLM_VERSION", "TENSORRT_VERSION", "CUDA_VERSION", "DRIVER_VERSION"):
+        assert getattr(pins, name) == said[name]

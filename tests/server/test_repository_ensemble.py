@@ -1,0 +1,79 @@
+"""The repository's ensembles hold together: every tensor from one place, of one type and shape, under one meaning."""
+
+import pytest
+
+from repository_fixture import ENSEMBLE, LLM, PROMPT, declared, wiring_faults
+
+# The ensemble
+
+
+def steps(configs, ensemble=ENSEMBLE):
+    return configs[ensemble].ensemble_scheduling.step
+
+
+def test_the_ensemble_holds_together(configs):
+    assert wiring_faults(configs) == []
+    assert {step.model_name for step in steps(configs)} == set(configs) - {ENSEMBLE, PROMPT, "tokenizer"}
+
+
+def test_the_prompt_s_ensemble_is_the_other_one_up_to_the_llm(configs):
+    assert wiring_faults(configs, PROMPT) == []
+    assert [step.model_name for step in steps(configs, PROMPT)] == [step.model_name for step in steps(configs)][:-1]
+    outputs, llm, builder = (
+        declared(configs[PROMPT].output), declared(configs[LLM].input), declared(configs["prompt_builder"].input)
+    )  # fmt: skip
+    assert set(outputs) == {"frames", "audio_index", "content_hash"} | {
+        name for name in steps(configs)[-1].input_map if f"_{name}" == steps(configs)[-1].input_map[name]
+    } - {"input_lengths", "request_output_len"}
+    for name, (kind, *_) in outputs.items():
+        assert kind == (llm | builder)[name][0], name
+
+
+@pytest.mark.parametrize("fault", ["twice", "never", "type", "dims", "unused", "required"])
+def test_the_checker_finds(configs, fault):
+    broken = {name: type(config).FromString(config.SerializeToString()) for name, config in configs.items()}
+    featurizer, _, encoder, llm = steps(broken)
+    match fault:
+        case "twice":
+            featurizer.output_map["frames"] = "_mel"
+        case "never":
+            llm.input_map["end_id"] = "_nothing"
+        case "type":
+            llm.input_map["end_id"] = "temperature"
+        case "dims":
+            broken[LLM].input[0].dims.append(-1)
+        case "unused":
+            del llm.input_map["seed"]
+        case "required":
+            del encoder.input_map["input_lengths"]
+    assert wiring_faults(broken)
+
+
+def test_shared_names_mean_the_llm_s(configs):
+    """A control or output of the ensemble that the LLM has too: the same type and dims, passed on under its name."""
+    llm = steps(configs)[-1]
+    assert llm.model_name == LLM
+    filled_in = {"request_output_len", "end_id", "stop_words_list"}  # prompt_builder's, from the request's
+    for mine, theirs, mapping in (
+        (configs[ENSEMBLE].input, configs[LLM].input, llm.input_map),
+        (configs[ENSEMBLE].output, configs[LLM].output, llm.output_map),
+    ):
+        theirs = declared(theirs)
+        for name, (kind, dims, _) in declared(mine).items():
+            if name in theirs:
+                assert (kind, dims) == theirs[name][:2], name
+                assert mapping[name] == (f"_{name}" if name in filled_in and mapping is llm.input_map else name)
+    assert set(declared(configs[ENSEMBLE].output)) <= set(declared(configs[LLM].output))
+    assert all(tensor.optional for tensor in configs[ENSEMBLE].input)
+
+
+def test_nothing_stands_behind_the_llm(configs):
+    out_of_llm = {tensor for step in steps(configs) if step.model_name == LLM for tensor in step.output_map.values()}
+    for step in steps(configs):
+        assert not out_of_llm & set(step.input_map.values()), step.model_name
+
+
+def test_the_encoder_waits_for_the_prompt(configs):
+    by_name = {step.model_name: step for step in steps(configs)}
+    made = set(by_name["prompt_builder"].output_map.values())
+    assert made & set(by_name["audio_encoder"].input_map.values())
