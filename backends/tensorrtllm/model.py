@@ -7,10 +7,11 @@ Triton takes this file for every model whose configuration says `backend: "tenso
 import json
 import threading
 
-import torch
 import triton_python_backend_utils as pb_utils
 
+from step_audio.checkpoint import to_float32
 from step_audio.errors import StepAudioError
+from step_audio.steps import dlpack
 from step_audio.steps.trtllm.backend import TrtllmBackend
 from step_audio.steps.trtllm.metrics import readings
 
@@ -27,6 +28,7 @@ class TritonPythonModel:
             self.backend = TrtllmBackend(parameters)
         except StepAudioError as error:
             raise pb_utils.TritonModelException(str(error)) from None
+        self.bfloat16 = any(i["name"] == TABLE and i["data_type"] == "TYPE_BF16" for i in config["input"])
         self.labels = {"model": args["model_name"], "version": args["model_version"]}
         self.gauges = {}
         self.closing = threading.Event()
@@ -37,7 +39,7 @@ class TritonPythonModel:
         for request in requests:
             sender = request.get_response_sender()
             names = set(request.requested_output_names())
-            tensors = {tensor.name(): _array(tensor) for tensor in request.inputs()}
+            tensors = {tensor.name(): _array(tensor, self.bfloat16) for tensor in request.inputs()}
             self.backend.submit(request.request_id(), tensors, names, _send(sender, names), sender.is_cancelled)
         return None
 
@@ -65,10 +67,12 @@ class TritonPythonModel:
                     last[key] = reading.value
 
 
-def _array(tensor):
-    if tensor.name() == TABLE:  # BF16 exists only over DLPack
-        return torch.from_dlpack(tensor.to_dlpack()).float().numpy()
-    return tensor.as_numpy()
+def _array(tensor, bfloat16):
+    if tensor.name() != TABLE:
+        return tensor.as_numpy()
+    if bfloat16:
+        return to_float32(dlpack.bfloat16_bits(tensor.to_dlpack()), "bfloat16")
+    return tensor.as_numpy().astype("float32")
 
 
 def _send(sender, names):

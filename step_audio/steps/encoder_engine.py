@@ -14,8 +14,14 @@ from typing import Protocol
 import numpy as np
 
 from step_audio import mel
+from step_audio.arrays import Float32Array
+from step_audio.checkpoint import from_float32
 from step_audio.errors import ArtefactError
+from step_audio.steps.lanes import BatchLane
 from step_audio.steps.runtime import Runtime
+from step_audio.steps.tensors import Bfloat16, Reply, Tensor, Tensors, required
+
+MAX_BATCH = 32  # requests whose clips are sorted together
 
 
 class EncoderEngine(Protocol):
@@ -58,7 +64,9 @@ def load_engine(path: Path) -> EncoderEngine:
     return TensorRTEncoderEngine(path)
 
 
-class AudioEncoderStep:
+class ClipEncoder:
+    """Clips of many requests at once through an engine."""
+
     """Log-mel of the clips of many requests to one prompt table each; clips of similar length share a run."""
 
     def __init__(self, runtime: Runtime, engine: EncoderEngine | None = None):
@@ -79,3 +87,26 @@ class AudioEncoderStep:
             for (length, r, c), embedding in zip(group, embeddings, strict=True):
                 rows[r, c] = embedding[: mel.token_count(length, self.runtime.length_rule)]
         return [np.concatenate([rows[r, c] for c in range(len(frames))]) for r, (_, frames) in enumerate(requests)]
+
+
+class AudioEncoderStep:
+    """The step in its worker."""
+
+    def __init__(self, runtime: Runtime):
+        self._encoder = ClipEncoder(runtime)
+        self._dtype = runtime.table_dtype
+        self._lane = BatchLane(self._work, MAX_BATCH)
+
+    def submit(self, inputs: Tensors, reply: Reply) -> None:
+        if "mel" in inputs:
+            self._lane.put(inputs, reply)
+        else:  # without audio there is no table
+            reply({})
+
+    def _work(self, batch: Sequence[Tensors]) -> list[Tensors]:
+        tables = self._encoder.encode([(required(inputs, "mel"), required(inputs, "frames")) for inputs in batch])
+        return [{"prompt_embedding_table": self._stored(table[None])} for table in tables]
+
+    def _stored(self, table: Float32Array) -> Tensor:
+        stored = from_float32(table, self._dtype)
+        return Bfloat16(stored) if self._dtype == "bfloat16" else stored

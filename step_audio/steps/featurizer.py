@@ -6,6 +6,7 @@ or, where only the samples can tell, before the first spectrum is computed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,9 @@ from step_audio import mel
 from step_audio.audio import SAMPLE_RATE, content_hash, decode_audio, split_clips
 from step_audio.conversation import parse_conversation
 from step_audio.errors import AudioTooLong, InvalidRequest
+from step_audio.steps.lanes import Lane
 from step_audio.steps.runtime import Runtime
+from step_audio.steps.tensors import Reply, Tensors, byte_strings, one
 
 
 @dataclass(frozen=True)
@@ -90,3 +93,28 @@ class Featurizer:
             raise InvalidRequest(
                 f"audio: {positions} prompt positions, which leaves no room in max_seq_len {runtime.max_seq_len}"
             )
+
+
+class FeaturizerStep:
+    """The step in its worker: requests without audio never wait for those with, of which the smallest go first."""
+
+    def __init__(self, runtime: Runtime):
+        self._featurizer = Featurizer(runtime)
+        self._text = Lane(self._work)
+        self._audio = Lane(self._work, max(2, len(os.sched_getaffinity(0))))
+
+    def submit(self, inputs: Tensors, reply: Reply) -> None:
+        audio = byte_strings(inputs, "audio")
+        if audio:
+            self._audio.put(inputs, reply, cost=sum(map(len, audio)))
+        else:
+            self._text.put(inputs, reply)
+
+    def _work(self, inputs: Tensors) -> Tensors:
+        features = self._featurizer.featurize(one(inputs, "messages"), byte_strings(inputs, "audio"))
+        outputs: Tensors = {
+            "frames": features.frames[None],
+            "audio_index": features.audio_index[None],
+            "content_hash": features.content_hash[None],
+        }
+        return outputs | {"mel": features.mel[None]} if len(features.frames) else outputs

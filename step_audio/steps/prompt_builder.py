@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,9 @@ from step_audio.chat import ClipInfo, build_prompt
 from step_audio.conversation import parse_conversation
 from step_audio.errors import InvalidRequest
 from step_audio.mel import token_count
+from step_audio.steps.lanes import Lane
 from step_audio.steps.runtime import Runtime
+from step_audio.steps.tensors import Reply, Tensors, one, required, row
 from step_audio.tokenizer import Tokenizer, check_vocabulary
 from step_audio.word_list import pack_word_list, unpack_word_list
 
@@ -91,3 +94,37 @@ class PromptBuilder:
         if request.stop_words_list is not None:
             words += unpack_word_list(request.stop_words_list)
         return {"end_id": np.array([first], np.int32), "stop_words_list": pack_word_list(words)}
+
+
+class PromptBuilderStep:
+    """The step in its worker."""
+
+    def __init__(self, runtime: Runtime):
+        self._builder = PromptBuilder(runtime)
+        self._lane = Lane(self._work)
+
+    def submit(self, inputs: Tensors, reply: Reply) -> None:
+        self._lane.put(inputs, reply, cost=len(one(inputs, "messages") or b""))
+
+    def _work(self, inputs: Tensors) -> Tensors:
+        messages = one(inputs, "messages")
+        if messages is None:
+            raise InvalidRequest("missing required input 'messages'")
+
+        def scalar(name: str) -> Any:
+            value = row(inputs, name)
+            return None if value is None else value.item()
+
+        outputs = self._builder.build(
+            PromptRequest(
+                messages=messages,
+                **{name: required(inputs, name) for name in ("frames", "audio_index", "content_hash")},
+                tools=one(inputs, "tools"),
+                add_generation_prompt=scalar("add_generation_prompt"),
+                continue_final_message=scalar("continue_final_message"),
+                request_output_len=scalar("request_output_len"),
+                end_id=scalar("end_id"),
+                stop_words_list=row(inputs, "stop_words_list"),
+            )
+        )
+        return {name: array[None] for name, array in outputs.items()}

@@ -18,7 +18,7 @@ import torch
 from model_fixture import runtime
 from step_audio.errors import ArtefactError
 from step_audio.mel import token_count
-from step_audio.steps.encoder_engine import AudioEncoderStep, OnnxEncoderEngine, load_engine
+from step_audio.steps.encoder_engine import ClipEncoder, OnnxEncoderEngine, load_engine
 from step_audio.steps.tensorrt_encoder import TensorRTEncoderEngine
 
 N_MELS, DIM, CLIPS, FRAMES = 128, 6, 3, 40
@@ -251,7 +251,7 @@ def test_batches_are_those_of_plan_and_settings(plan, allowed, batches):
             longest = max(map(len, rows))
             return np.stack([np.pad(row, ((0, longest - len(row)), (0, 0))) for row in rows])
 
-    step = AudioEncoderStep(runtime().model_copy(update={"encoder_batch_clips": allowed}), Counting())
+    step = ClipEncoder(runtime().model_copy(update={"encoder_batch_clips": allowed}), Counting())
     lengths = [np.array([40, 16, 24], np.int32), np.array([8, 32, 40, 12], np.int32)]
     tables = step.encode([(np.zeros((len(some), N_MELS, 40), np.float32), some) for some in lengths])
     assert seen == batches

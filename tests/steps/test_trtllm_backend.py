@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from step_audio.errors import InvalidRequest, StepAudioError
-from step_audio.steps.triton_io import INTERNAL_ERROR
+from step_audio.steps.tensors import INTERNAL_ERROR
 from step_audio.steps.trtllm import backend as trtllm_backend
 from step_audio.steps.trtllm.backend import TrtllmBackend
 from trtllm_fixture import Client, output

@@ -17,7 +17,7 @@ from step_audio.engine.engine import Engine, EngineOptions, EngineStats
 from step_audio.engine.request import SequenceOutput
 from step_audio.engine.scheduler import Policy
 from step_audio.errors import ArtefactError, InvalidRequest, StepAudioError
-from step_audio.steps.triton_io import readable
+from step_audio.steps.tensors import readable
 from step_audio.steps.trtllm.request import is_stop, parse
 from step_audio.steps.trtllm.response import ResponseStream, Send, SenderPool
 

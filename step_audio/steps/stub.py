@@ -1,0 +1,68 @@
+"""What stands in the stub process of every step that has a worker: tensors of Triton's requests to it, and back.
+
+`execute` copies the inputs and returns: while it runs, tritonserver asks for a heartbeat, and gives the stub up when
+one is a second late. It does not watch over a request that is answered later, by its response sender.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from step_audio.arrays import AnyArray
+from step_audio.steps import dlpack
+from step_audio.steps.tensors import Bfloat16, Tensor, Tensors, readable
+from step_audio.steps.worker_client import WorkerClient, python_command
+
+# One thread: the libraries' own pools would take the cores from the LLM.
+ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"}
+
+
+class StepStub:
+    """`pb_utils` is handed in, because that module exists only inside Triton's Python backend."""
+
+    def __init__(self, pb_utils: Any, args: dict[str, str]):
+        logging.basicConfig(format=f"{args['model_name']}: %(levelname)s: %(message)s")
+        self._pb_utils = pb_utils
+        runtime_file = json.loads(args["model_config"])["parameters"]["runtime_file"]["string_value"]
+        command = python_command("step_audio.steps.worker", args["model_name"], runtime_file)
+        self._worker = WorkerClient(command, ENVIRONMENT)
+
+    def execute(self, requests: Sequence[Any]) -> list[None]:
+        """Each request is answered for itself, when its own work is done."""
+        for request in requests:
+            sender = request.get_response_sender()
+
+            def answer(result: Tensors | Exception, sender: Any = sender) -> None:
+                self._send(sender, result)
+
+            try:
+                self._worker.submit({tensor.name(): _read(tensor) for tensor in request.inputs()}, answer)
+            except Exception as error:
+                answer(error)
+        return [None] * len(requests)
+
+    def close(self) -> None:
+        """No request is in flight."""
+        self._worker.close()
+
+    def _send(self, sender: Any, result: Tensors | Exception) -> None:
+        pb = self._pb_utils
+        if isinstance(result, Exception):
+            response = pb.InferenceResponse(error=pb.TritonError(readable(result)))
+        else:
+            response = pb.InferenceResponse([self._write(name, tensor) for name, tensor in result.items()])
+        sender.send(response, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def _write(self, name: str, tensor: Tensor) -> Any:
+        if isinstance(tensor, Bfloat16):
+            return self._pb_utils.Tensor.from_dlpack(name, dlpack.bfloat16_capsule(tensor.bits))
+        return self._pb_utils.Tensor(name, tensor)
+
+
+def _read(tensor: Any) -> Tensor:
+    """A view of the request's memory, which is Triton's again when `execute` has returned."""
+    array: AnyArray = tensor.as_numpy()
+    return list(array.reshape(-1)) if array.dtype == object else array

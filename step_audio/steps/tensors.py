@@ -1,0 +1,109 @@
+"""What travels between a step's stub and its worker."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from step_audio.arrays import AnyArray
+from step_audio.errors import InvalidRequest, Overloaded, StepAudioError
+
+INTERNAL_ERROR = "internal error; the server's log has the details"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Bfloat16:
+    """A tensor of a type that numpy does not have: its bits."""
+
+    bits: npt.NDArray[np.uint16]
+
+
+Tensor = npt.NDArray[Any] | Bfloat16 | list[bytes]  # the last one is BYTES, flat
+Tensors = dict[str, Tensor]  # by name, with their batch dimension
+Reply = Callable[[Tensors | Exception], None]
+
+_KINDS: dict[str, type[StepAudioError]] = {kind.__name__: kind for kind in (InvalidRequest, Overloaded, StepAudioError)}
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A request's error on its way back."""
+
+    text: str
+    kind: str = "StepAudioError"
+
+    @classmethod
+    def of(cls, error: Exception) -> Failed:
+        kind = next((name for name, kind in _KINDS.items() if isinstance(error, kind)), "StepAudioError")
+        return cls(readable(error), kind)
+
+    def error(self) -> StepAudioError:
+        return _KINDS[self.kind](self.text)
+
+
+def readable(error: Exception) -> str:
+    """What a client may see: our own errors as they are, of any other only that there was one."""
+    if isinstance(error, StepAudioError):
+        return str(error)
+    log.error("a step failed", exc_info=error)
+    return INTERNAL_ERROR
+
+
+def packed(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """For `Frame.of`: byte strings as buffers, which are not copied into the pickle."""
+    return {
+        name: [pickle.PickleBuffer(element) for element in tensor] if isinstance(tensor, list) else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def unpacked(message: Mapping[str, Any]) -> Tensors:
+    """What `packed` made, received: the byte strings are copies."""
+    return {
+        name: [bytes(element) for element in tensor] if isinstance(tensor, list) else tensor
+        for name, tensor in message.items()
+    }
+
+
+def byte_strings(inputs: Tensors, name: str) -> list[bytes]:
+    """The elements of a BYTES tensor; none where it was not sent."""
+    value = inputs.get(name, [])
+    assert isinstance(value, list)  # Triton has checked its type
+    return value
+
+
+def one(inputs: Tensors, name: str) -> bytes | None:
+    """The only element of a BYTES tensor, None where it was not sent. Raises InvalidRequest for a batch."""
+    values = byte_strings(inputs, name)
+    if len(values) > 1:
+        raise InvalidRequest(f"{name}: a batch of {len(values)}, send one request at a time")
+    return values[0] if values else None
+
+
+def row(inputs: Tensors, name: str) -> npt.NDArray[Any] | None:
+    """A tensor without its batch dimension, None where it was not sent. Raises InvalidRequest for a batch: an ensemble
+    sends one request at a time, and Triton batches by handing over several."""
+    value = inputs.get(name)
+    if value is None:
+        return None
+    assert isinstance(value, np.ndarray)
+    if len(value) != 1:
+        raise InvalidRequest(f"{name}: a batch of {len(value)}, send one request at a time")
+    inner: AnyArray = value[0]
+    return inner
+
+
+def required(inputs: Tensors, name: str) -> AnyArray:
+    """As `row`. Raises InvalidRequest, too, for one that was not sent."""
+    value = row(inputs, name)
+    if value is None:
+        raise InvalidRequest(f"missing required input '{name}'")
+    return value
