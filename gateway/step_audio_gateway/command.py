@@ -3,61 +3,47 @@
 from __future__ import annotations
 
 import argparse
-import os
-from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
-from step_audio_gateway.settings import GatewaySettings, add_flags, layers
+from step_audio.command_line import add_command
+from step_audio.settings import Settings, add_config, add_flags, fields_of, said, values_for
+from step_audio_gateway.settings import GatewaySettings
 
 DESCRIPTION = "Open the OpenAI-compatible HTTP API and the playground in front of servers that run already."
 
-# Names of `vllm serve` for settings of `step-audio serve`.
-SERVE_ALIASES = {"max_model_len": "max_seq_len", "max_num_seqs": "max_batch_size"}
+FIELDS = fields_of(GatewaySettings)
+SERVE_FIELDS = fields_of(GatewaySettings, leave_out=("triton",))  # `step-audio serve` knows that address by itself
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
     """Add the command to the subparsers of `step-audio`; `run` is set."""
-    parser = commands.add_parser("gateway", help=DESCRIPTION, description=DESCRIPTION)
-    _add_config(parser)
-    add_flags(parser)
-    parser.set_defaults(run=run)
+    parser = add_command(commands, "gateway", run, DESCRIPTION)
+    add_config(parser)
+    add_flags(parser.add_argument_group("HTTP"), FIELDS)
     return parser
 
 
 def add_serve_flags(parser: argparse.ArgumentParser) -> None:
-    """The gateway's flags for `step-audio serve`, which knows the address of Triton by itself."""
-    _add_config(parser)
+    """The gateway's flags for `step-audio serve`."""
+    add_config(parser)
     parser.add_argument("--headless", action="store_true", help="gRPC only: no HTTP API, no playground")
-    add_flags(parser, leave_out=("triton",))
+    add_flags(parser.add_argument_group("HTTP"), SERVE_FIELDS)
 
 
 def serve_settings(
-    arguments: argparse.Namespace, names: Collection[str]
+    arguments: argparse.Namespace, settings: type[Settings]
 ) -> tuple[dict[str, Any], GatewaySettings | None]:
-    """What was said about `names`, settings of `step-audio serve`, and about the gateway beside it, None if headless.
+    """What was said about `settings`, those of `step-audio serve`, and the gateway beside it, None if headless.
 
     Raises SettingsError.
     """
-    own = [*names, *SERVE_ALIASES]
-    door = [name for name in GatewaySettings.model_fields if name != "triton"]
-    values = layers([*own, *door], vars(arguments), os.environ, arguments.config)
-    gateway = GatewaySettings.create(**{name: values.pop(name) for name in door if name in values})
-    for alias, name in SERVE_ALIASES.items():
-        if alias in values:
-            values.setdefault(name, values.pop(alias))
-    return values, None if arguments.headless else gateway
-
-
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="settings by name, TOML; flags and STEP_AUDIO_* go before it"
-    )
+    values = said(fields_of(settings) | SERVE_FIELDS, arguments)
+    gateway = GatewaySettings.create(**values_for(GatewaySettings, values))
+    return values_for(settings, values), None if arguments.headless else gateway
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Raises StepAudioError."""
     from step_audio_gateway.server import serve
 
-    names = list(GatewaySettings.model_fields)
-    serve(GatewaySettings.create(**layers(names, vars(arguments), os.environ, arguments.config)))
+    serve(GatewaySettings.create(**said(FIELDS, arguments)))

@@ -1,14 +1,7 @@
-"""What the gateway can be told: by flag, else by environment, else by file, else a default.
-
-Names are those of `vllm serve` where they mean the same. The environment has them as STEP_AUDIO_PORT, the file
-(TOML) as `port` or, for those of several words, `served-model-name` or `served_model_name`.
-"""
+"""What the gateway can be told. Names are those of `vllm serve` where they mean the same."""
 
 from __future__ import annotations
 
-import argparse
-import tomllib
-from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +9,6 @@ from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
 
 from step_audio.errors import SettingsError
 from step_audio.settings import Settings
-
-ENVIRONMENT_PREFIX = "STEP_AUDIO_"
 
 
 def _several(value: Any) -> Any:
@@ -40,7 +31,7 @@ Keys = Annotated[tuple[str, ...], BeforeValidator(_keys)]
 
 
 class GatewaySettings(Settings):
-    """Everything `step-audio gateway` can be told; the descriptions are the command's help."""
+    """Everything `step-audio gateway` can be told."""
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all, then set --api-key")
     port: int = Field(9999, ge=1, le=65535, description="port to listen on")
@@ -79,43 +70,3 @@ class GatewaySettings(Settings):
         if not found:  # an empty file must not open the door
             raise SettingsError("--api-key-file holds no key")
         return self.api_key + found
-
-
-def add_flags(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
-    """One flag a setting; what is not given stays None."""
-    group = parser.add_argument_group("HTTP")
-    for name, field in GatewaySettings.model_fields.items():
-        if name in leave_out:
-            continue
-        several = field.annotation is not None and "tuple" in str(field.annotation)
-        default = field.default if field.default not in ((), None, True, False) else None
-        shown = " ".join(default) if isinstance(default, tuple) else default
-        group.add_argument(
-            f"--{name.replace('_', '-')}",
-            help=(field.description or "").replace("%", "%%") + (f" (default {shown})" if shown is not None else ""),
-            default=None,
-            **(
-                {"action": argparse.BooleanOptionalAction}
-                if field.annotation is bool
-                else {"nargs": "+" if several else None, "metavar": name.rpartition("_")[2].upper()}
-            ),
-        )
-
-
-def layers(
-    names: Collection[str], flags: Mapping[str, Any], environment: Mapping[str, str], config: Path | None
-) -> dict[str, Any]:
-    """What was said about `names`: the flag's word before the environment's before the file's. Raises SettingsError."""
-    values: dict[str, Any] = {}
-    if config is not None:
-        try:
-            read = tomllib.loads(config.read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise SettingsError(f"--config {config}: {error}") from None
-        values = {name.replace("-", "_"): value for name, value in read.items()}
-        if unknown := sorted(values.keys() - set(names)):
-            raise SettingsError(f"--config {config}: unknown setting {unknown[0]}")
-    for name in names:
-        if (value := environment.get(ENVIRONMENT_PREFIX + name.upper())) is not None:
-            values[name] = value
-    return values | {name: value for name, value in flags.items() if name in names and value is not None}

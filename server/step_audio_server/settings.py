@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import AliasChoices, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from step_audio.chat_template import TEMPLATES
 from step_audio.config import DType, ModelConfig
@@ -26,31 +26,49 @@ DECIDED_BY_PROFILE = (
 class ServeSettings(Settings):
     """Everything `step-audio serve` can be told."""
 
-    checkpoint: Path
-    work_dir: Path
-    profile: str | None = None  # serve on GPUs what `step-audio build --profile` made; None: on the CPU
-    tp: PositiveInt = 4
-    dtype: DType | None = None  # None: the checkpoint's own
-    max_batch_size: PositiveInt = 32  # sequences in flight
-    max_seq_len: PositiveInt | None = None  # positions, prompt and answer; None: up to 32,768 of the checkpoint's own
-    max_num_tokens: PositiveInt = 2048  # positions computed in one step, all requests together
-    max_prompt_table_rows: PositiveInt | None = None  # audio positions of one request; None: max_seq_len
-    max_queue_size: NonNegativeInt = 256  # requests waiting for a slot; 0: no bound
-    kv_cache_tokens: PositiveInt | None = None  # None: four requests of full length
-    kv_cache_reuse: bool = True
-    chunked_context: bool = True
-    batch_scheduler_policy: Literal["guaranteed_no_evict", "max_utilization"] = "guaranteed_no_evict"
-    length_rule: LengthRule = "L"
-    chat_template: str = "default"  # "default", "published", or a path to a Jinja file
-    encoder_batch_clips: PositiveInt = 2  # clips in one run of the encoder; on a CPU more are no faster, only larger
-    preprocessing_batch_size: PositiveInt = 16  # requests in one call of featurizer or encoder
+    checkpoint: Path = Field(description="directory of a Step-Audio checkpoint (required)")
+    work_dir: Path = Field(description="for what is built (default: CHECKPOINT.step-audio beside it)")
+    profile: str | None = Field(
+        None, description="on GPUs: what `step-audio build` made for them (default: on the CPU)"
+    )
+    tp: PositiveInt = Field(4, description="ranks of the decoder")
+    dtype: DType | None = Field(None, description="of weights and activations (default: the checkpoint's own)")
+    max_batch_size: PositiveInt = Field(
+        32, validation_alias=AliasChoices("max_batch_size", "max_num_seqs"), description="sequences in flight"
+    )
+    max_seq_len: PositiveInt | None = Field(
+        None,
+        validation_alias=AliasChoices("max_seq_len", "max_model_len"),
+        description="positions of prompt and answer (default: the checkpoint's, up to 32768)",
+    )
+    max_num_tokens: PositiveInt = Field(2048, description="positions computed in one step, all requests together")
+    max_prompt_table_rows: PositiveInt | None = Field(
+        None, description="audio tokens of a request (default: max-seq-len)"
+    )
+    max_queue_size: NonNegativeInt = Field(256, description="requests waiting for a slot; 0: no bound")
+    kv_cache_tokens: PositiveInt | None = Field(
+        None, description="positions in the KV cache (default and least: 4 and 1 x max-seq-len)"
+    )
+    kv_cache_reuse: bool = Field(True, description="keep the blocks of earlier prompts for later ones (default: yes)")
+    chunked_context: bool = Field(True, description="compute long prompts in parts (default: yes)")
+    batch_scheduler_policy: Literal["guaranteed_no_evict", "max_utilization"] = Field(
+        "guaranteed_no_evict", description="which requests may start"
+    )
+    length_rule: LengthRule = Field("L", description="audio tokens of a clip")
+    chat_template: str = Field("default", description="default, published (as on the model card), or a Jinja file")
+    encoder_batch_clips: PositiveInt = Field(  # on a CPU more are no faster, only larger
+        2, description="clips in one run of the audio encoder (on GPUs by default as many as the profile says)"
+    )
+    preprocessing_batch_size: PositiveInt = Field(16, description="requests in one call of featurizer or encoder")
     limits: Limits = Limits()
-    triton_host: IPv4 = "127.0.0.1"  # of Triton's own ports, which have no password; 0.0.0.0: all interfaces
-    grpc_port: int = Field(8001, ge=1, le=65535)
-    http_port: int = Field(8000, ge=1, le=65535)
-    metrics_port: int = Field(8002, ge=1, le=65535)
-    startup_timeout: PositiveFloat | None = None  # seconds; None: 600, on GPUs 1800
-    drain_timeout: NonNegativeInt = 5  # seconds that requests in flight get when the server stops
+    triton_host: IPv4 = Field(
+        "127.0.0.1", description="IPv4 address for Triton's own ports, which have no password; 0.0.0.0: all interfaces"
+    )
+    grpc_port: int = Field(8001, ge=1, le=65535, description="Triton's own")
+    http_port: int = Field(8000, ge=1, le=65535, description="Triton's own")
+    metrics_port: int = Field(8002, ge=1, le=65535, description="Triton's own")
+    startup_timeout: PositiveFloat | None = Field(None, description="seconds to load in (default: 600, on GPUs 1800)")
+    drain_timeout: NonNegativeInt = Field(5, description="seconds for running requests at the end")
 
     @model_validator(mode="after")
     def _profile_decides(self) -> ServeSettings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from step_audio.config import DType, ModelConfig, Strict
 from step_audio.mel import LengthRule
@@ -14,9 +14,10 @@ from step_audio.mel import LengthRule
 class Limits(Strict):
     """What one request may hold. Checked before anything is decoded, as far as it can be known then."""
 
-    max_audios: NonNegativeInt = 64
-    max_audio_seconds: NonNegativeFloat = 5100.0  # of all recordings together; 85 minutes fill 65,536 positions
-    max_audio_bytes: PositiveInt = 512 << 20  # of all files together
+    max_audios: NonNegativeInt = Field(64, description="recordings in a request")
+    # 85 minutes fill 65,536 positions.
+    max_audio_seconds: NonNegativeFloat = Field(5100.0, description="of all recordings of a request")
+    max_audio_bytes: PositiveInt = Field(512 << 20, description="of all recordings of a request")
 
 
 class Runtime(Strict):

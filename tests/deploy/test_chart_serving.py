@@ -18,7 +18,8 @@ from step_audio.steps.trtllm.metrics import FAMILIES
 from step_audio_build.planning.profiles import load_profile, profile_names
 from step_audio_build.stages.layout import BuildJob, BuildSettings
 from step_audio_client import StepAudioClient, user, wire
-from step_audio_gateway.settings import GatewaySettings, layers
+from step_audio_gateway import command as gateway_command
+from step_audio_gateway.settings import GatewaySettings
 from step_audio_server.commands.cli import _parser
 from step_audio_server.settings import ServeSettings
 
@@ -47,13 +48,15 @@ def test_a_starting_engine_has_its_time(minutes):
 
 def serve_settings(values: dict[str, Any] | None = None) -> ServeSettings:
     """The engine container's, from its flags and its environment, as `step-audio serve` reads them."""
-    names = ServeSettings.model_fields
-    entries = container("engine", values)["env"]
-    environment = {entry["name"]: entry["value"] for entry in entries}
-    given = {name.replace("-", "_"): value for name, value in flags("engine", values).items()}
-    read = layers(names, given, environment, None)
+    part = container("engine", values)
+    environment = {entry["name"]: entry["value"] for entry in part["env"]}
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in environment.items():
+            patched.setenv(name, value)
+        read, _ = gateway_command.serve_settings(_parser().parse_args(part["args"]), ServeSettings)
+    given = {name.replace("-", "_") for name in flags("engine", values)}
     assert {name for name in environment if name.startswith("STEP_AUDIO_")} == {
-        f"STEP_AUDIO_{name.upper()}" for name in read.keys() - given.keys()
+        f"STEP_AUDIO_{name.upper()}" for name in read.keys() - given
     }
     return ServeSettings.create(**read)
 

@@ -8,30 +8,40 @@ import os
 import signal
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
+from step_audio.settings import add_flags, fields_of, said
 from step_audio_gateway import command
 from step_audio_gateway.gateway_process import GatewayProcess
-from step_audio_gateway.settings import GatewaySettings, SettingsError, add_flags, layers
+from step_audio_gateway.settings import GatewaySettings, SettingsError
 from step_audio_server.launch.ports import free_ports
-
-NAMES = list(GatewaySettings.model_fields)
-
-
-def read(flags: str, environment: dict[str, str] | None = None, config=None) -> GatewaySettings:
-    parser = argparse.ArgumentParser()
-    add_flags(parser)
-    return GatewaySettings.create(**layers(NAMES, vars(parser.parse_args(flags.split())), environment or {}, config))
+from step_audio_server.settings import ServeSettings
 
 
-def test_defaults():
+@pytest.fixture
+def read(monkeypatch):
+    """The settings of `step-audio gateway FLAGS`, in an environment and with a file."""
+
+    def run(flags: str, environment: dict[str, str] | None = None, config: Path | None = None) -> GatewaySettings:
+        for name, value in (environment or {}).items():
+            monkeypatch.setenv(name, value)
+        parser = argparse.ArgumentParser()
+        command.add_parser(parser.add_subparsers())
+        arguments = parser.parse_args(["gateway", *flags.split(), *(["--config", str(config)] if config else [])])
+        return GatewaySettings.create(**said(command.FIELDS, arguments))
+
+    return run
+
+
+def test_defaults(read):
     settings = read("")
     assert (settings.host, settings.port, settings.triton) == ("127.0.0.1", 9999, ("127.0.0.1:8001",))
     assert settings.separate_reasoning and not settings.keys() and not settings.allowed_media_domains
 
 
-def test_flags_go_before_the_environment_and_that_before_the_file(tmp_path):
+def test_flags_go_before_the_environment_and_that_before_the_file(tmp_path, read):
     file = tmp_path / "settings.toml"
     file.write_text('port = 1\nserved-model-name = ["file"]\nlog_content = true\nhost = "0.0.0.0"\n')
     environment = {"STEP_AUDIO_PORT": "2", "STEP_AUDIO_API_KEY": "a, b", "STEP_AUDIO_HOST": "::", "STEP_AUDIO_X": "1"}
@@ -42,18 +52,18 @@ def test_flags_go_before_the_environment_and_that_before_the_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "flags, text, said",
+    "flags, text, words",
     [
-        ("--port 70000", "", "port: .*got '70000'"),
+        ("--port 70000", "", "port: .*got 70000"),
         ("--request-timeout 0", "", "request_timeout: .*greater than 0"),
         ("", "colour = 1", "unknown setting colour"),
         ("", "port = ", "settings.toml"),
     ],
 )
-def test_faults_are_said_in_words(tmp_path, flags, text, said):
+def test_faults_are_said_in_words(tmp_path, read, flags, text, words):
     file = tmp_path / "settings.toml"
     file.write_text(text)
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(SettingsError, match=words):
         read(flags, config=file)
 
 
@@ -70,17 +80,39 @@ def test_keys_are_not_shown(tmp_path):
         GatewaySettings.create(api_key_file=tmp_path / "none").keys()
 
 
-def test_the_flags_of_serve(monkeypatch):
+def test_the_flags_of_serve(tmp_path, monkeypatch):
     parser = argparse.ArgumentParser()
-    parser.add_argument("--max-seq-len", "--max-model-len", type=int)
+    add_flags(parser, fields_of(ServeSettings))
     command.add_serve_flags(parser)
-    monkeypatch.setenv("STEP_AUDIO_MAX_NUM_SEQS", "4")
+    file = tmp_path / "settings.toml"
+    file.write_text("max-batch-size = 2\nmax-model-len = 8\nmax_audios = 3\nmax_audio_seconds = 9\n")
+    for name, value in {"MAX_NUM_SEQS": "4", "MAX_AUDIO_SECONDS": "7", "PORT": "5", "TRITON": "nobody:1"}.items():
+        monkeypatch.setenv(f"STEP_AUDIO_{name}", value)
+    given = ["--max-model-len", "64", "--no-kv-cache-reuse", "--api-key", "k", "--config", str(file)]
+    values, gateway = command.serve_settings(parser.parse_args(given), ServeSettings)
+    limits = {"max_audios": 3, "max_audio_seconds": "7"}
+    assert values == {"max_seq_len": 64, "max_batch_size": "4", "kv_cache_reuse": False, "limits": limits}
+    assert gateway is not None and (gateway.port, gateway.triton) == (5, ("127.0.0.1:8001",))
+    assert gateway.keys() == ("k",)
+    assert command.serve_settings(parser.parse_args(["--headless"]), ServeSettings)[1] is None
+
+
+def test_flags_of_serve_are_those_of_vllm_too():
+    parser = argparse.ArgumentParser()
+    add_flags(parser, fields_of(ServeSettings))
+    for name in ("--max-num-seqs", "--max-batch-size"):
+        assert parser.parse_args([name, "3"]).max_batch_size == 3
+    assert parser.parse_args(["--max-model-len", "3"]).max_seq_len == 3
+    text = parser.format_help()
+    assert "(default 512 MiB)" in text and "{L,L-2}" in text and "(default: 600, on GPUs 1800)" in text
+
+
+def test_the_environment_is_a_command_s(monkeypatch):
+    """A server that is started from code is what the code says."""
     monkeypatch.setenv("STEP_AUDIO_PORT", "5")
-    names = ("max_seq_len", "max_batch_size")
-    values, gateway = command.serve_settings(parser.parse_args(["--max-model-len", "64", "--api-key", "k"]), names)
-    assert values == {"max_seq_len": 64, "max_batch_size": "4"}
-    assert gateway is not None and gateway.port == 5 and gateway.keys() == ("k",)
-    assert command.serve_settings(parser.parse_args(["--headless"]), names)[1] is None
+    monkeypatch.setenv("STEP_AUDIO_GRPC_PORT", "5")
+    assert GatewaySettings.create().port == 9999
+    assert ServeSettings.create(checkpoint=Path("x"), work_dir=Path("y")).grpc_port == 8001
 
 
 def test_the_command_has_its_flags():

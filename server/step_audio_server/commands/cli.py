@@ -9,6 +9,7 @@ from pathlib import Path
 
 from step_audio.command_line import add_command, echo
 from step_audio.errors import StepAudioError
+from step_audio.settings import add_flags, fields_of
 from step_audio_server.commands.arguments import add_mind_paced, add_sampling, mind_paced_given, sampling_given
 
 
@@ -60,48 +61,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_serve(commands) -> None:
     from step_audio_gateway.command import add_serve_flags
+    from step_audio_server.settings import ServeSettings
 
     about = (
         "Serve a checkpoint: Triton on loopback, the OpenAI-compatible API before it. On a CPU it is converted first."
     )
     parser = add_command(commands, "serve", _serve, about)
-    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="a Step-Audio checkpoint (required)")
-    parser.add_argument(
-        "--work-dir", type=Path, metavar="DIR", help="for what is built (default: CHECKPOINT.step-audio beside it)"
-    )
-    parser.add_argument(
-        "--profile", metavar="NAME", help="on GPUs: what `step-audio build` made for them (default: on the CPU)"
-    )
-    parser.add_argument("--tp", type=int, help="ranks of the decoder (default 4)")
-    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default: the checkpoint's own")
-    parser.add_argument("--max-batch-size", "--max-num-seqs", type=int, help="sequences in flight (default 32)")
-    parser.add_argument(
-        "--max-seq-len", "--max-model-len", type=int, help="positions of prompt and answer (default: up to 32768)"
-    )
-    parser.add_argument("--max-num-tokens", type=int, help="positions computed in one step (default 2048)")
-    parser.add_argument("--max-prompt-table-rows", type=int, help="audio tokens of a request (default: max-seq-len)")
-    parser.add_argument("--max-queue-size", type=int, help="requests waiting, 0 for no bound (default 256)")
-    parser.add_argument(
-        "--kv-cache-tokens", type=int, help="positions in the KV cache (default and least: 4 and 1 x max-seq-len)"
-    )
-    parser.add_argument("--no-kv-cache-reuse", dest="kv_cache_reuse", action="store_false", default=None)
-    parser.add_argument("--batch-scheduler-policy", choices=("guaranteed_no_evict", "max_utilization"))
-    parser.add_argument("--length-rule", choices=("L", "L-2"), help="audio tokens of a clip (default L)")
-    parser.add_argument("--chat-template", help="default, published, or a Jinja file")
-    parser.add_argument("--max-audios", type=int, help="recordings in a request (default 64)")
-    parser.add_argument("--max-audio-seconds", type=float, help="of all recordings of a request (default 5100)")
-    parser.add_argument("--max-audio-bytes", type=int, help="of all recordings of a request (default 512 MiB)")
-    for name, port in (("grpc", 8001), ("http", 8000), ("metrics", 8002)):
-        parser.add_argument(f"--{name}-port", type=int, help=f"Triton's own (default {port})")
-    parser.add_argument(
-        "--triton-host", metavar="IPV4", help="for Triton's own ports, which have no password (default 127.0.0.1)"
-    )
-    parser.add_argument("--startup-timeout", type=float, help="seconds to load in (default 600, on GPUs 1800)")
-    parser.add_argument("--drain-timeout", type=int, help="seconds for running requests at the end (default 5)")
+    add_flags(parser, fields_of(ServeSettings))
     add_serve_flags(parser)
-
-
-LIMIT_NAMES = ("max_audios", "max_audio_seconds", "max_audio_bytes")
 
 
 def _serve(arguments: argparse.Namespace) -> None:
@@ -110,13 +77,11 @@ def _serve(arguments: argparse.Namespace) -> None:
     from step_audio_server.serve import Service
     from step_audio_server.settings import ServeSettings
 
-    names = [name for name in ServeSettings.model_fields if name != "limits"]
-    given, gateway = serve_settings(arguments, [*names, *LIMIT_NAMES])
+    given, gateway = serve_settings(arguments, ServeSettings)
     if "checkpoint" not in given:
         raise StepAudioError("which model? give --checkpoint DIR")
-    limits = {name: given.pop(name) for name in LIMIT_NAMES if name in given}
     given["work_dir"] = Path(given.get("work_dir") or default_work_dir(Path(given["checkpoint"]))).resolve()
-    Service(ServeSettings.create(**given, limits=limits), echo, gateway).run()
+    Service(ServeSettings.create(**given), echo, gateway).run()
 
 
 def _add_chat(commands) -> None:
