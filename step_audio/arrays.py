@@ -8,6 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 Float32Array: TypeAlias = npt.NDArray[np.float32]
+Float64Array: TypeAlias = npt.NDArray[np.float64]
 Int32Array: TypeAlias = npt.NDArray[np.int32]
+Int64Array: TypeAlias = npt.NDArray[np.int64]
 UInt64Array: TypeAlias = npt.NDArray[np.uint64]
+IndexArray: TypeAlias = npt.NDArray[np.intp]  # as numpy sorts and finds
 AnyArray: TypeAlias = npt.NDArray[Any]  # of the dtype that its source has

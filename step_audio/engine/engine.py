@@ -8,14 +8,13 @@ import time
 from collections import deque
 from dataclasses import replace
 
-import numpy as np
-
+from step_audio.arrays import Float32Array
 from step_audio.engine.executor import Executor, TokenEmbedding
 from step_audio.engine.guide import CompiledGuide, GuideCompiler, TokenGuide
 from step_audio.engine.kv_cache import BlockPool
 from step_audio.engine.options import EngineOptions, EngineStats
 from step_audio.engine.request import Finished, GenerationRequest, SequenceOutput
-from step_audio.engine.sampler import NoToken, TokenSampler
+from step_audio.engine.sampler import NoToken
 from step_audio.engine.scheduler import Scheduler
 from step_audio.engine.sequence import Sequence, assemble
 from step_audio.engine.trtllm_checkpoint import EngineSpec, Weights, load_engine
@@ -89,20 +88,16 @@ class Engine:
                 "input 'guided_decoding_guide_type' needs guided decoding, which this server is not set up for"
             )
         sequences = [
-            Sequence(request, index, new_tokens, spec.tokens_per_block, spec.vocab_size)
-            for index in range(request.num_return_sequences)
-        ]
-        for sequence in sequences:
-            sequence.sampler = TokenSampler(
-                request.sampling,
-                request.input_ids,
+            Sequence(
+                request,
+                index,
+                new_tokens,
+                spec.tokens_per_block,
                 spec.vocab_size,
-                index=sequence.index,
-                end_id=request.end_id,
-                bad_words=request.bad_words,
-                log_probs=request.return_log_probs,
                 normalize_log_probs=options.normalize_log_probs,
             )
+            for index in range(request.num_return_sequences)
+        ]
         active = _Active(request, sequences)
         with self._condition:
             if not self._running:
@@ -236,10 +231,10 @@ class Engine:
             generation += sequence.decoding
             if not sequence.first_scheduled_ns:
                 sequence.first_scheduled_ns = now
-                active = self._active[sequence.request.request_id]
-                active.scheduled = True
-                if active.queued:
-                    self._scheduler.add(active.queued.popleft())
+                starting = self._active[sequence.request.request_id]
+                starting.scheduled = True
+                if starting.queued:
+                    self._scheduler.add(starting.queued.popleft())
         self._last_step = (len(plan) - generation, generation)
         self._iteration += 1
         try:
@@ -265,7 +260,7 @@ class Engine:
                 logger.exception("request %s failed", active.request.request_id)
                 self._fail(active)
 
-    def _extend(self, active: _Active, sequence: Sequence, row: np.ndarray) -> None:
+    def _extend(self, active: _Active, sequence: Sequence, row: Float32Array) -> None:
         """Draw the sequence's next token and tell the request. What goes wrong here is this request's alone."""
         request, guide = sequence.request, sequence.guide
         if guide is not None and not guide.mask(row):

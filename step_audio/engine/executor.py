@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from step_audio.arrays import Float32Array, Int32Array
 from step_audio.engine.trtllm_checkpoint import Weights, to_float32
 
 
@@ -19,14 +20,14 @@ class Batch:
     and its keys and values live in the blocks block_indices[block_indices_begins[s]:block_indices_begins[s+1]].
     """
 
-    embeddings: np.ndarray  # float32 [T, hidden]
-    position_ids: np.ndarray  # int32 [T], position within the own sequence
-    past_lens: np.ndarray  # int32 [S], positions already in the cache
-    subsequence_begins: np.ndarray  # int32 [S + 1]
-    block_indices: np.ndarray  # int32 [blocks in use], grouped by sequence
-    block_indices_begins: np.ndarray  # int32 [S + 1]
+    embeddings: Float32Array  # [T, hidden]
+    position_ids: Int32Array  # [T], position within the own sequence
+    past_lens: Int32Array  # [S], positions already in the cache
+    subsequence_begins: Int32Array  # [S + 1]
+    block_indices: Int32Array  # [blocks in use], grouped by sequence
+    block_indices_begins: Int32Array  # [S + 1]
     max_context_len: int  # longest past + new of the batch
-    logit_indices: np.ndarray  # int32 [R], rows of T whose logits are wanted
+    logit_indices: Int32Array  # [R], rows of T whose logits are wanted
 
 
 class Executor(Protocol):
@@ -34,7 +35,7 @@ class Executor(Protocol):
 
     num_blocks: int
 
-    def forward(self, batch: Batch) -> np.ndarray:
+    def forward(self, batch: Batch) -> Float32Array:
         """Compute the batch, writing its keys and values into the cache.
 
         Returns float32 logits [R, vocab_size], which the caller may overwrite and which are valid until
@@ -50,7 +51,7 @@ class TokenEmbedding:
         self.table = weights.vocab_embedding
         self.vocab_size = len(self.table)
 
-    def __call__(self, ids: np.ndarray, prompt_tables: Sequence[tuple[slice, np.ndarray]] = ()) -> np.ndarray:
+    def __call__(self, ids: Int32Array, prompt_tables: Sequence[tuple[slice, Float32Array]] = ()) -> Float32Array:
         """ids int32 [n] -> float32 [n, hidden].
 
         prompt_tables: for each stretch of `ids` with ids from vocab_size on, its table, float32 [rows, hidden].

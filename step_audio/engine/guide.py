@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from step_audio.arrays import Float32Array, Int32Array
 from step_audio.engine.request import GenerationRequest, Guide
 from step_audio.errors import ArtefactError, InvalidRequest, StepAudioError
 
@@ -45,7 +46,7 @@ class CompiledGuide:
     grammar: xgrammar.CompiledGrammar
     vocab_size: int
     stop_ids: tuple[int, ...]  # the tokenizer's, which a grammar of text never holds
-    never: np.ndarray  # bits of the ids that are not to be drawn, whatever the grammar says
+    never: Int32Array  # bits of the ids that are not to be drawn, whatever the grammar says
 
 
 class GuideCompiler:
@@ -144,7 +145,7 @@ class TokenGuide:
         self._allowed = np.zeros_like(self._end_bits)
         self._budget = MASK_SECONDS
 
-    def mask(self, row: np.ndarray) -> bool:
+    def mask(self, row: Float32Array) -> bool:
         """Set what must not follow to -inf in `row`, float32 [vocab]. False if nothing may follow but the end.
 
         Raises InvalidRequest for a guide that would hold up the batch.
@@ -169,7 +170,7 @@ class TokenGuide:
             raise ValueError(f"token {token} does not follow in the guide")
 
 
-def _bits(ids: Iterable[int], vocab_size: int) -> np.ndarray:
+def _bits(ids: Iterable[int], vocab_size: int) -> Int32Array:
     """xgrammar's form of a set of ids: int32 [ceil(vocab_size / 32)], the lowest bit first."""
     flags = np.zeros(-(-vocab_size // 32) * 32, np.uint8)
     flags[list(ids)] = 1

@@ -10,10 +10,10 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable
 from hashlib import blake2b
 
-import numpy as np
+from step_audio.arrays import Int32Array, UInt64Array
 
 
-def block_key(previous: bytes, token_ids: np.ndarray, extra_ids: np.ndarray | None) -> bytes:
+def block_key(previous: bytes, token_ids: Int32Array, extra_ids: UInt64Array | None) -> bytes:
     """Key of a block of token_ids (int32) and extra_ids (uint64 or None, which equals zeros) after `previous`.
 
     Cryptographic: a collision would hand one user the audio of another.
@@ -42,7 +42,7 @@ class BlockPool:
         self._references = [0] * num_blocks
         self._keys: list[bytes | None] = [None] * num_blocks
         self._by_key: dict[bytes, int] = {}
-        self._cached: OrderedDict[int, None] = OrderedDict()  # oldest first
+        self._cached: OrderedDict[int, bytes] = OrderedDict()  # their keys, oldest first
 
     @property
     def available(self) -> int:
@@ -71,8 +71,8 @@ class BlockPool:
         if self._free:
             block = self._free.popleft()
         elif self._cached:
-            block, _ = self._cached.popitem(last=False)
-            del self._by_key[self._keys[block]]
+            block, key = self._cached.popitem(last=False)
+            del self._by_key[key]
             self._keys[block] = None
         else:
             raise IndexError("no KV cache block is available")
@@ -93,7 +93,7 @@ class BlockPool:
             if self._references[block] < 0:
                 raise AssertionError(f"block {block} released twice")
             if self._references[block] == 0:
-                if self._keys[block] is None:
+                if (key := self._keys[block]) is None:
                     self._free.append(block)
                 else:
-                    self._cached[block] = None
+                    self._cached[block] = key

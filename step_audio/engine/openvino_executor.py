@@ -14,6 +14,7 @@ import openvino as ov
 from openvino import opset15 as opset
 from openvino.op import Constant, _PagedAttentionExtension
 
+from step_audio.arrays import AnyArray, Float32Array
 from step_audio.engine.executor import Batch
 from step_audio.engine.signal_stack import signal_stack_kept
 from step_audio.engine.trtllm_checkpoint import EngineSpec, Weights
@@ -67,13 +68,14 @@ class OpenVinoExecutor:
             cache.data.view(np.uint8)[...] = 0  # touch the pages now, not in the first requests
             self._request.set_tensor(name, cache)
 
-    def forward(self, batch: Batch) -> np.ndarray:
+    def forward(self, batch: Batch) -> Float32Array:
         inputs = {name: getattr(batch, name) for name in RAGGED_INPUTS}
         inputs["inputs_embeds"] = batch.embeddings
         inputs["position_ids"] = batch.position_ids
         inputs["max_context_len"] = np.array(batch.max_context_len, np.int32)
         inputs["logit_indices"] = batch.logit_indices
-        return self._request.infer(inputs, share_inputs=True, share_outputs=True)[0]
+        logits: Float32Array = self._request.infer(inputs, share_inputs=True, share_outputs=True)[0]
+        return logits
 
 
 def _decoder(spec: EngineSpec, weights: Weights) -> ov.Model:
@@ -137,7 +139,7 @@ def _decoder(spec: EngineSpec, weights: Weights) -> ov.Model:
     return ov.Model([result], parameters, "decoder")
 
 
-def rotary_tables(positions: int, head_size: int, base: float) -> tuple[np.ndarray, np.ndarray]:
+def rotary_tables(positions: int, head_size: int, base: float) -> tuple[Float32Array, Float32Array]:
     """Cosines and sines, float32 [positions, 1, head_size / 2]; angles in float64, whose error does not grow."""
     frequencies = base ** -(np.arange(0, head_size, 2, dtype=np.float64) / head_size)
     angles = np.arange(positions, dtype=np.float64)[:, None, None] * frequencies
@@ -174,7 +176,7 @@ def _attention_options(spec: EngineSpec, max_context_len: ov.Node) -> list[ov.No
     ]
 
 
-def _values(array: np.ndarray) -> ov.Node:
+def _values(array: AnyArray) -> ov.Node:
     """A constant over the array's own memory, as float32; the plug-in folds the conversion away."""
     if array.dtype == np.float32:
         return Constant(ov.Tensor(array, array.shape, ov.Type.f32), shared_memory=True)
@@ -186,11 +188,11 @@ def _shape(*sizes: int) -> ov.Node:
     return opset.constant(np.array(sizes, np.int64))
 
 
-def _linear(x: ov.Node | ov.Output, weight: np.ndarray) -> ov.Node:
+def _linear(x: ov.Node | ov.Output, weight: AnyArray) -> ov.Node:
     return opset.matmul(x, _values(weight), False, True)
 
 
-def _rms_norm(x: ov.Node, weight: np.ndarray, epsilon: float) -> ov.Node:
+def _rms_norm(x: ov.Node, weight: AnyArray, epsilon: float) -> ov.Node:
     """Written in the shape that the plug-in recognises and runs as one kernel."""
     square = opset.power(x, opset.constant(np.float32(2)))
     mean = opset.reduce_mean(square, opset.constant(np.array([-1], np.int64)), True)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeGuard, get_args
 
-import numpy as np
-
+from step_audio.arrays import Float32Array, Int32Array, UInt64Array
 from step_audio.errors import InvalidRequest, StepAudioError
 
 Finished = Literal["stop", "length", "cancelled"]
@@ -57,6 +56,18 @@ class Guide:
     kind: GuideKind
     text: str = ""  # not looked at for "json"
 
+    @classmethod
+    def of(cls, kind: str, text: str) -> Guide:
+        """Raises InvalidRequest for a kind that there is not."""
+        if not _is_guide_kind(kind):
+            kinds = ", ".join(get_args(GuideKind))
+            raise InvalidRequest(f"guided_decoding_guide_type must be one of {kinds}, not {kind[:40]!r}")
+        return cls(kind, text)
+
+
+def _is_guide_kind(text: str) -> TypeGuard[GuideKind]:
+    return text in get_args(GuideKind)
+
 
 @dataclass(frozen=True, slots=True)
 class SequenceStats:
@@ -97,15 +108,15 @@ class GenerationRequest:
     """One prompt and how to continue it. `on_output` is called from the engine's thread and must be quick."""
 
     request_id: str  # unique among the active requests
-    input_ids: np.ndarray  # int32 [n]; ids from vocab_size on are rows of prompt_table
+    input_ids: Int32Array  # [n]; ids from vocab_size on are rows of prompt_table
     max_new_tokens: int  # reduced to what max_seq_len leaves, as on a GPU
     on_output: Callable[[SequenceOutput], None]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     end_id: int | None = None
     stop_words: list[list[int]] = field(default_factory=list)
     bad_words: list[list[int]] = field(default_factory=list)
-    prompt_table: np.ndarray | None = None  # float32 [rows, hidden]
-    extra_ids: np.ndarray | None = None  # uint64 [n], tell apart equal ids of different clips in the KV cache
+    prompt_table: Float32Array | None = None  # [rows, hidden]
+    extra_ids: UInt64Array | None = None  # [n], tell apart equal ids of different clips in the KV cache
     num_return_sequences: int = 1  # sequence i draws with seed + i
     return_log_probs: bool = False
     guide: Guide | None = None

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from step_audio.arrays import Float32Array, Float64Array, IndexArray, Int32Array
 from step_audio.engine.request import SamplingParams
 
 MAX_TOP_K = 1024
@@ -37,7 +38,7 @@ def uniform(seed: int, position: int) -> float:
     return ((state >> 11) + 1) * 2.0**-53
 
 
-def largest(row: np.ndarray, k: int) -> np.ndarray:
+def largest(row: Float32Array, k: int) -> IndexArray:
     """Ids of the k largest values, falling; the lower id first among equals. -inf may be left out.
 
     A partition of 158,720 values takes 1.7 ms. The k-th largest of the maxima of disjoint groups is a lower
@@ -51,7 +52,8 @@ def largest(row: np.ndarray, k: int) -> np.ndarray:
     bound = np.partition(maxima, columns - k)[columns - k]
     # Under a guide few are above -inf, and then all of these are fewer than k.
     candidates = np.flatnonzero(row >= bound if bound > -np.inf else row > bound)
-    return candidates[np.argsort(-row[candidates], kind="stable")[:k]]
+    order: IndexArray = candidates[np.argsort(-row[candidates], kind="stable")[:k]]
+    return order
 
 
 class TokenSampler:
@@ -63,7 +65,7 @@ class TokenSampler:
     def __init__(
         self,
         params: SamplingParams,
-        prompt: np.ndarray,
+        prompt: Int32Array,
         vocab_size: int,
         *,
         index: int = 0,
@@ -92,7 +94,7 @@ class TokenSampler:
             self._place = {int(token): place for place, token in enumerate(self._ids)}
             self._seen = len(self._ids)
 
-    def draw(self, row: np.ndarray, history: np.ndarray) -> tuple[int, float, float]:
+    def draw(self, row: Float32Array, history: Int32Array) -> tuple[int, float, float]:
         """The next token, its log-probability, and its share of the cumulative one (0.0 unless asked for).
 
         row: float32 [vocab], overwritten; history: int32, prompt and answer so far. Raises NoToken if
@@ -133,13 +135,13 @@ class TokenSampler:
     def _threshold(self) -> float:
         return uniform(self.seed, self.drawn) * self.top_p
 
-    def _total(self, row: np.ndarray, best: np.float32) -> float:
+    def _total(self, row: Float32Array, best: np.float32) -> float:
         weights = row - best
         weights *= np.float32(self.scale)
         np.exp(weights, out=weights)
         return float(weights.sum(dtype=np.float64))
 
-    def _draw_from_all(self, row: np.ndarray, best: np.float32, total: float) -> int:
+    def _draw_from_all(self, row: Float32Array, best: np.float32, total: float) -> int:
         """top_p without top_k: most draws end within the first few tokens, so sort no more than needed."""
         threshold = self._threshold() * total
         for count in (64, MAX_TOP_K, row.size):
@@ -149,7 +151,7 @@ class TokenSampler:
                 break
         return int(order[_reach(cumulative, threshold)])
 
-    def _penalize(self, row: np.ndarray) -> None:
+    def _penalize(self, row: Float32Array) -> None:
         """Touches seen tokens only. The row stays unscaled: order and thresholds do not depend on the scale."""
         params = self.params
         ids, counts = self._ids[: self._seen], self._counts[: self._seen]
@@ -174,10 +176,10 @@ class TokenSampler:
         self._counts[place] += 1
 
 
-def _ends_with(history: np.ndarray, words: list[int]) -> bool:
+def _ends_with(history: Int32Array, words: list[int]) -> bool:
     return len(words) <= len(history) and history[len(history) - len(words) :].tolist() == words
 
 
-def _reach(cumulative: np.ndarray, threshold: float) -> int:
+def _reach(cumulative: Float64Array, threshold: float) -> int:
     """First place whose sum reaches the threshold; rounding must not carry it past the end."""
     return min(int(np.searchsorted(cumulative, threshold)), len(cumulative) - 1)

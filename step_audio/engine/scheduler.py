@@ -8,12 +8,16 @@ and the long audio does not wait for ever.
 from __future__ import annotations
 
 from collections import deque
-from typing import Literal
+from typing import Literal, TypeGuard, get_args
 
 from step_audio.engine.kv_cache import BlockPool
 from step_audio.engine.sequence import Chunk, Sequence
 
 Policy = Literal["guaranteed_no_evict", "max_utilization"]
+
+
+def is_policy(text: str) -> TypeGuard[Policy]:
+    return text in get_args(Policy)
 
 
 class Scheduler:

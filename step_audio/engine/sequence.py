@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from step_audio.arrays import Float32Array, Int32Array
 from step_audio.engine.executor import Batch, TokenEmbedding
 from step_audio.engine.guide import TokenGuide
 from step_audio.engine.kv_cache import block_key
@@ -19,7 +20,16 @@ class Sequence:
     A new answer, one that is decoding and one that lost its blocks differ in nothing but these numbers.
     """
 
-    def __init__(self, request: GenerationRequest, index: int, max_new_tokens: int, block_size: int, vocab_size: int):
+    def __init__(
+        self,
+        request: GenerationRequest,
+        index: int,
+        max_new_tokens: int,
+        block_size: int,
+        vocab_size: int,
+        *,
+        normalize_log_probs: bool = True,
+    ):
         self.request = request
         self.index = index
         self.block_size = block_size
@@ -32,7 +42,16 @@ class Sequence:
         self.stop_words: dict[int, list[list[int]]] = {}  # by their last token: looked up, not searched, every step
         for word in request.stop_words:
             self.stop_words.setdefault(word[-1], []).append(list(word))
-        self.sampler: TokenSampler | None = None  # made by the engine, which knows the vocabulary and the options
+        self.sampler = TokenSampler(
+            request.sampling,
+            request.input_ids,
+            vocab_size,
+            index=index,
+            end_id=request.end_id,
+            bad_words=request.bad_words,
+            log_probs=request.return_log_probs,
+            normalize_log_probs=normalize_log_probs,
+        )
         self.guide: TokenGuide | None = None  # if the request has one, made when that is compiled
         self.cum_log_prob = 0.0
         # KV cache
@@ -64,7 +83,7 @@ class Sequence:
         """One known token short of the next one, and not at the beginning: costs a step next to nothing."""
         return self.length > self.prompt_length and self.pending == 1
 
-    def history(self) -> np.ndarray:
+    def history(self) -> Int32Array:
         return self.tokens[: self.length]
 
     def append(self, token: int) -> None:
@@ -129,7 +148,8 @@ def assemble(plan: list[Chunk], embed: TokenEmbedding) -> Batch:
     past = np.empty(size, np.int32)
     begins = np.zeros(size + 1, np.int32)
     block_begins = np.zeros(size + 1, np.int32)
-    ids, tables, last, prompt_tables = [], [], [], []
+    ids, tables, last = [], [], []
+    prompt_tables: list[tuple[slice, Float32Array]] = []
     longest = total = blocks = 0
     for place, chunk in enumerate(plan):
         sequence = chunk.sequence
@@ -138,8 +158,9 @@ def assemble(plan: list[Chunk], embed: TokenEmbedding) -> Batch:
         past[place] = start
         ids.append(sequence.tokens[start:end])
         tables.append(sequence.block_table[:used])
-        if start < sequence.table_end:
-            prompt_tables.append((slice(total, total + chunk.count), sequence.request.prompt_table))
+        prompt_table = sequence.request.prompt_table
+        if start < sequence.table_end and prompt_table is not None:
+            prompt_tables.append((slice(total, total + chunk.count), prompt_table))
         total += chunk.count
         blocks += used
         begins[place + 1] = total

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from step_audio.arrays import AnyArray, Float32Array
 from step_audio.engine.executor import Batch
 from step_audio.engine.trtllm_checkpoint import EngineSpec, Weights
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
-def _tensor(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+def _tensor(array: AnyArray, dtype: torch.dtype) -> torch.Tensor:
     raw = torch.from_numpy(np.array(array))  # a copy: the file's mapping is read-only, which torch cannot express
     return (raw.view(torch.bfloat16) if array.dtype == np.uint16 else raw).to(dtype)
 
@@ -39,7 +40,7 @@ class TorchExecutor:
         self.frequencies = (1.0 / spec.rotary_base**exponents).float()
 
     @torch.inference_mode()
-    def forward(self, batch: Batch) -> np.ndarray:
+    def forward(self, batch: Batch) -> Float32Array:
         spec = self.spec
         angles = torch.from_numpy(batch.position_ids).float()[:, None] * self.frequencies
         rotary = tuple(torch.cat((f(angles), f(angles)), -1)[:, None].to(self.dtype) for f in (torch.cos, torch.sin))
@@ -56,7 +57,8 @@ class TorchExecutor:
                 cached = self.cache[layer]
                 cached[0, slots[index][past:]] = keys[rows]
                 cached[1, slots[index][past:]] = values[rows]
-                attended.append(self._attend(queries[rows], *cached[:, slots[index]], int(past)))
+                known = cached[:, slots[index]]
+                attended.append(self._attend(queries[rows], known[0], known[1], int(past)))
             hidden = hidden + F.linear(torch.cat(attended), weights["dense"])
             normed = F.rms_norm(hidden, hidden.shape[-1:], weights["post_layernorm"], spec.norm_epsilon)
             gated = F.silu(F.linear(normed, weights["fc"])) * F.linear(normed, weights["gate"])
@@ -76,8 +78,8 @@ class TorchExecutor:
     def _attend(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, past: int) -> torch.Tensor:
         """[n, heads, size] over [past + n, kv_heads, size] -> [n, heads * size]."""
         visible = torch.arange(len(keys)) <= past + torch.arange(len(queries))[:, None]
-        parts = (part.transpose(0, 1)[None] for part in (queries, keys, values))
-        attended = F.scaled_dot_product_attention(*parts, attn_mask=visible, enable_gqa=True)
+        q, k, v = (part.transpose(0, 1)[None] for part in (queries, keys, values))
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=True)
         return attended[0].transpose(0, 1).flatten(1)
 
 

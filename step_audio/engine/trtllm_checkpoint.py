@@ -24,10 +24,11 @@ from typing import Any
 
 import numpy as np
 
+from step_audio.arrays import AnyArray, Float32Array
 from step_audio.errors import ArtefactError
 
 # numpy has no bfloat16: its bits are carried as uint16.
-STORAGE = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+STORAGE: dict[str, np.dtype[Any]] = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 SAFETENSORS_DTYPE = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
@@ -61,27 +62,27 @@ class EngineSpec:
 class LayerWeights:
     """One decoder layer, ranks merged; matrices are [out, in]."""
 
-    input_layernorm: np.ndarray
-    qkv: np.ndarray  # [(heads + 2 kv_heads) * head_size, hidden], Q then K then V
-    qkv_bias: np.ndarray
-    dense: np.ndarray
-    post_layernorm: np.ndarray
-    fc: np.ndarray
-    gate: np.ndarray
-    proj: np.ndarray
+    input_layernorm: AnyArray
+    qkv: AnyArray  # [(heads + 2 kv_heads) * head_size, hidden], Q then K then V
+    qkv_bias: AnyArray
+    dense: AnyArray
+    post_layernorm: AnyArray
+    fc: AnyArray
+    gate: AnyArray
+    proj: AnyArray
 
 
 @dataclass(frozen=True)
 class Weights:
     """The whole decoder. Arrays have the engine's dtype, bfloat16 as raw uint16; see `to_float32`."""
 
-    vocab_embedding: np.ndarray  # [vocab, hidden]
+    vocab_embedding: AnyArray  # [vocab, hidden]
     layers: list[LayerWeights]
-    ln_f: np.ndarray
-    lm_head: np.ndarray  # [vocab, hidden], padding rows removed
+    ln_f: AnyArray
+    lm_head: AnyArray  # [vocab, hidden], padding rows removed
 
 
-def to_float32(array: np.ndarray) -> np.ndarray:
+def to_float32(array: AnyArray) -> Float32Array:
     """Values of a weight array as float32; uint16 is taken for the upper half of a float32 (bfloat16)."""
     if array.dtype == np.uint16:
         return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
@@ -102,7 +103,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ArtefactError(f"{path} does not exist: build the engine first")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ArtefactError(f"{path} is not valid JSON: {error}") from None
     for section in ("pretrained_config", "build_config"):
@@ -111,13 +112,18 @@ def _read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def _need(table: dict[str, Any], name: str, kind: type = int) -> Any:
+def _integer(table: dict[str, Any], name: str) -> int:
     value = table.get(name)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, kind) or isinstance(value, bool) or (kind is not str and value <= 0):
-        raise ArtefactError(f"engine config.json: {name} is missing or not a positive {kind.__name__}")
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        raise ArtefactError(f"engine config.json: {name} is missing or not a positive integer")
     return value
+
+
+def _number(table: dict[str, Any], name: str) -> float:
+    value = table.get(name)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
+        raise ArtefactError(f"engine config.json: {name} is missing or not a positive number")
+    return float(value)
 
 
 def _tp_size(model: dict[str, Any]) -> int:
@@ -125,7 +131,7 @@ def _tp_size(model: dict[str, Any]) -> int:
     for name in ("pp_size", "cp_size"):
         if mapping.get(name, 1) != 1:
             raise ArtefactError(f"engine config.json: mapping.{name} is {mapping[name]}; the CPU engine serves 1")
-    return _need(mapping, "tp_size")
+    return _integer(mapping, "tp_size")
 
 
 def _spec(model: dict[str, Any], build: dict[str, Any]) -> EngineSpec:
@@ -146,25 +152,25 @@ def _spec(model: dict[str, Any], build: dict[str, Any]) -> EngineSpec:
             raise ArtefactError(f"engine config.json: {name} is {model[name]!r}; the CPU engine serves {value!r}")
     if any((model.get("quantization") or {}).get(name) for name in ("quant_algo", "kv_cache_quant_algo")):
         raise ArtefactError("engine config.json: quantization is set; the CPU engine serves unquantized weights")
-    dtype = _need(model, "dtype", str)
+    dtype = str(model.get("dtype"))
     if dtype not in SAFETENSORS_DTYPE:
         raise ArtefactError(f"engine config.json: dtype {dtype!r} is none of {', '.join(SAFETENSORS_DTYPE)}")
-    hidden, heads = _need(model, "hidden_size"), _need(model, "num_attention_heads")
+    hidden, heads = _integer(model, "hidden_size"), _integer(model, "num_attention_heads")
     plugins = build.get("plugin_config") or {}
     return EngineSpec(
-        vocab_size=_need(model, "vocab_size"),
+        vocab_size=_integer(model, "vocab_size"),
         hidden_size=hidden,
-        intermediate_size=_need(model, "intermediate_size"),
-        num_layers=_need(model, "num_hidden_layers"),
+        intermediate_size=_integer(model, "intermediate_size"),
+        num_layers=_integer(model, "num_hidden_layers"),
         num_heads=heads,
-        num_kv_heads=_need(model, "num_key_value_heads"),
+        num_kv_heads=_integer(model, "num_key_value_heads"),
         head_size=model.get("head_size") or hidden // heads,
-        norm_epsilon=_need(model, "norm_epsilon", float),
-        rotary_base=_need(model, "rotary_base", float),
+        norm_epsilon=_number(model, "norm_epsilon"),
+        rotary_base=_number(model, "rotary_base"),
         dtype=dtype,
-        max_batch_size=_need(build, "max_batch_size"),
-        max_seq_len=_need(build, "max_seq_len"),
-        max_num_tokens=_need(build, "max_num_tokens"),
+        max_batch_size=_integer(build, "max_batch_size"),
+        max_seq_len=_integer(build, "max_seq_len"),
+        max_num_tokens=_integer(build, "max_num_tokens"),
         max_prompt_embedding_table_size=build.get("max_prompt_embedding_table_size") or 0,
         tokens_per_block=plugins.get("tokens_per_block") or 32,
     )
@@ -190,7 +196,7 @@ class _Rank:
         if self.data.size != size:
             raise ArtefactError(f"{path.name} has {self.data.size} bytes instead of {size}: build the engine again")
 
-    def __call__(self, name: str, *shape: int) -> np.ndarray:
+    def __call__(self, name: str, *shape: int) -> AnyArray:
         """A view of the tensor `name`, which must have exactly this shape and the engine's dtype."""
         entry = self.header.get(name)
         if entry is None:
@@ -203,7 +209,7 @@ class _Rank:
         dtype = STORAGE[self.dtype]
         if end - begin != math.prod(shape) * dtype.itemsize:
             raise ArtefactError(f"{self.name}: tensor {name} has {end - begin} bytes: build the engine again")
-        raw = self.data[begin:end]
+        raw: AnyArray = self.data[begin:end]
         if begin % dtype.itemsize:  # the format does not promise alignment
             raw = raw.copy()
         return raw.view(dtype).reshape(shape).view(np.ndarray)
@@ -222,11 +228,11 @@ def _merge(spec: EngineSpec, ranks: list[_Rank]) -> Weights:
     inner = spec.intermediate_size // tp
     padded_vocab = math.ceil(spec.vocab_size / tp) * tp
 
-    def merged(name: str, axis: int, *shape: int) -> np.ndarray:
+    def merged(name: str, axis: int, *shape: int) -> AnyArray:
         parts = [rank(name, *shape) for rank in ranks]
         return parts[0] if tp == 1 else np.concatenate(parts, axis)
 
-    def merged_qkv(name: str, *columns: int) -> np.ndarray:
+    def merged_qkv(name: str, *columns: int) -> AnyArray:
         parts = [rank(name, q_rows + 2 * kv_rows, *columns) for rank in ranks]
         if tp == 1:
             return parts[0]
@@ -241,7 +247,7 @@ def _merge(spec: EngineSpec, ranks: list[_Rank]) -> Weights:
         return np.concatenate(queries + keys + values)
 
     def layer(prefix: str) -> LayerWeights:
-        whole: Callable[..., np.ndarray] = ranks[0]
+        whole: Callable[..., AnyArray] = ranks[0]
         return LayerWeights(
             input_layernorm=whole(f"{prefix}.input_layernorm.weight", hidden),
             qkv=merged_qkv(f"{prefix}.attention.qkv.weight", hidden),

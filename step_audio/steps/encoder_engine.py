@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from step_audio import mel
-from step_audio.arrays import Float32Array
+from step_audio.arrays import Float32Array, Int32Array, Int64Array
 from step_audio.checkpoint import from_float32
 from step_audio.errors import ArtefactError
 from step_audio.steps.lanes import BatchLane
@@ -29,7 +29,7 @@ class EncoderEngine(Protocol):
 
     max_clips: float  # in one run
 
-    def run(self, features: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    def run(self, features: Float32Array, frames: Int64Array) -> Float32Array:
         """float32 [clips, n_mels, T], int64 [clips] -> float32 [clips, tokens of T, llm_dim]."""
 
 
@@ -51,8 +51,9 @@ class OnnxEncoderEngine:
         except Exception as error:
             raise ArtefactError(f"cannot load the encoder {path.name}: {error}") from None
 
-    def run(self, features: np.ndarray, frames: np.ndarray) -> np.ndarray:
-        return self.session.run(["embeddings"], {"mel": features, "frames": frames})[0]
+    def run(self, features: Float32Array, frames: Int64Array) -> Float32Array:
+        embeddings: Float32Array = self.session.run(["embeddings"], {"mel": features, "frames": frames})[0]
+        return embeddings
 
 
 def load_engine(path: Path) -> EncoderEngine:
@@ -65,8 +66,6 @@ def load_engine(path: Path) -> EncoderEngine:
 
 
 class ClipEncoder:
-    """Clips of many requests at once through an engine."""
-
     """Log-mel of the clips of many requests to one prompt table each; clips of similar length share a run."""
 
     def __init__(self, runtime: Runtime, engine: EncoderEngine | None = None):
@@ -74,11 +73,11 @@ class ClipEncoder:
         self.n_mels = runtime.model.audio.n_mels
         self.engine = engine or load_engine(runtime.encoder_file)
 
-    def encode(self, requests: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+    def encode(self, requests: Sequence[tuple[Float32Array, Int32Array]]) -> list[Float32Array]:
         """Per request (mel float32 [clips, n_mels, T], frames int [clips]) -> its table, float32 [rows, llm_dim]."""
         clips = [(int(length), r, c) for r, (_, frames) in enumerate(requests) for c, length in enumerate(frames)]
         clips.sort(reverse=True)
-        rows: dict[tuple[int, int], np.ndarray] = {}
+        rows: dict[tuple[int, int], Float32Array] = {}
         size = int(min(self.runtime.encoder_batch_clips, self.engine.max_clips))
         for start in range(0, len(clips), size):
             group = clips[start : start + size]

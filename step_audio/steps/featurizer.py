@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from step_audio import mel
+from step_audio.arrays import Float32Array, Int32Array, UInt64Array
 from step_audio.audio import SAMPLE_RATE, content_hash, decode_audio, split_clips
 from step_audio.conversation import parse_conversation
 from step_audio.errors import AudioTooLong, InvalidRequest
@@ -25,10 +26,10 @@ from step_audio.steps.tensors import Reply, Tensors, byte_strings, one
 class Features:
     """The clips of one request, in prompt order."""
 
-    mel: np.ndarray  # float32 [clips, n_mels, frames of the longest], zero-padded
-    frames: np.ndarray  # int32 [clips], true lengths, 10 ms each
-    audio_index: np.ndarray  # int32 [clips], which recording a clip is of
-    content_hash: np.ndarray  # uint64 [clips]
+    mel: Float32Array  # [clips, n_mels, frames of the longest], zero-padded
+    frames: Int32Array  # [clips], true lengths, 10 ms each
+    audio_index: Int32Array  # [clips], which recording a clip is of
+    content_hash: UInt64Array  # [clips]
 
 
 class Featurizer:
@@ -60,8 +61,8 @@ class Featurizer:
         if (size := sum(map(len, audio))) > limits.max_audio_bytes:
             raise InvalidRequest(f"audio: {size} bytes, the limit is {limits.max_audio_bytes}")
 
-    def _clips(self, audio: Sequence[bytes]) -> tuple[list[np.ndarray], list[int]]:
-        clips: list[np.ndarray] = []
+    def _clips(self, audio: Sequence[bytes]) -> tuple[list[Float32Array], list[int]]:
+        clips: list[Float32Array] = []
         index: list[int] = []
         left = self.runtime.limits.max_audio_seconds
         for i, data in enumerate(audio):
@@ -78,7 +79,7 @@ class Featurizer:
             index += [i] * len(new)
         return clips, index
 
-    def _check_positions(self, frames: np.ndarray) -> None:
+    def _check_positions(self, frames: Int32Array) -> None:
         """The audio alone must fit the prompt table and leave the prompt room for a word."""
         runtime = self.runtime
         for length in frames:

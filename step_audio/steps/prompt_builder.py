@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from step_audio.arrays import AnyArray, Int32Array, UInt64Array
 from step_audio.chat import ClipInfo, build_prompt
 from step_audio.conversation import parse_conversation
 from step_audio.errors import InvalidRequest
@@ -23,15 +24,15 @@ class PromptRequest:
     """One request's inputs; None where an optional one was not sent."""
 
     messages: bytes
-    frames: np.ndarray  # int32 [clips]
-    audio_index: np.ndarray  # int32 [clips]
-    content_hash: np.ndarray  # uint64 [clips]
+    frames: Int32Array  # [clips]
+    audio_index: Int32Array  # [clips]
+    content_hash: UInt64Array  # [clips]
     tools: bytes | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     request_output_len: int | None = None
     end_id: int | None = None
-    stop_words_list: np.ndarray | None = None  # int32 [2, n]
+    stop_words_list: Int32Array | None = None  # [2, n]
 
 
 class PromptBuilder:
@@ -42,7 +43,7 @@ class PromptBuilder:
         self.tokenizer = Tokenizer.from_json(runtime.tokenizer_file.read_text(encoding="utf-8"))
         check_vocabulary(self.tokenizer, runtime.model.text.vocab_size)
 
-    def build(self, request: PromptRequest) -> dict[str, np.ndarray]:
+    def build(self, request: PromptRequest) -> dict[str, AnyArray]:
         """Inputs of `tensorrt_llm` by name, without a batch dimension. Raises InvalidRequest."""
         conversation = parse_conversation(request.messages, request.tools)
         clips: list[list[ClipInfo]] = [[] for _ in range(conversation.audio_count)]
@@ -61,7 +62,7 @@ class PromptBuilder:
             continue_final_message=proceed,
         )
         length = len(prompt.input_ids)
-        outputs = {
+        outputs: dict[str, AnyArray] = {
             "input_ids": prompt.input_ids,
             "input_lengths": np.array([length], np.int32),
             "prompt_table_extra_ids": prompt.extra_ids,
@@ -82,7 +83,7 @@ class PromptBuilder:
             raise InvalidRequest(f"request_output_len must be at least 1, got {asked}")
         return min(asked, room)
 
-    def _stop_set(self, request: PromptRequest) -> dict[str, np.ndarray]:
+    def _stop_set(self, request: PromptRequest) -> dict[str, Int32Array]:
         """The engine takes one `end_id` and a list of words: the checkpoint's stop ids are spread over both."""
         if request.end_id is not None:
             outputs = {"end_id": np.array([request.end_id], np.int32)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
@@ -40,12 +41,12 @@ class Runtime(Strict):
         return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
 
     @classmethod
-    def from_triton(cls, args: dict) -> Runtime:
+    def from_triton(cls, args: dict[str, str]) -> Runtime:
         """From the arguments that a Python model's `initialize` gets."""
         parameters = json.loads(args["model_config"])["parameters"]
         return cls.load(parameters["runtime_file"]["string_value"])
 
-    def serving_info(self) -> dict:
+    def serving_info(self) -> dict[str, Any]:
         """What a client may know (the `tokenizer` model's second output)."""
         return {
             "model": self.name,

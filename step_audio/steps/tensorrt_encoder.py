@@ -11,9 +11,11 @@ The calls are those of TensorRT 10.14's Python API, after the docstrings of tens
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
+from step_audio.arrays import AnyArray, Float32Array, Int64Array
 from step_audio.errors import ArtefactError
 
 INPUTS = ("mel", "frames")
@@ -50,7 +52,7 @@ class TensorRTEncoderEngine:
             self._allocate(tensorrt, largest)
             self.stream = torch.cuda.Stream(self.device)  # on the default one, TensorRT waits for the whole device
 
-    def _check_tensors(self, tensorrt) -> None:
+    def _check_tensors(self, tensorrt: ModuleType) -> None:
         """Those of the ONNX model that the plan is made from, and no others."""
         modes = {
             name: self.engine.get_tensor_mode(name)
@@ -63,7 +65,7 @@ class TensorRTEncoderEngine:
                 "run `step-audio build` again"
             )
 
-    def _allocate(self, tensorrt, largest: dict[str, tuple[int, ...]]) -> None:
+    def _allocate(self, tensorrt: ModuleType, largest: dict[str, tuple[int, ...]]) -> None:
         torch = self.torch
         types = {
             tensorrt.float32: torch.float32,
@@ -92,15 +94,16 @@ class TensorRTEncoderEngine:
         if not self.context.set_input_shape(name, shape):
             raise ValueError(f"{self.name} was not built for {name} of shape {list(shape)}")
 
-    def run(self, features: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    def run(self, features: Float32Array, frames: Int64Array) -> Float32Array:
         """float32 [clips, n_mels, T], int64 [clips] -> float32 [clips, tokens of T, llm_dim], in host memory.
 
         Raises ValueError for more clips or frames than the plan was built for.
         """
         torch = self.torch
+        arrays: tuple[AnyArray, ...] = (features, frames)  # as INPUTS
         # TensorRT adds its own work to the stream's, in order: copies in, computation, copy out.
         with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
-            for name, array in zip(INPUTS, (features, frames), strict=True):
+            for name, array in zip(INPUTS, arrays, strict=True):
                 self._set_shape(name, array.shape)
                 values = torch.from_numpy(np.ascontiguousarray(array)).to(self.types[name])
                 self.buffers[name][: values.numel()].copy_(values.view(-1))
@@ -109,4 +112,5 @@ class TensorRTEncoderEngine:
             shape = tuple(self.context.get_tensor_shape(OUTPUT))
             embeddings = self.buffers[OUTPUT][: int(np.prod(shape))].view(shape).to("cpu", copy=True)
             self.stream.synchronize()
-        return embeddings.float().numpy()
+        found: Float32Array = embeddings.float().numpy()
+        return found

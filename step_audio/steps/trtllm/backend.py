@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
-import numpy as np
-
-from step_audio.engine.engine import Engine, EngineOptions, EngineStats
+from step_audio.arrays import AnyArray
+from step_audio.engine import Engine, EngineOptions, EngineStats
 from step_audio.engine.request import SequenceOutput
-from step_audio.engine.scheduler import Policy
+from step_audio.engine.scheduler import Policy, is_policy
 from step_audio.errors import ArtefactError, InvalidRequest, StepAudioError
 from step_audio.steps.tensors import readable
 from step_audio.steps.trtllm.request import is_stop, parse
@@ -40,7 +39,7 @@ class _Channel:
         self._lock = threading.Lock()
         self._ended = False
 
-    def send(self, tensors: dict[str, np.ndarray] | None, error: str | None, final: bool) -> None:
+    def send(self, tensors: dict[str, AnyArray] | None, error: str | None, final: bool) -> None:
         if not final:
             self._send(tensors, error, False)
             return
@@ -63,7 +62,7 @@ class TrtllmBackend:
         self.stats_period = _number(parameters, "stats_check_period_ms", 100) / 1000
         max_tokens = int(_number(parameters, "max_tokens_in_paged_kv_cache", 0))
         policy = parameters.get("batch_scheduler_policy") or "guaranteed_no_evict"
-        if policy not in get_args(Policy):
+        if not is_policy(policy):
             raise ArtefactError(f"batch_scheduler_policy must be one of {', '.join(get_args(Policy))}, got {policy!r}")
         guided = parameters.get("guided_decoding_backend")
         if guided and guided != "xgrammar":
@@ -97,7 +96,7 @@ class TrtllmBackend:
     def submit(
         self,
         triton_id: str,
-        tensors: Mapping[str, np.ndarray],
+        tensors: Mapping[str, AnyArray],
         requested: set[str],
         send: Send,
         is_cancelled: Callable[[], bool],
@@ -182,9 +181,10 @@ class TrtllmBackend:
 def _dtype(engine_dir: Path) -> str:
     """What the checkpoint was converted to. float32 is computed as such, the 16-bit types in bfloat16."""
     try:
-        return json.loads((engine_dir / "config.json").read_text("utf-8"))["pretrained_config"]["dtype"]
-    except (OSError, ValueError, KeyError):
+        dtype: str = json.loads((engine_dir / "config.json").read_text("utf-8"))["pretrained_config"]["dtype"]
+    except (OSError, ValueError, KeyError, TypeError):
         raise ArtefactError(f"{engine_dir} is not an engine directory") from None
+    return dtype
 
 
 def _bool(parameters: Mapping[str, str], key: str, default: bool) -> bool:

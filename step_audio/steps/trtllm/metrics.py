@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from step_audio.engine.engine import EngineStats
+from step_audio.engine import EngineStats
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ FAMILIES = {
 
 def readings(stats: EngineStats) -> Iterator[Reading]:
     """Memory gauges are left out: this engine's memory is the process's own, which the system reports."""
-    values = {
+    values: dict[str, dict[str, float]] = {
         "nv_trt_llm_request_metrics": {
             "active": stats.active_requests,
             "max": stats.max_batch_size,

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import numpy as np
 
+from step_audio.arrays import AnyArray
 from step_audio.engine.request import GenerationRequest, Guide, SamplingParams, SequenceOutput
 from step_audio.errors import InvalidRequest
 from step_audio.word_list import unpack_word_list
@@ -84,13 +86,13 @@ class TritonRequest:
     rows: list[GenerationRequest]
 
 
-def is_stop(tensors: Mapping[str, np.ndarray]) -> bool:
+def is_stop(tensors: Mapping[str, AnyArray]) -> bool:
     """Whether this request is only to end another; then none of its other inputs is looked at."""
     return "stop" in tensors and bool(tensors["stop"].reshape(-1)[0])
 
 
 def parse(
-    tensors: Mapping[str, np.ndarray],
+    tensors: Mapping[str, AnyArray],
     exclude_input_default: bool,
     on_output: Callable[[int, SequenceOutput], None],
 ) -> TritonRequest:
@@ -131,12 +133,12 @@ def parse(
 
 
 def _row(
-    tensors: Mapping[str, np.ndarray],
+    tensors: Mapping[str, AnyArray],
     row: int,
     options: ResponseOptions,
     on_output: Callable[[int, SequenceOutput], None],
 ) -> GenerationRequest:
-    def scalar(name: str):
+    def scalar(name: str) -> Any:
         return tensors[name].reshape(len(tensors["input_ids"]), -1)[row, 0].item() if name in tensors else None
 
     def words(name: str) -> list[list[int]]:
@@ -146,7 +148,8 @@ def _row(
         if name not in tensors:
             return None
         try:
-            return tensors[name].reshape(len(tensors["input_ids"]), -1)[row, 0].decode()
+            value: bytes = tensors[name].reshape(len(tensors["input_ids"]), -1)[row, 0]
+            return value.decode()
         except UnicodeDecodeError:
             raise InvalidRequest(f"input '{name}' is not UTF-8") from None
 
@@ -157,7 +160,8 @@ def _row(
         raise InvalidRequest(f"input_lengths is {length}, but input_ids has {len(input_ids)} ids")
     extra_ids = tensors.get("prompt_table_extra_ids")
     # The C++ backend drops extra ids of another length than the prompt; the engine then refuses a table with reuse.
-    fits = extra_ids is not None and extra_ids.shape[1] == length
+    if extra_ids is not None and extra_ids.shape[1] != length:
+        extra_ids = None
     sampling = {field: value for name, field in SAMPLING.items() if (value := scalar(name)) is not None}
     table = tensors.get("prompt_embedding_table")
     return GenerationRequest(
@@ -169,7 +173,7 @@ def _row(
         stop_words=words("stop_words_list"),
         bad_words=words("bad_words_list"),
         prompt_table=None if table is None else table[row],
-        extra_ids=np.ascontiguousarray(extra_ids[row]) if fits else None,
+        extra_ids=None if extra_ids is None else np.ascontiguousarray(extra_ids[row]),
         num_return_sequences=1 if (answers := scalar("num_return_sequences")) is None else answers,
         return_log_probs=options.log_probs,
         guide=_guide(text("guided_decoding_guide_type"), text("guided_decoding_guide")),
@@ -183,4 +187,4 @@ def _guide(kind: str | None, text: str | None) -> Guide | None:
         if text is not None:
             raise InvalidRequest("input 'guided_decoding_guide' needs 'guided_decoding_guide_type' beside it")
         return None
-    return Guide(kind, text or "")
+    return Guide.of(kind, text or "")

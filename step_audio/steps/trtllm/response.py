@@ -21,12 +21,13 @@ from itertools import count
 
 import numpy as np
 
+from step_audio.arrays import AnyArray, Int32Array, Int64Array
 from step_audio.engine.request import SequenceOutput
 from step_audio.errors import StepAudioError
 from step_audio.steps.trtllm.request import ResponseOptions
 
 # tensors by output name, error text, final flag
-Send = Callable[[dict[str, np.ndarray] | None, str | None, bool], None]
+Send = Callable[[dict[str, AnyArray] | None, str | None, bool], None]
 
 SPACING = 0.001  # seconds, for each other stream under way
 
@@ -38,7 +39,7 @@ class ResponseStream:
 
     def __init__(self, options: ResponseOptions, send: Send, pool: SenderPool, on_final: Callable[[], None]):
         self.options = options
-        self.prompts: list[np.ndarray] = []  # per row, for `exclude_input_in_output=false`
+        self.prompts: list[Int32Array] = []  # per row, for `exclude_input_in_output=false`
         self._rows_left = 0
         self._send = send
         self._pool = pool
@@ -52,7 +53,7 @@ class ResponseStream:
         self._log_probs: dict[tuple[int, int], list[float]] = {}  # per answer, all so far
         self._held: dict[tuple[int, int], list[SequenceOutput]] = {}  # not streaming: until the answer ends
 
-    def expect(self, prompts: list[np.ndarray]) -> None:
+    def expect(self, prompts: list[Int32Array]) -> None:
         """The prompts of the rows that are about to be submitted."""
         self.prompts = prompts
         self._rows_left = len(prompts)
@@ -134,7 +135,7 @@ class ResponseStream:
                 self._pool.count_streams(-1)
                 self._on_final()
 
-    def _tensors(self, row: int, outputs: list[SequenceOutput]) -> dict[str, np.ndarray]:
+    def _tensors(self, row: int, outputs: list[SequenceOutput]) -> dict[str, AnyArray]:
         last, options = outputs[-1], self.options
         tokens = [token for output in outputs for token in output.token_ids]
         log_probs = self._log_probs.setdefault((row, last.sequence_index), [])
@@ -144,7 +145,7 @@ class ResponseStream:
                 tokens = []
             elif not options.exclude_input:
                 tokens = self.prompts[row].tolist() + tokens
-        tensors = {
+        tensors: dict[str, AnyArray] = {
             "output_ids": np.array(tokens, np.int32).reshape(1, 1, -1),
             "sequence_length": _int32(len(tokens)),
         }
@@ -176,11 +177,11 @@ class ResponseStream:
         return tensors
 
 
-def _int32(value: int) -> np.ndarray:
+def _int32(value: int) -> Int32Array:
     return np.array([[value]], np.int32)
 
 
-def _int64(value: int) -> np.ndarray:
+def _int64(value: int) -> Int64Array:
     return np.array([[value]], np.int64)
 
 

@@ -204,7 +204,7 @@ def test_length_ends_it_too(engine):
 )
 def test_guides_that_cannot_be_used(engine, kind, guide, reason):
     try:
-        answer = ask(engine, prompt(9), 5, guide=Guide(kind, guide))
+        answer = ask(engine, prompt(9), 5, guide=Guide.of(kind, guide))
     except InvalidRequest as error:
         message = str(error)
     else:
