@@ -1,0 +1,107 @@
+"""The steps' workers on a real server: what they are made to suffer, requests do not notice."""
+
+import asyncio
+import io
+import os
+import signal
+
+import numpy as np
+import pytest
+import soundfile
+
+from server_settings import settings_for
+from step_audio_client import Audio, Sampling, StepAudioClient, user
+from step_audio_server import processes
+from step_audio_server.serve import Service
+
+STEPS = ("audio_featurizer", "prompt_builder", "audio_encoder")
+PAUSE = 2.6  # seconds: a stub that is paused so long with a request at hand is given up by tritonserver
+GREEDY = Sampling(max_tokens=12, temperature=0)
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint, work_dir):
+    """One of its own: its processes are stopped and killed here."""
+    with Service(settings_for(checkpoint, work_dir)) as service:
+        yield service
+
+
+def worker_of(service, step):
+    found = [
+        pid
+        for pid in processes.session(service.server.process.pid)
+        if "step_audio.steps.worker" in (words := processes.arguments(pid)) and step in words
+    ]
+    assert len(found) == 1, f"{step} has {len(found)} workers"
+    return found[0]
+
+
+def recording(seconds, seed=0):
+    samples = np.random.default_rng(seed).normal(0, 0.1, int(seconds * 16_000)).astype(np.float32)
+    file = io.BytesIO()
+    soundfile.write(file, samples, 16_000, format="WAV")
+    return Audio(file.getvalue())
+
+
+def ask(service, use):
+    async def run():
+        async with StepAudioClient(service.address) as client:
+            return await asyncio.wait_for(use(client), 120)
+
+    return asyncio.run(run())
+
+
+async def answers(client, count, seed=0):
+    """Greedy answers about `count` recordings at once."""
+    requests = [[user(recording(2 + n % 3, seed + n), f"What is it? {n}")] for n in range(count)]
+    return [made.token_ids for made in await asyncio.gather(*(client.complete(r, GREEDY) for r in requests))]
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_worker_dies_and_nobody_notices(server, step, number):
+    expected = ask(server, lambda client: answers(client, 6))
+    pid = worker_of(server, step)
+
+    async def through_the_death(client):
+        under_way = asyncio.ensure_future(answers(client, 6))
+        await asyncio.sleep(0.02)
+        os.kill(pid, number)
+        return await under_way
+
+    assert ask(server, through_the_death) == expected
+    assert worker_of(server, step) != pid and server.server.fault() is None
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_worker_pauses_for_longer_than_triton_would_wait(server, step):
+    expected = ask(server, lambda client: answers(client, 3))
+    pid = worker_of(server, step)
+
+    async def through_the_pause(client):
+        os.kill(pid, signal.SIGSTOP)
+        under_way = asyncio.ensure_future(answers(client, 3))
+        await asyncio.sleep(PAUSE)
+        assert not under_way.done()
+        os.kill(pid, signal.SIGCONT)
+        return await under_way
+
+    assert ask(server, through_the_pause) == expected
+    assert worker_of(server, step) == pid and server.server.fault() is None
+
+
+def test_text_does_not_wait_for_a_long_recording(server):
+    """Forty minutes are decoded, and then refused, while text-only requests come and go."""
+
+    async def beside(client):
+        long = asyncio.ensure_future(client.complete([user(recording(2400), "What is it?")], GREEDY))
+        await asyncio.sleep(0.1)
+        done_first = 0
+        for n in range(5):
+            await client.complete([user(f"hello {n}")], GREEDY)
+            done_first += not long.done()
+        result = (await asyncio.gather(long, return_exceptions=True))[0]
+        return done_first, result
+
+    done_first, result = ask(server, beside)
+    assert done_first > 0 and "audio tokens" in str(result)
