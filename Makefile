@@ -27,14 +27,13 @@ install: $(VENV)/.cpu ## virtual environment with the server for machines withou
 demo: $(VENV)/.cpu ## serve the small trained model here and ask it something aloud
 	$(BIN)/step-audio demo
 
-test: $(VENV)/.test ## lint and all tests, a real tritonserver included
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+test: lint ## lint and all tests, a real tritonserver included
 	$(BIN)/pytest
 
-lint: $(VENV)/.test ## ruff only
+lint: $(VENV)/.test ## style, and the layers of docs/structure.md
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 format: $(VENV)/.test ## let ruff rewrite
 	$(BIN)/ruff check --fix .
