@@ -6,7 +6,7 @@ VENV   ?= .venv
 TORCH_INDEX ?=
 BIN     = $(VENV)/bin
 
-.PHONY: help install demo test lint format lock clean
+.PHONY: help install demo test lint format docs lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ lint: $(VENV)/.test ## style, and the layers of docs/structure.md
 format: $(VENV)/.test ## let ruff rewrite
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.test ## write docs/reference/ anew, from docstrings and the HTTP schema
+	$(BIN)/python docs/build_reference.py
 
 lock: ## write the images' lock files anew (needs uv)
 	docker/lock

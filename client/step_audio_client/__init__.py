@@ -1,8 +1,10 @@
 """Asyncio client of a served Step-Audio-R1: recordings and messages in, text out as it is made.
 
+```python
 async with StepAudioClient("127.0.0.1:8001") as client:
     async for delta in client.generate([user("What do you hear?", Path("question.wav"))]):
         print(delta.text, end="")
+```
 
 `ReplyParser` (streamed) and `parse_reply` (whole) take that text apart: thought, answer, tool calls.
 """

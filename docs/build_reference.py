@@ -1,0 +1,216 @@
+"""docs/reference/ out of docstrings and the gateway's OpenAPI schema: `make docs` writes it anew."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import importlib
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import step_audio_client
+from step_audio_client import StepAudioClient
+from step_audio_gateway.app import create_app
+from step_audio_gateway.settings import GatewaySettings
+
+FOLDER = Path(__file__).parent / "reference"
+NOTE = "<!-- Written by docs/build_reference.py: change the docstrings, then run `make docs`. -->"
+
+# Modules of the client library in the order in which they are read, and what they are about.
+MODULES = {
+    "client": "The client",
+    "messages": "Messages and recordings",
+    "sampling": "Sampling",
+    "chat_types": "Options and results of a chat",
+    "errors": "Errors",
+    "replies": "Replies taken apart",
+    "reasoning": "Thought and answer",
+    "tool_calls": "Tool calls",
+    "tts": "Speech",
+}
+
+Schema = dict[str, Any]
+
+
+def pages() -> dict[str, str]:
+    """File name in docs/reference/ -> text."""
+    return {"client.md": client_page(), "http.md": http_page()}
+
+
+def client_page() -> str:
+    parts = ["# Client library: `step_audio_client`", NOTE, prose(step_audio_client.__doc__)]
+    for name, title in MODULES.items():
+        module = importlib.import_module(f"step_audio_client.{name}")
+        parts += [f"## {title}", prose(module.__doc__), *_public(module)]
+    return "\n\n".join(parts) + "\n"
+
+
+def prose(docstring: str | None) -> str:
+    """Markdown of a docstring: examples of the interpreter become blocks of code."""
+    return re.sub(r"^(>>> .*(?:\n.+)*)", r"```pycon\n\1\n```", inspect.cleandoc(docstring or ""), flags=re.M)
+
+
+def _public(module: ModuleType) -> Iterator[str]:
+    """What the package exports of the module, in the order of the source."""
+    source = inspect.getsource(module)
+    for node in ast.parse(source).body:
+        match node:
+            case ast.ClassDef() | ast.FunctionDef() if node.name in step_audio_client.__all__:
+                yield f"### `{node.name}`"
+                yield _code(_signature(source, node))
+                yield prose(ast.get_docstring(node))
+                if isinstance(node, ast.ClassDef):
+                    yield from _methods(source, node)
+            case ast.Assign(targets=[ast.Name(id=name)]) if name in step_audio_client.__all__:
+                yield f"### `{name}`"
+                yield _code(_lines(source, node.lineno, node.end_lineno))
+
+
+def _methods(source: str, node: ast.ClassDef) -> Iterator[str]:
+    for member in node.body:
+        if isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef) and not member.name.startswith("_"):
+            yield f"#### `{node.name}.{member.name}`"
+            yield _code(_signature(source, member))
+            if text := ast.get_docstring(member):
+                yield prose(text)
+
+
+def _signature(source: str, node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    """As it is written, decorators included; of a class, with its fields and their comments, or its `__init__`."""
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    head = _lines(source, first, node.body[0].lineno - 1).removesuffix(":")
+    if not isinstance(node, ast.ClassDef):
+        return head
+    fields = [member for member in node.body if isinstance(member, ast.AnnAssign)]
+    made = [member for member in node.body if isinstance(member, ast.FunctionDef) and member.name == "__init__"]
+    if fields:
+        inner = _lines(source, fields[0].lineno, fields[-1].end_lineno)
+    elif made:
+        inner = _signature(source, made[0])
+    else:
+        return head
+    return head + ":\n" + "\n".join(f"    {line}" if line else "" for line in inner.splitlines())
+
+
+def _lines(source: str, first: int, last: int | None) -> str:
+    return inspect.cleandoc("\n" + "\n".join(source.splitlines()[first - 1 : last])).rstrip()
+
+
+def _code(text: str) -> str:
+    return f"```python\n{text}\n```"
+
+
+async def _openapi() -> Schema:
+    async with StepAudioClient() as client:  # connects to nothing before it is asked
+        return create_app(GatewaySettings(), client).openapi()
+
+
+def http_page() -> str:
+    document = asyncio.run(_openapi())
+    schemas = document["components"]["schemas"]
+    forms = {name for name in schemas if name.startswith("Body_")}  # FastAPI's names for forms
+    parts = [
+        "# HTTP API",
+        NOTE,
+        "What the gateway answers to. The same as an OpenAPI document: `/openapi.json` of a running one. With API keys "
+        "set, everything under `/v1/` needs `Authorization: Bearer KEY`. In requests `null` is the same as leaving a "
+        "field out. Every error has an [ErrorBody](#errorbody).",
+    ]
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            parts += [f"## {method.upper()} {path}", operation["description"]]
+            for kind, content in operation.get("requestBody", {}).get("content", {}).items():
+                name = content["schema"]["$ref"].rpartition("/")[2]
+                if name in forms:
+                    parts += [f"Form, `{kind}`:", _fields(schemas[name])]
+                else:
+                    parts.append(f"Body, `{kind}`: {type_of(content['schema'])}.")
+            parts.append(_responses(operation["responses"]))
+    parts.append("## Objects")
+    for name in sorted(set(schemas) - forms):
+        parts += [f"### {name}", " ".join(schemas[name].get("description", "").split()), _fields(schemas[name])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _responses(responses: Schema) -> str:
+    rows = ["| status | | content |", "|---|---|---|"]
+    for status, response in responses.items():
+        contents = response.get("content", {}).items()
+        kinds = [
+            f"`{kind}`: {said}" for kind, of in contents if "ErrorBody" not in (said := _event_or_type(of["schema"]))
+        ]
+        said = response["description"] if status != "200" else ""
+        rows.append(f"| {status} | {said} | {'; '.join(kinds)} |")
+    return "\n".join(rows)
+
+
+def _event_or_type(schema: Schema) -> str:
+    """What a server-sent event's data holds, or the type of a whole body."""
+    data = schema.get("properties", {}).get("data")
+    if data is None:
+        return type_of(schema)
+    if "contentSchema" in data:
+        return f"events whose data is {type_of(data['contentSchema'])}"
+    end, each = data["anyOf"]
+    return f"events whose data is {type_of(each['contentSchema'])}, then `{end['const']}`"
+
+
+def _fields(schema: Schema) -> str:
+    rows = ["| field | type | |", "|---|---|---|"]
+    for name, field in schema.get("properties", {}).items():
+        said = [field["description"]] if "description" in field else []
+        if name in schema.get("required", ()):
+            said.append("required")
+        elif (default := field.get("default")) is not None:
+            said.append(f"default `{json.dumps(default)}`")
+        kind = type_of(field, optional=name not in schema.get("required", ()))
+        rows.append(f"| `{name}` | {kind} | {_cell('; '.join(said))} |")
+    return "\n".join(rows)
+
+
+def type_of(schema: Schema, optional: bool = False) -> str:
+    """In words, with its bounds. An optional field's `null` is the same as leaving it out, and not said."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "allOf" in schema:
+        return type_of(schema["allOf"][0])
+    if choices := schema.get("anyOf") or schema.get("oneOf"):
+        kinds = [
+            kind for choice in choices if (kind := type_of(choice, optional)) and not (optional and kind == "null")
+        ]
+        return " or ".join(dict.fromkeys(kinds))
+    if "const" in schema:
+        return f"`{json.dumps(schema['const'])}`"
+    if "enum" in schema:
+        return ", ".join(f"`{json.dumps(value)}`" for value in schema["enum"])
+    if schema.get("type") == "array":
+        bounds = _bounds(schema, "minItems", "maxItems")
+        return f"list of {type_of(schema['items'])}{bounds}" if schema.get("items") else f"list{bounds}"
+    if schema.get("type") == "string":
+        kind = "file" if "octet-stream" in schema.get("contentMediaType", schema.get("format", "")) else "string"
+        return kind + _bounds(schema, "minLength", "maxLength", " characters")
+    return str(schema.get("type", "anything")) + _bounds(schema, "minimum", "maximum")
+
+
+def _bounds(schema: Schema, least: str, most: str, unit: str = "") -> str:
+    words = {least: "at least", "exclusiveMinimum": "more than", most: "at most", "exclusiveMaximum": "less than"}
+    bounds = {word: schema[key] for key, word in words.items() if key in schema}
+    # The schema writes the bounds of integers as floats, too.
+    said = [f"{word} {n:g}" if schema["type"] == "number" else f"{word} {int(n)}" for word, n in bounds.items()]
+    return f" ({', '.join(said)}{unit})" if said else ""
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for name, text in pages().items():
+        (FOLDER / name).write_text(text, "utf-8")

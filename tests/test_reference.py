@@ -1,0 +1,58 @@
+"""docs/reference/ says what the code says."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+
+import pytest
+
+import step_audio_client
+from paths import ROOT
+
+FOLDER = ROOT / "docs/reference"
+spec = importlib.util.spec_from_file_location("build_reference", ROOT / "docs/build_reference.py")
+assert spec and spec.loader
+build_reference = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(build_reference)
+PAGES = build_reference.pages()
+
+
+def headings(text: str) -> list[str]:
+    return [line.lstrip("#").strip().strip("`") for line in re.findall(r"^#{2,} .*$", text, re.M)]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_page_is_what_the_code_says(name):
+    assert (FOLDER / name).read_text("utf-8") == PAGES[name], "run `make docs` and commit what it wrote"
+
+
+def test_no_page_is_left_over():
+    assert {path.name for path in FOLDER.iterdir()} == set(PAGES)
+
+
+def test_all_that_the_client_library_exports_is_there():
+    assert set(step_audio_client.__all__) <= set(headings(PAGES["client.md"]))
+
+
+def test_each_export_is_explained():
+    """By words of its own: dataclasses have their signature for a docstring where nobody has written one."""
+    for name in step_audio_client.__all__:
+        value = getattr(step_audio_client, name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert value.__doc__ and not value.__doc__.startswith(f"{name}("), name
+
+
+def test_links_within_a_page_lead_somewhere():
+    text = PAGES["http.md"]
+    anchors = {heading.lower().replace(" ", "-") for heading in headings(text)}
+    links = set(re.findall(r"\]\(#([^)]+)\)", text))
+    assert len(links) > 20 and links <= anchors
+
+
+def test_bounds_defaults_and_requirements_are_said():
+    rows = {row.split("|")[1].strip(): row for row in re.findall(r"^\| `.*$", PAGES["http.md"], re.M)}
+    assert "at most 2" in rows["`temperature`"] and "default `0.7`" in rows["`temperature`"]
+    assert "list of [ChatMessage](#chatmessage) (at least 1)" in rows["`messages`"]
+    assert "required" in rows["`messages`"] and "required" not in rows["`seed`"]
