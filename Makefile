@@ -6,7 +6,8 @@ VENV   ?= .venv
 TORCH_INDEX ?=
 BIN     = $(VENV)/bin
 
-.PHONY: help install demo test lint format docs lock clean
+.PHONY: help install demo test test-fast lint format lock clean
+>>>>>>> 612c384 (Mark the tests that need a server, a browser or training; run the others with make test-fast)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,7 +31,8 @@ demo: $(VENV)/.cpu ## serve the small trained model here and ask it something al
 test: lint ## lint and all tests, a real tritonserver included
 	$(BIN)/pytest
 
-lint: $(VENV)/.test ## style, and the layers of docs/structure.md
+<<<<<<< HEAD
+.PHONY: help install demo test lint format docs lock clean
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports

@@ -13,6 +13,16 @@ from step_audio_client import StepAudioClient
 from step_audio_server.assets import embedded_checkpoint
 from step_audio_server.serve import Service
 
+# The markers of pyproject.toml that a fixture brings; a test that needs one without its fixture says so itself.
+MARKERS = {"work_dir": "server", "driver": "browser", "one_thread": "training"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for fixture in MARKERS.keys() & set(item.fixturenames):
+            item.add_marker(MARKERS[fixture])
+
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
@@ -24,7 +34,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def work_dir(tmp_path_factory) -> Path:
-    """Shared between servers: what one has built, the next finds."""
+    """Of real servers, shared between them: what one has built, the next finds."""
     return tmp_path_factory.mktemp("work")
 
 

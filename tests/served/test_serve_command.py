@@ -21,6 +21,8 @@ from step_audio_build.convert.make_tiny import make_tiny
 from step_audio_client import Sampling, StepAudioClient, user
 from step_audio_server.launch.ports import free_ports
 
+pytestmark = pytest.mark.server
+
 
 class Command:
     """A running `step-audio serve`; its lines are read as they come."""
