@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 from collections import deque
 from collections.abc import Collection, Sequence
+from typing import Literal, get_args
 
 from step_audio.tokenizer import Tokenizer
 from step_audio_client.chat_types import ChatDelta, TokenLogprob, TtsContent
@@ -12,6 +13,8 @@ from step_audio_client.reasoning import BEGIN_MARKERS, END_MARKERS, ReasoningSpl
 from step_audio_client.stop_strings import StopStrings
 from step_audio_client.tool_calls import ToolCall, ToolCallParser
 from step_audio_client.tts import TtsParser
+
+_Part = Literal["reasoning", "content", "raw", "text", "audio"]  # the last two are speech
 
 
 class AnswerParser:
@@ -54,7 +57,7 @@ class AnswerParser:
         self._clear()
 
     def _clear(self) -> None:
-        self._new: dict[str, list[str]] = {name: [] for name in ("reasoning", "content", "raw", "text", "audio")}
+        self._new: dict[_Part, list[str]] = {part: [] for part in get_args(_Part)}
         self._new_calls: list[ToolCall] = []
         self._logprobs: list[TokenLogprob] = []
         self._ids: list[int] = []
@@ -123,9 +126,11 @@ class AnswerParser:
     def take(self) -> ChatDelta:
         """What is new since the last time."""
         new = {name: "".join(pieces) for name, pieces in self._new.items()}
-        tts = TtsContent(new.pop("text"), new.pop("audio"))
+        tts = TtsContent(new["text"], new["audio"])
         delta = ChatDelta(
-            **new,
+            new["reasoning"],
+            new["content"],
+            new["raw"],
             tool_calls=tuple(self._new_calls),
             tts=tts if tts.text or tts.audio else None,
             logprobs=tuple(self._logprobs),

@@ -32,7 +32,7 @@ from step_audio_client.answer_parser import AnswerParser
 from step_audio_client.chat_types import ChatDelta, ChatOptions, ChatUsage, Guide
 from step_audio_client.errors import RequestError
 from step_audio_client.reasoning import BEGIN_MARKERS, END_MARKERS, reasoning_ended, thought_of
-from step_audio_client.tokens import TokenRequest, Tokens
+from step_audio_client.tokens import FinishReason, TokenRequest, Tokens
 from step_audio_client.tool_calls import BEGIN_CALL, END_CALL
 from step_audio_client.tts import TTS_START
 
@@ -40,6 +40,7 @@ CALL_HEAD = f"{BEGIN_CALL}function\n"
 
 Generate = Callable[[TokenRequest], AsyncGenerator[Tokens]]
 Until = Callable[[], bool]
+End = FinishReason | Literal["next"]  # how a generation ended; next: another is to follow
 
 
 class ChatStream:
@@ -78,7 +79,7 @@ class ChatStream:
         )
         self._prompt_tokens = 0  # of the first generation: what the others have more is the model's own
         self._ids: list[int] = []  # of the generation under way
-        self._end: Literal["stop", "length", "next"] = "next"  # how the last one ended; next: another is to follow
+        self._end: End = "next"  # of the last one
 
     def request(self, guide: Guide | None = None) -> TokenRequest:
         """What is to be generated next."""
@@ -120,9 +121,10 @@ class ChatStream:
                 counting.add_done_callback(lambda done: done.cancelled() or done.exception())  # never "not retrieved"
         parser = self._parser
         parser.flush(cut=self._end == "length")
-        reason = "tool_calls" if self._end == "stop" and parser.calls else self._end
+        assert self._end != "next"
         usage = ChatUsage(self._prompt_tokens, parser.completion_tokens, audio_tokens, parser.reasoning_tokens)
-        yield replace(parser.take(), finish_reason=reason, usage=usage)
+        called = self._end == "stop" and parser.calls
+        yield replace(parser.take(), finish_reason="tool_calls" if called else self._end, usage=usage)
 
     async def _generations(self) -> AsyncGenerator[ChatDelta]:
         """What each response brings, be it nothing."""
@@ -135,8 +137,9 @@ class ChatStream:
                 async with contextlib.aclosing(self._generate(request)) as stream:
                     async for tokens in stream:
                         self._prompt_tokens = self._prompt_tokens or tokens.prompt_tokens
-                        if self._enough(tokens, until):  # the server's work is ended before the caller gets the rest
-                            break
+                        if end := self._read(tokens, until):
+                            self._end = end
+                            break  # the server's work is ended before the caller gets the rest
                         yield self._parser.take()
             except RequestError as error:
                 if guide and "guided_decoding" in str(error):  # the caller's word for it
@@ -192,20 +195,16 @@ class ChatStream:
         budget, most = self._options.thinking.budget, self._options.sampling.max_tokens
         return budget is not None and self._parser.reasoning_tokens >= budget and (most is None or budget < most)
 
-    def _enough(self, tokens: Tokens, until: Until) -> bool:
-        """Reads the tokens, up to the one at which a stop string is complete or `until` holds; whether that is all."""
+    def _read(self, tokens: Tokens, until: Until) -> End | None:
+        """Reads up to the token at which a stop string is complete or `until` holds; the generation's end, if it is."""
         for token, logprob in zip_longest(tokens.token_ids, tokens.logprobs):
             self._parser.add(token, logprob, thought_only=self._in_two)
             self._ids.append(token)
             if self._parser.stopped or (self._parser.calls and not self._options.parallel_tool_calls):
-                self._end = "stop"
-                return True
+                return "stop"
             if until():
-                self._end = "next"
-                return True
-        if tokens.finish_reason:
-            self._end = tokens.finish_reason
-        return tokens.finish_reason is not None
+                return "next"
+        return tokens.finish_reason
 
 
 def _never() -> bool:

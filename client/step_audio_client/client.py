@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from step_audio.chat_template import NO_THOUGHT
+from step_audio.serving_info import ServingInfo
 from step_audio.tokenizer import IncrementalDecoder, Tokenizer
 from step_audio_client.chat_stream import ChatStream
 from step_audio_client.chat_stream import check as check_options
@@ -64,7 +65,7 @@ class StepAudioClient:
     def __init__(self, address: str | Sequence[str] = "127.0.0.1:8001", tokenizer: Tokenizer | None = None):
         self._pipeline = Pipeline(address)
         self._tokenizer = tokenizer
-        self._info: dict[str, Any] | None = None
+        self._info: ServingInfo | None = None
 
     async def __aenter__(self) -> StepAudioClient:
         return self
@@ -84,10 +85,11 @@ class StepAudioClient:
         """End an answer by its id, from wherever. Its own iterator then ends as if the model had."""
         await self._pipeline.stop(request_id)
 
-    async def serving_info(self) -> dict[str, Any]:
+    async def serving_info(self) -> ServingInfo:
         """The served model's name and limits; asked once."""
         if self._info is None:
-            self._info = json.loads(await self._ask_tokenizer_model("serving_info"))
+            info: ServingInfo = json.loads(await self._ask_tokenizer_model("serving_info"))
+            self._info = info
         return self._info
 
     async def tokenizer(self) -> Tokenizer:
@@ -156,10 +158,25 @@ class StepAudioClient:
                     yield Delta(ids, text + decoder.flush(), tokens.logprobs, reason, usage)
 
     async def complete(
-        self, messages: Sequence[Mapping[str, Any]], sampling: Sampling | None = None, **options: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        sampling: Sampling | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
+        timeout: float | None = None,
+        request_id: str | None = None,
     ) -> Generation:
         """The whole answer at once; arguments as for `generate`."""
-        deltas = [delta async for delta in self.generate(messages, sampling, **options)]
+        answer = self.generate(
+            messages,
+            sampling,
+            tools=tools,
+            continue_final_message=continue_final_message,
+            timeout=timeout,
+            request_id=request_id,
+        )
+        deltas = [delta async for delta in answer]
         last = deltas[-1]
         assert last.finish_reason and last.usage
         return Generation(
@@ -218,5 +235,6 @@ class StepAudioClient:
         return int(length.item()) - np.count_nonzero(extra) - 2 * count  # the marks around a clip are its own
 
     async def _ask_tokenizer_model(self, output: str) -> bytes:
-        (value,) = await self._pipeline.ask(self._pipeline.run(), "tokenizer", {}, output)
-        return value.item()
+        (array,) = await self._pipeline.ask(self._pipeline.run(), "tokenizer", {}, output)
+        value: bytes = array.item()
+        return value

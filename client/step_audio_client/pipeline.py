@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2
 
+from step_audio.arrays import AnyArray
 from step_audio_client import wire
 from step_audio_client.errors import (
     TOO_LATE,
@@ -31,13 +32,18 @@ from step_audio_client.tokens import FinishReason, TokenRequest, Tokens
 PROMPT = "step_audio_prompt"
 
 
+def new_request_id() -> str:
+    """Unguessable: whoever knows it can stop the request."""
+    return uuid.uuid4().hex
+
+
 @dataclass(eq=False)
 class Run:
     """Where and until when one answer is made, however many generations it takes."""
 
     route: list[Server]  # the first has the work; the others are tried in turn if it does not begin
     timeout: float | None = None  # seconds, of all together
-    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    request_id: str = field(default_factory=new_request_id)
     generations: int = 0
     stopped: bool = False  # on somebody's demand: what is still to be generated is not
     start: float = field(default_factory=time.monotonic)
@@ -62,7 +68,7 @@ class Pipeline:
     def __init__(self, addresses: str | Sequence[str]):
         self._servers = Servers(addresses)
         self._open: set[tuple[str, Server, AsyncGenerator[wire.Response]]] = set()  # generations under way
-        self._stops: set[asyncio.Task] = set()
+        self._stops: set[asyncio.Task[None]] = set()
         self._runs: weakref.WeakSet[Run] = weakref.WeakSet()
 
     async def close(self) -> None:
@@ -79,8 +85,7 @@ class Pipeline:
 
     def run(self, request_id: str | None = None, timeout: float | None = None) -> Run:
         """Starts the clock of one answer and takes its turn among the servers."""
-        given = {"request_id": request_id} if request_id else {}
-        run = Run(self._servers.route(), timeout, **given)
+        run = Run(self._servers.route(), timeout, request_id or new_request_id())
         self._runs.add(run)
         return run
 
@@ -97,7 +102,7 @@ class Pipeline:
         """The prompt as the LLM is to get it, its recordings encoded. Raises RequestError."""
         return PreparedPrompt.of(await self._ask(run, wire.infer_request(PROMPT, "", request.pipeline_inputs()), None))
 
-    async def ask(self, run: Run, model: str, inputs: Mapping[str, np.ndarray], *outputs: str) -> list[np.ndarray]:
+    async def ask(self, run: Run, model: str, inputs: Mapping[str, AnyArray], *outputs: str) -> list[AnyArray]:
         """Outputs of a model that answers once, and soon. Raises RequestError."""
         request = wire.infer_request(model, "", inputs)
         for output in outputs:
@@ -107,7 +112,7 @@ class Pipeline:
 
     async def _ask(
         self, run: Run, request: service_pb2.ModelInferRequest, patience: float | None
-    ) -> dict[str, np.ndarray]:
+    ) -> dict[str, AnyArray]:
         failures: list[RequestError] = []
         while True:
             server = run.route[0]
@@ -178,7 +183,7 @@ class Pipeline:
         await asyncio.gather(*(self._stop(id_, server) for id_, server in targets))
 
     async def _responses(
-        self, run: Run, model: str, request_id: str, inputs: Mapping[str, np.ndarray]
+        self, run: Run, model: str, request_id: str, inputs: Mapping[str, AnyArray]
     ) -> AsyncGenerator[wire.Response]:
         """Of the first server of the route. Raises RequestError."""
         server = run.route[0]
@@ -226,4 +231,9 @@ class Pipeline:
         """A task of its own: the caller may itself be cancelled, and must not be kept waiting."""
         task = asyncio.get_running_loop().create_task(self._stop(request_id, server))
         self._stops.add(task)
-        task.add_done_callback(lambda done: (self._stops.discard(done), done.cancelled() or done.exception()))
+        task.add_done_callback(self._stop_ended)
+
+    def _stop_ended(self, task: asyncio.Task[None]) -> None:
+        self._stops.discard(task)
+        if not task.cancelled():
+            task.exception()  # read, or asyncio would report it; the server may be gone

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from step_audio.arrays import AnyArray, Int32Array, UInt64Array
 from step_audio.word_list import pack_word_list, unpack_word_list
 from step_audio_client.errors import RequestError
 from step_audio_client.sampling import Sampling
@@ -25,15 +26,15 @@ class PreparedPrompt:
     recordings.
     """
 
-    input_ids: np.ndarray
-    extra_ids: np.ndarray
-    end_id: np.ndarray
-    stop_words: np.ndarray
-    table: np.ndarray | None
-    clips: dict[str, np.ndarray]
+    input_ids: Int32Array
+    extra_ids: UInt64Array
+    end_id: Int32Array
+    stop_words: Int32Array
+    table: AnyArray | None
+    clips: dict[str, AnyArray]
 
     @classmethod
-    def of(cls, outputs: dict[str, np.ndarray]) -> PreparedPrompt:
+    def of(cls, outputs: dict[str, AnyArray]) -> PreparedPrompt:
         return cls(
             outputs["input_ids"],
             outputs["prompt_table_extra_ids"],
@@ -51,7 +52,7 @@ class PreparedPrompt:
         """The recordings' positions with the marks around each clip."""
         return int(np.count_nonzero(self.extra_ids)) + 2 * self.clips["frames"].size
 
-    def with_input_ids(self, input_ids: np.ndarray, extra_ids: np.ndarray) -> PreparedPrompt:
+    def with_input_ids(self, input_ids: Int32Array, extra_ids: UInt64Array) -> PreparedPrompt:
         """Another prompt about the same recordings."""
         return replace(self, input_ids=input_ids, extra_ids=extra_ids)
 
@@ -70,7 +71,7 @@ class PreparedRequest:
     def __len__(self) -> int:
         return len(self.prompt) + len(self.suffix_ids)
 
-    def inputs(self) -> dict[str, np.ndarray]:
+    def inputs(self) -> dict[str, AnyArray]:
         """Of the model `tensorrt_llm`. Raises RequestError."""
         prompt, words = self.prompt, self.prompt.stop_words
         if self.stop_token_ids:

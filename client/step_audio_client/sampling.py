@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from step_audio.arrays import AnyArray
 from step_audio_client.errors import RequestError
 from step_audio_client.wire import scalar
 
@@ -31,12 +31,12 @@ class Sampling:
     seed: int | None = None  # None: a fresh one
     logprobs: bool = False
 
-    def inputs(self) -> dict[str, np.ndarray]:
+    def inputs(self) -> dict[str, AnyArray]:
         """Under the names of the `tensorrt_llm` model, each of shape [1, 1]. Raises RequestError."""
         if self.max_tokens is not None and self.max_tokens < 1:
             raise RequestError(f"max_tokens must be at least 1, not {self.max_tokens}")
         if self.temperature == 0:
-            values: dict[str, tuple[Any, type]] = {"runtime_top_k": (1, np.int32)}
+            values: dict[str, tuple[float | None, type[np.generic]]] = {"runtime_top_k": (1, np.int32)}
         else:
             values = {
                 "temperature": (self.temperature, np.float32),

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from step_audio.arrays import AnyArray
 from step_audio.word_list import pack_word_list
 from step_audio_client.chat_types import Guide
 from step_audio_client.errors import RequestError
@@ -46,7 +47,7 @@ class TokenRequest:
 
     model = "step_audio_r1"
 
-    def inputs(self) -> dict[str, np.ndarray]:
+    def inputs(self) -> dict[str, AnyArray]:
         """Of the model `step_audio_r1`. Raises RequestError."""
         inputs = self.pipeline_inputs() | self.sampling.inputs()
         inputs |= {
@@ -63,14 +64,14 @@ class TokenRequest:
                 inputs["guided_decoding_guide"] = byte_strings([self.guide.text.encode()])
         return inputs
 
-    def pipeline_inputs(self) -> dict[str, np.ndarray]:
+    def pipeline_inputs(self) -> dict[str, AnyArray]:
         """Those of what comes before the LLM, which the models `step_audio_r1` and `step_audio_prompt` share."""
         inputs = self.prompt_inputs()
         if audio := split_audio(self.messages)[1]:
             inputs["audio"] = byte_strings(audio)
         return inputs
 
-    def prompt_inputs(self) -> dict[str, np.ndarray]:
+    def prompt_inputs(self) -> dict[str, AnyArray]:
         """Those of the prompt's text, which the models `step_audio_r1` and `prompt_builder` share."""
         inputs = {"messages": byte_strings([split_audio(self.messages)[0].encode()])}
         if self.tools:

@@ -47,7 +47,8 @@ class ToolCallParser:
     def push(self, text: str) -> tuple[str, list[ToolCall]]:
         """The next piece of content; what is surely content, and the calls that have ended."""
         text = self._held + text
-        content, calls = "", []
+        content = ""
+        calls: list[ToolCall] = []
         while (begin := text.find(BEGIN_CALL)) >= 0:
             content += text[:begin]
             text = text[begin:]

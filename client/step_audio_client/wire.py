@@ -17,6 +17,8 @@ import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, np_to_triton_dtype, serialize_byte_tensor, triton_to_np_dtype
 
+from step_audio.arrays import AnyArray
+
 # Two bytes that are handed on as they came: numpy has no such numbers.
 BFLOAT16 = np.dtype("V2")
 
@@ -27,23 +29,23 @@ UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_le
 class Response:
     """One response of a stream: arrays by output name. `final`: no other follows."""
 
-    outputs: dict[str, np.ndarray]
+    outputs: dict[str, AnyArray]
     final: bool
 
 
-def scalar(value: Any, kind: type) -> np.ndarray:
+def scalar(value: float, kind: type[np.generic]) -> AnyArray:
     """One value with the batch dimension that the models expect, [1, 1]."""
     return np.array([[value]], kind)
 
 
-def byte_strings(values: Sequence[bytes]) -> np.ndarray:
+def byte_strings(values: Sequence[bytes]) -> AnyArray:
     """Byte strings with the batch dimension, [1, n] of objects."""
     array = np.empty((1, len(values)), object)
     array[0, :] = values
     return array
 
 
-def infer_request(model: str, request_id: str, inputs: Mapping[str, np.ndarray]) -> service_pb2.ModelInferRequest:
+def infer_request(model: str, request_id: str, inputs: Mapping[str, AnyArray]) -> service_pb2.ModelInferRequest:
     """Arrays keep their shapes; object arrays hold bytes."""
     request = service_pb2.ModelInferRequest(model_name=model, id=request_id)
     request.parameters["triton_enable_empty_final_response"].bool_param = True
@@ -100,7 +102,7 @@ async def stream(
             call.cancel()
 
 
-async def _read_out(call: grpc.aio.StreamStreamCall) -> None:
+async def _read_out(call: grpc.aio.StreamStreamCall[Any, Any]) -> None:
     """Read a finished stream to its end: cancelling one that is about to end makes tritonserver 2.51 leak a
     reference to the model, and its shutdown wait."""
     # What goes wrong now, a deadline or a dying server, is no fault of the answer that is here already.

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from step_audio.config import DType, ModelConfig, Strict
 from step_audio.mel import LengthRule
+from step_audio.serving_info import ServedLimits, ServingInfo
 
 
 class Limits(Strict):
     """What one request may hold. Checked before anything is decoded, as far as it can be known then."""
 
-    max_audios: NonNegativeInt = Field(64, description="recordings in a request")
+    max_audios: NonNegativeInt = Field(default=64, description="recordings in a request")
     # 85 minutes fill 65,536 positions.
-    max_audio_seconds: NonNegativeFloat = Field(5100.0, description="of all recordings of a request")
-    max_audio_bytes: PositiveInt = Field(512 << 20, description="of all recordings of a request")
+    max_audio_seconds: NonNegativeFloat = Field(default=5100.0, description="of all recordings of a request")
+    max_audio_bytes: PositiveInt = Field(default=512 << 20, description="of all recordings of a request")
 
 
 class Runtime(Strict):
@@ -46,11 +46,16 @@ class Runtime(Strict):
         parameters = json.loads(args["model_config"])["parameters"]
         return cls.load(parameters["runtime_file"]["string_value"])
 
-    def serving_info(self) -> dict[str, Any]:
+    def serving_info(self) -> ServingInfo:
         """What a client may know (the `tokenizer` model's second output)."""
+        limits = self.limits
         return {
             "model": self.name,
             "vocab_size": self.model.text.vocab_size,
             "max_seq_len": self.max_seq_len,
-            "limits": self.limits.model_dump(),
+            "limits": ServedLimits(
+                max_audios=limits.max_audios,
+                max_audio_seconds=limits.max_audio_seconds,
+                max_audio_bytes=limits.max_audio_bytes,
+            ),
         }

@@ -1,0 +1,22 @@
+"""What a server tells its clients of itself."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+
+class ServedLimits(TypedDict):
+    """What one request may hold; seconds and bytes are of all its recordings together."""
+
+    max_audios: int
+    max_audio_seconds: float
+    max_audio_bytes: int
+
+
+class ServingInfo(TypedDict):
+    """JSON of the `tokenizer` model's output `serving_info`. `max_seq_len`: positions of prompt and answer."""
+
+    model: str
+    vocab_size: int
+    max_seq_len: int
+    limits: ServedLimits
