@@ -6,8 +6,7 @@ VENV   ?= .venv
 TORCH_INDEX ?=
 BIN     = $(VENV)/bin
 
-.PHONY: help install demo test test-fast lint format lock clean
->>>>>>> 612c384 (Mark the tests that need a server, a browser or training; run the others with make test-fast)
+.PHONY: help install demo test test-fast lint format docs lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,8 +30,10 @@ demo: $(VENV)/.cpu ## serve the small trained model here and ask it something al
 test: lint ## lint and all tests, a real tritonserver included
 	$(BIN)/pytest
 
-<<<<<<< HEAD
-.PHONY: help install demo test lint format docs lock clean
+test-fast: $(VENV)/.test ## the tests that need no server, no browser and no training
+	$(BIN)/pytest -n 2 --dist loadfile -m 'not server and not browser and not training'
+
+lint: $(VENV)/.test ## style, and the layers of docs/structure.md
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
