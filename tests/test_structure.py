@@ -77,7 +77,7 @@ def test_the_tree_in_the_readme_is_the_tree():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_named_in_the_text_are_there(page):
-    """`tests/browser.py` and the like, written from the top of the repository."""
+    """`tests/support/browser.py` and the like, written from the top of the repository."""
     text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.M | re.S)
     top = "|".join(folder.name for folder in FOLDERS)
     for name in re.findall(rf"`((?:{top})/[\w./*-]*)`", text):
