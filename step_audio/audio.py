@@ -29,6 +29,7 @@ RAW_CONTAINERS = {"mp3", "aac", "amr"}  # bare frames: FFmpeg guesses the durati
 SOURCE_RATES = range(1_000, 768_001)  # Hz; outside is a damaged header, which could ask for any amount of memory
 BLOCK_SAMPLES = 65_536  # decoded frames are gathered to this many samples, so that numpy and soxr run on long rows
 PADDING_FRAMES = 4  # a lossy codec's delay and filling, which headers count and decoders drop
+HEADER_SLACK = 1.0  # seconds: more than any codec's padding, where only the header is known
 WAV_PROBE_BYTES = "8192"  # of samples that might be DTS in disguise; by default FFmpeg looks at all, for up to 30 ms
 WAV_SIZE_UNKNOWN = 0x7FFF0000  # a WAV streamed to a pipe has a size from here up (or 0): its end is the file's end
 
@@ -44,15 +45,27 @@ def decode_audio(data: bytes, max_seconds: float | None = None, name: str = "aud
         raise InvalidRequest(f"{name}: there are no bytes")
     _check_wav_header(data, name)
     try:
-        with open_audio(data) as container:
-            return _decode(container, _mp3_samples(data), max_seconds, name)
+        with _open(data) as container:
+            return _decode(container, data, max_seconds, name)
     except av.FFmpegError:
         raise InvalidRequest(
             f"{name}: not an audio file that can be read; send WAV, FLAC, MP3, Ogg, M4A or WebM"
         ) from None
 
 
-def open_audio(data: bytes) -> av.container.InputContainer:
+def stated_seconds(data: bytes) -> float | None:
+    """The duration of a file's first audio stream as its header states it; it may be HEADER_SLACK too long.
+
+    None where the header states none, and for what is no recording.
+    """
+    try:
+        with _open(data) as container:
+            return _stated_seconds(container, data) if container.streams.audio else None
+    except av.FFmpegError:
+        return None
+
+
+def _open(data: bytes) -> av.container.InputContainer:
     """The file with these bytes, its header read. Raises av.FFmpegError."""
     options = {"format_whitelist": CONTAINERS}
     if data[:4] == b"RIFF":
@@ -116,9 +129,7 @@ def _mp3_samples(data: bytes) -> int | None:
     return None
 
 
-def _decode(
-    container: av.container.InputContainer, mp3_samples: int | None, max_seconds: float | None, name: str
-) -> Float32Array:
+def _decode(container: av.container.InputContainer, data: bytes, max_seconds: float | None, name: str) -> Float32Array:
     if not container.streams.audio:
         raise InvalidRequest(f"{name}: the file has no audio stream")
     stream = container.streams.audio[0]
@@ -126,12 +137,8 @@ def _decode(
         raise InvalidRequest(f"{name}: the file's audio codec is not supported; send WAV, FLAC, MP3, Ogg, M4A or WebM")
     if stream.codec_context.name == "flac":
         stream.codec_context.options = {"err_detect": "crccheck+explode"}  # or damage is heard as noise
-    if container.format.name in RAW_CONTAINERS:
-        stated = mp3_samples / stream.rate if mp3_samples and stream.rate else None
-    else:
-        stated = _stated_seconds(container, stream)
-    # A codec's padding may be counted in the header: up to a second more is left to the count of samples.
-    if max_seconds is not None and stated is not None and stated > max_seconds + 1:
+    stated = _stated_seconds(container, data)
+    if max_seconds is not None and stated is not None and stated > max_seconds + HEADER_SLACK:
         raise AudioTooLong(f"{name}: {stated:.1f} s long, the limit is {max_seconds:g} s")
 
     pcm = bytearray()  # grows in place: no list of pieces to join, which would double the memory
@@ -174,8 +181,11 @@ def _decode(
     return np.frombuffer(pcm, np.float32)
 
 
-def _stated_seconds(container: av.container.InputContainer, stream: av.AudioStream) -> float | None:
-    """The audio's duration as the header states it, or None where it states none."""
+def _stated_seconds(container: av.container.InputContainer, data: bytes) -> float | None:
+    stream = container.streams.audio[0]
+    if container.format.name in RAW_CONTAINERS:
+        samples = _mp3_samples(data)
+        return samples / stream.rate if samples and stream.rate else None
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     if container.duration is not None and len(container.streams) == 1:  # else it may be the picture's duration

@@ -8,9 +8,7 @@ import binascii
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import av
-
-from step_audio.audio import RAW_CONTAINERS, open_audio
+from step_audio.audio import HEADER_SLACK, stated_seconds
 from step_audio_client import Audio
 from step_audio_gateway.errors import ApiError, refused
 from step_audio_gateway.fetch import Fetcher
@@ -69,21 +67,10 @@ def check_length(recordings: Sequence[bytes], max_seconds: float) -> float:
 
     Raises ApiError.
     """
-    seconds = sum(_stated_seconds(data) for data in recordings)
-    if seconds > max_seconds + len(recordings):  # headers count a codec's padding: up to a second each
+    seconds = sum(stated_seconds(data) or 0.0 for data in recordings)
+    if seconds > max_seconds + HEADER_SLACK * len(recordings):
         raise refused(f"{seconds:.1f} s of audio, the limit is {max_seconds:g} s", "messages", "audio_too_long")
     return seconds
-
-
-def _stated_seconds(data: bytes) -> float:
-    try:
-        with open_audio(data) as file:
-            if file.format.name in RAW_CONTAINERS or not file.streams.audio:
-                return 0.0
-            stream = file.streams.audio[0]
-            return float(stream.duration * stream.time_base) if stream.duration else 0.0
-    except av.FFmpegError:
-        return 0.0  # the served model says what is wrong with it
 
 
 def _is_web(source: str) -> bool:

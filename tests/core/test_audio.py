@@ -10,7 +10,15 @@ import pytest
 
 from audio_fixture import TONE, encode, peak, tone, wav
 from paths import SHARED
-from step_audio.audio import CLIP_SAMPLES, SAMPLE_RATE, content_hash, decode_audio, split_clips
+from step_audio.audio import (
+    CLIP_SAMPLES,
+    HEADER_SLACK,
+    SAMPLE_RATE,
+    content_hash,
+    decode_audio,
+    split_clips,
+    stated_seconds,
+)
 
 SAMPLES = ["big_bench_audio_test", "mmar_test", "mmsu_test", "spoken_mqa_test"]
 
@@ -64,6 +72,22 @@ def test_every_format(container, codec, rate, options, slack):
     assert peak(samples) == pytest.approx(TONE, abs=1)
     # Not the maximum: FFmpeg's AAC encoder lets a steady tone swell for a frame or two.
     assert np.percentile(np.abs(samples[8_000:24_000]), 95) == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize(("container", "codec", "rate", "options", "slack"), FORMATS)
+def test_what_the_header_states(container, codec, rate, options, slack):
+    """The length, or nothing: bare frames and what was streamed do not say it."""
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV has no {codec}")
+    stated = stated_seconds(encode(container, codec, tone(2, rate), rate, **options))
+    if container in ("adts", "amr") or options.get("write_xing") == "0" or "live" in options:
+        assert stated is None
+    else:
+        assert stated is not None and 2 <= stated <= 2 + HEADER_SLACK
+
+
+def test_what_is_no_recording_states_nothing():
+    assert [stated_seconds(data) for data in (b"", b"RIFF", b"hello" * 999, wav(b"", bits=16)[:20])] == [None] * 4
 
 
 def test_ogg_vorbis():

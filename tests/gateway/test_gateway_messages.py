@@ -7,9 +7,12 @@ import json
 
 import pytest
 
+from audio_fixture import encode, tone
 from gateway_calls import CHAT, HELLO, WAV, WAV64, ask, asked, refusal
 from gateway_fixture import LIMITS, FakeClient, http, wav
 from step_audio_client import Audio
+
+LONG_MP3 = base64.b64encode(encode("mp3", "libmp3lame", tone(62.5, 8000), 8000)).decode()
 
 
 @pytest.mark.parametrize(
@@ -40,6 +43,7 @@ async def test_audio_parts(part):
         ({"type": "audio_url", "audio_url": {"url": "file:///etc/passwd"}}, "switched off"),
         ({"type": "input_audio", "input_audio": {"data": "https://example.com/a.wav"}}, "go into audio_url"),
         ({"type": "audio", "audio": base64.b64encode(wav(62.5, 8000)).decode()}, "62.5 s of audio, the limit is 60 s"),
+        ({"type": "audio", "audio": LONG_MP3}, "s of audio, the limit is 60 s"),
     ],
 )
 async def test_audio_that_is_refused(part, said):
