@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,13 +55,13 @@ class GuideCompiler:
 
     def __init__(self, tokenizer_info: str | Path, vocab_size: int):
         """`tokenizer_info`: see `step_audio.tokenizer_info`. `vocab_size`: rows of logits; those beyond the
-        tokenizer's are never allowed. Raises ArtefactError."""
-        try:
-            import xgrammar  # takes a second, and servers without guided decoding need not have it
-        except ImportError:
-            raise ArtefactError(
-                "guided decoding needs xgrammar: pip install it, or leave it out of config.pbtxt"
-            ) from None
+        tokenizer's are never allowed. Raises ArtefactError.
+
+        Returns before xgrammar is imported, which takes seconds with the torch that it brings: the first guide waits
+        for that, and a server's start does not.
+        """
+        if find_spec("xgrammar") is None:  # servers without guided decoding need not have it
+            raise ArtefactError("guided decoding needs xgrammar: pip install it, or leave it out of config.pbtxt")
         path = Path(tokenizer_info)
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
@@ -70,25 +71,31 @@ class GuideCompiler:
         if len(vocab) > vocab_size:
             raise ArtefactError(f"{path.name} has {len(vocab)} tokens, but the engine's vocabulary is {vocab_size}")
         self._vocab_size = vocab_size
+        self._stop_bits = _bits(self._stop_ids, vocab_size)
+        self._threads = ThreadPoolExecutor(COMPILE_THREADS, thread_name_prefix="guide")
+        self._loaded = self._threads.submit(self._load, vocab)
+
+    def _load(self, vocab: list[str]) -> tuple[xgrammar.GrammarCompiler, Int32Array]:
+        """The compiler, and the bits of the ids that JSON has no place for."""
+        import xgrammar
+
         info = xgrammar.TokenizerInfo(
             vocab,
             xgrammar.VocabType.BYTE_LEVEL,
-            vocab_size=vocab_size,
+            vocab_size=self._vocab_size,
             stop_token_ids=list(self._stop_ids),
             add_prefix_space=False,
         )
         # A string of limited length may hold any control character for xgrammar, where JSON allows none. Line ends
         # it does exclude there, and they are white space elsewhere.
         tokens = enumerate(info.decoded_vocab)
-        self._not_json = _bits((id_ for id_, token in tokens if _CONTROL.search(token)), vocab_size)
-        self._stop_bits = _bits(self._stop_ids, vocab_size)
+        not_json = _bits((id_ for id_, token in tokens if _CONTROL.search(token)), self._vocab_size)
         # Its own threads would take the cores that compute the step.
-        self._compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_limit_bytes=CACHE_BYTES)
-        self._threads = ThreadPoolExecutor(COMPILE_THREADS, thread_name_prefix="guide")
+        return xgrammar.GrammarCompiler(info, max_threads=1, cache_limit_bytes=CACHE_BYTES), not_json
 
     def compile(self, guide: Guide) -> CompiledGuide:
         """Raises InvalidRequest if the guide is not what its kind says, or asks for what xgrammar lacks."""
-        compiler = self._compiler
+        compiler, not_json = self._loaded.result()
         try:
             match guide.kind:
                 case "json":
@@ -102,7 +109,7 @@ class GuideCompiler:
         except (RuntimeError, ValueError) as error:
             reason = " ".join(_ECHO.sub("", _WHERE.sub("", str(error))).split())[:MAX_MESSAGE]
             raise InvalidRequest(f"guided_decoding_guide cannot be used as {guide.kind}: {reason}") from None
-        never = self._stop_bits | self._not_json if guide.kind in ("json", "json_schema") else self._stop_bits
+        never = self._stop_bits | not_json if guide.kind in ("json", "json_schema") else self._stop_bits
         return CompiledGuide(grammar, self._vocab_size, self._stop_ids, never)
 
     def submit(self, guide: Guide, done: Callable[[CompiledGuide | StepAudioError], None]) -> None:

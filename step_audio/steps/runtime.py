@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
@@ -39,12 +38,6 @@ class Runtime(Strict):
     @classmethod
     def load(cls, path: str | Path) -> Runtime:
         return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
-
-    @classmethod
-    def from_triton(cls, args: dict[str, str]) -> Runtime:
-        """From the arguments that a Python model's `initialize` gets."""
-        parameters = json.loads(args["model_config"])["parameters"]
-        return cls.load(parameters["runtime_file"]["string_value"])
 
     def serving_info(self) -> ServingInfo:
         """What a client may know (the `tokenizer` model's second output)."""

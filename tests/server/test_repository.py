@@ -190,8 +190,11 @@ def test_llm_parameters_are_nvidia_s(llm):
 
 def test_paths_survive_escaping(repository, configs):
     work = repository.parent
-    for name in ("audio_featurizer", "prompt_builder", "audio_encoder", "tokenizer"):
+    for name in ("audio_featurizer", "prompt_builder", "audio_encoder"):
         assert Path(parameters(configs[name])["runtime_file"]) == work / "runtime.json"
+    files = parameters(configs["tokenizer"])
+    assert Path(files["serving_info_file"]) == work / "serving_info.json"
+    assert Path(files["tokenizer_json_file"]) == work.parent / "tokenizer.json"
     assert parameters(configs[LLM])["gpt_model_path"] == str(work.parent / "engine")
     assert Runtime.load(work / "runtime.json").tokenizer_file == work.parent / "tokenizer.json"
 

@@ -57,8 +57,6 @@ def test_runtime_round_trip(tmp_path):
     file = tmp_path / "runtime.json"
     file.write_text(runtime().model_dump_json())
     assert Runtime.load(file) == runtime()
-    config = {"parameters": {"runtime_file": {"string_value": str(file)}}}
-    assert Runtime.from_triton({"model_config": json.dumps(config)}) == runtime()
 
 
 def test_serving_info_tells_limits_and_no_paths():

@@ -1,23 +1,24 @@
 """Triton model `tokenizer`: hands the checkpoint's tokenizer and the served limits to clients."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-
-from step_audio.steps.runtime import Runtime
 
 
 class TritonPythonModel:
     """Hands the tokenizer's file and the server's limits to clients; takes no input."""
 
     def initialize(self, args):
-        runtime = Runtime.from_triton(args)
+        parameters = json.loads(args["model_config"])["parameters"]
         self.outputs = {
-            "tokenizer_json": runtime.tokenizer_file.read_bytes(),
-            "serving_info": json.dumps(runtime.serving_info()).encode(),
+            output: np.array([Path(parameters[f"{output}_file"]["string_value"]).read_bytes()], object)
+            for output in ("tokenizer_json", "serving_info")
         }
 
     def execute(self, requests):
-        tensors = [pb_utils.Tensor(name, np.array([value], object)) for name, value in self.outputs.items()]
-        return [pb_utils.InferenceResponse(tensors) for _ in requests]
+        return [pb_utils.InferenceResponse(self._tensors(request.requested_output_names())) for request in requests]
+
+    def _tensors(self, wanted):
+        return [pb_utils.Tensor(name, value) for name, value in self.outputs.items() if name in wanted]

@@ -1,12 +1,14 @@
 """Assembly of what `tritonserver` is started on: a work copy of the model repository, and the backends.
 
-WORK/server-PORT/runtime.json     what the Python models read
-WORK/server-PORT/repository/      model_repository/ with every config.pbtxt filled
-WORK/server-PORT/backends/        without a GPU: python (the server's own) and tensorrtllm (ours)
+WORK/server-PORT/runtime.json       what the Python models read
+WORK/server-PORT/serving_info.json  what clients are told
+WORK/server-PORT/repository/        model_repository/ with every config.pbtxt filled
+WORK/server-PORT/backends/          without a GPU: python (the server's own) and tensorrtllm (ours)
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from step_audio_build.planning.profiles import Profile
 
 TRITON_TYPES = {"float32": "TYPE_FP32", "bfloat16": "TYPE_BF16", "float16": "TYPE_FP16"}
+
+SERVING_INFO = "serving_info.json"
 
 # How often the LLM backend looks for cancelled direct requests, and reports its gauges.
 CANCELLATION_CHECK_MS = 100
@@ -50,6 +54,7 @@ def assemble(settings: ServeSettings, model: ModelConfig, artefacts: Artefacts, 
     )
     runtime_file = work / "runtime.json"
     runtime_file.write_text(runtime.model_dump_json(indent=2), encoding="utf-8")
+    (work / SERVING_INFO).write_text(json.dumps(runtime.serving_info()), encoding="utf-8")
 
     repository = work / "repository"
     shutil.rmtree(repository, ignore_errors=True)
@@ -82,7 +87,10 @@ def template_values(
         | hidden_size
         | {"encoder_placement": "kind: KIND_CPU" if profile is None else "kind: KIND_GPU, gpus: [ 0 ]"},
         "step_audio_prompt": table_type | hidden_size,
-        "tokenizer": step,
+        "tokenizer": {
+            "tokenizer_json_file": runtime.tokenizer_file,
+            "serving_info_file": runtime_file.with_name(SERVING_INFO),
+        },
         "tensorrt_llm": table_type
         | {
             "encoder_input_features_data_type": TRITON_TYPES[runtime.table_dtype],
