@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from step_audio.audio import HEADER_SLACK, stated_seconds
+from step_audio.serving_info import ServedLimits
 from step_audio_client import Audio
 from step_audio_gateway.errors import ApiError, refused
 from step_audio_gateway.fetch import Fetcher
@@ -18,7 +19,7 @@ Place = tuple[int, int]  # message, part
 
 
 async def client_messages(
-    messages: Sequence[ChatMessage], limits: dict[str, Any], fetcher: Fetcher
+    messages: Sequence[ChatMessage], limits: ServedLimits, fetcher: Fetcher
 ) -> list[dict[str, Any]]:
     """`limits`: the served model's, of one request. They are checked as early as they can be known: the number
     of recordings and their size before base64 is undone, their stated length before anything is sent on.

@@ -7,7 +7,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any
+from typing import Literal, TypedDict
 
 from step_audio_client import ChatDelta, ChatUsage, RequestError, SpeechTiming, TokenLogprob, ToolCall, TtsContent
 from step_audio_gateway.errors import from_client
@@ -28,6 +28,25 @@ from step_audio_gateway.responses import (
 
 Item = tuple[int, ChatDelta]  # an answer's index and what is new of it
 Deltas = AsyncGenerator[Item]
+
+
+class _Message(TypedDict, total=False):
+    """Of a ReplyMessage what there is: what is not set is not sent."""
+
+    role: Literal["assistant"]
+    content: str | None
+    reasoning_content: str
+    reasoning: str
+    tool_calls: list[ReplyToolCall]
+    tts_content: SpokenContent
+
+
+class _Timing(TypedDict, total=False):
+    mind_paced_speaking: MindPacedSpeech
+
+
+class _Logprobs(TypedDict, total=False):
+    logprobs: Logprobs
 
 
 class Completion:
@@ -88,12 +107,13 @@ class Completion:
         return chunk.model_dump_json(exclude_unset=True)
 
     def _choice(self, index: int, answer: _Answer) -> Choice:
-        message: dict[str, Any] = {"role": "assistant", "content": answer.raw if self.raw else answer.content or None}
+        message: _Message = {"role": "assistant", "content": answer.raw if self.raw else answer.content or None}
         if not self.raw:
             message |= _reasoning(answer.reasoning) | _tool_calls(answer.tool_calls, chunk=False)
+        message |= _spoken(answer.tts)
         return Choice(
             index=index,
-            message=ReplyMessage(**message, **_spoken(answer.tts)),
+            message=ReplyMessage(**message),
             logprobs=_logprobs(answer.logprobs) if self.logprobs else None,
             finish_reason=self._finish_reason(answer.finish_reason) or "stop",
             **_timing(answer.speech),
@@ -101,7 +121,7 @@ class Completion:
 
     def _chunk_choice(self, index: int, delta: ChatDelta, first: bool) -> ChunkChoice | None:
         """None if there is nothing to tell."""
-        message: dict[str, Any] = {"role": "assistant", "content": ""} if first else {}
+        message: _Message = {"role": "assistant", "content": ""} if first else {}
         if text := delta.raw if self.raw else delta.content:
             message["content"] = text
         if not self.raw:
@@ -109,11 +129,12 @@ class Completion:
         message |= _spoken(delta.tts)
         if not (message or delta.logprobs or delta.finish_reason):
             return None
+        logprobs: _Logprobs = {"logprobs": _logprobs(delta.logprobs)} if self.logprobs and delta.logprobs else {}
         return ChunkChoice(
             index=index,
             delta=ReplyMessage(**message),
             finish_reason=self._finish_reason(delta.finish_reason),
-            **({"logprobs": _logprobs(delta.logprobs)} if self.logprobs and delta.logprobs else {}),
+            **logprobs,
             **_timing(delta.speech),
         )
 
@@ -147,20 +168,20 @@ class _Answer:
         self.speech = delta.speech or self.speech
 
 
-def _reasoning(text: str) -> dict[str, str]:
+def _reasoning(text: str) -> _Message:
     return {"reasoning_content": text, "reasoning": text} if text else {}
 
 
-def _tool_calls(calls: tuple[ToolCall, ...], chunk: bool) -> dict[str, list[ReplyToolCall]]:
+def _tool_calls(calls: tuple[ToolCall, ...], chunk: bool) -> _Message:
     return {"tool_calls": [ReplyToolCall.of(call, chunk) for call in calls]} if calls else {}
 
 
-def _spoken(tts: TtsContent | None) -> dict[str, SpokenContent]:
+def _spoken(tts: TtsContent | None) -> _Message:
     """Absent rather than null: the model card's client calls `tts_content.get`."""
     return {"tts_content": SpokenContent(tts_text=tts.text, tts_audio=tts.audio)} if tts else {}
 
 
-def _timing(speech: SpeechTiming | None) -> dict[str, Any]:
+def _timing(speech: SpeechTiming | None) -> _Timing:
     return {"mind_paced_speaking": MindPacedSpeech.of(speech)} if speech else {}
 
 

@@ -114,7 +114,7 @@ def is_public(address: str) -> bool:
 
 async def _resolve(host: str) -> list[str]:
     found = await asyncio.get_running_loop().getaddrinfo(host, 443, type=socket.SOCK_STREAM)
-    return [entry[4][0] for entry in found]
+    return [str(entry[4][0]) for entry in found]
 
 
 async def _read(response: httpx.Response, max_bytes: int, param: str) -> bytes:

@@ -9,8 +9,9 @@ import subprocess
 import sys
 import time
 
+from step_audio.errors import SettingsError
 from step_audio_gateway.server import SHUTDOWN_TIMEOUT, listen
-from step_audio_gateway.settings import GatewaySettings, SettingsError
+from step_audio_gateway.settings import GatewaySettings
 
 START_TIMEOUT = 60.0  # seconds; imports alone take some on a busy machine
 

@@ -161,10 +161,11 @@ def _tool_choice(request: ChatRequest) -> str:
     names = {tool.function.name for tool in request.tools or ()}
     choice = request.tool_choice or "auto"
     if isinstance(choice, NamedToolChoice):
-        choice = choice.function.name
-        if choice not in names:
-            raise refused(f"tool_choice names {choice!r}, which is not among the tools", "tool_choice")
-    elif choice == "required" and not names:
+        name = choice.function.name
+        if name not in names:
+            raise refused(f"tool_choice names {name!r}, which is not among the tools", "tool_choice")
+        return name
+    if choice == "required" and not names:
         raise refused("tool_choice is required, but there are no tools", "tool_choice")
     return choice
 

@@ -11,10 +11,11 @@ import threading
 
 import uvicorn
 
+from step_audio.errors import SettingsError
 from step_audio_client import StepAudioClient
 from step_audio_gateway.app import create_app
 from step_audio_gateway.middleware import JsonLines
-from step_audio_gateway.settings import GatewaySettings, SettingsError
+from step_audio_gateway.settings import GatewaySettings
 
 SHUTDOWN_TIMEOUT = 10  # seconds that answers under way may still take
 
