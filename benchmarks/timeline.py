@@ -126,6 +126,8 @@ def main() -> None:
     parser.add_argument("--speech-rate", type=float, default=40, help="tokens a second (default %(default)s)")
     parser.add_argument("--rounds", type=count, default=40, help="default %(default)s")
     given = parser.parse_args()
+    import matplotlib  # noqa: F401  # missing, it is said before anything is asked
+
     paces = [
         MindPaced("speak_first", given.think_tokens, given.speak_tokens, given.speech_rate),
         MindPaced("think_before_speak"),

@@ -23,6 +23,7 @@ from typing import Any
 import tokenizers
 
 from step_audio.errors import CheckpointError
+from step_audio.extras import install_for
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _PROBE = " Aé中🙂\n0"  # one character of every UTF-8 length, a leading space, a newline
@@ -117,7 +118,7 @@ class Tokenizer:
             from transformers import Qwen2TokenizerFast  # type: ignore[attr-defined]
         except ImportError:
             raise CheckpointError(
-                f"{directory} has no tokenizer.json; pip install transformers to convert it"
+                f"{directory} has no tokenizer.json; to convert it: {install_for('transformers')}"
             ) from None
         try:
             converted = Qwen2TokenizerFast.from_pretrained(directory, local_files_only=True)

@@ -50,7 +50,7 @@ class Report:
     date: str
     rows: list[Row]
     differences: dict[str, Difference]
-    agreement: Agreement | None
+    agreement: Agreement | None  # with plain torch, where that was asked for
     wrong: list[Graded] = field(repr=False)
 
 
@@ -64,9 +64,7 @@ def grade(items: Sequence[Item], answers: Mapping[str, Answer]) -> list[Graded]:
     return graded
 
 
-def make_report(
-    graded: Sequence[Graded], settings: Mapping[str, Any], date: str, agreement: Agreement | None = None
-) -> Report:
+def make_report(graded: Sequence[Graded], settings: Mapping[str, Any], date: str) -> Report:
     """Rows in the order of the questions; a task's tags behind it."""
     seed = settings["seed"]
     rows, wrong = [], []
@@ -77,7 +75,7 @@ def make_report(
             if len(tagged) < len(group):
                 rows.append(_row(tagged, task, seed, tag=tag))
         wrong += [g for g in group if not g.score.correct][:WRONG_SHOWN]
-    return Report(settings, date, rows, _differences(graded, seed), agreement, wrong)
+    return Report(settings, date, rows, _differences(graded, seed), None, wrong)
 
 
 def _groups(graded: Sequence[Graded], key: Callable[[Graded], Any]) -> list[tuple[Any, list[Graded]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import signal
 import threading
@@ -116,7 +117,10 @@ class Service:
             pass
         finally:
             if self.server is not None:
-                self.echo("stopping")
+                with contextlib.suppress(
+                    BrokenPipeError
+                ):  # who read this has left, and a server is still to be stopped
+                    self.echo("stopping")
             if self.gateway is not None:  # first, for its answers may still end
                 self.gateway.stop()
             self.stop()

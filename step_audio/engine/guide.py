@@ -22,6 +22,7 @@ import numpy as np
 from step_audio.arrays import Float32Array, Int32Array
 from step_audio.engine.request import GenerationRequest, Guide
 from step_audio.errors import ArtefactError, InvalidRequest, StepAudioError
+from step_audio.extras import install_for
 
 if TYPE_CHECKING:
     import xgrammar
@@ -61,7 +62,9 @@ class GuideCompiler:
         for that, and a server's start does not.
         """
         if find_spec("xgrammar") is None:  # servers without guided decoding need not have it
-            raise ArtefactError("guided decoding needs xgrammar: pip install it, or leave it out of config.pbtxt")
+            raise ArtefactError(
+                f"guided decoding needs xgrammar: {install_for('xgrammar')}, or leave it out of config.pbtxt"
+            )
         path = Path(tokenizer_info)
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))

@@ -10,8 +10,10 @@ from build_fixture import L40S, PROFILE, quiet, settings_for
 from stand_ins import H100
 from step_audio.errors import StepAudioError
 from step_audio_build.artefacts import artefact
+from step_audio_build.artefacts.manifest import read_manifest
 from step_audio_build.convert.make_tiny import make_tiny
 from step_audio_build.stages import build as stages
+from step_audio_build.tools import subprocess_runner
 
 
 @pytest.mark.parametrize(
@@ -102,6 +104,21 @@ def test_a_disk_that_fills_up_meanwhile(built, machine, fails):
     machine.tell("trtllm-build", status=1, print="OSError: [Errno 28] No space left on device")
     assert "No space left on device" in fails(first="engine")
     assert not (built.own / "engine.partial").exists()  # which gives its space back
+
+
+@pytest.mark.parametrize("stage", ["encoder", "engine", "check"])
+def test_nvidia_smi_fails_after_the_work(stage, tiny, built, machine, monkeypatch):
+    """What an hour has built is not lost for want of a line about the driver."""
+    real = subprocess_runner.run
+
+    def run(*arguments):
+        real(*arguments)
+        machine.tell("nvidia-smi", status=9, print="Driver/library version mismatch")
+
+    monkeypatch.setattr(subprocess_runner, "run", run)
+    stages.build(settings_for(tiny, built.work), quiet, stage, stage)
+    machine.tell("nvidia-smi", gpus=[H100] * 4)
+    assert read_manifest(built.manifest(stage)).tools["driver"] == "590.44.01"
 
 
 def test_a_plan_that_does_not_fit(tiny, tmp_path, machine):

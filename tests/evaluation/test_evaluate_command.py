@@ -13,8 +13,10 @@ from dataclasses import replace
 import pytest
 
 from evaluation_fixture import GOOD
+from step_audio_evaluation.answers import Answer, AnswerFile
 from step_audio_evaluation.held_out import held_out
 from step_audio_server.commands import cli
+from step_audio_server.commands import evaluate as command
 from step_audio_server.commands.evaluate import EvaluationOptions, evaluate
 
 # -- the command
@@ -88,6 +90,32 @@ def test_ctrl_c_keeps_what_is_there(service, tmp_path):
     assert re.search(r"stopped with \d+ of 40 answers", errors) and "Traceback" not in errors
     kept = [json.loads(line) for line in answers.read_text().splitlines()]
     assert 2 <= len(kept) < 40 and all(answer["error"] is None for answer in kept)
+
+
+def test_what_may_fail_comes_after_the_report(tmp_path, checkpoint, monkeypatch, capsys):
+    """Where torch gives up, or nothing can draw, the answers are counted all the same."""
+    (item,) = held_out(["text_only"], 1, 0)
+    known = AnswerFile(tmp_path / "before", {"seed": 0})
+    known.add(Answer(id=item.id, expected=item.expected, text=item.expected, token_ids=[1], finish_reason="stop"))
+
+    async def answers(*_):
+        return {"model": "stub", "seed": 0}, known
+
+    def out_of_memory(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(command, "_items", lambda *_: [replace(item, snr_db="clean")])
+    monkeypatch.setattr(command, "_answers", answers)
+    output = tmp_path / "before"
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(command, "_agreement", out_of_memory)
+        evaluate(EvaluationOptions(output, "nowhere", against_torch=checkpoint), print)
+    assert json.loads((output / "report.json").read_text())["rows"][0]["n"] == 1
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    said = []
+    assert evaluate(EvaluationOptions(output, "nowhere"), said.append) == 0
+    assert said[0] == "noise.svg is not drawn: pip install -e '.[train]'"
+    assert "| text_only" in capsys.readouterr().out and (output / "report.md").is_file()
 
 
 @pytest.mark.parametrize(

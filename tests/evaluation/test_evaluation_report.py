@@ -1,6 +1,7 @@
 """The report, its plot, and the agreement with torch."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -89,6 +90,6 @@ def test_agreement():
     assert [(one.id, one.position, one.margin) for one in found.differing] == [("c", 1, 1.0), ("e", 2, 1.5)]
     assert (found.correct, found.reference_correct) == (2, 1)  # a for both; of c, 9 is served where torch says 6
     assert found.before_difference == 10 / 12 and found.equal == 11 / 12
-    text = sentences(make_report([], SETTINGS, "today", found))[0]
+    text = sentences(replace(make_report([], SETTINGS, "today"), agreement=found))[0]
     assert "3 of 5 answers have the same tokens (60.0 %)" in text and "right are 2 as served and 1 in torch" in text
     assert "leads by at most 1.5" in text

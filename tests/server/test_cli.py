@@ -5,12 +5,15 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from step_audio.config import ModelConfig
 from step_audio_server.commands import cli
 from step_audio_server.launch.ports import free_ports
+from step_audio_server.serve import Service
+from step_audio_server.settings import ServeSettings
 
 COMMANDS = (
     "serve", "gateway", "chat", "demo", "doctor", "plan", "build", "make-tiny", "convert", "export-encoder", "eval",
@@ -139,10 +142,92 @@ def test_a_file_where_a_folder_should_be(tiny, tmp_path, fails):
     assert "Not a directory" in line and "file" in line
 
 
-def test_a_package_that_is_not_installed(tiny, tmp_path, fails, monkeypatch):
-    monkeypatch.setitem(sys.modules, "step_audio_build.convert.export_encoder", None)
-    line = fails("export-encoder", "--checkpoint", tiny, "--output", tmp_path / "x.onnx")
-    assert line.endswith("pip install -e '.[cpu]'")
+@pytest.mark.parametrize(
+    ("command", "module", "extra"),
+    [
+        ("export-encoder --checkpoint {tiny} --output {new}", "torch", "build"),
+        ("train --output {new}", "transformers", "train"),
+        ("eval --output {new} --against-torch {tiny}", "transformers", "train"),
+    ],
+)
+def test_a_package_that_is_not_installed(command, module, extra, tiny, tmp_path):
+    """The advice names the extra that brings it. In a process of its own, where nothing has imported it yet."""
+    arguments = command.format(tiny=tiny, new=tmp_path / "new").split()
+    program = f"import sys; sys.modules[{module!r}] = None; from step_audio_server.commands.cli import main; "
+    ran = subprocess.run(
+        [sys.executable, "-c", f"{program}sys.exit(main({arguments}))"], capture_output=True, text=True
+    )  # fmt: skip
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr == f"step-audio: this command needs {module}: pip install -e '.[{extra}]'\n"
+
+
+def unread(arguments: list[str], stream: str, lines: int = 0) -> tuple[int, str]:
+    """Run a command whose `stream` is a pipe that is closed after so many lines: exit status, and the other stream."""
+    ours, theirs = os.pipe()
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: theirs}
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "step_audio_server", *arguments], text=True, env=buffered, **streams
+    ) as running:
+        os.close(theirs)
+        with os.fdopen(ours) as reader:
+            for _ in range(lines):
+                reader.readline()
+        other = running.stdout or running.stderr
+        text = other.read()
+    return running.returncode, text
+
+
+@pytest.mark.parametrize("arguments", ["--help", "plan", "doctor --json"])
+def test_nobody_reads_what_is_printed(arguments):
+    """`step-audio plan | true`: silent, with the status of who dies of SIGPIPE."""
+    assert unread(arguments.split(), "stdout") == (141, "")
+
+
+def test_one_line_is_read():
+    """`step-audio plan | head -1`: silent, be all written before the pipe is closed or not."""
+    status, errors = unread(["plan"], "stdout", lines=1)
+    assert status in (0, 141) and errors == ""
+
+
+@pytest.mark.parametrize(
+    "arguments", ["make-tiny --output {new} --layers 1", "convert --checkpoint {new} --output {new}"]
+)
+def test_nobody_reads_the_messages(arguments, tmp_path):
+    """`step-audio build ... 2>&1 | true`, with and without a fault to tell of."""
+    assert unread(arguments.format(new=tmp_path / "new").split(), "stderr") == (141, "")
+
+
+def test_a_full_disk_behind_stdout():
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "step_audio_server", "plan"], stdout=full, stderr=subprocess.PIPE, text=True
+        )  # fmt: skip
+    assert (ran.returncode, ran.stderr) == (1, "step-audio: No space left on device\n")
+
+
+def test_what_is_printed_into_nothing():
+    """`step-audio plan >&-`: there is no stdout, which is nobody's fault."""
+    ran = subprocess.run(
+        ["sh", "-c", f'exec "{sys.executable}" -m step_audio_server plan >&-'], stderr=subprocess.PIPE, text=True
+    )  # fmt: skip
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_a_server_is_stopped_when_nobody_reads_the_messages(tiny, tmp_path, monkeypatch):
+    """`step-audio serve ... 2>&1 | head -1`"""
+    stopped = []
+    service = Service(ServeSettings.create(checkpoint=tiny, work_dir=tmp_path), echo=_nobody_reads)
+    monkeypatch.setattr(
+        service, "start", lambda: setattr(service, "server", SimpleNamespace(stop=lambda: stopped.append(1)))
+    )
+    with pytest.raises(BrokenPipeError):
+        service.run()
+    assert stopped == [1]
+
+
+def _nobody_reads(line: str) -> None:
+    raise BrokenPipeError
 
 
 def test_chat_refuses(tmp_path, fails):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from step_audio.command_line import Echo, add_command, count, echo
 from step_audio.errors import ArtefactError
+from step_audio.extras import install_for
 
 if TYPE_CHECKING:
     from step_audio_training.train import Recipe
@@ -41,7 +42,7 @@ def run(
     echo: Echo,
     refined: Path | None = None,
 ) -> None:
-    """OUTPUT/state.pt and log.jsonl while it goes on, OUTPUT/checkpoint and training.svg at the end.
+    """OUTPUT/state.pt and log.jsonl while it goes on, OUTPUT/checkpoint and, with matplotlib, training.svg at the end.
 
     Raises ArtefactError.
     """
@@ -53,6 +54,9 @@ def run(
     if checkpoint.exists():
         raise ArtefactError(f"{checkpoint} is there already; delete it or choose another output")
     model, tokenizer = train(output, recipe, workers, device, refined)
-    plot_training(output / LOG, output / "training.svg")
     export(model, tokenizer, checkpoint)
     echo(f"{checkpoint}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters")
+    try:
+        plot_training(output / LOG, output / "training.svg")
+    except ModuleNotFoundError as error:
+        echo(f"training.svg is not drawn: {install_for(error.name or '')}")

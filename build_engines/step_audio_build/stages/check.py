@@ -85,6 +85,7 @@ class CheckStage:
     def run(self) -> None:
         job, layout = self.job, self.job.layout
         identity = self.identity()
+        tools = {"tensorrt_llm": installed_version("tensorrt_llm"), "driver": require(job.profile).driver}
         tokenizer = Tokenizer.from_directory(job.checkpoint)
         tables: dict[str, np.ndarray] = {}
         check_job = CheckJob(
@@ -105,7 +106,6 @@ class CheckStage:
         verdict = self._judge(check_job, answers, tables, tokenizer)
         write_atomically(layout.own / "check.json", to_json(verdict.model_dump()))
         self._tell(verdict)
-        tools = {"tensorrt_llm": installed_version("tensorrt_llm"), "driver": require(job.profile).driver}
         finish(layout.manifest(self.name), identity, layout.own, ["check.json"], tools)
 
     def invalidate(self) -> None:

@@ -63,6 +63,7 @@ class EncoderStage:
 
         job, layout, plan_job = self.job, self.job.layout, self._plan_job()
         identity = self.identity()
+        tools = {"tensorrt": installed_version("tensorrt"), "driver": require(job.profile).driver}
         require_space(layout.own, self.size(), "the encoder's plan")
         layout.own.mkdir(parents=True, exist_ok=True)
         plan_job.partial.unlink(missing_ok=True)
@@ -79,7 +80,6 @@ class EncoderStage:
             f"of values of {parity.reference_rms:.3g} rms"
         )
         publish(plan_job.partial, layout.encoder_plan)
-        tools = {"tensorrt": installed_version("tensorrt"), "driver": require(job.profile).driver}
         names = [layout.encoder_plan.name, plan_job.report.name]
         finish(layout.manifest(self.name), identity, layout.own, names, tools)
 

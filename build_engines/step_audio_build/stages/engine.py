@@ -84,7 +84,7 @@ class EngineStage:
 
     def run(self) -> None:
         job, layout = self.job, self.job.layout
-        identity = self.identity()
+        identity, tools = self.identity(), self._tools()
         for reason in job.plan.reasons:
             job.echo(f"engine: {reason}")
         self._tell_of_memory()
@@ -97,11 +97,14 @@ class EngineStage:
             shutil.rmtree(partial, ignore_errors=True)  # trtllm-build cannot go on in it, and it may be tens of GB
             raise
         publish(partial, layout.engine)
-        tools = {name: installed_version(name) for name in ("tensorrt_llm", "tensorrt")}
-        tools["driver"] = require(job.profile).driver
         names = [f"{layout.engine.name}/{path.name}" for path in layout.engine.iterdir()]
         job.echo("engine: hashing")
         finish(layout.manifest(self.name), identity, layout.own, names, tools)
+
+    def _tools(self) -> dict[str, str | None]:
+        """For the manifest. Asked for before the work: nvidia-smi may fail, and would cost a finished engine."""
+        versions = {name: installed_version(name) for name in ("tensorrt_llm", "tensorrt")}
+        return versions | {"driver": require(self.job.profile).driver}
 
     def _tell_of_memory(self) -> None:
         workers, ranks, plan = self.workers, self.job.profile.gpus, self.job.plan

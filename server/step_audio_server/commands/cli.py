@@ -3,36 +3,68 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
+from typing import TextIO
 
 from step_audio.command_line import add_command, echo
 from step_audio.errors import StepAudioError
+from step_audio.extras import install_for
 from step_audio.settings import add_flags, fields_of
 from step_audio_server.commands.arguments import add_mind_paced, add_sampling, mind_paced_given, sampling_given
 
+BROKEN_PIPE = 141  # exit status where nobody reads on, as shells have it for who dies of SIGPIPE
+
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    """The exit status. Raises SystemExit for arguments that argparse answers itself."""
     try:
-        return arguments.run(arguments) or 0
+        return _main(argv)
+    except BrokenPipeError:  # `step-audio plan | head -1`
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                _flush(stream)
+        return BROKEN_PIPE
+
+
+def _main(argv: list[str] | None) -> int:
+    try:
+        return _run(argv)
     except StepAudioError as error:
         print(f"step-audio: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        print(f"step-audio: this command needs {error.name}: pip install -e '.[cpu]'", file=sys.stderr)
+        print(f"step-audio: this command needs {error.name}: {install_for(error.name or '')}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        raise
     except OSError as error:  # a full disk, a folder that may not be written to
         place = f"{error.filename}: " if error.filename else ""
         print(f"step-audio: {place}{error.strerror or error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # `step-audio chat | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit complains
-        return 141
     except KeyboardInterrupt:
         print("step-audio: interrupted", file=sys.stderr)
         return 130
+
+
+def _run(argv: list[str] | None) -> int:
+    try:
+        arguments = _parser().parse_args(argv)
+        return arguments.run(arguments) or 0
+    finally:
+        _flush(sys.stdout)  # not at exit, when a fault could only be complained about
+
+
+def _flush(stream: TextIO | None) -> None:
+    """Raises OSError; what could not be written is dropped then, or the flush at exit fails again. None: closed."""
+    try:
+        if stream is not None:
+            stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,12 +8,13 @@ import datetime
 import hashlib
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from step_audio.command_line import Echo
 from step_audio.config import ModelConfig
+from step_audio.extras import install_for
 from step_audio.progress import Progress
 from step_audio_build.stages.cpu_build import default_work_dir
 from step_audio_client import RequestError, Sampling, StepAudioClient
@@ -70,18 +71,23 @@ def evaluate(options: EvaluationOptions, echo: Echo) -> int:
     if options.against_torch:
         if sampling != Sampling(**{**GREEDY, "max_tokens": sampling.max_tokens}, seed=options.seed):
             raise EvaluationError("--against-torch compares greedy answers: leave out --preset and sampling options")
-        ModelConfig.from_directory(options.against_torch)  # a wrong directory is said now, and not after the answers
+        # What would keep it from being compared is said now, and not after the answers.
+        import step_audio_evaluation.torch_reference  # noqa: F401  # needs transformers, as nothing else here does
+
+        ModelConfig.from_directory(options.against_torch)
     items = _items(options, echo)
     with contextlib.ExitStack() as stack:
         address = options.url or stack.enter_context(Service(_server(options), echo)).address
         settings, answers = asyncio.run(_answers(options, address, items, sampling, drawn, echo))
-    compared = _agreement(options.against_torch, items, answers) if options.against_torch else None
-    report = make_report(grade(items, answers.of), settings, datetime.date.today().isoformat(), compared)
+    report = make_report(grade(items, answers.of), settings, datetime.date.today().isoformat())
     write(report, options.output)
+    if options.against_torch:
+        report = replace(report, agreement=_agreement(options.against_torch, items, answers))
+        write(report, options.output)
+    print("\n".join([table(report.rows), *sentences(report)]))
     noisy = [row for row in report.rows if row.snr_db is not None]
     if noisy:
         _plot(noisy, options.output / "noise.svg", echo)
-    print("\n".join([table(report.rows), *sentences(report)]))
     failed = sum(answers.of[item.id].error is not None for item in items)
     if failed:
         echo(f"{failed} of {len(items)} requests failed and count as wrong; the same command asks them again")
@@ -157,7 +163,7 @@ async def _answers(
 
 
 def _agreement(checkpoint: Path, items: Sequence[Item], answers: AnswerFile) -> Agreement:
-    from step_audio_evaluation.torch_reference import TorchReference  # transformers, which nothing else here needs
+    from step_audio_evaluation.torch_reference import TorchReference
 
     progress = Progress("plain torch", unit="", total=len(items))
     try:
@@ -170,4 +176,4 @@ def _plot(rows: Sequence[Row], file: Path, echo: Echo) -> None:
     try:
         plot_noise(rows, file)
     except ModuleNotFoundError as error:
-        echo(f"{file.name} is not drawn: pip install {error.name}")
+        echo(f"{file.name} is not drawn: {install_for(error.name or '')}")

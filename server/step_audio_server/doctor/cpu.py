@@ -8,11 +8,12 @@ import platform
 import sys
 
 from step_audio.errors import StepAudioError
+from step_audio.extras import install
 from step_audio_server.doctor.finding import Finding, fault, ok
 from step_audio_server.launch.installation import Installation
 from step_audio_server.launch.launch import python_environment
 
-INSTALL = "pip install -e '.[cpu]'"
+INSTALL = install("cpu")
 RUNTIMES = ("onnxruntime", "openvino", "torch", "xgrammar")
 
 

@@ -14,6 +14,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+from step_audio.extras import install_for
 from step_audio_server.errors import ServerError
 
 
@@ -31,7 +32,7 @@ class Installation:
         """The server inside nvidia-pytriton's wheel. Raises ServerError that says what to install."""
         spec = importlib.util.find_spec("pytriton")
         if spec is None or spec.origin is None:
-            raise ServerError("no tritonserver here: pip install -e '.[cpu]'")
+            raise ServerError(f"no tritonserver here: {install_for('pytriton')}")
         if int(importlib.metadata.version("numpy").split(".")[0]) >= 2:
             raise ServerError("this tritonserver corrupts numpy 2 arrays: pip install 'numpy==1.26.4'")
         site = Path(spec.origin).resolve().parents[1]

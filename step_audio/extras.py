@@ -1,0 +1,34 @@
+"""Which of the package's optional parts (extras of pyproject.toml) brings a module that is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# Module -> the smallest extra that brings it.
+EXTRAS = {
+    "huggingface_hub": "build",
+    "onnx": "build",
+    "onnxscript": "build",
+    "torch": "build",
+    "espeakng_loader": "cpu",
+    "onnxruntime": "cpu",
+    "openvino": "cpu",
+    "pytriton": "cpu",
+    "xgrammar": "cpu",
+    "matplotlib": "train",
+    "transformers": "train",
+    "tensorrt": "gpu",
+    "tensorrt_llm": "gpu",
+}
+_CLONE = (Path(__file__).parents[1] / "pyproject.toml").is_file()
+
+
+def install(extra: str) -> str:
+    """The command that adds an extra to this installation: "pip install -e '.[cpu]'" in a clone."""
+    return f"pip install -e '.[{extra}]'" if _CLONE else f"pip install 'step-audio-triton[{extra}]'"
+
+
+def install_for(module: str) -> str:
+    """The command that brings a missing module, "a.b" as well as "a"."""
+    extra = EXTRAS.get(module.partition(".")[0])
+    return install(extra) if extra else f"pip install {module.partition('.')[0]}"
