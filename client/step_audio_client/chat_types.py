@@ -29,14 +29,15 @@ PaceMode = Literal["think_first", "speak_first", "think_before_speak", "no_think
 class MindPaced:
     """Mind-Paced Speaking: speak while the thought goes on.
 
-    `think_first`: the answer begins after the first `think_tokens` of the thought. With each further `think_tokens`
-    more of it is spoken, `speak_tokens` at most, and when the thought is over, the rest. `speak_first`: the same, but
-    the first `speak_tokens` are spoken out of no thought. `think_before_speak`, `no_think`: the whole thought first,
-    or none; to compare with.
+    `think_first`: the answer begins out of the first `think_tokens` of the thought. With each further `think_tokens`
+    more of it is spoken, `speak_tokens` at most, and when these are spoken and the thought is over, the rest.
+    `speak_first`: the same, but the first `speak_tokens` are spoken out of no thought. `think_before_speak`,
+    `no_think`: the whole thought first, or none; to compare with.
 
     `speech_rate`: tokens a second at which the answer is played. Given, what is to follow is begun so early that it is
-    there when what was spoken has been heard, with as much of the thought as there is by then. None: the thought
-    alone sets the pace.
+    there when what was spoken has been heard, with as much of the thought as there is by then: from the second segment
+    on the answer hangs on time. None: the thought's length alone sets the pace, and the same tokens make the same
+    answer, whenever and however grouped they come.
 
     The defaults are the paper's, for text.
     """

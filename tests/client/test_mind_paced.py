@@ -4,123 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from contextlib import aclosing
-from dataclasses import dataclass, field
 
-import numpy as np
 import pytest
 
 from fake_triton import EOT, TOKENIZER
-from step_audio.chat_template import CLOSE_THOUGHT
+from mind_paced_fixture import (
+    ANSWER,
+    ANSWER_TEXT,
+    CLOSE,
+    MAX_SEQ_LEN,
+    PROMPT,
+    THOUGHT,
+    THOUGHT_TEXT,
+    UNTHOUGHT,
+    Model,
+    hear,
+    prepared,
+    speaker,
+    thoughts,
+)
 from step_audio_client import ChatOptions, Guide, MindPaced, RequestError, Sampling, Thinking
 from step_audio_client.mind_paced import MindPacedSpeaker, check
 from step_audio_client.playback import Playback
-from step_audio_client.prepared import PreparedPrompt, PreparedRequest
+from step_audio_client.prepared import PreparedRequest
 from step_audio_client.tokens import Tokens
 
-PROMPT, UNTHOUGHT = [1, 2, 3, 4], [1, 2, 3, 5]
-CLOSE = TOKENIZER.encode(CLOSE_THOUGHT)
-THOUGHT_TEXT, ANSWER_TEXT = "I hear two and three. 2+3=5. " * 4, "It is five, 你好 五, and that is all."
-THOUGHT, ANSWER = TOKENIZER.encode(THOUGHT_TEXT), TOKENIZER.encode(ANSWER_TEXT)
-MAX_SEQ_LEN = 1000
-
-
-def prepared(ids: list[int]) -> PreparedPrompt:
-    extra = np.array([[0, 7, 7, 0]], np.uint64)
-    words = np.array([[[0], [-1]]], np.int32)
-    return PreparedPrompt(
-        np.array([ids], np.int32),
-        extra,
-        np.array([[EOT]], np.int32),
-        words,
-        np.ones((1, 2, 8)),
-        {"frames": np.ones((1, 1))},
-    )
-
-
-@dataclass
-class Model:
-    """Says `answer` to whoever closes the thought, from where they are in it; to others `thought`, then `answer`.
-
-    `pauses`: seconds before Formulation's and Articulation's tokens. `fault`: raised by the n-th generation after so
-    many tokens.
-    """
-
-    thought: list[int] = field(default_factory=lambda: [*THOUGHT, *CLOSE])
-    answer: list[int] = field(default_factory=lambda: [*ANSWER, EOT])
-    pauses: tuple[float, float] = (0.0, 0.0)
-    fault: tuple[int, int] | None = None
-    requests: list[PreparedRequest] = field(default_factory=list)
-    open: int = 0
-
-    async def __call__(self, request: PreparedRequest):
-        self.requests.append(request)
-        number = len(self.requests)
-        suffix_ids, ids = list(request.suffix_ids), request.prompt.input_ids[0].tolist()
-        speaks = ids == UNTHOUGHT or bool(suffix_ids)
-        line = [*self.thought, *self.answer]
-        if speaks:
-            if ids != UNTHOUGHT:
-                start = next(
-                    n for n in range(len(suffix_ids), -1, -1) if suffix_ids[max(0, n - len(CLOSE)) : n] == CLOSE
-                )
-                assert suffix_ids[: start - len(CLOSE)] == self.thought[: start - len(CLOSE)]
-                suffix_ids = suffix_ids[start:]
-            assert suffix_ids == self.answer[: len(suffix_ids)]
-            line = self.answer[len(suffix_ids) :]
-        most = request.sampling.max_tokens
-        reason = "stop" if len(line) < most or line[most - 1] == EOT else "length"
-        line = line[:most]
-        self.open += 1
-        try:
-            for n, token in enumerate(line):
-                if self.fault == (number, n):
-                    raise RequestError("the engine failed")
-                await asyncio.sleep(self.pauses[speaks])
-                last = n == len(line) - 1
-                yield Tokens([token], [], len(request), reason if last else None, 10 if last else 0, 9 if last else 0)
-        finally:
-            self.open -= 1
-
-
-def speaker(model: Model, max_tokens: int | None = None, stop: tuple[str, ...] = (), **pace) -> MindPacedSpeaker:
-    options = ChatOptions(sampling=Sampling(max_tokens, temperature=0), stop=stop, mind_paced=MindPaced(**pace))
-    without_thought, start = prepared(UNTHOUGHT), time.monotonic()
-    return MindPacedSpeaker(model, prepared(PROMPT), without_thought, TOKENIZER, options, MAX_SEQ_LEN, start)
-
-
-def hear(model: Model, **options) -> tuple[str, str, list]:
-    """The thought, the speech, all deltas."""
-
-    async def run():
-        async with aclosing(speaker(model, **options).deltas()) as deltas:
-            return [delta async for delta in deltas]
-
-    deltas = asyncio.run(asyncio.wait_for(run(), 60))
-    assert model.open == 0
-    assert [delta.finish_reason is None for delta in deltas] == [True] * (len(deltas) - 1) + [False]
-    return "".join(d.reasoning for d in deltas), "".join(d.content for d in deltas), deltas
-
-
-def thoughts(model: Model) -> list[int]:
-    """How many tokens of thought each of Articulation's generations was given."""
-    known = []
-    for request in model.requests:
-        suffix_ids = list(request.suffix_ids)
-        if request.prompt.input_ids[0].tolist() == UNTHOUGHT:
-            known.append(0)
-        elif suffix_ids:
-            known.append(next(n for n in range(len(suffix_ids)) if suffix_ids[n : n + len(CLOSE)] == CLOSE))
-    return known
+SEEDS = pytest.mark.parametrize("seed", [None, 1, 2, 3])  # of the sizes of messages
 
 
 @pytest.mark.parametrize("mode", ["think_first", "speak_first", "think_before_speak", "no_think"])
 @pytest.mark.parametrize("rate", [None, 50, 5000])
 def test_whatever_the_pace_the_words_are_the_same(mode, rate):
     draw = random.Random(f"{mode}{rate}")
-    for _ in range(6):
-        model = Model(pauses=(draw.choice([0, 0.0005]), draw.choice([0, 0.0005])))
+    for seed in (None, 1, 2, 3, 4, 5):
+        model = Model(seed=seed, pauses=(draw.choice([0, 0.0005]), draw.choice([0, 0.0005])))
         pace = {"think_tokens": draw.randint(1, 60), "speak_tokens": draw.randint(1, 30)}
         thought, speech, deltas = hear(model, mode=mode, speech_rate=rate, **pace)
         assert speech == ANSWER_TEXT
@@ -130,22 +48,24 @@ def test_whatever_the_pace_the_words_are_the_same(mode, rate):
         assert last.finish_reason == "stop"
         assert sum(segment.spoken_tokens for segment in last.speech.segments) == len(ANSWER)
         assert last.usage.prompt_tokens == 4 and last.usage.audio_tokens == 4
-        assert last.usage.reasoning_tokens == last.speech.thought_tokens >= (mode != "no_think")
+        assert last.usage.reasoning_tokens == last.speech.thought_tokens >= whole
         rest = last.usage.completion_tokens - last.usage.reasoning_tokens - len(ANSWER)
         assert rest == 1 + (len(model.requests) == 1 and mode != "no_think")  # the end, and the line end of the marker
 
 
+@SEEDS
+@pytest.mark.parametrize("pauses", [(0.002, 0), (0, 0.002), (0, 0)])
 @pytest.mark.parametrize(("mode", "first"), [("think_first", 10), ("speak_first", 0)])
-def test_each_segment_knows_ten_tokens_more(mode, first):
-    """Formulation is slow, so that no segment waits for another."""
-    model = Model(pauses=(0.002, 0))
+def test_each_segment_knows_ten_tokens_more(mode, first, pauses, seed):
+    """Also where the thought is ahead: no segment is left out."""
+    model = Model(seed=seed, pauses=pauses)
     _, _, deltas = hear(model, mode=mode, think_tokens=10, speak_tokens=2)
     assert thoughts(model)[:4] == list(range(first, first + 40, 10))
     segments = deltas[-1].speech.segments
     assert [segment.thought_tokens for segment in segments][:4] == list(range(first, first + 40, 10))
     assert {segment.spoken_tokens for segment in segments[:-1]} == {2}
     assert all(request.sampling.max_tokens == 2 for request in model.requests[1:5])
-    assert segments[0].first < deltas[-1].speech.thought_ended < segments[-1].first
+    assert segments[0].first < segments[-1].first
     assert deltas[-1].speech.thought_before == first
     assert [(s.total_blocks, s.reused_blocks) for s in segments] == [(10, 9)] * len(segments)
 
@@ -157,23 +77,26 @@ def test_speech_begins_before_the_thought_ends():
     assert kinds.index("s") < 3 and "ts" in kinds and "st" in kinds
 
 
-def test_a_thought_shorter_than_a_segment_goes_on_into_the_answer():
-    one, other = Model(), Model()
+@SEEDS
+def test_a_thought_shorter_than_a_segment_goes_on_into_the_answer(seed):
+    one, other = Model(seed=seed), Model()
     assert hear(one, mode="think_first", think_tokens=500)[:2] == hear(other, mode="think_before_speak")[:2]
     assert len(one.requests) == len(other.requests) == 1
 
 
-def test_the_last_segment_knows_all_and_has_no_end():
-    model = Model()
+@SEEDS
+def test_the_last_segment_knows_all_and_has_no_end(seed):
+    model = Model(seed=seed)
     hear(model, mode="speak_first", think_tokens=10, speak_tokens=1)
     *_, last = model.requests
     assert list(last.suffix_ids[: len(THOUGHT) + len(CLOSE)]) == [*THOUGHT, *CLOSE]
     assert last.sampling.max_tokens == MAX_SEQ_LEN - len(last)
 
 
+@SEEDS
 @pytest.mark.parametrize("known", range(len(THOUGHT) - 1, len(THOUGHT) + len(CLOSE) + 1))
-def test_a_cut_within_the_end_marker_leaves_one_marker(known):
-    model = Model(pauses=(0.002, 0))
+def test_a_cut_within_the_end_marker_leaves_one_marker(known, seed):
+    model = Model(seed=seed)
     hear(model, mode="think_first", think_tokens=known, speak_tokens=2)
     for request in model.requests[1:]:
         text = TOKENIZER.decode(request.suffix_ids)
@@ -210,10 +133,11 @@ def test_a_stop_string_ends_both():
     assert (speech, deltas[-1].finish_reason) == ("It is ", "stop")
 
 
+@SEEDS
 @pytest.mark.parametrize("most", [1, 5, 30, 200])
-def test_max_tokens_bounds_both_together(most):
+def test_max_tokens_bounds_both_together(most, seed):
     for mode in ("think_first", "speak_first", "no_think", "think_before_speak"):
-        model = Model()
+        model = Model(seed=seed)
         _, _, deltas = hear(model, mode=mode, max_tokens=most, think_tokens=10, speak_tokens=5)
         fits = most == 200 or (most == 30 and mode == "no_think")
         assert deltas[-1].finish_reason == ("stop" if fits else "length")
@@ -248,8 +172,9 @@ def test_playback_counts_silence():
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 @pytest.mark.parametrize("after", [0, 2])
-def test_a_fault_in_either_brain_ends_both(number, after):
-    model = Model(pauses=(0.002, 0.0005), fault=(number, after))
+@pytest.mark.parametrize("seed", [None, 1])
+def test_a_fault_in_either_brain_ends_both(number, after, seed):
+    model = Model(seed=seed, pauses=(0.002, 0.0005), fault=(number, after))
     with pytest.raises(RequestError, match="the engine failed"):
         hear(model, mode="speak_first", think_tokens=10, speak_tokens=5)
     assert model.open == 0
