@@ -6,7 +6,7 @@ VENV   ?= .venv
 TORCH_INDEX ?=
 BIN     = $(VENV)/bin
 
-.PHONY: help install demo test test-fast lint format docs lock clean
+.PHONY: help install demo test test-fast lint format docs picture lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ format: $(VENV)/.test ## let ruff rewrite
 
 docs: $(VENV)/.test ## write docs/reference/ anew, from docstrings and the HTTP schema
 	$(BIN)/python docs/build_reference.py
+
+picture: $(VENV)/.test ## take docs/playground.png anew (needs Chromium)
+	$(BIN)/python docs/picture.py
 
 lock: ## write the images' lock files anew (needs uv)
 	docker/lock

@@ -3,64 +3,22 @@ valid."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shlex
-from collections.abc import Iterator
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from document_fixture import NAMES, blocks, lines, our_commands, subcommands
 from paths import ROOT
 from step_audio_build.commands.plan import PUBLISHED
 from step_audio_build.planning.memory_plan import plan
 from step_audio_build.planning.profiles import load_profile
 from step_audio_build.tools.trtllm_build import command
-from step_audio_server.commands.cli import _parser
-
-PAGES = [ROOT / "README.md", ROOT / "docker/README.md", *sorted((ROOT / "docs").glob("*.md"))]
-NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-ENDS = ("|", "&&", "||", ";", "&", ">", "2>")  # of a command within a line
-# What stands before the command where a container runs it: our image, or a service of docker/compose.yaml.
-IN_CONTAINER = re.compile(r"(?:\S+/)?step-audio-triton:\S+|build|serve|cpu")
-
-
-def blocks(page: Path, *languages: str) -> Iterator[str]:
-    for language, text in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S):
-        if language in languages:
-            yield text
-
-
-def lines(page: Path) -> Iterator[list[str]]:
-    """Shell lines of the page, in words; comments left out, lines that go on joined, here-documents skipped."""
-    for block in blocks(page, "", "sh", "bash", "console"):
-        block = re.sub(r"<<'?(\w+)'?\n.*?^\1$", "\n", block, flags=re.M | re.S)
-        for line in block.replace("\\\n", " ").splitlines():
-            try:
-                words = shlex.split(line.removeprefix("$ "), comments=True)
-            except ValueError:  # not a command: a drawing, an excerpt
-                continue
-            if words:
-                yield words
-
-
-def subcommands() -> dict[str, argparse.ArgumentParser]:
-    (action,) = [a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction)]
-    return action.choices
-
-
-def our_commands(words: list[str]) -> Iterator[list[str]]:
-    """What follows `step-audio`, in the shell, in a container or as one's command."""
-    for n, word in enumerate(words):
-        rest = words[n + 1 :]
-        end = next((m for m, later in enumerate(rest) if later in ENDS), len(rest))
-        begins = word == "step-audio" or ("run" in words[:n] and IN_CONTAINER.fullmatch(word))
-        if begins and end and not rest[0].startswith("-"):
-            assert rest[0] in subcommands(), f"no such command: {shlex.join(words)}"
-            yield rest[:end]
-            return
+from step_audio_server.commands.cli import _parser, main
 
 
 @pytest.mark.parametrize("page", NAMES)
@@ -87,6 +45,34 @@ def test_every_command_and_flag_in_the_text_exists(page):
         known = subcommands()[name]._option_string_actions
         for flag in (word.partition("=")[0] for word in rest if word.startswith("--")):
             assert flag in known, f"step-audio {name} {flag}"
+
+
+def plan_commands() -> list[tuple[str, ...]]:
+    found = (tuple(given) for name in NAMES for words in lines(ROOT / name) for given in our_commands(words))
+    return sorted({tuple(os.path.expandvars(word) for word in given) for given in found if given[0] == "plan"})
+
+
+@pytest.mark.parametrize("given", plan_commands(), ids=shlex.join)
+def test_plans_are_made(given, capsys):
+    """A plan needs no GPU. The others need one, or a served model: tests/served/test_documents_served.py."""
+    assert main(list(given)) == 0
+    said = capsys.readouterr().out
+    assert all(word in said for word in given[1:] if word != "--profile")
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_benchmarks_know_their_flags(page):
+    text = (ROOT / page).read_text("utf-8")
+    for script, arguments in re.findall(r"`python (benchmarks/\w+\.py)([^`]*)`", text):
+        source = (ROOT / script).read_text("utf-8")
+        assert all(f'"{flag}"' in source for flag in re.findall(r"--[a-z-]+", arguments)), f"{script}{arguments}"
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_extras_are_those_of_the_package(page):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    for named in re.findall(r"pip install [^\n`]*\[([a-z,]+)\]", (ROOT / page).read_text("utf-8")):
+        assert set(named.split(",")) <= set(extras)
 
 
 def test_commands_are_found_wherever_they_stand():
