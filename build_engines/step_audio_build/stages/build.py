@@ -140,7 +140,9 @@ def _preflight(job: BuildJob, chosen: list[Stage]) -> None:
     missing = [name for name in modules if find_spec(name) is None]
     missing += [name for name in programs if shutil.which(name) is None]
     if missing:
-        raise ArtefactError(f"{', '.join(missing)} not found: build inside the image for GPUs, see docs/deploy.md")
+        raise ArtefactError(
+            f"{', '.join(missing)} not found: build inside the image for GPUs, see docs/deploy.md in the repository"
+        )
     if (
         any(stage.name == "convert" and stage.needs_gpu for stage in chosen)
         and not job.settings.quantize_script.is_file()

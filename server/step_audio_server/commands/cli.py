@@ -146,9 +146,7 @@ def _chat(arguments: argparse.Namespace) -> int:
 
 
 def _add_demo(commands) -> None:
-    parser = add_command(
-        commands, "demo", _demo, "Serve the small model of this repository and ask it something aloud."
-    )
+    parser = add_command(commands, "demo", _demo, "Serve the small model that comes along and ask it something aloud.")
     parser.add_argument("--ask", metavar="TEXT", help="what espeak-ng says (default: a sum of two numbers)")
     parser.add_argument("--work-dir", type=Path, default=Path(".work"), metavar="DIR", help="default %(default)s")
 

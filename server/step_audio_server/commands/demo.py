@@ -34,16 +34,16 @@ def demo(work_dir: Path, question: str, echo: Echo) -> int:
         soundfile.write(recording, 0.5 * speak(spell_numbers(question), VOICE).samples, SAMPLE_RATE)
     except ValueError as error:
         raise StepAudioError(f"{error}; ask in plain English words") from None
+    checkpoint = embedded_checkpoint()
     grpc, http, metrics = free_ports(3)
     settings = ServeSettings.create(
-        checkpoint=embedded_checkpoint(),
+        checkpoint=checkpoint,
         work_dir=work_dir / f"{EMBEDDED_MODEL}.step-audio",
         grpc_port=grpc,
         http_port=http,
         metrics_port=metrics,
     )
-    card = f"models/{EMBEDDED_MODEL}/README.md"
-    echo(f"model: {EMBEDDED_MODEL}, trained on espeak-ng's voices; see {card} for what it can do")
+    echo(f"model: {EMBEDDED_MODEL}, trained on espeak-ng's voices; see {checkpoint / 'README.md'} for what it can do")
     with Service(settings, echo) as service:
         echo(f"asking aloud ({recording}): {question}")
         return chat(service.address, [recording], [], Sampling(max_tokens=256, temperature=0))

@@ -20,7 +20,9 @@ def image() -> Finding:
     if not missing:
         return ok("image", f"tritonserver and the tensorrtllm backend in {gpu_image.TRITON}")
     more = f" and {len(missing) - 1} more" if missing[1:] else ""
-    return fault("image", f"no {missing[0]}{more}", f"run inside {gpu_image.IMAGE}, see docker/README.md")
+    return fault(
+        "image", f"no {missing[0]}{more}", f"run inside {gpu_image.IMAGE}, see docker/README.md in the repository"
+    )
 
 
 def versions() -> list[Finding]:
