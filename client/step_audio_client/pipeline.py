@@ -16,6 +16,7 @@ from tritonclient.grpc import service_pb2
 
 from step_audio.arrays import AnyArray
 from step_audio_client import wire
+from step_audio_client.control import PROMPT, heartbeat, stop
 from step_audio_client.errors import (
     TOO_LATE,
     RequestError,
@@ -25,11 +26,12 @@ from step_audio_client.errors import (
     call_error,
     request_error,
 )
-from step_audio_client.prepared import LLM, PreparedPrompt, PreparedRequest
+from step_audio_client.prepared import PreparedPrompt, PreparedRequest
 from step_audio_client.servers import Server, Servers
 from step_audio_client.tokens import FinishReason, TokenRequest, Tokens
 
-PROMPT = "step_audio_prompt"
+READY_TIMEOUT = 4  # seconds in which every model has to answer
+STOP_TIMEOUT = 10  # seconds
 
 
 def new_request_id() -> str:
@@ -90,13 +92,17 @@ class Pipeline:
         return run
 
     async def ready(self) -> bool:
-        """Whether one server at least has everything loaded."""
-        for server in self._servers.route():
-            with contextlib.suppress(grpc.aio.AioRpcError):
-                request = service_pb2.ModelReadyRequest(name=TokenRequest.model)
-                if (await server.stub.ModelReady(request, timeout=5)).ready:
-                    return True
-        return False
+        """Whether one server at least has everything loaded, and every model of it answers."""
+        return any(await asyncio.gather(*(self._ready(server) for server in self._servers.all)))
+
+    async def _ready(self, server: Server) -> bool:
+        try:
+            request = service_pb2.ModelReadyRequest(name=TokenRequest.model)
+            if not (await server.stub.ModelReady(request, timeout=READY_TIMEOUT)).ready:
+                return False
+            return await heartbeat(server.stub, READY_TIMEOUT) is None
+        except grpc.aio.AioRpcError:
+            return False
 
     async def prepare(self, run: Run, request: TokenRequest) -> PreparedPrompt:
         """The prompt as the LLM is to get it, its recordings encoded. Raises RequestError."""
@@ -180,7 +186,7 @@ class Pipeline:
             run.stopped |= run.request_id == request_id
         ours = [(id_, server) for id_, server, _ in self._open if id_.partition("/")[0] == request_id]
         targets = ours or [(request_id, server) for server in self._servers.all]
-        await asyncio.gather(*(self._stop(id_, server) for id_, server in targets))
+        await asyncio.gather(*(stop(server.stub, id_, STOP_TIMEOUT) for id_, server in targets))
 
     async def _responses(
         self, run: Run, model: str, request_id: str, inputs: Mapping[str, AnyArray]
@@ -221,15 +227,9 @@ class Pipeline:
         else:
             raise failures[-1] from None
 
-    async def _stop(self, request_id: str, server: Server) -> None:
-        required = ("input_ids", "input_lengths", "request_output_len")  # by the model's configuration, not read
-        inputs = {name: wire.scalar(1, np.int32) for name in required} | {"stop": wire.scalar(True, np.bool_)}
-        async for _ in wire.stream(server.stub, wire.infer_request(LLM, request_id, inputs), timeout=10):
-            pass
-
     def _stop_in_background(self, request_id: str, server: Server) -> None:
         """A task of its own: the caller may itself be cancelled, and must not be kept waiting."""
-        task = asyncio.get_running_loop().create_task(self._stop(request_id, server))
+        task = asyncio.get_running_loop().create_task(stop(server.stub, request_id, STOP_TIMEOUT))
         self._stops.add(task)
         task.add_done_callback(self._stop_ended)
 

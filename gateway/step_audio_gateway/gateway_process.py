@@ -41,17 +41,19 @@ class GatewayProcess:
         """Returns when it answers. Raises SettingsError."""
         self.check()
         # A session of its own: a Ctrl-C in the terminal reaches the parent alone, which stops us in order.
-        self._process = subprocess.Popen(
+        self._process = process = subprocess.Popen(
             [sys.executable, "-m", "step_audio_gateway.server"], stdin=subprocess.PIPE, start_new_session=True
         )
-        assert self._process.stdin is not None
+        assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(self.settings.model_dump_json().encode() + b"\n")
-            self._process.stdin.flush()
+            process.stdin.write(self.settings.model_dump_json().encode() + b"\n")
+            process.stdin.flush()
         deadline = time.monotonic() + START_TIMEOUT
         while not self._answers():
             if fault := self.fault():
                 raise SettingsError(fault)
+            if self._process is not process:
+                raise SettingsError("the gateway was stopped while it started")
             if time.monotonic() > deadline:
                 self.stop()
                 raise SettingsError(f"the gateway did not answer within {START_TIMEOUT:.0f} s")
@@ -59,9 +61,10 @@ class GatewayProcess:
 
     def fault(self) -> str | None:
         """What is wrong, None while all is well or it was never started."""
-        if self._process is None or self.running:
+        process = self._process
+        if process is None or process.poll() is None:
             return None
-        return f"the gateway ended with status {self._process.returncode}"
+        return f"the gateway ended with status {process.returncode}"
 
     def stop(self) -> None:
         """Answers under way get a few seconds. Returns when the process is gone."""

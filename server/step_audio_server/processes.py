@@ -50,6 +50,14 @@ def alive(pid: int) -> bool:
     return fields is not None and fields[0] not in "ZX"
 
 
+def exit_status(pid: int) -> int | None:
+    """Of a dead process that nobody has reaped, as subprocess gives it: a signal's number negative."""
+    fields = _stat(pid)
+    if fields is None or fields[0] not in "ZX":
+        return None
+    return os.waitstatus_to_exitcode(int(fields[49]))  # proc(5)'s 52nd, the state being the third
+
+
 def _stat(pid: int) -> list[str] | None:
     """proc(5)'s fields from the state on: state, parent, group, session, ...; None when there is no such process."""
     try:

@@ -7,7 +7,6 @@ import contextlib
 import io
 import signal
 import threading
-import time
 import wave
 from typing import TYPE_CHECKING
 
@@ -19,16 +18,16 @@ from step_audio_client import Audio, RequestError, Sampling, StepAudioClient, us
 from step_audio_server.errors import ServerError
 from step_audio_server.launch.ports import Ports
 from step_audio_server.prepare import prepare
+from step_audio_server.records import Death, record
 from step_audio_server.settings import ServeSettings
+from step_audio_server.supervision import Keeper
 from step_audio_server.tritonserver import TritonServer
 
 if TYPE_CHECKING:
     from step_audio_gateway.gateway_process import GatewayProcess
     from step_audio_gateway.settings import GatewaySettings
 
-MAX_RESTARTS = 3  # within RESTART_WINDOW; more means that a restart does not help
-RESTART_WINDOW = 600.0  # seconds of serving
-WATCH_PERIOD = 0.5  # seconds
+DEATHS = "deaths.jsonl"
 WARM_UP_TIMEOUT = 120.0  # seconds
 
 
@@ -71,6 +70,7 @@ class Service:
             try:
                 self.server.wait_live(settings.resolved_startup_timeout())
                 asyncio.run(warm_up(self.address))
+                self.server.watch(self.address)
                 return
             except (ServerError, RequestError) as error:
                 crashed, reason = self.server.crashed, self.server.reason()
@@ -87,32 +87,28 @@ class Service:
             self.server.stop()
             self.server = None
 
+    def kill(self) -> None:
+        """As `stop`, but nothing that is under way is waited for."""
+        if self.server is not None:
+            self.server.kill()
+            self.server = None
+
     def run(self) -> None:
-        """Serve until SIGINT or SIGTERM; restart a server or gateway that died, a few times."""
+        """Serve until SIGINT or SIGTERM; start a server or gateway that died again, each by itself."""
         stopping = threading.Event()
         previous = {s: signal.signal(s, _Interrupt(stopping)) for s in (signal.SIGINT, signal.SIGTERM)}
-        restarts: list[float] = []
-        starting = 0.0  # seconds, which do not count for the window: a large model takes longer
+        door: threading.Thread | None = None
         try:
             if self.gateway is not None:
                 self.gateway.check()
-            self._start_and_tell()
-            while not stopping.wait(WATCH_PERIOD):
-                assert self.server is not None
-                server_fault = self.server.fault()
-                fault = server_fault or (self.gateway.fault() if self.gateway is not None else None)
-                if fault is None:
-                    continue
-                now = time.monotonic() - starting
-                restarts = [at for at in restarts if now - at < RESTART_WINDOW] + [now]
-                if len(restarts) > MAX_RESTARTS:
-                    raise ServerError(f"{fault}, after {MAX_RESTARTS} restarts; log: {self.server.log}")
-                self.echo(f"{fault}: restart {len(restarts)} of at most {MAX_RESTARTS}")
-                if server_fault:
-                    self.stop()
-                began = time.monotonic()
-                self._start_and_tell()
-                starting += time.monotonic() - began
+            self.start()
+            if self.gateway is not None:
+                self.gateway.start()
+                keeper = Keeper(_KeptGateway(self, self.gateway), self.echo, stopping)
+                door = threading.Thread(target=keeper.run, name="gateway", daemon=True)
+                door.start()
+            self.tell_ready()
+            Keeper(_KeptServer(self), self.echo, stopping).run()
         except KeyboardInterrupt:
             pass
         finally:
@@ -121,23 +117,65 @@ class Service:
                     BrokenPipeError
                 ):  # who read this has left, and a server is still to be stopped
                     self.echo("stopping")
+            stopping.set()
             if self.gateway is not None:  # first, for its answers may still end
                 self.gateway.stop()
+            if door is not None and self.gateway is not None:
+                door.join()
+                self.gateway.stop()  # where it was just being started again
             self.stop()
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _start_and_tell(self) -> None:
-        """Whichever of the two is not running."""
-        if self.server is None:
-            self.start()
-        door = ""
-        if self.gateway is not None:
-            if not self.gateway.running:
-                self.gateway.start()
-            door = f"{self.gateway.url}, "
+    def tell_ready(self) -> None:
+        door = "" if self.gateway is None else f"{self.gateway.url}, "
         metrics = f"http://{self.ports.reached_at}:{self.ports.metrics}/metrics"
         self.echo(f"ready: {door}gRPC {self.address}, metrics {metrics}")
+
+
+class _KeptServer:
+    """The server of a service; each death of it goes to `deaths.jsonl` in its run directory."""
+
+    def __init__(self, service: Service):
+        self._service = service
+        self._restarts = 0
+
+    def fault(self) -> Death | None:
+        server = self._service.server
+        death = None if server is None else server.fault()
+        if death is not None:
+            self._restarts += 1
+            record(self._service.settings.run_dir / DEATHS, death, self._restarts)
+        return death
+
+    def start(self) -> None:
+        self._service.start()
+
+    def end(self) -> None:
+        self._service.kill()
+
+    def restarted(self, death: Death) -> None:
+        self._service.tell_ready()
+
+
+class _KeptGateway:
+    """The gateway of a service, which has its own deaths."""
+
+    def __init__(self, service: Service, gateway: GatewayProcess):
+        self._service, self._gateway = service, gateway
+
+    def fault(self) -> Death | None:
+        fault = self._gateway.fault()
+        return None if fault is None else Death(fault)
+
+    def start(self) -> None:
+        self._gateway.start()
+
+    def end(self) -> None:
+        """It has ended."""
+
+    def restarted(self, death: Death) -> None:
+        self._service.tell_ready()
 
 
 class _Interrupt:

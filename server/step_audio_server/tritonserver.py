@@ -15,19 +15,23 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import TypedDict
 
 from step_audio_server import processes
 from step_audio_server.errors import ServerError
+from step_audio_server.heartbeat import Heartbeat
 from step_audio_server.launch.launch import Launch, shm_flag
 from step_audio_server.launch.ports import Ports
+from step_audio_server.records import Death, rotate
 
 MPIRUN_ENDS_IN = 5.0  # seconds from its SIGTERM; it gives its ranks one of them before it kills them
 RANKS_END_IN = 10.0  # seconds in which mpirun ends the other ranks after one has died; then it does not
-UNREADY_FOR = 30.0  # seconds of no good word from the health endpoint, and a server on GPUs is given up
 
 # Severity, month, day; or the last words of a crash.
 ERROR_LINE = re.compile(r"E\d{4} |terminate called|Signal \(|\[TensorRT-LLM\]\[ERROR\]")
 MPIRUN_LINE = re.compile(r"(mpirun|prterun|orterun) |.*not enough slots")
+# The engine's gauge, ours and NVIDIA's.
+ACTIVE_REQUESTS = re.compile(r'^nv_trt_llm_request_metrics\{[^}]*request_type="active"[^}]*\} (\S+)$', re.MULTILINE)
 # Of Open MPI 4 and 5: "process rank 2 with PID ...", "Process name: [[22210,1],3]" or "[prterun-node-71@1,3]".
 FIRST_TO_END = re.compile(r"process rank (\d+) |Process name: \[.*,(\d+)\]")
 
@@ -39,10 +43,11 @@ class TritonServer:
         self.launch = launch
         self.ports = ports
         self.log = log
-        self._stubs: set[int] = set()
+        self._stubs: dict[int, str] = {}  # process id -> its model
         self._ranks: dict[int, int] = {}  # rank -> process id, as far as they have been seen
         self._regions: set[Path] = set()  # that the ranks share with one another
-        self._ready_at = 0.0  # when the health endpoint last said so
+        self._heartbeat: Heartbeat | None = None
+        rotate(log)
         with log.open("wb") as stream:
             # Its own session: a Ctrl-C in the terminal reaches us alone, and we stop it in order.
             self.process = subprocess.Popen(
@@ -74,26 +79,28 @@ class TritonServer:
             if time.monotonic() > deadline:
                 raise ServerError(f"tritonserver was not ready within {timeout:.0f} s")
             time.sleep(0.05 if self.launch.ranks == 1 else 0.25)
-        self._ready_at = time.monotonic()
         if self.launch.ranks > 1:
             self._lost_rank()  # sees those that it has not seen yet, the leader among them
             self._regions = processes.ranks_regions(self._ranks.values())
-        self._stubs = processes.children(self._leader())
+        self._stubs = {pid: _model(pid) for pid in processes.children(self._leader())}
 
-    def fault(self) -> str | None:
-        """What has died, None while all is well."""
-        if self.process.poll() is not None:
-            return f"tritonserver ended with status {self.process.returncode}"
+    def fault(self) -> Death | None:
+        """What has died or hangs, None while all is well."""
+        if (status := self.process.poll()) is not None:
+            return Death(f"tritonserver ended with status {status}", **_how_ended(status))
         if (lost := self._lost_rank()) is not None:
-            return f"rank {lost} of tritonserver died"
-        if self._stubs - processes.children(self._leader()):
-            return "a model's process died"
-        if self.launch.on_gpu:  # where a peer that hangs, hangs the leader, too
-            if self._ready():
-                self._ready_at = time.monotonic()
-            elif time.monotonic() - self._ready_at > UNREADY_FOR:
-                return f"tritonserver has not been ready for {UNREADY_FOR:.0f} s"
+            return Death(f"rank {lost} of tritonserver died")
+        if dead := set(self._stubs) - processes.children(self._leader()):
+            pid = min(dead)
+            model, status = self._stubs[pid], processes.exit_status(pid)
+            return Death(f"the process of {model} died", model, in_flight=self._in_flight(), **_how_ended(status))
+        if self._heartbeat is not None and (silent := self._heartbeat.fault()) is not None:
+            return Death(silent, silent.partition(" ")[0], in_flight=self._in_flight())
         return None
+
+    def watch(self, address: str) -> None:
+        """From now on a model that does not answer at `address` is a fault, too."""
+        self._heartbeat = Heartbeat(address)
 
     def reason(self) -> str:
         """The log's first error, for people: those that follow come of it."""
@@ -109,9 +116,8 @@ class TritonServer:
 
     def stop(self) -> None:
         """SIGTERM, then SIGKILL for what is left. Returns when all processes are gone."""
-        regions = self._regions
-        if self.launch.ranks > 1:
-            regions = regions | processes.ranks_regions(processes.session(self.process.pid))
+        self._forget_heartbeat()
+        regions = self._all_regions()
         if self.process.poll() is None:
             if self._lost_rank() is None:
                 # The leader alone: it answers what is in flight with the workers' help, and lets them go when it ends.
@@ -121,6 +127,14 @@ class TritonServer:
             if self.launch.ranks > 1 and self.process.poll() is None:
                 self.process.send_signal(signal.SIGTERM)
                 self._wait(MPIRUN_ENDS_IN)
+        self._kill(regions)
+
+    def kill(self) -> None:
+        """At once, for a server with a dead part finishes nothing. Returns when all processes are gone."""
+        self._forget_heartbeat()
+        self._kill(self._all_regions())
+
+    def _kill(self, regions: set[Path]) -> None:
         deadline = time.monotonic() + self.launch.kill_after
         while (left := processes.session(self.process.pid)) and time.monotonic() < deadline:
             processes.kill(left, signal.SIGKILL)
@@ -129,12 +143,27 @@ class TritonServer:
         self.process.wait()
         processes.remove_regions(self.launch.prefix, regions)
 
+    def _forget_heartbeat(self) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+
+    def _all_regions(self) -> set[Path]:
+        if self.launch.ranks == 1:
+            return self._regions
+        return self._regions | processes.ranks_regions(processes.session(self.process.pid))
+
+    def _in_flight(self) -> int | None:
+        """Requests that the engine has, by its gauge; None where it is not to be had."""
+        text = _http_get(self.ports.reached_at, self.ports.metrics, "/metrics", timeout=0.3)
+        found = ACTIVE_REQUESTS.search(text or "")
+        return None if found is None else int(float(found[1]))
+
     def _wait(self, seconds: float) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(seconds)
 
     def _ready(self) -> bool:
-        return _http_ok(self.ports.reached_at, self.ports.http, "/v2/health/ready")
+        return _http_get(self.ports.reached_at, self.ports.http, "/v2/health/ready") is not None
 
     def _leader(self) -> int:
         """The process that serves; mpirun's while its ranks have not begun."""
@@ -158,13 +187,32 @@ class TritonServer:
         return found
 
 
-def _http_ok(host: str, port: int, path: str) -> bool:
-    """GET answered with 200."""
-    connection = http.client.HTTPConnection(host, port, timeout=2)
+def _model(stub: int) -> str:
+    """Whose process it is: its second argument is REPOSITORY/MODEL/VERSION/model.py."""
+    words = processes.arguments(stub)
+    return Path(words[1]).parts[-3] if len(words) > 1 and len(Path(words[1]).parts) > 2 else "a model"
+
+
+class _HowEnded(TypedDict):
+    signal: str | None
+    status: int | None
+
+
+def _how_ended(status: int | None) -> _HowEnded:
+    """`status`: subprocess' form, a signal's number negative."""
+    if status is not None and status < 0:
+        return {"signal": signal.Signals(-status).name, "status": None}
+    return {"signal": None, "status": status}
+
+
+def _http_get(host: str, port: int, path: str, timeout: float = 2) -> str | None:
+    """The body of a 200, None for anything else."""
+    connection = http.client.HTTPConnection(host, port, timeout=timeout)
     try:
         connection.request("GET", path)
-        return connection.getresponse().status == 200
+        response = connection.getresponse()
+        return response.read().decode("utf-8", "replace") if response.status == 200 else None
     except (OSError, http.client.HTTPException):
-        return False
+        return None
     finally:
         connection.close()

@@ -11,8 +11,8 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -156,7 +156,7 @@ def test_one_gpu_from_start_to_end(gpus, monkeypatch):
     assert gpus.calls("mpirun") == [] and server.fault() is None
     os.kill(min(server._stubs), signal.SIGKILL)
     until(server.fault)
-    assert server.fault() == "a model's process died"
+    assert server.fault().text == "the process of a model died" and server.fault().signal == "SIGKILL"
     server.stop()
     assert gpus.events() == ["0 serves", "0 drained with 0 workers"] and left_behind(server) == []
 
@@ -242,7 +242,7 @@ def test_a_rank_that_dies(gpus, rank):
     server = started(gpus)
     os.kill(server._ranks[rank], signal.SIGKILL)
     until(server.fault)
-    assert re.fullmatch(r"rank \d of tritonserver died|tritonserver ended with status 1", server.fault())
+    assert re.fullmatch(r"rank \d of tritonserver died|tritonserver ended with status 1", str(server.fault()))
     server.stop()
     assert left_behind(server) == []
 
@@ -251,22 +251,24 @@ def test_a_stub_that_dies(gpus):
     server = started(gpus)
     os.kill(min(server._stubs), signal.SIGKILL)
     until(server.fault)
-    assert server.fault() == "a model's process died"
+    assert server.fault().text == "the process of a model died" and server.fault().signal == "SIGKILL"
     server.stop()
     assert left_behind(server) == []
 
 
-def test_a_server_that_is_no_longer_ready(gpus, monkeypatch):
+def test_a_server_that_does_not_answer(gpus, monkeypatch):
     """A rank that hangs, hangs them all, and no process dies."""
+    beats = [None, "tensorrt_llm does not answer", None]
+    monkeypatch.setattr(tritonserver, "Heartbeat", lambda address: SimpleNamespace(fault=beats.pop, stop=lambda: None))
     server = started(gpus)
-    (gpus.notes / "unready").touch()
-    assert server.fault() is None  # once is no reason
-    monkeypatch.setattr(tritonserver, "UNREADY_FOR", 0.3)
-    time.sleep(0.4)
-    assert server.fault() == "tritonserver has not been ready for 0 s"
-    (gpus.notes / "unready").unlink()
     assert server.fault() is None
-    server.stop()
+    server.watch("127.0.0.1:8001")
+    assert server.fault() is None
+    death = server.fault()
+    assert (death.text, death.model, death.signal) == ("tensorrt_llm does not answer", "tensorrt_llm", None)
+    assert server.fault() is None
+    server.kill()
+    assert left_behind(server) == []
 
 
 def test_a_killed_supervisor_leaves_nothing_running(gpus):

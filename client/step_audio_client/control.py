@@ -1,0 +1,60 @@
+"""What is asked of a server beside its work: whether every model answers, and to end a request.
+
+tritonserver's own health endpoints go on saying that all is well when a model's process is dead, stopped or stuck.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import uuid4
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2_grpc
+
+from step_audio_client import wire
+from step_audio_client.errors import Unavailable, call_error, request_error
+from step_audio_client.prepared import LLM
+
+PROMPT = "step_audio_prompt"  # featurizer, prompt builder and encoder, one after the other
+TOKENIZER = "tokenizer"
+MESSAGES = b'[{"role": "user", "content": "."}]'
+
+
+async def heartbeat(stub: service_pb2_grpc.GRPCInferenceServiceStub, timeout: float) -> str | None:
+    """The model that does not answer within `timeout` seconds, and how it does not; None while all do.
+
+    A small request goes through each, and takes neither a slot nor a place in the LLM's queue. An error is an answer,
+    too, unless it says that the model is gone.
+    """
+    prompt = wire.infer_request(PROMPT, "", {"messages": wire.byte_strings([MESSAGES])})
+    info = wire.infer_request(TOKENIZER, "", {})
+    info.outputs.add(name="serving_info")
+    asked = {
+        PROMPT: stub.ModelInfer(prompt, timeout=timeout),
+        TOKENIZER: stub.ModelInfer(info, timeout=timeout),
+        LLM: stop(stub, uuid4().hex, timeout),  # of a request that nobody has made
+    }
+    answers = await asyncio.gather(*asked.values(), return_exceptions=True)
+    faults = (_fault(model, answer) for model, answer in zip(asked, answers, strict=True))
+    return next((fault for fault in faults if fault is not None), None)
+
+
+async def stop(stub: service_pb2_grpc.GRPCInferenceServiceStub, request_id: str, timeout: float) -> None:
+    """Has the LLM end the request of this id. Raises StreamError, grpc.aio.AioRpcError."""
+    required = ("input_ids", "input_lengths", "request_output_len")  # by the model's configuration, not read
+    inputs = {name: wire.scalar(1, np.int32) for name in required} | {"stop": wire.scalar(True, np.bool_)}
+    async for _ in wire.stream(stub, wire.infer_request(LLM, request_id, inputs), timeout):
+        pass
+
+
+def _fault(model: str, answer: object) -> str | None:
+    if isinstance(answer, grpc.aio.AioRpcError):
+        if answer.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+            return f"{model} does not answer"
+        answer = call_error(answer, "")
+    elif isinstance(answer, wire.StreamError):
+        answer = request_error(str(answer))
+    elif isinstance(answer, BaseException):
+        raise answer
+    return f"{model} is gone" if isinstance(answer, Unavailable) else None

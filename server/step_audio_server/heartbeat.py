@@ -1,0 +1,43 @@
+"""A thread that asks every model of a running server something small, to tell a hang from patience."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING
+
+from step_audio_client.control import heartbeat
+from step_audio_client.wire import channel
+
+if TYPE_CHECKING:
+    from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
+
+PERIOD = 1.5  # seconds between an answer and the next question
+PATIENCE = 8.0  # seconds that a model may take, and on a machine with all cores taken does
+
+
+class Heartbeat:
+    """Of the server at `address`, from now on until `stop()`."""
+
+    def __init__(self, address: str):
+        self._address = address
+        self._fault: str | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._beat()), name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def fault(self) -> str | None:
+        """The model that does not answer, None while all do. It is asked again, for it may have been a pause."""
+        return self._fault
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    async def _beat(self) -> None:
+        from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
+
+        async with channel(self._address) as open_channel:
+            stub: GRPCInferenceServiceStub = GRPCInferenceServiceStub(open_channel)
+            while not self._stopping.is_set():
+                self._fault = await heartbeat(stub, PATIENCE)
+                await asyncio.sleep(PERIOD)

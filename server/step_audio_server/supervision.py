@@ -1,0 +1,68 @@
+"""Keeping a process running: a fault is told, what is left is ended, and it is started again, however often."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Protocol
+
+from step_audio.command_line import Echo
+from step_audio.errors import StepAudioError
+from step_audio_server.records import Death
+
+WATCH_PERIOD = 0.25  # seconds
+# Seconds before a start, by the faults in a row before it: the first is mended at once.
+PAUSES = (0.0, 0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
+STEADY = 60.0  # seconds of running, after which the next fault is the first one again
+
+
+class Kept(Protocol):
+    """What a Keeper keeps running."""
+
+    def fault(self) -> Death | None:
+        """What is wrong, None while all is well."""
+
+    def start(self) -> None:
+        """Returns when it works. Raises StepAudioError; then nothing is left of it."""
+
+    def end(self) -> None:
+        """At once: nothing that it has in hand can be finished."""
+
+    def restarted(self, death: Death) -> None:
+        """It works again after `death`."""
+
+
+class Keeper:
+    """Watches over `kept`, which is running, until `stopping` is set. It never gives up."""
+
+    def __init__(self, kept: Kept, echo: Echo, stopping: threading.Event):
+        self._kept, self._echo, self._stopping = kept, echo, stopping
+        self._failures = 0  # in a row
+        self._since = time.monotonic()  # when it was last started
+
+    def run(self) -> None:
+        while not self._stopping.wait(WATCH_PERIOD):
+            if (death := self._kept.fault()) is not None:
+                self._restart(death)
+
+    def _restart(self, death: Death) -> None:
+        if time.monotonic() - self._since > STEADY:
+            self._failures = 0
+        self._kept.end()
+        reason = str(death)
+        while True:
+            pause = PAUSES[min(self._failures, len(PAUSES) - 1)]
+            self._failures += 1
+            self._echo(f"{reason}: starting again" + (f" in {pause:.0f} s" if pause else ""))
+            if self._stopping.wait(pause):
+                return
+            try:
+                self._kept.start()
+            except StepAudioError as error:
+                if self._stopping.is_set():
+                    return
+                reason = str(error)
+            else:
+                self._since = time.monotonic()
+                self._kept.restarted(death)
+                return

@@ -1,0 +1,119 @@
+"""What keeps a server running, and what it leaves to be read."""
+
+import json
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from step_audio_server import records, supervision
+from step_audio_server.errors import ServerError
+from step_audio_server.records import Death, record, rotate
+from step_audio_server.supervision import PAUSES, Keeper
+
+
+class Clock(threading.Event):
+    """`wait` returns at once and lets the time pass; after `ends` of them, it is set."""
+
+    def __init__(self, ends: int):
+        super().__init__()
+        self.now, self.waits, self.ends = 0.0, [], ends
+
+    def wait(self, timeout=None):
+        self.now += timeout
+        self.waits.append(timeout)
+        return len(self.waits) > self.ends
+
+    def pauses(self):
+        return [wait for wait in self.waits if wait != supervision.WATCH_PERIOD]
+
+
+class Kept:
+    """Dies as often as told, each time after `lives` looks."""
+
+    def __init__(self, deaths, lives=1, failing=0):
+        self.deaths, self.lives, self.failing = deaths, lives, failing
+        self.looks, self.events = 0, []
+
+    def fault(self):
+        self.looks += 1
+        if self.deaths and self.looks % (self.lives + 1) == self.lives:
+            self.deaths -= 1
+            return Death(f"death {self.deaths}")
+        return None
+
+    def start(self):
+        self.events.append("start")
+        if self.failing:
+            self.failing -= 1
+            raise ServerError("no start")
+
+    def end(self):
+        self.events.append("end")
+
+    def restarted(self, death):
+        self.events.append(str(death))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock(2000)
+    monkeypatch.setattr(supervision, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+def test_ever_longer_pauses_but_no_end(clock):
+    kept, said = Kept(30), []
+    Keeper(kept, said.append, clock).run()
+    assert kept.deaths == 0 and len(said) == 30 == kept.events.count("start") == kept.events.count("end")
+    assert clock.pauses()[: len(PAUSES)] == list(PAUSES) and set(clock.pauses()[len(PAUSES) :]) == {PAUSES[-1]}
+    assert kept.events[:3] == ["end", "start", "death 29"]
+    assert said[0] == "death 29: starting again" and said[2] == "death 27: starting again in 1 s"
+
+
+def test_after_a_long_life_a_death_is_the_first_again(clock):
+    kept = Kept(5, lives=int(supervision.STEADY / supervision.WATCH_PERIOD) + 2)
+    Keeper(kept, lambda line: None, clock).run()
+    assert kept.deaths == 0 and clock.pauses() == [0.0] * 5
+
+
+def test_a_start_that_fails_is_tried_again(clock):
+    kept, said = Kept(1, failing=3), []
+    Keeper(kept, said.append, clock).run()
+    assert kept.events == ["end", *["start"] * 4, "death 0"]
+    assert said == [
+        "death 0: starting again",
+        "no start: starting again",
+        "no start: starting again in 1 s",
+        "no start: starting again in 2 s",
+    ]
+
+
+def test_a_stop_ends_the_waiting(clock):
+    clock.ends = 6
+    kept = Kept(1, failing=1000)
+    Keeper(kept, lambda line: None, clock).run()
+    assert kept.events.count("start") == 5 and clock.pauses()[-1] == PAUSES[5]
+
+
+def test_deaths_are_lines_of_json(tmp_path):
+    file = tmp_path / "deaths.jsonl"
+    record(file, Death("the process of audio_encoder died", "audio_encoder", "SIGKILL", in_flight=3), 1)
+    record(file, Death("tritonserver ended with status 1", status=1), 2)
+    first, second = map(json.loads, file.read_text().splitlines())
+    assert first.pop("time").endswith("+00:00")
+    assert first == {
+        "text": "the process of audio_encoder died", "model": "audio_encoder", "signal": "SIGKILL", "status": None,
+        "in_flight": 3, "restarts": 1,
+    }  # fmt: skip
+    assert (second["status"], second["model"], second["restarts"]) == (1, None, 2)
+
+
+def test_logs_are_numbered_and_the_oldest_is_dropped(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "KEPT_LOGS", 3)
+    log = tmp_path / "tritonserver.log"
+    for number in range(6):
+        rotate(log)
+        log.write_text(str(number))
+    found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert found == {f"tritonserver.log{end}": text for end, text in zip(["", ".1", ".2", ".3"], "5432", strict=True)}
