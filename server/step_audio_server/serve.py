@@ -74,12 +74,12 @@ class Service:
                 return
             except (ServerError, RequestError) as error:
                 crashed, reason = self.server.crashed, self.server.reason()
-                self.stop()
+                self.kill()
                 if last or not crashed:
                     raise ServerError(f"{error}: {reason}") from None
                 self.echo("tritonserver crashed while loading: trying once more")
             except BaseException:
-                self.stop()
+                self.kill()
                 raise
 
     def stop(self) -> None:
