@@ -142,6 +142,7 @@ class Pipeline:
         inputs, request_id = request.inputs(), run.next_id()
         limit = request.sampling.max_tokens or max_seq_len
         completion, prompt_tokens, last_id, begun = 0, 0, None, False
+        blocks = dict.fromkeys(("kv_cache_alloc_total_blocks", "kv_cache_reused_blocks"), 0)
         if run.stopped:
             yield Tokens([], [], 0, "stop")
             return
@@ -164,11 +165,10 @@ class Pipeline:
                             # last token; of stop words the last token is kept, of end_id it is not.
                             full = completion >= min(limit, max_seq_len - prompt_tokens)
                             reason = "length" if full and last_id not in stop_ids else "stop"
-                        blocks = (
-                            int(response.outputs[name].item()) if name in response.outputs else 0
-                            for name in ("kv_cache_alloc_total_blocks", "kv_cache_reused_blocks")
-                        )
-                        yield Tokens(ids, logprobs[len(logprobs) - len(ids) :], prompt_tokens, reason, *blocks)
+                        for name in blocks.keys() & response.outputs.keys():  # the final response may have none
+                            blocks[name] = int(response.outputs[name].item())
+                        new = logprobs[len(logprobs) - len(ids) :]
+                        yield Tokens(ids, new, prompt_tokens, reason, *blocks.values())
                 return
             except (ServerBusy, Unavailable) as error:
                 if begun:

@@ -250,7 +250,7 @@ def wait(condition: Callable[[], Any], what: str) -> None:
 
 
 def test_hanging_up_frees_both_slots(service):
-    pace = {"mode": "speak_first", "think_tokens": 1, "speak_tokens": 10_000}
+    pace = {"mode": "speak_first", "think_tokens": 10_000, "speak_tokens": 1000}
     body = {"messages": HELLO, "max_tokens": 20_000, "mind_paced_speaking": pace, "stream": True}
     with contextmanager(door)(service.address) as url:
         with httpx.stream("POST", f"{url}{CHAT}", json=body, timeout=60) as response:

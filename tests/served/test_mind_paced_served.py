@@ -119,7 +119,7 @@ async def until_free(service) -> float:
 PHASES = {  # mode, and after how many characters of thought and speech
     "before the first token": (MindPaced("speak_first", 8, 4), 0, 0),
     "while only one thinks": (MindPaced("think_first", 8, 4), 3, 0),
-    "while both are at work": (MindPaced("speak_first", 8, 4000), 0, 2),
+    "while both are at work": (MindPaced("speak_first", 2000, 1000), 0, 2),
     "between two segments": (MindPaced("speak_first", 8, 4), 12, 6),
     "while a segment is played": (MindPaced("speak_first", 8, 4, speech_rate=3), 12, 2),
     "while one goes on alone": (MindPaced("think_before_speak", 8, 4), 5, 0),
