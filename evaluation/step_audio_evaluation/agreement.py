@@ -24,7 +24,8 @@ class Greedy:
 class Reference(Protocol):
     """A model whose greedy answers served ones are compared with."""
 
-    stop_ids: Sequence[int]
+    @property
+    def stop_ids(self) -> Sequence[int]: ...
 
     def greedy(self, item: Item, max_tokens: int) -> Greedy:
         """Up to and including a stop token."""

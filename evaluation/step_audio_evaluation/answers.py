@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from pydantic import Field, ValidationError
 
@@ -12,6 +13,23 @@ from step_audio.config import Strict
 from step_audio_evaluation.items import EvaluationError
 
 SETTINGS, ANSWERS = "settings.json", "answers.jsonl"
+
+
+class DataSetSettings(TypedDict, total=False):
+    """What a data set's answers hang on besides."""
+
+    data: str
+    data_sha256: str
+    audio_first: bool
+    think: bool
+
+
+class Settings(DataSetSettings):
+    """What the answers of one folder hang on, which must not be mixed."""
+
+    model: str
+    seed: int
+    sampling: Mapping[str, Any]
 
 
 class Answer(Strict):
@@ -29,7 +47,7 @@ class Answer(Strict):
 class AnswerFile:
     """The answers of one output folder, `of` by id. `add` is on the disk when it returns."""
 
-    def __init__(self, directory: Path, settings: dict[str, Any]):
+    def __init__(self, directory: Path, settings: Settings):
         """Opens or begins the folder. Raises EvaluationError where it holds answers that were got otherwise."""
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / ANSWERS
@@ -43,8 +61,8 @@ class AnswerFile:
             file.write(answer.model_dump_json() + "\n")
         self.of[answer.id] = answer
 
-    def _check(self, file: Path, settings: dict[str, Any]) -> None:
-        settings = json.loads(json.dumps(settings))  # as they will be read back
+    def _check(self, file: Path, wanted: Settings) -> None:
+        settings: dict[str, object] = json.loads(json.dumps(wanted))  # as they will be read back
         if not file.exists():
             if self.path.exists():
                 raise EvaluationError(f"{self.path} has no {SETTINGS} beside it: choose another --output")

@@ -123,7 +123,7 @@ def _line(raw: str, where: str) -> Line:
     return line
 
 
-def _messages(line: Line, recordings: int, audio_first: bool) -> tuple[dict, ...]:
+def _messages(line: Line, recordings: int, audio_first: bool) -> tuple[dict[str, Any], ...]:
     audio = [{"type": "audio"}] * recordings
     if audio_first or not audio:
         content = [*audio, {"type": "text", "text": line.prompt()}]

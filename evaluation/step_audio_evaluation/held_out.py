@@ -19,6 +19,7 @@ from multiprocessing import get_context
 
 import numpy as np
 
+from step_audio.arrays import Float32Array
 from step_audio.audio import SAMPLE_RATE
 from step_audio.chat_template import NO_THOUGHT
 from step_audio_evaluation.items import Item, Kind, Snr
@@ -119,7 +120,7 @@ def cut(thought: str, share: float) -> str:
     return thought[: max([end for end in ends if end <= share * len(thought)], default=ends[0])]
 
 
-def wav(samples: np.ndarray) -> bytes:
+def wav(samples: Float32Array) -> bytes:
     """float32 [n] at 16 kHz within [-1, 1] as a file of 16 bits a sample."""
     file = io.BytesIO()
     with wave.open(file, "wb") as writer:

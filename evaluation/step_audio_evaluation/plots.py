@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from step_audio_evaluation.report import Row
 from step_audio_evaluation.statistics import Interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def plot_noise(rows: Sequence[Row], file: Path) -> None:
@@ -22,10 +25,10 @@ def plot_noise(rows: Sequence[Row], file: Path) -> None:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     noisy = sorted((row for row in rows if row.snr_db is not None), key=_clearness)
     for n, task in enumerate(dict.fromkeys(row.task for row in rows if row.snr_db is not None)):
-        style = {"label": task, "color": f"C{n}", "marker": "o", "capsize": 3}
         own = [row for row in noisy if row.task == task]
-        _curve(left, [(row, row.accuracy, row.interval) for row in own], style)
-        _curve(right, [(row, row.wer, row.wer_interval) for row in own if row.wer is not None], style)
+        _curve(left, [(row, row.accuracy, row.interval) for row in own], task, f"C{n}")
+        errors = [(row, row.wer, row.wer_interval) for row in own if row.wer is not None and row.wer_interval]
+        _curve(right, errors, task, f"C{n}")
     for axes, title in ((left, "right answers, %"), (right, "word error rate of transcripts, %")):
         axes.set(xlabel="signal-to-noise ratio, dB", title=title)
         axes.set_ylim(bottom=0)
@@ -40,7 +43,7 @@ def _clearness(row: Row) -> float:
     return float("inf") if row.snr_db == "clean" else float(row.snr_db or 0)
 
 
-def _curve(axes: Any, points: Sequence[tuple[Row, float, Interval]], style: dict[str, Any]) -> None:
+def _curve(axes: Axes, points: Sequence[tuple[Row, float, Interval]], task: str, color: str) -> None:
     """Noise levels one step apart, the clean recordings at the right end; bars are 95 % intervals."""
     if not points:
         return
@@ -49,4 +52,4 @@ def _curve(axes: Any, points: Sequence[tuple[Row, float, Interval]], style: dict
     # Rounding can put the value a hair outside its interval, which errorbar refuses.
     below = [100 * max(value - interval.low, 0) for _, value, interval in points]
     above = [100 * max(interval.high - value, 0) for _, value, interval in points]
-    axes.errorbar(names, values, [below, above], **style)
+    axes.errorbar(names, values, [below, above], label=task, color=color, marker="o", capsize=3)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-_BENCHMARK = {"max_tokens": 32_000, "temperature": 0.7, "repetition_penalty": 1.0}
-_DESCRIPTION = {"max_tokens": 2048, "temperature": 0.7, "top_p": 0.9}
+_BENCHMARK: Mapping[str, Any] = {"max_tokens": 32_000, "temperature": 0.7, "repetition_penalty": 1.0}
+_DESCRIPTION: Mapping[str, Any] = {"max_tokens": 2048, "temperature": 0.7, "top_p": 0.9}
 
-PRESETS: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "mmau": _BENCHMARK,
         "mmsu": _BENCHMARK,
@@ -22,4 +23,4 @@ PRESETS: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
         "step-audio-2": {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.05},
     }
 )
-GREEDY = MappingProxyType({"temperature": 0.0})
+GREEDY: Mapping[str, Any] = MappingProxyType({"temperature": 0.0})

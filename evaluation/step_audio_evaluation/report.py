@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 from step_audio_evaluation.agreement import Agreement
-from step_audio_evaluation.answers import Answer
+from step_audio_evaluation.answers import Answer, Settings
 from step_audio_evaluation.items import Item, Snr
 from step_audio_evaluation.scoring import Score, score
 from step_audio_evaluation.statistics import Difference, Interval, bootstrap_ratio, paired_difference, wilson
+
+Key = TypeVar("Key")
 
 WRONG_SHOWN = 3  # examples of a task's wrong answers in the report
 
@@ -46,7 +48,7 @@ class Row:
 class Report:
     """All that `report.md` and `report.json` show: accuracy by task, and how it was measured."""
 
-    settings: Mapping[str, Any]
+    settings: Settings
     date: str
     rows: list[Row]
     differences: dict[str, Difference]
@@ -64,7 +66,7 @@ def grade(items: Sequence[Item], answers: Mapping[str, Answer]) -> list[Graded]:
     return graded
 
 
-def make_report(graded: Sequence[Graded], settings: Mapping[str, Any], date: str) -> Report:
+def make_report(graded: Sequence[Graded], settings: Settings, date: str) -> Report:
     """Rows in the order of the questions; a task's tags behind it."""
     seed = settings["seed"]
     rows, wrong = [], []
@@ -78,8 +80,8 @@ def make_report(graded: Sequence[Graded], settings: Mapping[str, Any], date: str
     return Report(settings, date, rows, _differences(graded, seed), None, wrong)
 
 
-def _groups(graded: Sequence[Graded], key: Callable[[Graded], Any]) -> list[tuple[Any, list[Graded]]]:
-    groups: dict[Any, list[Graded]] = {}
+def _groups(graded: Sequence[Graded], key: Callable[[Graded], Key]) -> list[tuple[Key, list[Graded]]]:
+    groups: dict[Key, list[Graded]] = {}
     for one in graded:
         groups.setdefault(key(one), []).append(one)
     return list(groups.items())

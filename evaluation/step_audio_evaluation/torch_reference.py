@@ -10,10 +10,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from step_audio.arrays import Float32Array
 from step_audio.audio import content_hash, decode_audio, split_clips
 from step_audio.chat import ClipInfo, build_prompt
 from step_audio.checkpoint import Checkpoint, decoder_tensors, to_float32
@@ -78,12 +78,13 @@ class TorchReference:
         )
         ids = torch.from_numpy(prompt.input_ids).long()
         audio = ids >= self.config.text.vocab_size  # these are rows of the clips, one clip after the other
-        embeddings = self.decoder.model.embed_tokens(ids.masked_fill(audio, 0))
+        embeddings: Tensor = self.decoder.model.embed_tokens(ids.masked_fill(audio, 0))
         if rows := [self._embed(clip) for clips in samples for clip in clips]:
             embeddings[audio] = torch.cat(rows)
         return embeddings
 
-    def _embed(self, clip: np.ndarray) -> Tensor:
+    def _embed(self, clip: Float32Array) -> Tensor:
         """[tokens, hidden]"""
         mel = log_mel(clip, self.config.audio.n_mels)
-        return self.encoder(torch.from_numpy(mel)[None], torch.tensor([mel.shape[1]]))[0]
+        embeddings: Tensor = self.encoder(torch.from_numpy(mel)[None], torch.tensor([mel.shape[1]]))[0]
+        return embeddings

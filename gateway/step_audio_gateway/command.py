@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from step_audio.command_line import add_command
+from step_audio.command_line import Commands, add_command
 from step_audio.settings import Settings, add_config, add_flags, fields_of, said, values_for
 from step_audio_gateway.settings import GatewaySettings
 
@@ -15,7 +15,7 @@ FIELDS = fields_of(GatewaySettings)
 SERVE_FIELDS = fields_of(GatewaySettings, leave_out=("triton",))  # `step-audio serve` knows that address by itself
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
+def add_parser(commands: Commands) -> argparse.ArgumentParser:
     """Add the command to the subparsers of `step-audio`; `run` is set."""
     parser = add_command(commands, "gateway", run, DESCRIPTION)
     add_config(parser)

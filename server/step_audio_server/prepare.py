@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 def prepare(settings: ServeSettings, ports: Ports, echo: Echo) -> Launch:
     """Raises StepAudioError."""
-    return _for_cpu(settings, ports, echo) if settings.profile is None else _for_gpus(settings, ports, echo)
+    if settings.profile is None:
+        return _for_cpu(settings, ports, echo)
+    return _for_gpus(settings, settings.profile, ports, echo)
 
 
 def _for_cpu(settings: ServeSettings, ports: Ports, echo: Echo) -> Launch:
@@ -71,12 +73,12 @@ def engine_limits(settings: ServeSettings, model: ModelConfig) -> BuildConfig:
     )
 
 
-def _for_gpus(settings: ServeSettings, ports: Ports, echo: Echo) -> Launch:
+def _for_gpus(settings: ServeSettings, profile_name: str, ports: Ports, echo: Echo) -> Launch:
     """Builds nothing, for that takes an hour of the GPUs: it uses what `step-audio build` has made."""
     from step_audio_build.planning.profiles import audio_seconds, load_profile
     from step_audio_build.stages.repository import read_built
 
-    profile = load_profile(settings.profile)
+    profile = load_profile(profile_name)
     binary = gpu_image.require_gpu_image()
     if profile.gpus > 1:
         gpu_image.require_mpirun()

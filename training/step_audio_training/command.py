@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from step_audio.command_line import Echo, add_command, count, echo
+from step_audio.command_line import Commands, Echo, add_command, count, echo
 from step_audio.errors import ArtefactError
 from step_audio.extras import install_for
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from step_audio_training.train import Recipe
 
 
-def add_train(commands: Any) -> None:
+def add_train(commands: Commands) -> None:
     """Add the command to the subparsers of `step-audio`; `run` is set."""
     parser = add_command(commands, "train", _train, "Train the small model on speech that espeak-ng makes on the fly.")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="goes on with what is there")

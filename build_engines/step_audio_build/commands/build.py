@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import signal
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from pydantic import ValidationError
 
-from step_audio.command_line import echo
+from step_audio.command_line import Commands, add_command, echo
 from step_audio.errors import SettingsError
 from step_audio.validation import first_fault
 from step_audio_build.planning.profiles import EncoderPrecision, Precision, Profile, load_profile, profile_names
@@ -20,9 +20,9 @@ DESCRIPTION = "Checkpoint to TensorRT-LLM engines and the encoder's TensorRT pla
 STAGE_HELP = ", ".join(STAGES)
 
 
-def add_build(commands: Any) -> argparse.ArgumentParser:
+def add_build(commands: Commands) -> argparse.ArgumentParser:
     """Add the command to the subparsers of `step-audio`; `run` is set."""
-    parser = commands.add_parser("build", help=DESCRIPTION, description=DESCRIPTION)
+    parser = add_command(commands, "build", run, DESCRIPTION)
     parser.add_argument(
         "--profile", required=True, metavar="NAME", help=f"{', '.join(profile_names())}, or a .toml file"
     )
@@ -51,7 +51,6 @@ def add_build(commands: Any) -> argparse.ArgumentParser:
         "--workers", type=int, metavar="N", help="ranks that trtllm-build builds at once (default: what fits in memory)"
     )
     parser.add_argument("--dry-run", action="store_true", help="print commands and sizes; needs no GPU")
-    parser.set_defaults(run=run)
     return parser
 
 

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
-from step_audio.command_line import add_command, count, echo
+from step_audio.command_line import Commands, add_command, count, echo
 from step_audio.errors import StepAudioError
 from step_audio.validation import first_fault
 
 
-def add_parts(commands: Any) -> None:
+def add_parts(commands: Commands) -> None:
     """Add the commands to the subparsers of `step-audio`; `run` is set."""
     _add_make_tiny(commands)
     _add_convert(commands)
     _add_export_encoder(commands)
 
 
-def _add_make_tiny(commands) -> None:
+def _add_make_tiny(commands: Commands) -> None:
     parser = add_command(commands, "make-tiny", _make_tiny, "Write a small random checkpoint in the published layout.")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     for name, default in (("seed", 0), ("hidden-size", 64), ("intermediate-size", 192), ("layers", 2), ("heads", 8)):
@@ -44,7 +43,7 @@ def _make_tiny(arguments: argparse.Namespace) -> None:
     echo(f"{arguments.output}: {config.text.num_hidden_layers} layers of {config.text.hidden_size}, random weights")
 
 
-def _add_convert(commands) -> None:
+def _add_convert(commands: Commands) -> None:
     parser = add_command(commands, "convert", _convert, "Checkpoint to TensorRT-LLM 1.2.1 checkpoint, one file a rank.")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
@@ -63,7 +62,7 @@ def _convert(arguments: argparse.Namespace) -> None:
     echo(f"{arguments.output}: TensorRT-LLM checkpoint for {arguments.tp} ranks, {size / 1e9:.3f} GB")
 
 
-def _add_export_encoder(commands) -> None:
+def _add_export_encoder(commands: Commands) -> None:
     parser = add_command(commands, "export-encoder", _export_encoder, "Checkpoint's audio encoder and adaptor to ONNX.")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the .onnx file")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
+from step_audio.command_line import Commands, add_command
 from step_audio.config import AudioEncoderConfig, ModelConfig, TextConfig
 from step_audio_build.planning.memory_plan import MemoryPlan, decode_bound, plan
 from step_audio_build.planning.profiles import load_profile, profile_names
@@ -40,12 +40,11 @@ PUBLISHED = ModelConfig(
 """Step-Audio-R1 and R1.1: config_origin.json of stepfun-ai/Step-Audio-R1.1 @8abb296. For planning without weights."""
 
 
-def add_plan(commands: Any) -> argparse.ArgumentParser:
+def add_plan(commands: Commands) -> argparse.ArgumentParser:
     """Add the command to the subparsers of `step-audio`; `run` is set."""
-    parser = commands.add_parser("plan", help=DESCRIPTION, description=DESCRIPTION)
+    parser = add_command(commands, "plan", run, DESCRIPTION)
     parser.add_argument("--profile", metavar="NAME", help=f"or a .toml file (default: all of {len(profile_names())})")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="default: Step-Audio-R1.1, as published")
-    parser.set_defaults(run=run)
     return parser
 
 

@@ -27,7 +27,7 @@ SAMPLING_NAMES = (
 )  # fmt: skip
 
 
-def sampling_given(arguments: argparse.Namespace) -> dict[str, int | float]:
+def sampling_given(arguments: argparse.Namespace) -> dict[str, Any]:
     """What was said about sampling."""
     return {name: value for name in SAMPLING_NAMES if (value := getattr(arguments, name)) is not None}
 

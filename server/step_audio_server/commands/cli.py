@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
-from step_audio.command_line import add_command, echo
+from step_audio.command_line import Commands, add_command, echo
 from step_audio.errors import StepAudioError
 from step_audio.extras import install_for
 from step_audio.settings import add_flags, fields_of
@@ -52,16 +52,18 @@ def _main(argv: list[str] | None) -> int:
 def _run(argv: list[str] | None) -> int:
     try:
         arguments = _parser().parse_args(argv)
-        return arguments.run(arguments) or 0
+        status: int | None = arguments.run(arguments)
+        return status or 0
     finally:
         _flush(sys.stdout)  # not at exit, when a fault could only be complained about
 
 
 def _flush(stream: TextIO | None) -> None:
     """Raises OSError; what could not be written is dropped then, or the flush at exit fails again. None: closed."""
+    if stream is None:
+        return
     try:
-        if stream is not None:
-            stream.flush()
+        stream.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         raise
@@ -91,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_serve(commands) -> None:
+def _add_serve(commands: Commands) -> None:
     from step_audio_gateway.command import add_serve_flags
     from step_audio_server.settings import ServeSettings
 
@@ -116,7 +118,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     Service(ServeSettings.create(**given), echo, gateway).run()
 
 
-def _add_chat(commands) -> None:
+def _add_chat(commands: Commands) -> None:
     parser = add_command(commands, "chat", _chat, "Ask a running server; the answer is printed as it arrives.")
     parser.add_argument("--audio", action="append", default=[], metavar="FILE", help="a recording; repeat for more")
     parser.add_argument("--text", action="append", default=[], help="what to ask; put after the recordings")
@@ -145,7 +147,7 @@ def _chat(arguments: argparse.Namespace) -> int:
     )
 
 
-def _add_demo(commands) -> None:
+def _add_demo(commands: Commands) -> None:
     parser = add_command(commands, "demo", _demo, "Serve the small model that comes along and ask it something aloud.")
     parser.add_argument("--ask", metavar="TEXT", help="what espeak-ng says (default: a sum of two numbers)")
     parser.add_argument("--work-dir", type=Path, default=Path(".work"), metavar="DIR", help="default %(default)s")

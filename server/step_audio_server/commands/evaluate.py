@@ -19,7 +19,7 @@ from step_audio.progress import Progress
 from step_audio_build.stages.cpu_build import default_work_dir
 from step_audio_client import RequestError, Sampling, StepAudioClient
 from step_audio_evaluation.agreement import Agreement, agreement
-from step_audio_evaluation.answers import AnswerFile
+from step_audio_evaluation.answers import AnswerFile, DataSetSettings, Settings
 from step_audio_evaluation.data_set import load_data_set
 from step_audio_evaluation.held_out import TASKS, at_noise_levels, held_out
 from step_audio_evaluation.items import EvaluationError, Item, Snr
@@ -133,7 +133,7 @@ async def _answers(
     sampling: Sampling,
     drawn: Mapping[str, Any],
     echo: Echo,
-) -> tuple[dict[str, Any], AnswerFile]:
+) -> tuple[Settings, AnswerFile]:
     """Everything answered, in the output folder too, and the settings it was answered with."""
     task = asyncio.current_task()
     assert task is not None
@@ -144,14 +144,15 @@ async def _answers(
             model = (await client.serving_info())["model"]
         except RequestError as error:
             raise EvaluationError(str(error)) from None
-        settings: dict[str, Any] = {"model": model, "seed": options.seed, "sampling": dict(drawn)}
+        data_set: DataSetSettings = {}
         if options.data:
-            settings |= {
+            data_set = {
                 "data": options.data.name,
                 "data_sha256": hashlib.sha256(options.data.read_bytes()).hexdigest(),
                 "audio_first": options.audio_first,
                 "think": options.think,
             }
+        settings: Settings = {"model": model, "seed": options.seed, "sampling": dict(drawn), **data_set}
         answers = AnswerFile(options.output, settings)
         try:
             await run(items, client, sampling, answers, options.concurrency)

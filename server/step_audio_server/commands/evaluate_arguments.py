@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
-from typing import Any
 
-from step_audio.command_line import add_command, count, echo
+from step_audio.command_line import Commands, add_command, count, echo
 from step_audio_evaluation.presets import PRESETS
 from step_audio_server.commands.arguments import SAMPLING_NAMES, add_sampling
 
@@ -20,7 +19,7 @@ def noise_level(text: str) -> float | str:
     return value
 
 
-def add_eval(commands: Any) -> None:
+def add_eval(commands: Commands) -> None:
     """Add the command to the subparsers of `step-audio`; `run` is set."""
     parser = add_command(commands, "eval", _eval, "Ask a served model questions whose answers are known, and score it.")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="answers and report; resumable")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from step_audio.command_line import Commands, add_command
 from step_audio_build.planning.profiles import load_profile, profile_names
 
 if TYPE_CHECKING:
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
 DESCRIPTION = "What this machine has and what it lacks, one line each, with what to do; exit status 1 on a fault."
 
 
-def add_doctor(commands: Any) -> argparse.ArgumentParser:
+def add_doctor(commands: Commands) -> argparse.ArgumentParser:
     """Add the command to the subparsers of `step-audio`; `run` is set."""
-    parser = commands.add_parser("doctor", help=DESCRIPTION, description=DESCRIPTION)
+    parser = add_command(commands, "doctor", run, DESCRIPTION)
     parser.add_argument(
         "--profile", metavar="NAME", help=f"what is to run here: {', '.join(profile_names())}, or a .toml file"
     )
@@ -26,7 +27,6 @@ def add_doctor(commands: Any) -> argparse.ArgumentParser:
         "--work-dir", type=Path, default=Path(), metavar="DIR", help="for what is built (default: this folder)"
     )
     parser.add_argument("--json", action="store_true", help="for programs")
-    parser.set_defaults(run=run)
     return parser
 
 
