@@ -1,5 +1,6 @@
 """Rank files against transformers: put together again by a plain tensor-parallel forward, they are the same model."""
 
+import hashlib
 import io
 import json
 import os
@@ -169,6 +170,21 @@ def test_bfloat16_is_kept_bit_for_bit(tmp_path):
     assert {tensor.dtype for tensor in rank.values()} == {torch.bfloat16}
     assert torch.equal(rank["transformer.vocab_embedding.weight"], original["model.embed_tokens.weight"])
     assert torch.equal(rank["transformer.layers.1.mlp.fc.weight"], original["model.layers.1.mlp.gate_proj.weight"][96:])
+
+
+@pytest.mark.parametrize("tp", [2, 8])  # 8: each of 4 KV heads is read by two ranks
+def test_hash_of_the_source_is_that_of_whole_tensors(source, tmp_path, monkeypatch, tp):
+    """In the order of the layers, each tensor once, however many ranks read it and in how many blocks."""
+    monkeypatch.setattr(convert_module, "BLOCK", 1024)
+    layer = [f"self_attn.{part}_proj.{kind}" for kind in ("weight", "bias") for part in "qkv"]
+    layer = ["input_layernorm.weight", *layer, "self_attn.o_proj.weight", "post_attention_layernorm.weight"]
+    layer += [f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")]
+    names = [f"model.layers.{n}.{name}" for n in range(2) for name in layer]
+    names = ["model.embed_tokens.weight", *names, "model.norm.weight", "lm_head.weight"]
+    tensors = load_source(source)
+    lines = [f"{hashlib.sha256(tensors[name].numpy().tobytes()).hexdigest()}  {name}\n" for name in names]
+    manifest = convert_decoder(source, tmp_path / "out", tp)
+    assert manifest.tensors_sha256 == hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 @pytest.mark.parametrize("have", ["float32", "bfloat16", "float16"])

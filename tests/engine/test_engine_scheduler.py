@@ -131,6 +131,19 @@ def test_a_large_request_is_not_starved_by_small_ones():
         assert scheduler.waiting[0] is large and len(scheduler.running) == 1
 
 
+def test_max_utilization_leaves_who_runs_a_block_each():
+    """Admitted into the last two blocks of five, the third would be set back at once, or set others back."""
+    scheduler = make(blocks=7, policy="max_utilization", reuse=False)
+    everyone = [sequence(60, new=30, seed=seed) for seed in range(3)]
+    for each in everyone:
+        scheduler.add(each)
+    run(scheduler)
+    assert list(scheduler.waiting) == everyone[2:]
+    while scheduler.running or scheduler.waiting:
+        run(scheduler)
+    assert [each.new_blocks for each in everyone] == [3, 3, 3]  # nothing was computed twice
+
+
 def test_who_was_set_back_comes_before_who_waits():
     scheduler = make(blocks=6, policy="max_utilization", batch=2)
     old, young, new = sequence(60, new=100, seed=1), sequence(60, new=60, seed=2), sequence(10, seed=3)

@@ -7,12 +7,14 @@ import json
 import logging
 import socket
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from gateway_calls import CHAT, HELLO, WAV, WAV64, ask
 from gateway_fixture import REPLY, FakeClient, http
 from step_audio_client import ChatDelta, RequestError
+from step_audio_gateway import metrics
 from step_audio_gateway.app import create_app
 from step_audio_gateway.generations import EventStream
 from step_audio_gateway.server import listen
@@ -115,31 +117,41 @@ def test_chunks_do_not_wait_for_acknowledgements(host):
 async def test_metrics():
     fake = FakeClient()
     async with http(fake) as client:
-        await client.post(CHAT, json={"messages": HELLO})
+        for _ in range(2):
+            await client.post(CHAT, json={"messages": HELLO})
         fake.script = lambda m, o: [REPLY[0], RequestError("no")]
         await client.post(CHAT, json={"messages": HELLO})
         await client.get("/made/up")
         response = await client.get("/metrics")
     lines = response.text.splitlines()
     assert response.headers["content-type"].startswith("text/plain")
-    assert f'step_audio_http_requests_total{{route="{CHAT}",status="200"}} 1.0' in lines
+    assert f'step_audio_http_requests_total{{route="{CHAT}",status="200"}} 2.0' in lines
     assert f'step_audio_http_requests_total{{route="{CHAT}",status="400"}} 1.0' in lines
-    assert 'step_audio_tokens_total{kind="audio"} 13.0' in lines
-    assert "step_audio_time_to_first_token_seconds_count 2.0" in lines
+    assert 'step_audio_tokens_total{kind="audio"} 26.0' in lines
+    assert "step_audio_time_to_first_token_seconds_count 3.0" in lines
     assert "step_audio_answers_running 0.0" in lines and "step_audio_answers_unfinished_total 1.0" in lines
     assert not any("/made/up" in line for line in lines)
 
 
-async def test_time_between_tokens():
-    """Of three tokens after the first: one 0.12 s behind it, two together 0.4 s later."""
-    deltas = [replace(REPLY[0], token_ids=ids) for ids in [(1,), (2,), (3, 4)]]
-    fake = FakeClient(lambda m, o: [0.3, deltas[0], 0.12, deltas[1], 0.4, deltas[2], *REPLY[1:]])
-    async with http(fake) as client:
-        await client.post(CHAT, json={"messages": HELLO})
-        lines = (await client.get("/metrics")).text.splitlines()
+async def test_time_between_tokens(monkeypatch):
+    """Of three tokens after the first: one 0.125 s behind it, two together 0.5 s later."""
+    now = 100.0
+    monkeypatch.setattr(metrics, "time", SimpleNamespace(monotonic=lambda: now))
+
+    async def answer():
+        nonlocal now
+        for seconds, ids in [(3, (1,)), (0.125, (2,)), (0.5, (3, 4))]:
+            now += seconds
+            yield replace(REPLY[0], token_ids=ids)
+
+    counted = metrics.Metrics()
+    async for _ in counted.observed(answer()):
+        pass
+    lines = counted.text().decode().splitlines()
     name = "step_audio_inter_token_latency_seconds"
-    assert f"{name}_count 3.0" in lines
-    assert [f'{name}_bucket{{le="{le}"}} {n}' in lines for le, n in [("0.1", 0.0), ("0.5", 3.0)]] == [True, True]
+    assert f"{name}_count 3.0" in lines and f"{name}_sum 0.625" in lines
+    assert [f'{name}_bucket{{le="{le}"}} {n}' in lines for le, n in [("0.15", 1.0), ("0.25", 3.0)]] == [True, True]
+    assert "step_audio_time_to_first_token_seconds_sum 3.0" in lines
 
 
 @pytest.mark.parametrize("body", [{}, {"stream": True}, {"n": 3}, {"n": 3, "stream": True}])

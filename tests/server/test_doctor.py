@@ -230,6 +230,13 @@ def test_h20_is_no_h200():
     assert gpu.suitable([h200]) == ["1xH200-16k", "1xH200-65k"]
 
 
+@pytest.mark.parametrize(("mib", "fits"), [(81_559, True), (79_000, True), (76_000, False), (95_830, False)])
+def test_a_card_of_the_name_with_another_memory(mib, fits):
+    """The H100 NVL has 94 GB: a profile of 80 GB would leave a seventh of it unused."""
+    cards = [FoundGpu("NVIDIA H100 NVL", 90, mib << 20, "590.44.01")] * 4
+    assert ("4xH100-16k" in gpu.suitable(cards)) == fits
+
+
 def test_versions_of_another_image_are_faults(here, monkeypatch):
     monkeypatch.setattr(image, "installed_version", {"tensorrt_llm": "1.1.0"}.get)
     llm, tensorrt = image.versions()
@@ -277,13 +284,19 @@ def test_memory_of_a_container_is_its_limit(tmp_path, monkeypatch):
         (64 << 20, 64 << 20, False, "warning"),
         (16 << 30, 1 << 20, True, "warning"),
         (16 << 30, 15 << 30, True, "ok"),
+        (16 << 30, 1 << 30, True, "warning"),
+        (1 << 30, 1 << 30, True, "fault"),
+        (2 << 30, 2 << 30, True, "ok"),  # as the guides start the image for the CPU
     ],
 )
 def test_shared_memory(monkeypatch, total, free, profile, status):
+    """16 recordings of ten minutes at once: 128 float32 bands 100 times a second, 7,512 bfloat16 rows of 5,120."""
+    recording = 600 * 100 * 128 * 4 + 7512 * 5120 * 2
+    assert 1 << 30 < 16 * recording < 2 << 30
     monkeypatch.setattr(host.shutil, "disk_usage", lambda path: Space(total, free))
     finding = host.shared_memory(profile)
     assert finding.status == status
-    assert total >= host.SHM_NEEDED or "--shm-size" in finding.advice
+    assert total >= 2 << 30 or "--shm-size" in finding.advice
 
 
 def test_disk_for_what_is_not_built_yet(monkeypatch, tmp_path):

@@ -3,12 +3,14 @@
 import random
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from step_audio.engine.request import SequenceStats
 from step_audio.errors import StepAudioError
+from step_audio.steps.trtllm import response
 from step_audio.steps.trtllm.response import ResponseStream, SenderPool
 from trtllm_fixture import Client, options, output
 
@@ -62,6 +64,33 @@ def test_a_slow_client_gets_fewer_and_larger_responses(pool):
     responses.put(0, output(300, finished="length", final=True))
     assert client.wait().tokens() == list(range(301))
     assert len(client.responses) < 10
+
+
+def test_tokens_wait_for_their_turn_but_first_tokens_and_ends_do_not(monkeypatch):
+    """A millisecond after the last response for each other stream; one thread, and a clock that stands still."""
+    now = 100.0
+    monkeypatch.setattr(response, "time", SimpleNamespace(monotonic=lambda: now))
+    pool = SenderPool(threads=1)
+    one, two, three = clients = [Client() for _ in range(3)]
+    streams = [stream(pool, client) for client in clients]
+    try:
+        for responses in streams:
+            responses.put(0, output(1))
+        for client in clients:
+            client.wait_for(1)
+        for token in (2, 3):
+            streams[0].put(0, output(token))  # due at 100.002
+        streams[1].put(0, output(2, finished="stop", final=True))
+        assert two.wait().tokens() == [1, 2]
+        now = 100.0015
+        streams[2].put(0, output(2, finished="stop", final=True))
+        assert three.wait().tokens() == [1, 2]
+        assert one.tokens() == [1]
+        now = 100.0025
+        one.wait_for(2)
+        assert one.tokens() == [1, 2, 3] and len(one.responses) == 2
+    finally:
+        pool.shutdown()
 
 
 def test_several_rows_and_sequences_keep_their_own_order(pool):

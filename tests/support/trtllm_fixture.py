@@ -7,6 +7,8 @@ from collections.abc import Callable
 from step_audio.engine.request import SequenceOutput
 from step_audio.steps.trtllm.request import ResponseOptions
 
+SECONDS = 60  # for a response, on however busy a machine
+
 
 def options(**given: bool) -> ResponseOptions:
     names = ("streaming", "exclude_input", "log_probs", "perf_metrics", "num_input_tokens", "num_output_tokens")
@@ -25,23 +27,31 @@ class Client:
     def __init__(self, slow: float | Callable[[], float] = 0, fails: bool = False):
         self.responses: list[tuple[dict | None, str | None, bool]] = []
         self.done = threading.Event()
+        self._changed = threading.Condition()
         self.slow, self.fails = slow, fails
 
     def __call__(self, tensors, error, final) -> None:
         time.sleep(self.slow() if callable(self.slow) else self.slow)
-        self.responses.append((tensors, error, final))
+        with self._changed:
+            self.responses.append((tensors, error, final))
+            self._changed.notify_all()
         if final:
             self.done.set()
         if self.fails:
             raise RuntimeError("the client is gone")
 
     def wait(self) -> "Client":
-        assert self.done.wait(5), "no final response"
+        assert self.done.wait(SECONDS), "no final response"
         time.sleep(0.02)  # for what must not follow
         assert all(any(response) for response in self.responses), "Triton refuses a response of nothing"
         assert all(tensors is not None for tensors, error, _ in self.responses if not error)
         assert [final for *_, final in self.responses] == [False] * (len(self.responses) - 1) + [True]
         return self
+
+    def wait_for(self, count: int) -> None:
+        """So many responses."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.responses) >= count, SECONDS), "no response"
 
     def tokens(self, row: int = 0, sequence: int = 0) -> list[int]:
         return [
