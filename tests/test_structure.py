@@ -1,5 +1,4 @@
-"""What docs/structure.md and the README say of the tree: the layers that the linter holds, folders and files that are
-there."""
+"""What docs/structure.md and the README say of the tree: the layers that the linter holds, folders that are there."""
 
 from __future__ import annotations
 
@@ -16,7 +15,6 @@ LINTER = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["im
 LAYERS = [contract for contract in LINTER["contracts"] if contract["type"] == "layers"]
 IGNORED = [line.strip("/") for line in (ROOT / ".gitignore").read_text("utf-8").splitlines()] + [".*"]
 FOLDERS = [path for path in ROOT.iterdir() if path.is_dir() and not any(fnmatch(path.name, p) for p in IGNORED)]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("C*.md"))]
 
 
 def boxes() -> dict[str, tuple[int, list[str]]]:
@@ -73,12 +71,3 @@ def test_the_tree_in_the_readme_is_the_tree():
     assert {name.partition("/")[0] for name in named} == {folder.name for folder in FOLDERS}
     for name in named:
         assert (ROOT / name).is_dir(), name
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_files_named_in_the_text_are_there(page):
-    """`tests/support/browser.py` and the like, written from the top of the repository."""
-    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.M | re.S)
-    top = "|".join(folder.name for folder in FOLDERS)
-    for name in re.findall(rf"`((?:{top})/[\w./*-]*)`", text):
-        assert list(ROOT.glob(name)), f"{name} in {page.name}"
