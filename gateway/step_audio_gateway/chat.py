@@ -18,7 +18,7 @@ from step_audio_gateway.core import Gateway
 from step_audio_gateway.errors import ApiError, ErrorBody, refused
 from step_audio_gateway.generations import EventStream, unless_gone
 from step_audio_gateway.options import chat_options, check_mind_paced, check_unsupported, split_final_message
-from step_audio_gateway.responses import ChatCompletion
+from step_audio_gateway.responses import ChatCompletion, FinishReason
 from step_audio_gateway.schemas import ChatRequest
 
 FAILURES: dict[int | str, dict[str, Any]] = {
@@ -121,6 +121,7 @@ async def _logged(deltas: Deltas, fields: dict[str, Any], content: bool) -> Delt
         fields[kind] = 0
     fields["finish"] = []
     texts: dict[int, str] = {}
+    finish: dict[int, FinishReason | None] = {}
     try:
         async for index, delta in deltas:
             if content:
@@ -130,7 +131,8 @@ async def _logged(deltas: Deltas, fields: dict[str, Any], content: bool) -> Delt
                 fields["audio_tokens"] = delta.usage.audio_tokens
                 fields["completion_tokens"] += delta.usage.completion_tokens
                 fields["reasoning_tokens"] += delta.usage.reasoning_tokens
-                fields["finish"].append(delta.finish_reason)
+                finish[index] = delta.finish_reason
+                fields["finish"] = [reason for _, reason in sorted(finish.items())]
             yield index, delta
     finally:
         await deltas.aclose()

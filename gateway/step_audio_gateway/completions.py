@@ -80,17 +80,17 @@ class Completion:
 
     async def events(self, deltas: AsyncIterator[Item], include_usage: bool) -> AsyncGenerator[str]:
         """The chunks as JSON texts and the closing `[DONE]`. A fault in the middle becomes an event of its own."""
-        usages: list[ChatUsage] = []
+        usages: dict[int, ChatUsage] = {}  # in the order in which the answers end
         begun: set[int] = set()
         try:
             async for index, delta in deltas:
                 if delta.usage:
-                    usages.append(delta.usage)
+                    usages[index] = delta.usage
                 if choice := self._chunk_choice(index, delta, index not in begun):
                     begun.add(index)
                     yield self._chunk([choice])
             if include_usage:
-                yield self._chunk([], CompletionUsage.of(usages))
+                yield self._chunk([], CompletionUsage.of([usage for _, usage in sorted(usages.items())]))
         except RequestError as error:
             yield json.dumps(from_client(error).body().model_dump())
         yield "[DONE]"
