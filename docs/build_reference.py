@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import dataclasses
 import importlib
 import inspect
 import json
@@ -86,15 +87,23 @@ def _signature(source: str, node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunc
     head = _lines(source, first, node.body[0].lineno - 1).removesuffix(":")
     if not isinstance(node, ast.ClassDef):
         return head
+    value = getattr(step_audio_client, node.name)
     fields = [member for member in node.body if isinstance(member, ast.AnnAssign)]
     made = [member for member in node.body if isinstance(member, ast.FunctionDef) and member.name == "__init__"]
     if fields:
         inner = _lines(source, fields[0].lineno, fields[-1].end_lineno)
     elif made:
         inner = _signature(source, made[0])
+    elif dataclasses.is_dataclass(value):  # with the fields of another one
+        inner = "\n".join(map(_field, dataclasses.fields(value)))
     else:
         return head
     return head + ":\n" + "\n".join(f"    {line}" if line else "" for line in inner.splitlines())
+
+
+def _field(field: dataclasses.Field[Any]) -> str:
+    facts = field.metadata.get("facts")
+    return f"{field.name}: {field.type} = {field.default!r}" + (f"  # {facts.text}" if facts else "")
 
 
 def _lines(source: str, first: int, last: int | None) -> str:

@@ -126,6 +126,14 @@ def _names_in(module: Path) -> set[str]:
     return names
 
 
+def test_classes_are_there():
+    """And functions with capitals in them. The guides name classes of Kubernetes and NVIDIA, too."""
+    ours = set(re.findall(r"^\s*(?:class|def) (\w+)", "\n".join(TEXTS[n] for n in FILES if n.endswith(".py")), re.M))
+    pages = [name for name in DOCUMENTS if "/" not in name] + ["docs/structure.md"]
+    camel = r"`([A-Z][a-z]+[A-Z]\w+)(?:\.\w+)?(?:\(\))?`"
+    assert not [f"{name} in {where}" for name, where in named(camel, pages) if name not in ours]
+
+
 def test_targets_of_make_are_there():
     targets = set(re.findall(r"^([a-z][\w-]*):", TEXTS["Makefile"], re.M))
     assert not [

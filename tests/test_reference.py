@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import inspect
 import re
@@ -42,6 +43,15 @@ def test_each_export_is_explained():
         value = getattr(step_audio_client, name)
         if inspect.isclass(value) or inspect.isfunction(value):
             assert value.__doc__ and not value.__doc__.startswith(f"{name}("), name
+
+
+def test_all_fields_are_there():
+    """Those that a class has from another, too."""
+    text = PAGES["client.md"]
+    for name in step_audio_client.__all__:
+        if dataclasses.is_dataclass(kind := getattr(step_audio_client, name)):
+            (part,) = re.findall(rf"^### `{name}`$(.*?)(?=^##|\Z)", text, re.M | re.S)
+            assert all(f"    {field.name}: " in part for field in dataclasses.fields(kind)), name
 
 
 def test_links_within_a_page_lead_somewhere():
