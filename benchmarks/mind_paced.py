@@ -17,14 +17,13 @@ reuse       The trained model's sums, alone and behind other sums that were spok
             Articulation's segments, blocks of 32 tokens that were found in the KV cache, over those that its prompt
             and its answer take. Formulation has computed the prompt by then; a prompt's last, partly filled block and
             the answer's can never be found, so short prompts cannot have large shares.
-table       A segment asked for by a prepared prompt, with its table of embeddings, and by the whole request again,
-            the recording sent, featurized and encoded anew: both from a prompt in the KV cache and some 300 tokens
-            behind it that are not, one token asked for. Small random model, hidden 256, encoder of 2 layers: the
-            published one's encoder costs more, and so does its table, 20 times as wide.
-            Its size is measured apart: a random decoder of hidden 5120 and one layer gets a table of random rows, and
-            as many positions of text instead, in turns, both in the KV cache. The difference is what it takes to send
-            so much by gRPC on one machine and to hand it to the engine, which then has no need of it; the
-            backend that serves on CPUs makes float32 of it, NVIDIA's does not.
+table       A segment asked for by a prepared prompt, whose table of embeddings is in the server's cache, and by the
+            whole request again, the recording sent and featurized anew: both from a prompt in the KV cache and some 300
+            tokens behind it that are not, one token asked for. Small random model, hidden 256.
+            Then what the table itself costs at the published width: a random decoder of hidden 5120 and one layer gets
+            a segment of a recording, and of as many positions of text instead, in turns, both in the KV cache. The
+            difference is what it takes to hand the table from one step of the server to the next, to an engine that has
+            no need of it by then; the backend that serves on CPUs makes float32 of it, NVIDIA's does not.
 """
 
 from __future__ import annotations

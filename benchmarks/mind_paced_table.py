@@ -1,10 +1,9 @@
-"""Part 4 of mind_paced.py: what it costs to send the recordings' embeddings with every segment."""
+"""Part 4 of mind_paced.py: what it costs that every segment needs the recordings' embeddings."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
@@ -17,12 +16,12 @@ from step_audio_client import Audio, Sampling, StepAudioClient, user
 from step_audio_client.pipeline import Pipeline
 from step_audio_client.prepared import PreparedPrompt, PreparedRequest
 from step_audio_client.tokens import TokenRequest
-from step_audio_client.wire import BFLOAT16, infer_request
+from step_audio_client.wire import infer_request
 from step_audio_evaluation.held_out import wav
 
 LENGTHS = (3, 25, 120)  # seconds of recording
-PUBLISHED = {"25 s": 315, "10 min": 7512}  # rows of the published model's prompt table
-WIDTH = 5120  # its hidden size
+PUBLISHED = {"25 s": 25, "10 min": 600}  # seconds of recording
+WIDTH = 5120  # the published model's hidden size
 WORDS = 100  # behind the prompt, new ones each time: about what the paper's first segment has
 ONE = Sampling(max_tokens=1, temperature=0)
 
@@ -75,8 +74,8 @@ async def ways_to_go_on(address: str, rounds: int, seed: int) -> str:
         progress.close()
         await asker.pipeline.close()
     headings = (
-        "recording", "positions", "prepared once", "with the table", "whole again", "table / whole",
-        "sent with the table", "sent whole", "table comes back, once",
+        "recording", "positions", "prepared once", "prepared", "whole again", "prepared / whole", "sent prepared",
+        "sent whole",
     )  # fmt: skip
     return markdown(headings, rows)
 
@@ -101,58 +100,50 @@ async def _two_ways(asker: Asker, label: str, messages: list, rounds: int, progr
             for kind, (took, _) in found.items():
                 taken[kind].append(took)
             progress.step()
-    table_mb, whole_mb = megabytes(table), megabytes(whole)
     ratio = statistics.median(a / b for a, b in zip(taken[PreparedRequest], taken[TokenRequest], strict=True))
-    assert prompt.table is not None
     return (
         label, str(len(table)), median_ms(prepared_in), median_ms(taken[PreparedRequest]),
-        median_ms(taken[TokenRequest]), f"{ratio:.2f}", f"{table_mb:.2f} MB", f"{whole_mb:.2f} MB",
-        f"{prompt.table.nbytes / 1e6:.2f} MB",
+        median_ms(taken[TokenRequest]), f"{ratio:.2f}", f"{megabytes(table):.2f} MB", f"{megabytes(whole):.2f} MB",
     )  # fmt: skip
 
 
 async def published_tables(address: str, rounds: int, seed: int) -> str:
-    """One token from a known prompt of the model with WIDTH, with a table and with as many positions of text."""
+    """A segment of the model with WIDTH, from a recording's prompt and from as many positions of text, in turns."""
     rows = []
     async with StepAudioClient(address) as client:
         asker = Asker(address, client, seed)
         await asker.open()
-        bare, _ = await asker.prepare(TokenRequest([user("What do you hear?")], ONE))
         progress = Progress("published width", unit="", total=len(PUBLISHED) * (rounds + 1))
-        for label, height in PUBLISHED.items():
-            prompts = (_with_table(bare, height, asker), _with_text(bare, height, asker))
+        for label, seconds in PUBLISHED.items():
+            noise = 0.1 * asker.random.standard_normal(seconds * SAMPLE_RATE).astype(np.float32).clip(-5, 5)
+            prompt, _ = await asker.prepare(TokenRequest([user(Audio(wav(noise)), "What do you hear?")], ONE))
+            bare, _ = await asker.prepare(TokenRequest([user("What do you hear?")], ONE))
+            prompts = (prompt, _as_text(bare, len(prompt), asker))
             taken: list[list[float]] = [[], []]
             for turn in range(-1, rounds):
+                ids = tuple(asker.tokenizer.encode(asker.thought()))
                 for n in (0, 1) if turn % 2 else (1, 0):
-                    seconds, _ = await asker.first_token(PreparedRequest(prompts[n], ONE))
+                    took, _ = await asker.first_token(PreparedRequest(prompts[n], ONE, ids))
                     if turn >= 0:
-                        taken[n].append(seconds)
+                        taken[n].append(took)
                 progress.step()
-            size = [megabytes(PreparedRequest(prompt, ONE)) for prompt in prompts]
+            height = np.count_nonzero(prompt.extra_ids)
+            size = [megabytes(PreparedRequest(prompt, ONE, ids)) for prompt in prompts]
             more = statistics.median(a - b for a, b in zip(*taken, strict=True))
-            rate = f"{(size[0] - size[1]) / more / 1000:.1f} GB/s" if more > 0 else ""
             rows.append((
-                label, f"{height:,} x {WIDTH}", f"{size[0]:.2f} MB", median_ms(taken[0]), f"{size[1]:.2f} MB",
-                median_ms(taken[1]), f"{more * 1000:.1f} ms", rate,
+                label, f"{height:,} x {WIDTH}", f"{2 * height * WIDTH / 1e6:.1f} MB", f"{size[0]:.2f} MB",
+                median_ms(taken[0]), f"{size[1]:.2f} MB", median_ms(taken[1]), f"{more * 1000:.0f} ms",
             ))  # fmt: skip
         progress.close()
         await asker.pipeline.close()
     headings = (
-        "recording", "table", "sent", "first token", "sent as text", "first token of text", "the table's share", "rate",
+        "recording", "table", "its size", "sent", "first token", "sent as text", "first token of text",
+        "the table's share",
     )  # fmt: skip
     return markdown(headings, rows)
 
 
-def _with_table(bare: PreparedPrompt, height: int, asker: Asker) -> PreparedPrompt:
-    values = 0.1 * asker.random.standard_normal((1, height, WIDTH), np.float32)
-    table = (values.view(np.uint32) >> 16).astype(np.uint16).view(BFLOAT16)
-    extra = np.concatenate([np.full((1, height), 1 + height, np.uint64), np.zeros_like(bare.extra_ids)], axis=1)
-    ids = np.arange(height, dtype=np.int32)[None] + np.int32(asker.vocabulary)
-    return replace(bare, input_ids=np.concatenate([ids, bare.input_ids], axis=1), extra_ids=extra, table=table)
-
-
-def _with_text(bare: PreparedPrompt, height: int, asker: Asker) -> PreparedPrompt:
-    ids = asker.random.integers(0, 500, (1, height)).astype(np.int32)  # ids that every vocabulary has
-    return bare.with_input_ids(
-        np.concatenate([ids, bare.input_ids], axis=1), np.zeros((1, height + len(bare)), np.uint64)
-    )
+def _as_text(bare: PreparedPrompt, positions: int, asker: Asker) -> PreparedPrompt:
+    """`bare` behind so much text that it has `positions`."""
+    ids = asker.random.integers(0, 500, (1, positions - len(bare))).astype(np.int32)  # that every vocabulary has
+    return bare.with_input_ids(np.concatenate([ids, bare.input_ids], axis=1), np.zeros((1, positions), np.uint64))

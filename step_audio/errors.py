@@ -22,6 +22,15 @@ class Overloaded(StepAudioError):
     """The queue is full; the same request may succeed later."""
 
 
+class NotCached(StepAudioError):
+    """Recordings were named by content hash alone, and their embeddings are not in the cache, or no longer."""
+
+    TEXT = "the recordings' embeddings are not in the encoder's cache: send mel, too"
+
+    def __init__(self) -> None:
+        super().__init__(self.TEXT)
+
+
 class CheckpointError(StepAudioError):
     """A checkpoint directory lacks something, or its parts contradict each other."""
 

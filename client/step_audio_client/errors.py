@@ -6,6 +6,8 @@ import re
 
 import grpc
 
+from step_audio.errors import NotCached
+
 
 class RequestError(Exception):
     """The server refused or failed the request; the text is meant for a person."""
@@ -23,6 +25,10 @@ class Unavailable(RequestError):
     """No server answers, or it went away in the middle."""
 
 
+class EmbeddingsGone(RequestError):
+    """The server has dropped the recordings' embeddings: they are to be made again."""
+
+
 # The words of our engine, of NVIDIA's, and of tritonserver when a burst fills the queue in front of the engine.
 BUSY = ("requests are waiting already", "Maximum queue size of", "Exceeds maximum queue size")
 # tritonserver's, while it shuts down and when a model's process is dead.
@@ -38,6 +44,8 @@ def request_error(text: str) -> RequestError:
         return ServerBusy("the server's queue is full: try again later")
     if any(words in text for words in GONE):
         return Unavailable("the server is stopping or broken: try again later")
+    if NotCached.TEXT in text:
+        return EmbeddingsGone(text)
     return RequestError(text)
 
 

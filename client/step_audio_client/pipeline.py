@@ -19,6 +19,7 @@ from step_audio_client import wire
 from step_audio_client.control import PROMPT, heartbeat, stop
 from step_audio_client.errors import (
     TOO_LATE,
+    EmbeddingsGone,
     RequestError,
     RequestTimeout,
     ServerBusy,
@@ -32,6 +33,7 @@ from step_audio_client.tokens import FinishReason, TokenRequest, Tokens
 
 READY_TIMEOUT = 4  # seconds in which every model has to answer
 STOP_TIMEOUT = 10  # seconds
+FEATURIZER = "audio_featurizer"
 
 
 def new_request_id() -> str:
@@ -106,7 +108,8 @@ class Pipeline:
 
     async def prepare(self, run: Run, request: TokenRequest) -> PreparedPrompt:
         """The prompt as the LLM is to get it, its recordings encoded. Raises RequestError."""
-        return PreparedPrompt.of(await self._ask(run, wire.infer_request(PROMPT, "", request.pipeline_inputs()), None))
+        outputs = await self._ask(run, wire.infer_request(PROMPT, "", request.pipeline_inputs()), None)
+        return PreparedPrompt.of(request, outputs)
 
     async def ask(self, run: Run, model: str, inputs: Mapping[str, AnyArray], *outputs: str) -> list[AnyArray]:
         """Outputs of a model that answers once, and soon. Raises RequestError."""
@@ -175,6 +178,17 @@ class Pipeline:
                     raise
                 failures.append(error)
                 self._try_next(run, failures)
+            except EmbeddingsGone:  # the server's encoder has begun anew or has had much to do, or it is another server
+                if "mel" in inputs or not isinstance(request, PreparedRequest):
+                    raise
+                inputs["mel"] = await self._features(run, request.prompt)
+
+    async def _features(self, run: Run, prompt: PreparedPrompt) -> AnyArray:
+        """Log-mel of a prompt's recordings, from which their embeddings are made. Raises RequestError."""
+        inputs = prompt.request.pipeline_inputs()
+        asked = wire.infer_request(FEATURIZER, "", {name: inputs[name] for name in ("messages", "audio")})
+        asked.outputs.add(name="mel")
+        return (await self._ask(run, asked, None))["mel"]
 
     async def stop(self, request_id: str) -> None:
         """End a request of ours on its server; one that is not ours, on whichever has it.

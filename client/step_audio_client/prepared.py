@@ -11,36 +11,37 @@ from step_audio.arrays import AnyArray, Int32Array, UInt64Array
 from step_audio.word_list import pack_word_list, unpack_word_list
 from step_audio_client.errors import RequestError
 from step_audio_client.sampling import Sampling
+from step_audio_client.tokens import TokenRequest
 from step_audio_client.wire import scalar
 
 LLM = "tensorrt_llm"
+CONTINUE = "step_audio_continue"  # the same, with the embeddings of recordings that the server has heard
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedPrompt:
-    """The outputs of the model `step_audio_prompt`, with their batch dimension.
+    """The outputs of the model `step_audio_prompt`, with their batch dimension, and the `request` that they answer.
 
-    `input_ids` int32 [1, n]; ids from the vocabulary's size on are rows of `table`. `extra_ids` uint64 [1, n]: a hash
-    of the recording at its rows, else 0. `end_id` int32 [1, 1], `stop_words` int32 [1, 2, m]. `table` [1, rows,
-    hidden], None without audio. `clips`: int32 and uint64 [1, clips] by name, for another prompt about the same
-    recordings.
+    `input_ids` int32 [1, n]; ids from the vocabulary's size on are rows of the recordings' embeddings, which the server
+    keeps. `extra_ids` uint64 [1, n]: a hash of the recording at its rows, else 0. `end_id` int32 [1, 1], `stop_words`
+    int32 [1, 2, m]. `clips`: int32 and uint64 [1, clips] by name, for another prompt about the same recordings.
     """
 
+    request: TokenRequest
     input_ids: Int32Array
     extra_ids: UInt64Array
     end_id: Int32Array
     stop_words: Int32Array
-    table: AnyArray | None
     clips: dict[str, AnyArray]
 
     @classmethod
-    def of(cls, outputs: dict[str, AnyArray]) -> PreparedPrompt:
+    def of(cls, request: TokenRequest, outputs: dict[str, AnyArray]) -> PreparedPrompt:
         return cls(
+            request,
             outputs["input_ids"],
             outputs["prompt_table_extra_ids"],
             outputs["end_id"],
             outputs["stop_words_list"],
-            outputs.get("prompt_embedding_table"),
             {name: outputs[name] for name in ("frames", "audio_index", "content_hash")},
         )
 
@@ -66,13 +67,15 @@ class PreparedRequest:
     suffix_ids: Sequence[int] = ()
     stop_token_ids: Sequence[int] = ()
 
-    model = LLM
+    @property
+    def model(self) -> str:
+        return CONTINUE if self.prompt.clips["frames"].size else LLM
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.suffix_ids)
 
     def inputs(self) -> dict[str, AnyArray]:
-        """Of the model `tensorrt_llm`. Raises RequestError."""
+        """Of `model`. Raises RequestError."""
         prompt, words = self.prompt, self.prompt.stop_words
         if self.stop_token_ids:
             if any(not 0 <= token < 2**31 for token in self.stop_token_ids):
@@ -87,8 +90,8 @@ class PreparedRequest:
             "return_num_input_tokens": scalar(True, np.bool_),
             "return_perf_metrics": scalar(True, np.bool_),
         } | self.sampling.inputs()
-        if prompt.table is not None:
+        if self.model == CONTINUE:
             rest = np.zeros((1, len(self.suffix_ids)), np.uint64)
-            inputs["prompt_embedding_table"] = prompt.table
             inputs["prompt_table_extra_ids"] = np.concatenate([prompt.extra_ids, rest], axis=1)
+            inputs |= {name: prompt.clips[name] for name in ("frames", "content_hash")}
         return inputs

@@ -59,6 +59,9 @@ class ServeSettings(Settings):
     encoder_batch_clips: PositiveInt = Field(  # on a CPU more are no faster, only larger
         2, description="clips in one run of the audio encoder (on GPUs by default as many as the profile says)"
     )
+    encoder_cache_bytes: NonNegativeInt = Field(
+        1 << 30, description="of memory for recordings' embeddings, so that a recording is encoded once"
+    )
     preprocessing_batch_size: PositiveInt = Field(16, description="requests in one call of featurizer or encoder")
     limits: Limits = Limits()
     triton_host: IPv4 = Field(

@@ -2,7 +2,8 @@
 
 Clips of all requests at hand are sorted by length and run in batches of bounded size, so that a request
 with 72 clips neither takes unbounded memory nor pads short clips to 25 s. The engine's result for a clip
-does not depend on its batch (`step_audio.encoder`).
+does not depend on its batch (`step_audio.encoder`), so it is cached: who asks again about a recording names
+its clips by content hash, and neither features nor embeddings travel.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from typing import Protocol
 import numpy as np
 
 from step_audio import mel
-from step_audio.arrays import Float32Array, Int32Array, Int64Array
+from step_audio.arrays import AnyArray, Float32Array, Int64Array
 from step_audio.checkpoint import from_float32
-from step_audio.errors import ArtefactError
+from step_audio.errors import ArtefactError, InvalidRequest, NotCached
+from step_audio.steps.clip_cache import ClipCache, ClipKey
 from step_audio.steps.lanes import BatchLane
 from step_audio.steps.runtime import Runtime
-from step_audio.steps.tensors import Bfloat16, Reply, Tensor, Tensors, required
+from step_audio.steps.tensors import Bfloat16, Reply, Tensors, required, row
 
 MAX_BATCH = 32  # requests whose clips are sorted together
 
@@ -66,46 +68,78 @@ def load_engine(path: Path) -> EncoderEngine:
 
 
 class ClipEncoder:
-    """Log-mel of the clips of many requests to one prompt table each; clips of similar length share a run."""
+    """Log-mel of clips to their rows of the prompt table; clips of similar length share a run."""
 
     def __init__(self, runtime: Runtime, engine: EncoderEngine | None = None):
         self.runtime = runtime
         self.n_mels = runtime.model.audio.n_mels
         self.engine = engine or load_engine(runtime.encoder_file)
 
-    def encode(self, requests: Sequence[tuple[Float32Array, Int32Array]]) -> list[Float32Array]:
-        """Per request (mel float32 [clips, n_mels, T], frames int [clips]) -> its table, float32 [rows, llm_dim]."""
-        clips = [(int(length), r, c) for r, (_, frames) in enumerate(requests) for c, length in enumerate(frames)]
-        clips.sort(reverse=True)
-        rows: dict[tuple[int, int], Float32Array] = {}
+    def encode(self, clips: Sequence[Float32Array]) -> list[Float32Array]:
+        """Per clip float32 [n_mels, frames] -> float32 [rows, llm_dim]."""
+        order = sorted(range(len(clips)), key=lambda i: clips[i].shape[1], reverse=True)
+        rows: dict[int, Float32Array] = {}
         size = int(min(self.runtime.encoder_batch_clips, self.engine.max_clips))
         for start in range(0, len(clips), size):
-            group = clips[start : start + size]
-            features, frames = mel.pad_batch([requests[r][0][c, :, :length] for length, r, c in group], self.n_mels)
+            group = order[start : start + size]
+            features, frames = mel.pad_batch([clips[i] for i in group], self.n_mels)
             embeddings = self.engine.run(features, frames.astype(np.int64))
-            for (length, r, c), embedding in zip(group, embeddings, strict=True):
-                rows[r, c] = embedding[: mel.token_count(length, self.runtime.length_rule)]
-        return [np.concatenate([rows[r, c] for c in range(len(frames))]) for r, (_, frames) in enumerate(requests)]
+            for i, length, embedding in zip(group, frames, embeddings, strict=True):
+                rows[i] = embedding[: mel.token_count(int(length), self.runtime.length_rule)]
+        return [rows[i] for i in range(len(clips))]
 
 
 class AudioEncoderStep:
     """The step in its worker."""
 
-    def __init__(self, runtime: Runtime):
-        self._encoder = ClipEncoder(runtime)
+    def __init__(self, runtime: Runtime, engine: EncoderEngine | None = None):
+        self._encoder = ClipEncoder(runtime, engine)
+        self._cache = ClipCache(runtime.encoder_cache_bytes)
         self._dtype = runtime.table_dtype
-        self._lane = BatchLane(self._work, MAX_BATCH)
+        self._lane = BatchLane(self.work, MAX_BATCH)
 
     def submit(self, inputs: Tensors, reply: Reply) -> None:
-        if "mel" in inputs:
+        frames = inputs["frames"]
+        assert isinstance(frames, np.ndarray)  # Triton has checked its type
+        if frames.size:
             self._lane.put(inputs, reply)
         else:  # without audio there is no table
             reply({})
 
-    def _work(self, batch: Sequence[Tensors]) -> list[Tensors]:
-        tables = self._encoder.encode([(required(inputs, "mel"), required(inputs, "frames")) for inputs in batch])
-        return [{"prompt_embedding_table": self._stored(table[None])} for table in tables]
+    def work(self, batch: Sequence[Tensors]) -> list[Tensors]:
+        """Per request its table [1, rows, hidden]. Raises NotCached for clips of which only the hash is known."""
+        requests = [_clips(inputs) for inputs in batch]
+        rows: dict[ClipKey, AnyArray] = {}
+        new: dict[ClipKey, Float32Array] = {}
+        for key, features in (clip for clips in requests for clip in clips):
+            if (cached := self._cache.get(key)) is not None:
+                rows[key] = cached
+            elif features is not None:
+                new[key] = features
+            elif key not in new:
+                raise NotCached
+        for key, encoded in zip(new, self._encoder.encode(list(new.values())), strict=True):
+            rows[key] = from_float32(encoded.copy(), self._dtype)
+            self._cache.put(key, rows[key])
+        return [self._table([rows[key] for key, _ in clips]) for clips in requests]
 
-    def _stored(self, table: Float32Array) -> Tensor:
-        stored = from_float32(table, self._dtype)
-        return Bfloat16(stored) if self._dtype == "bfloat16" else stored
+    def _table(self, rows: Sequence[AnyArray]) -> Tensors:
+        table = np.concatenate(rows)[None]
+        return {
+            "prompt_embedding_table": Bfloat16(table) if self._dtype == "bfloat16" else table,
+            "prompt_vocab_size": np.array([[table.shape[1]]], np.int32),
+        }
+
+
+def _clips(inputs: Tensors) -> list[tuple[ClipKey, Float32Array | None]]:
+    """A request's clips: what they are known by, and their features if these were sent."""
+    frames, hashes = required(inputs, "frames").tolist(), required(inputs, "content_hash").tolist()
+    features = row(inputs, "mel")
+    if len(hashes) != len(frames) or (features is not None and len(features) != len(frames)):
+        raise InvalidRequest("frames, content_hash and mel differ in their number of clips")
+    if features is not None and not 1 <= min(frames) <= max(frames) <= features.shape[2]:
+        raise InvalidRequest(f"frames: a clip has 1 to {features.shape[2]} of them, as mel says")
+    return [
+        ((digest, length), None if features is None else features[i, :, :length])
+        for i, (digest, length) in enumerate(zip(hashes, frames, strict=True))
+    ]

@@ -32,6 +32,7 @@ class Runtime(Strict):
     max_seq_len: PositiveInt
     max_prompt_table_rows: PositiveInt
     encoder_batch_clips: PositiveInt
+    encoder_cache_bytes: NonNegativeInt
     table_dtype: DType  # of the prompt table: the engine's own
     limits: Limits
 

@@ -255,6 +255,7 @@ def test_the_request_has_the_ids_behind_the_prompt():
     inputs = request.inputs()
     assert inputs["input_ids"].tolist() == [[1, 2, 3, 4, 8, 9]] and inputs["input_lengths"].tolist() == [[6]]
     assert inputs["prompt_table_extra_ids"].tolist() == [[0, 7, 7, 0, 0, 0]]
+    assert inputs["frames"].tolist() == [[8]] and inputs["content_hash"].tolist() == [[7]]
     assert inputs["stop_words_list"].shape[:2] == (1, 2) and 77 in inputs["stop_words_list"]
     assert {name: array.dtype.name for name, array in inputs.items() if "ids" in name} == {
         "input_ids": "int32", "prompt_table_extra_ids": "uint64",

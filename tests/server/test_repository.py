@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tritonclient.grpc import model_config_pb2
 
-from repository_fixture import ENSEMBLE, LLM, PROMPT, build, declared, parse, wiring_faults
+from repository_fixture import ENSEMBLES, LLM, build, declared, parse, wiring_faults
 from step_audio.errors import ArtefactError
 from step_audio.steps.runtime import Runtime
 from step_audio_build.planning.profiles import load_profile, profile_names
@@ -142,7 +142,7 @@ def test_on_the_gpus_of_a_profile(tmp_path, name):
     configs = parse(repository)
     llm = configs[LLM]
     assert declared(llm.input) == table(INPUTS) and declared(llm.output) == table(OUTPUTS)
-    assert wiring_faults(configs) == wiring_faults(configs, PROMPT) == []
+    assert not any(wiring_faults(configs, name) for name in ENSEMBLES)
     assert (llm.backend, llm.max_batch_size) == ("tensorrtllm", profile.max_batch_size)
     assert llm.model_transaction_policy.decoupled
     assert llm.dynamic_batching.default_queue_policy.max_queue_size == 100
@@ -173,13 +173,13 @@ def test_on_the_gpus_of_a_profile(tmp_path, name):
     assert 0 < float(parameters(llm)["kv_cache_free_gpu_mem_fraction"]) < 1
     (placed,) = configs["audio_encoder"].instance_group
     assert (placed.count, placed.kind, list(placed.gpus)) == (1, KIND.KIND_GPU, [0])
-    for other in set(configs) - {LLM, ENSEMBLE, PROMPT, "audio_encoder"}:
+    for other in set(configs) - ENSEMBLES - {LLM, "audio_encoder"}:
         assert [group.kind for group in configs[other].instance_group] == [KIND.KIND_CPU], other
     assert Runtime.load(tmp_path / "server-8001" / "runtime.json").encoder_file == tmp_path / "encoder.plan"
 
 
 def test_on_a_cpu_all_runs_there(configs):
-    for name in set(configs) - {ENSEMBLE, PROMPT}:
+    for name in set(configs) - ENSEMBLES:
         assert [group.kind for group in configs[name].instance_group] == [KIND.KIND_CPU], name
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from repository_fixture import ENSEMBLE, LLM, PROMPT, declared, wiring_faults
+from repository_fixture import CONTINUE, ENSEMBLE, ENSEMBLES, LLM, PROMPT, declared, wiring_faults
 
 # The ensemble
 
@@ -13,7 +13,7 @@ def steps(configs, ensemble=ENSEMBLE):
 
 def test_the_ensemble_holds_together(configs):
     assert wiring_faults(configs) == []
-    assert {step.model_name for step in steps(configs)} == set(configs) - {ENSEMBLE, PROMPT, "tokenizer"}
+    assert {step.model_name for step in steps(configs)} == set(configs) - ENSEMBLES - {"tokenizer"}
 
 
 def test_the_prompt_s_ensemble_is_the_other_one_up_to_the_llm(configs):
@@ -22,11 +22,31 @@ def test_the_prompt_s_ensemble_is_the_other_one_up_to_the_llm(configs):
     outputs, llm, builder = (
         declared(configs[PROMPT].output), declared(configs[LLM].input), declared(configs["prompt_builder"].input)
     )  # fmt: skip
-    assert set(outputs) == {"frames", "audio_index", "content_hash"} | {
+    assert set(outputs) == {"frames", "audio_index", "content_hash", "prompt_vocab_size"} | {
         name for name in steps(configs)[-1].input_map if f"_{name}" == steps(configs)[-1].input_map[name]
-    } - {"input_lengths", "request_output_len"}
+    } - {"input_lengths", "request_output_len", "prompt_embedding_table"}
     for name, (kind, *_) in outputs.items():
         assert kind == (llm | builder)[name][0], name
+
+
+def test_the_one_that_continues_is_the_other_one_from_the_encoder_on(configs):
+    """The prompt's outputs are its inputs, the rest are the whole pipeline's own."""
+    assert wiring_faults(configs, CONTINUE) == []
+    assert [step.model_name for step in steps(configs, CONTINUE)] == [step.model_name for step in steps(configs)][-2:]
+    made, whole, mine = (
+        declared(tensors) for tensors in (configs[PROMPT].output, configs[ENSEMBLE].input, configs[CONTINUE].input)
+    )
+    assert configs[CONTINUE].output == configs[ENSEMBLE].output
+    assert set(mine) - set(whole) - set(made) == {"mel", "input_lengths"}
+    assert set(whole) - set(mine) == {"messages", "audio", "tools", "add_generation_prompt", "continue_final_message"}
+    assert set(made) - set(mine) == {"prompt_vocab_size", "audio_index"}  # for who prepares another prompt
+    assert all(mine[name] == kind for name, kind in (made | whole).items() if name in mine)
+    assert all(tensor.optional for tensor in configs[CONTINUE].input)
+
+
+def test_no_ensemble_takes_or_gives_the_prompt_table(configs):
+    for name in ENSEMBLES:
+        assert "prompt_embedding_table" not in declared(configs[name].input) | declared(configs[name].output)
 
 
 @pytest.mark.parametrize("fault", ["twice", "never", "type", "dims", "unused", "required"])
@@ -67,9 +87,11 @@ def test_shared_names_mean_the_llm_s(configs):
     assert all(tensor.optional for tensor in configs[ENSEMBLE].input)
 
 
-def test_nothing_stands_behind_the_llm(configs):
-    out_of_llm = {tensor for step in steps(configs) if step.model_name == LLM for tensor in step.output_map.values()}
-    for step in steps(configs):
+@pytest.mark.parametrize("ensemble", [ENSEMBLE, CONTINUE])
+def test_nothing_stands_behind_the_llm(configs, ensemble):
+    every = steps(configs, ensemble)
+    out_of_llm = {tensor for step in every if step.model_name == LLM for tensor in step.output_map.values()}
+    for step in every:
         assert not out_of_llm & set(step.input_map.values()), step.model_name
 
 

@@ -251,9 +251,9 @@ def test_batches_are_those_of_plan_and_settings(plan, allowed, batches):
             longest = max(map(len, rows))
             return np.stack([np.pad(row, ((0, longest - len(row)), (0, 0))) for row in rows])
 
-    step = ClipEncoder(runtime().model_copy(update={"encoder_batch_clips": allowed}), Counting())
-    lengths = [np.array([40, 16, 24], np.int32), np.array([8, 32, 40, 12], np.int32)]
-    tables = step.encode([(np.zeros((len(some), N_MELS, 40), np.float32), some) for some in lengths])
+    encoder = ClipEncoder(runtime().model_copy(update={"encoder_batch_clips": allowed}), Counting())
+    lengths = [40, 16, 24, 8, 32, 40, 12]
+    clips = encoder.encode([np.zeros((N_MELS, length), np.float32) for length in lengths])
     assert seen == batches
-    for table, some in zip(tables, lengths, strict=True):
-        assert table[:, 0].tolist() == [n for n in some for _ in range(token_count(int(n), "L-2"))]
+    for rows, length in zip(clips, lengths, strict=True):
+        assert rows[:, 0].tolist() == [length] * token_count(length, "L-2")

@@ -59,6 +59,8 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
             clips = read(request)["frames"].size
             extra = np.array([[0] * 7 + [0, 1, 0] * clips], np.uint64)
             return answer({"input_lengths": np.array([[extra.size]], np.int32), "prompt_table_extra_ids": extra})
+        if request.model_name == "audio_featurizer":
+            return answer({"mel": np.ones((1, 1, 128, 8), np.float32)})
         values = {"tokenizer_json": TOKENIZER.to_json(), "serving_info": json.dumps({"max_seq_len": self.max_seq_len})}
         return answer({request.outputs[0].name: bytes_array(values[request.outputs[0].name].encode())[0]})
 

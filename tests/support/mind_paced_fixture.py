@@ -18,7 +18,7 @@ from step_audio.tokenizer import Tokenizer
 from step_audio_client import ChatDelta, ChatOptions, MindPaced, RequestError, Sampling
 from step_audio_client.mind_paced import MindPacedSpeaker
 from step_audio_client.prepared import PreparedPrompt, PreparedRequest
-from step_audio_client.tokens import FinishReason, Tokens
+from step_audio_client.tokens import FinishReason, TokenRequest, Tokens
 
 PROMPT, UNTHOUGHT = [1, 2, 3, 4], [1, 2, 3, 5]
 CLOSE = TOKENIZER.encode(CLOSE_THOUGHT)
@@ -31,12 +31,12 @@ def prepared(ids: list[int]) -> PreparedPrompt:
     extra = np.array([[0, 7, 7, 0]], np.uint64)
     words = np.array([[[0], [-1]]], np.int32)
     return PreparedPrompt(
+        TokenRequest([], Sampling()),
         np.array([ids], np.int32),
         extra,
         np.array([[EOT]], np.int32),
         words,
-        np.ones((1, 2, 8)),
-        {"frames": np.ones((1, 1))},
+        {"frames": np.array([[8]], np.int32), "content_hash": np.array([[7]], np.uint64)},
     )
 
 

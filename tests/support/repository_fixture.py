@@ -10,7 +10,8 @@ from step_audio.artefacts import Artefacts
 from step_audio_server.repository.assembly import assemble
 from step_audio_server.settings import ServeSettings
 
-ENSEMBLE, PROMPT, LLM = "step_audio_r1", "step_audio_prompt", "tensorrt_llm"
+ENSEMBLE, PROMPT, CONTINUE, LLM = "step_audio_r1", "step_audio_prompt", "step_audio_continue", "tensorrt_llm"
+ENSEMBLES = {ENSEMBLE, PROMPT, CONTINUE}
 
 
 def declared(tensors) -> dict[str, tuple[str, list[int], bool]]:

@@ -49,6 +49,7 @@ def assemble(settings: ServeSettings, model: ModelConfig, artefacts: Artefacts, 
         max_seq_len=settings.resolved_max_seq_len(model),
         max_prompt_table_rows=artefacts.max_prompt_table_rows,
         encoder_batch_clips=settings.encoder_batch_clips,
+        encoder_cache_bytes=settings.encoder_cache_bytes,
         table_dtype=artefacts.table_dtype,
         limits=settings.limits,
     )
@@ -86,7 +87,7 @@ def template_values(
         | table_type
         | hidden_size
         | {"encoder_placement": "kind: KIND_CPU" if profile is None else "kind: KIND_GPU, gpus: [ 0 ]"},
-        "step_audio_prompt": table_type | hidden_size,
+        "step_audio_continue": n_mels,
         "tokenizer": {
             "tokenizer_json_file": runtime.tokenizer_file,
             "serving_info_file": runtime_file.with_name(SERVING_INFO),

@@ -1,0 +1,138 @@
+"""The encoder step and its cache of clips, on an engine that counts what it is asked."""
+
+import numpy as np
+import pytest
+
+from model_fixture import runtime
+from step_audio.errors import InvalidRequest, NotCached
+from step_audio.mel import token_count
+from step_audio.steps.clip_cache import ClipCache
+from step_audio.steps.encoder_engine import AudioEncoderStep
+from step_audio.steps.tensors import Bfloat16
+
+DIM, N_MELS = 64, 128
+ROW = 2 * DIM  # bytes, in 16 bits
+
+
+class Engine:
+    """A clip's rows have its first feature's value."""
+
+    max_clips = 3
+
+    def __init__(self):
+        self.clips = 0
+
+    def run(self, features, frames):
+        self.clips += len(features)
+        rows = token_count(int(frames.max()), "L-2")
+        return np.broadcast_to(features[:, :1, :1], (len(features), rows, DIM)).astype(np.float32)
+
+
+def step(**changes):
+    engine = Engine()
+    return AudioEncoderStep(runtime().model_copy(update=changes), engine), engine
+
+
+def clips(*values, frames=40, features=True):
+    """A request's inputs: clips of one value each, which is their content hash, too."""
+    inputs = {
+        "frames": np.full((1, len(values)), frames, np.int32),
+        "content_hash": np.array([values], np.uint64),
+        "input_lengths": np.array([[9]], np.int32),
+    }
+    if features:
+        shape = (1, len(values), N_MELS, frames)
+        inputs["mel"] = np.broadcast_to(np.array(values, np.float32)[None, :, None, None], shape)
+    return inputs
+
+
+def table(result):
+    found = result["prompt_embedding_table"]
+    assert result["prompt_vocab_size"].tolist() == [[found.shape[1]]]
+    return found
+
+
+def test_a_clip_is_encoded_once():
+    """In whichever request it comes, within one batch and later."""
+    encoder, engine = step()
+    first, second = encoder.work([clips(1, 2, 1), clips(2, 3)])
+    rows = token_count(40, "L-2")
+    assert table(first)[0, ::rows, 0].tolist() == [1, 2, 1] and table(second)[0, ::rows, 0].tolist() == [2, 3]
+    assert engine.clips == 3
+    (again,) = encoder.work([clips(3, 1)])
+    assert table(again)[0, ::rows, 0].tolist() == [3, 1] and engine.clips == 3
+
+
+def test_a_hash_stands_for_the_clip():
+    encoder, engine = step()
+    (sent,) = encoder.work([clips(1, 2)])
+    (named,) = encoder.work([clips(1, 2, features=False)])
+    assert (table(named) == table(sent)).all() and table(named).dtype == np.float16 and engine.clips == 2
+
+
+@pytest.mark.parametrize("asked", [clips(1, 3, features=False), clips(1, frames=24, features=False)])
+def test_a_clip_that_is_not_cached_is_asked_for(asked):
+    """Unknown, or of another length than the one that is known by that hash."""
+    encoder, engine = step()
+    encoder.work([clips(1, 2)])
+    with pytest.raises(NotCached, match="send mel"):
+        encoder.work([asked, clips(4)])
+    assert engine.clips == 2
+
+
+def test_the_cache_is_bounded():
+    """Room for three clips: of four the one that was not asked for the longest is gone; they all count, though."""
+    rows = token_count(40, "L-2")
+    encoder, _ = step(encoder_cache_bytes=3 * rows * ROW)
+    encoder.work([clips(1, 2, 3)])
+    encoder.work([clips(1, features=False)])
+    encoder.work([clips(4)])
+    encoder.work([clips(1, 3, 4, features=False)])
+    with pytest.raises(NotCached):
+        encoder.work([clips(2, features=False)])
+    (large,) = encoder.work([clips(5, 6, 7, 8, 9)])  # more than there is room for
+    assert table(large)[0, ::rows, 0].tolist() == [5, 6, 7, 8, 9]
+
+
+def test_without_a_cache_each_request_is_served_all_the_same():
+    encoder, engine = step(encoder_cache_bytes=0)
+    for _ in range(2):
+        assert table(encoder.work([clips(1, 1)])[0]).shape == (1, 2 * token_count(40, "L-2"), DIM)
+    assert engine.clips == 2
+    with pytest.raises(NotCached):
+        encoder.work([clips(1, features=False)])
+
+
+def test_the_cache_s_own_bytes():
+    cache = ClipCache(100)
+    for value in (1, 2, 1):
+        cache.put((value, 8), np.zeros(40, np.uint8))
+    cache.put((3, 8), np.zeros(60, np.uint8))
+    assert [cache.get((value, 8)) is not None for value in (1, 2, 3)] == [True, False, True]
+    cache.put((4, 8), np.zeros(101, np.uint8))
+    assert not any(cache.get((value, 8)) is not None for value in (1, 2, 3, 4))
+
+
+def test_a_table_of_bfloat16_is_its_bits():
+    encoder, _ = step(table_dtype="bfloat16")
+    found = encoder.work([clips(1)])[0]["prompt_embedding_table"]
+    assert isinstance(found, Bfloat16) and found.bits.dtype == np.uint16 and (found.bits == 0x3F80).all()
+
+
+def test_inputs_that_contradict_each_other():
+    encoder, _ = step()
+    for wrong in (
+        clips(1) | {"content_hash": np.array([[1, 2]], np.uint64)},
+        clips(1, 2) | {"mel": np.zeros((1, 1, N_MELS, 40), np.float32)},
+        clips(1) | {"frames": np.array([[41]], np.int32)},
+        clips(1) | {"frames": np.array([[0]], np.int32)},
+    ):
+        with pytest.raises(InvalidRequest):
+            encoder.work([wrong])
+
+
+def test_without_audio_there_is_no_table():
+    encoder, _ = step()
+    answers = []
+    encoder.submit(clips(features=False), answers.append)
+    assert answers == [{}]
