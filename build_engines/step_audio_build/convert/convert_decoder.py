@@ -17,9 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from step_audio.arrays import AnyArray
 from step_audio.checkpoint import STORAGE, Checkpoint, decoder_tensors, from_float32, to_float32
 from step_audio.config import DType, ModelConfig, TextConfig
 from step_audio.errors import ArtefactError, CheckpointError
@@ -99,7 +101,7 @@ def rank_tensors(text: TextConfig, tp: int) -> list[RankTensor]:
                 stop = start + max(count // tp, 1) * text.head_dim
                 reads.append(Read(f"{layer}.self_attn.{part}_proj.{kind}", start, stop, range(rank, rank + 1)))
         height = sum(read.stop - read.start for read in reads) // tp
-        return RankTensor(name, (height, *shapes[reads[0].source][1:]), tuple(reads))
+        return RankTensor(name, (height, *shapes[f"{layer}.self_attn.q_proj.{kind}"][1:]), tuple(reads))
 
     out = [whole("transformer.vocab_embedding.weight", "model.embed_tokens.weight")]
     for n in range(text.num_hidden_layers):
@@ -130,7 +132,7 @@ def _require_divisible(text: TextConfig, tp: int) -> None:
         )
 
 
-def trtllm_config(text: TextConfig, tp: int, dtype: DType) -> dict:
+def trtllm_config(text: TextConfig, tp: int, dtype: DType) -> dict[str, Any]:
     """config.json of the TensorRT-LLM checkpoint (QWenConfig of 1.2.1). Left-out keys would take wrong defaults,
     rotary_base first of all; `moe` is left out because its fields change between releases."""
     return {
@@ -261,7 +263,7 @@ def _stream(checkpoint: Checkpoint, layout: list[RankTensor], files: RankFiles, 
             for read, start, stop in _blocks(tensor, dtype):
                 jobs = []
                 if read.source is None:
-                    data = np.zeros((stop - start, *tensor.shape[1:]), STORAGE[dtype])
+                    data: AnyArray = np.zeros((stop - start, *tensor.shape[1:]), STORAGE[dtype])
                 else:
                     raw = checkpoint.read_rows(read.source, start, stop)
                     if start >= hashed[read.source]:
@@ -287,7 +289,7 @@ def _blocks(tensor: RankTensor, dtype: DType) -> Iterator[tuple[Read, int, int]]
             yield read, start, min(start + rows, read.stop)
 
 
-def _cast(array: np.ndarray, have: DType, want: DType) -> np.ndarray:
+def _cast(array: AnyArray, have: DType, want: DType) -> AnyArray:
     return array if have == want else from_float32(to_float32(array, have), want)
 
 

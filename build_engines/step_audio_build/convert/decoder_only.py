@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from step_audio.checkpoint import INDEX_FILE, SAFETENSORS_NAME, Checkpoint, decoder_tensors
 from step_audio.config import ModelConfig, TextConfig
@@ -36,7 +37,7 @@ def write_text_only(checkpoint_dir: Path, directory: Path) -> Manifest:
         return manifest
     partial = fresh_partial(directory)
     require_space(partial, _bytes_written(checkpoint, set(wanted), partial), "the decoder for the quantiser")
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for name, file in checkpoint.files.items():
         keys = [key for key in file.tensors if key in wanted]
         if len(keys) == len(file.tensors):
@@ -52,7 +53,7 @@ def write_text_only(checkpoint_dir: Path, directory: Path) -> Manifest:
     return finish(directory / "manifest.json", identity, directory, [p.name for p in directory.iterdir()], {})
 
 
-def qwen2_config(text: TextConfig) -> dict:
+def qwen2_config(text: TextConfig) -> dict[str, Any]:
     """config.json of transformers' Qwen2ForCausalLM."""
     return {
         "architectures": ["Qwen2ForCausalLM"],
@@ -102,7 +103,7 @@ def _link(source: Path, target: Path) -> None:
 
 def _write_shard(checkpoint: Checkpoint, keys: list[str], path: Path) -> None:
     """A safetensors file of `keys`, their bytes as they are."""
-    header: dict = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for key in keys:
         info = checkpoint.tensors[key]

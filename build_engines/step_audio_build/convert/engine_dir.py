@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -44,7 +45,7 @@ class BuildConfig(Settings):
             )
         return self
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """`build_config` as `trtllm-build` writes it."""
         return {
             "max_input_len": self.max_seq_len,
@@ -67,7 +68,9 @@ class BuildConfig(Settings):
         }
 
 
-def build_cpu_engine_dir(trtllm_checkpoint_dir: str | Path, engine_dir: str | Path, build: BuildConfig) -> dict:
+def build_cpu_engine_dir(
+    trtllm_checkpoint_dir: str | Path, engine_dir: str | Path, build: BuildConfig
+) -> dict[str, Any]:
     """Write `engine_dir` and return its config.json. Quick, so an older one is simply replaced.
 
     The two directories may be moved together: the links are relative. Raises ArtefactError when the checkpoint is

@@ -14,7 +14,7 @@ import torch
 
 from step_audio.checkpoint import Checkpoint, encoder_tensors
 from step_audio.config import ModelConfig
-from step_audio.encoder import load_encoder
+from step_audio.encoder import AudioEncoder, load_encoder
 from step_audio_build.artefacts.manifest import (
     Identity,
     Manifest,
@@ -91,7 +91,7 @@ def export_encoder(checkpoint_dir: str | Path, output_path: str | Path, length_r
     return manifest
 
 
-def _export(model: torch.nn.Module, max_frames: int) -> torch.onnx.ONNXProgram:
+def _export(model: AudioEncoder, max_frames: int) -> torch.onnx.ONNXProgram:
     batch, time = torch.export.Dim("batch", min=1), torch.export.Dim("time", min=MIN_FRAMES, max=max_frames)
     n_mels = model.encoder.conv1.in_channels
     # Any size but 0 and 1, which the exporter would take for constants.
@@ -99,7 +99,7 @@ def _export(model: torch.nn.Module, max_frames: int) -> torch.onnx.ONNXProgram:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it mentions optional packages that are not needed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the exporter's own insides
-        return torch.onnx.export(
+        program = torch.onnx.export(
             model,
             example,
             input_names=["mel", "frames"],
@@ -109,3 +109,5 @@ def _export(model: torch.nn.Module, max_frames: int) -> torch.onnx.ONNXProgram:
             dynamo=True,
             verbose=False,
         )
+    assert program is not None  # as the older exporter's is
+    return program

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from step_audio.arrays import Float32Array, Int64Array
 from step_audio.checkpoint import expected_tensors
 from step_audio.config import AudioEncoderConfig, DType, ModelConfig, TextConfig
 from step_audio.errors import ArtefactError
@@ -87,14 +88,15 @@ def make_tiny(
     return config
 
 
-def _readable_ids(tokenizer: Tokenizer) -> np.ndarray:
+def _readable_ids(tokenizer: Tokenizer) -> Int64Array:
     """Ids whose token is whole characters that can be printed: what the random model is made to write."""
     first_added = tokenizer.token_to_id(QWEN_TOKENS[0][0])
+    assert first_added is not None
     texts = [tokenizer.decode([n]) for n in range(first_added)]
     return np.array([n for n, text in enumerate(texts) if text.strip("\n").isprintable() and "\ufffd" not in text])
 
 
-def _random_weights(config: ModelConfig, seed: int, readable: np.ndarray) -> dict[str, np.ndarray]:
+def _random_weights(config: ModelConfig, seed: int, readable: Int64Array) -> dict[str, Float32Array]:
     """Weights whose activations stay near 1 from layer to layer, as float32.
 
     Queries and keys are large enough for attention to choose. The head's rows spread the logits by about 4, so that

@@ -15,11 +15,14 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
+from step_audio.arrays import AnyArray
 from step_audio.checkpoint import SAFETENSORS_NAME, STORAGE
 from step_audio.config import DType
 from step_audio_build.artefacts.manifest import Identity, OutputFile, require_same, sync_directory, write_atomically
@@ -55,8 +58,8 @@ class RankFiles:
         self._tensors = [name for name, _ in tensors]
         self._ends = _ends(dtype, tensors)
         self._header = safetensors_header(dtype, tensors)
-        self._files: list = []
-        self._hashes: list = []
+        self._files: list[FileIO] = []
+        self._hashes: list[hashlib._Hash] = []
 
     @property
     def total_bytes(self) -> int:
@@ -70,7 +73,7 @@ class RankFiles:
         kept = self._read_journal()
         self._files = [_open(self.directory, name) for name in self.names]
         with ThreadPoolExecutor(len(self.names)) as pool:
-            states = list(pool.map(lambda pair: self._check(*pair, kept), enumerate(self._files)))
+            states = list(pool.map(lambda rank: self._check(rank, kept), range(len(self.names))))
         good = min(map(len, states))  # states[rank][n] is the hash behind the header and n tensors
         if good:
             self.written = kept[: good - 1]
@@ -87,11 +90,11 @@ class RankFiles:
         write_atomically(self.directory / JOURNAL, "\n".join(lines) + "\n")
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for file in self._files:
             file.close()
 
-    def append(self, rank: int, data: np.ndarray) -> None:
+    def append(self, rank: int, data: AnyArray) -> None:
         """The next rows of the tensor at hand. Different ranks may be appended to from different threads."""
         raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
         done = 0
@@ -138,8 +141,9 @@ class RankFiles:
             kept.append(entry)
         return kept
 
-    def _check(self, rank: int, file, kept: list[Written]) -> list:
+    def _check(self, rank: int, kept: list[Written]) -> list[hashlib._Hash]:
         """Running hashes of one file at the ends of header, first tensor, ... as far as they agree with `kept`."""
+        file = self._files[rank]
         file.seek(0)
         if file.read(len(self._header)) != self._header:
             return []
@@ -165,12 +169,12 @@ def invalidate(directory: Path) -> None:
     (directory / JOURNAL).unlink(missing_ok=True)
 
 
-def _open(directory: Path, name: str):
+def _open(directory: Path, name: str) -> FileIO:
     """The partial file, empty or as an interrupted run left it; one killed while renaming left the final name."""
     partial = directory / f"{name}.partial"
     if not partial.exists() and (directory / name).exists():
         os.replace(directory / name, partial)
-    return os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
+    return FileIO(os.open(partial, os.O_RDWR | os.O_CREAT, 0o644), "r+")
 
 
 def _ends(dtype: DType, tensors: Sequence[tuple[str, tuple[int, ...]]]) -> list[int]:
@@ -182,7 +186,7 @@ def _ends(dtype: DType, tensors: Sequence[tuple[str, tuple[int, ...]]]) -> list[
 def safetensors_header(dtype: DType, tensors: Sequence[tuple[str, tuple[int, ...]]]) -> bytes:
     """The header of a file that holds `tensors` (name, shape) back to back."""
     ends = _ends(dtype, tensors)
-    entries: dict = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     for (name, shape), start, end in zip(tensors, [0, *ends], ends, strict=False):
         entries[name] = {"dtype": SAFETENSORS_NAME[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(entries, separators=(",", ":")).encode()

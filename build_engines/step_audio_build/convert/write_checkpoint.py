@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from step_audio.arrays import Float32Array
 from step_audio.checkpoint import INDEX_FILE, STORAGE, Shapes, expected_tensors, from_float32
 from step_audio.config import DType, ModelConfig
 from step_audio_build.artefacts.manifest import to_json
@@ -20,7 +21,7 @@ from step_audio_build.convert.small_tokenizer import STEP_TOKENS
 def write_checkpoint(
     directory: Path,
     config: ModelConfig,
-    weights: Mapping[str, np.ndarray],
+    weights: Mapping[str, Float32Array],
     tokenizer: Tokenizer,
     shards: int = 1,
     nested: bool = True,

@@ -7,6 +7,7 @@ GPU 0's, which has the audio encoder too.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from step_audio.config import ModelConfig, TextConfig
@@ -231,7 +232,7 @@ def _nothing(profile: Profile, reason: str) -> MemoryPlan:
     return MemoryPlan(profile, 0, 0, 0, 0, 0, 0, 0, build, False, (f"{reason}.",))
 
 
-def _largest(holds, low: int, high: int) -> int:
+def _largest(holds: Callable[[int], bool], low: int, high: int) -> int:
     """The largest number from `low`, for which it holds, to `high`, for which it may not; it never starts to again."""
     while low < high:
         middle = (low + high + 1) // 2

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from step_audio.arrays import Float32Array
 from step_audio.audio import content_hash
 from step_audio.chat import ClipInfo, build_prompt
 from step_audio.checkpoint import Checkpoint, from_float32, to_float32
@@ -34,7 +36,7 @@ MIN_AGREEMENT = {"bfloat16": 0.75, "int8": 0.75, "fp8": 0.6, "int4": 0.5, "awq":
 # The way around failures of MPI_Init_thread in containers (tensorrtllm_backend docs/multimodal.md@r26.07).
 MPI_ENVIRONMENT = {"PMIX_MCA_gds": "hash"}
 
-QUESTIONS = {
+QUESTIONS: dict[str, list[dict[str, Any]]] = {
     "text": [{"role": "user", "content": "Count from one to twenty."}],
     "audio": [{"role": "user", "content": [{"type": "text", "text": "What do you hear?"}, {"type": "audio"}]}],
 }
@@ -87,7 +89,7 @@ class CheckStage:
         identity = self.identity()
         tools = {"tensorrt_llm": installed_version("tensorrt_llm"), "driver": require(job.profile).driver}
         tokenizer = Tokenizer.from_directory(job.checkpoint)
-        tables: dict[str, np.ndarray] = {}
+        tables: dict[str, Float32Array] = {}
         check_job = CheckJob(
             engine=layout.engine,
             questions=[self._question(name, tokenizer, tables) for name in QUESTIONS],
@@ -122,7 +124,7 @@ class CheckStage:
     def _job_file(self) -> Path:
         return self.job.layout.own / "check.job.json"
 
-    def _question(self, name: str, tokenizer: Tokenizer, tables: dict[str, np.ndarray]) -> Question:
+    def _question(self, name: str, tokenizer: Tokenizer, tables: dict[str, Float32Array]) -> Question:
         """`tables` gets the question's embeddings where it has sound."""
         conversation = parse_conversation(QUESTIONS[name])
         clips, file = [], None
@@ -136,7 +138,7 @@ class CheckStage:
         prompt = build_prompt(conversation, tokenizer, self.job.model.text.vocab_size, clips)
         return Question(name=name, ids=prompt.input_ids.tolist(), table=file)
 
-    def _embed(self, samples: np.ndarray) -> np.ndarray:
+    def _embed(self, samples: Float32Array) -> Float32Array:
         """Its embeddings by the published weights, rounded as the engine's table is: float32 [rows, hidden]."""
         import torch
 
@@ -150,7 +152,7 @@ class CheckStage:
         return to_float32(from_float32(out[: token_count(mel.shape[1], rule)], DTYPE), DTYPE)
 
     def _judge(
-        self, check_job: CheckJob, answers: Answers, tables: dict[str, np.ndarray], tokenizer: Tokenizer
+        self, check_job: CheckJob, answers: Answers, tables: dict[str, Float32Array], tokenizer: Tokenizer
     ) -> Verdict:
         from step_audio_build.tools.reference_check import judge
 
@@ -193,9 +195,10 @@ class CheckStage:
             )
 
 
-def _sound() -> np.ndarray:
+def _sound() -> Float32Array:
     """A gliding tone with its harmonics and a little noise, float32 at 16 kHz."""
     t = np.arange(int(CLIP_SECONDS * 16_000)) / 16_000
     phase = 2 * np.pi * np.cumsum(180 + 80 * np.sin(2.3 * t)) / 16_000
     voice = sum(np.sin(k * phase) / k for k in range(1, 9))
-    return (0.1 * voice + 0.003 * np.random.default_rng(7).standard_normal(len(t))).astype(np.float32)
+    sound = 0.1 * voice + 0.003 * np.random.default_rng(7).standard_normal(len(t))
+    return np.asarray(sound, np.float32)

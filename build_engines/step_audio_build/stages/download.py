@@ -47,13 +47,19 @@ class DownloadStage:
         self.job = job
         self.endpoint = endpoint
 
+    @property
+    def model(self) -> str:
+        """HF_ID@REVISION, where there is something to be downloaded."""
+        assert self.job.settings.model is not None
+        return self.job.settings.model
+
     @cached_property
     def remote(self) -> tuple[str, list[RemoteFile]]:
         """The commit, and its files that are wanted. Raises CheckpointError when the hub cannot be asked."""
         from huggingface_hub import HfApi
 
-        repository, revision = self.job.settings.model.split("@")
-        with _in_words(self.job.settings.model):
+        repository, revision = self.model.split("@")
+        with _in_words(self.model):
             info = HfApi(endpoint=self.endpoint).model_info(repository, revision=revision, files_metadata=True)
         files = [
             RemoteFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else None)
@@ -62,6 +68,8 @@ class DownloadStage:
         ]
         if not any(file.name in CONFIG_FILES for file in files):
             raise CheckpointError(f"{repository} has neither {' nor '.join(CONFIG_FILES)}; is it a Step-Audio model?")
+        if info.sha is None:
+            raise CheckpointError(f"the hub names no commit of {repository}; is the endpoint a hub?")
         return info.sha, files
 
     @property
@@ -101,7 +109,7 @@ class DownloadStage:
         if self.job.settings.model is None:
             return [f"use {self.job.checkpoint}"]
         commit, files = self.remote
-        return [f"fetch {len(files)} files of {self.job.settings.model} (commit {commit}) to {self.job.checkpoint}"]
+        return [f"fetch {len(files)} files of {self.model} (commit {commit}) to {self.job.checkpoint}"]
 
     def peek(self) -> ModelConfig:
         """The model's configuration before anything is downloaded; it tells how large everything else becomes."""
@@ -109,8 +117,8 @@ class DownloadStage:
 
         commit, files = self.remote
         name = next(name for name in CONFIG_FILES if any(file.name == name for file in files))
-        repository = self.job.settings.model.split("@")[0]
-        with tempfile.TemporaryDirectory() as directory, _in_words(self.job.settings.model):
+        repository = self.model.split("@")[0]
+        with tempfile.TemporaryDirectory() as directory, _in_words(self.model):
             hf_hub_download(repository, name, revision=commit, local_dir=directory, endpoint=self.endpoint)
             return ModelConfig.from_directory(directory)
 
@@ -128,9 +136,9 @@ class DownloadStage:
         progress = Progress("download")
         done = 0
         for file in sorted(files, key=lambda file: file.size):
-            with _in_words(self.job.settings.model):
+            with _in_words(self.model):
                 hf_hub_download(
-                    self.job.settings.model.split("@")[0],
+                    self.model.split("@")[0],
                     file.name,
                     revision=commit,
                     local_dir=target,
@@ -150,7 +158,7 @@ class DownloadStage:
 
     def _identity(self, commit: str) -> Identity:
         """A branch or tag is followed once: what it pointed to then is what the directory holds."""
-        repository, revision = self.job.settings.model.split("@")
+        repository, revision = self.model.split("@")
         if COMMIT.fullmatch(revision):
             commit = revision
         settings = {"repository": repository, "revision": revision, "commit": commit}

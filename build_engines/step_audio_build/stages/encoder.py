@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from step_audio_build.artefacts.artefact import as_source, finish, finished, publish, require_space, required
 from step_audio_build.artefacts.manifest import Identity, write_atomically
 from step_audio_build.planning.gpus import installed_version, require
 from step_audio_build.stages.layout import BuildJob
 from step_audio_build.tools import subprocess_runner
+
+if TYPE_CHECKING:
+    from step_audio_build.tools.encoder_plan import PlanJob
 
 FORMAT = 1
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -93,7 +97,7 @@ class EncoderStage:
     def _command(self) -> list[str]:
         return [sys.executable, "-m", "step_audio_build.tools.encoder_plan", str(self._job_file)]
 
-    def _plan_job(self):
+    def _plan_job(self) -> PlanJob:
         from step_audio_build.tools.encoder_plan import PlanJob
 
         audio, layout = self.job.model.audio, self.job.layout

@@ -12,11 +12,13 @@ What does not depend on the GPU is shared by all profiles of a work directory.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 from pydantic import PositiveInt, model_validator
 
 from step_audio.checkpoint import STORAGE, encoder_tensors
@@ -136,6 +138,7 @@ class BuildJob:
         """Where it is, or will be when it has been downloaded."""
         if self.settings.checkpoint is not None:
             return self.settings.checkpoint
+        assert self.settings.model is not None
         repository, revision = self.settings.model.split("@")
         # Commits are told apart by 12 digits; a branch's name may have slashes.
         return self.settings.work_dir / f"{repository.split('/')[1]}-{revision.replace('/', '-')[:12]}"
@@ -151,15 +154,8 @@ class BuildJob:
     @property
     def encoder_parameters(self) -> int:
         shapes = encoder_tensors(self.model.audio).values()
-        return sum(_product(shape) for shape in shapes)
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
+        return sum(math.prod(shape) for shape in shapes)
 
 
 def bytes_of(dtype: DType) -> int:
-    return STORAGE[dtype]().itemsize
+    return np.dtype(STORAGE[dtype]).itemsize

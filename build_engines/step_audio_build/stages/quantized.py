@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from step_audio.checkpoint import Checkpoint, decoder_tensors
 from step_audio.errors import ArtefactError
@@ -86,7 +87,7 @@ def quantize_command(job: BuildJob, output: Path) -> list[str]:
 def identity_of(job: BuildJob, plain: Manifest | None) -> Identity:
     """`plain`: the manifest of the bfloat16 checkpoint, for weight-only precisions."""
     profile = job.profile
-    settings: dict = {"tp": profile.gpus, "dtype": DTYPE, "precision": profile.precision}
+    settings: dict[str, Any] = {"tp": profile.gpus, "dtype": DTYPE, "precision": profile.precision}
     if plain is not None:
         return Identity(kind="decoder", format=FORMAT, source=[as_source("decoder", plain)], settings=settings)
     settings |= {

@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
         )
         if rank:
             return []
-        tokens = answer["output_ids"][0][0].tolist()[: int(answer["sequence_lengths"][0][0])]
+        tokens: list[int] = answer["output_ids"][0][0].tolist()[: int(answer["sequence_lengths"][0][0])]
         length = len(question.ids)
         return tokens[length:] if tokens[:length] == question.ids else tokens
 

@@ -13,10 +13,12 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import PositiveInt
 
+from step_audio.arrays import Float32Array, Int64Array
 from step_audio.audio import SAMPLE_RATE
 from step_audio.config import Strict
 from step_audio.errors import ArtefactError, StepAudioError
@@ -107,7 +109,7 @@ def build_plan(job: PlanJob) -> None:
     _write(job.timing_cache, cache.serialize())
 
 
-def _attach_timing_cache(config, path: Path):
+def _attach_timing_cache(config: Any, path: Path) -> Any:
     """What was measured before, unless it is of another device or release: then measurements begin anew."""
     if path.is_file():
         cache = config.create_timing_cache(path.read_bytes())
@@ -118,14 +120,14 @@ def _attach_timing_cache(config, path: Path):
     return cache
 
 
-def _write(path: Path, data) -> None:
+def _write(path: Path, data: Any) -> None:
     partial = path.with_name(path.name + ".writing")
     with partial.open("wb") as file:
         file.write(memoryview(data))
     os.replace(partial, path)
 
 
-def fixed_clips(job: PlanJob) -> tuple[np.ndarray, np.ndarray]:
+def fixed_clips(job: PlanJob) -> tuple[Float32Array, Int64Array]:
     """The fixed input of the comparison: gliding tones in noise, of a usual clip's length, a third of it and 0.1 s.
 
     mel float32 [3, n_mels, T], frames int64 [3].
@@ -160,7 +162,7 @@ def compare(job: PlanJob, plan: EncoderEngine, reference: EncoderEngine) -> Pari
     )
 
 
-def _embeddings(job: PlanJob, engine: EncoderEngine, mel: np.ndarray, frames: np.ndarray) -> Iterator[np.ndarray]:
+def _embeddings(job: PlanJob, engine: EncoderEngine, mel: Float32Array, frames: Int64Array) -> Iterator[Float32Array]:
     """Each clip's own rows."""
     for start in range(0, len(frames), job.clips):
         batch = slice(start, start + job.clips)

@@ -16,10 +16,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from step_audio.arrays import Float32Array, Int32Array
 from step_audio.checkpoint import Checkpoint, to_float32
 from step_audio.config import ModelConfig, TextConfig
 
 HEAD_ROWS = 16_384  # of the vocabulary at a time
+
+Rotary = tuple[torch.Tensor, torch.Tensor]  # cos and sin [n, head_dim]
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ class Judged:
 @torch.inference_mode()
 def judge(
     checkpoint_dir: Path,
-    prompt: np.ndarray,
-    table: np.ndarray,
+    prompt: Int32Array,
+    table: Float32Array,
     tokens: list[int],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Judged]:
@@ -59,7 +62,7 @@ def _tensor(checkpoint: Checkpoint, name: str, rows: tuple[int, int] | None = No
     return torch.from_numpy(to_float32(raw, checkpoint.dtype(name)))
 
 
-def _embed(checkpoint: Checkpoint, text: TextConfig, ids: np.ndarray, table: np.ndarray) -> torch.Tensor:
+def _embed(checkpoint: Checkpoint, text: TextConfig, ids: Int32Array, table: Float32Array) -> torch.Tensor:
     """[n, hidden]"""
     name = "model.embed_tokens.weight"
     words = {int(i): _tensor(checkpoint, name, (int(i), int(i) + 1))[0] for i in set(ids[ids < text.vocab_size])}
@@ -67,7 +70,7 @@ def _embed(checkpoint: Checkpoint, text: TextConfig, ids: np.ndarray, table: np.
     return torch.stack([words[int(i)] if i < text.vocab_size else rows[int(i) - text.vocab_size] for i in ids])
 
 
-def _layer(checkpoint: Checkpoint, text: TextConfig, layer: str, x: torch.Tensor, rotary) -> torch.Tensor:
+def _layer(checkpoint: Checkpoint, text: TextConfig, layer: str, x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
     """x [n, hidden] -> [n, hidden], every position seeing those before it."""
 
     def linear(values: torch.Tensor, name: str, bias: bool = False) -> torch.Tensor:
@@ -91,15 +94,15 @@ def _norm(x: torch.Tensor, weight: torch.Tensor, text: TextConfig) -> torch.Tens
     return weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + text.rms_norm_eps)
 
 
-def _rotary(text: TextConfig, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin [length, head_dim], GPT-NeoX style: the two halves of a head turn together."""
+def _rotary(text: TextConfig, length: int) -> Rotary:
+    """GPT-NeoX style: the two halves of a head turn together."""
     steps = torch.arange(0, text.head_dim, 2, dtype=torch.float64) / text.head_dim
     angles = torch.outer(torch.arange(length, dtype=torch.float64), text.rope_theta**-steps)
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos().float(), angles.sin().float()
 
 
-def _rotate(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def _rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
     """x [heads, n, head_dim]"""
     cos, sin = rotary
     first, second = x.chunk(2, dim=-1)

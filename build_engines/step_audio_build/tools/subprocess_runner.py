@@ -61,9 +61,10 @@ def run(
             raise ArtefactError(f"{argv[0]} is not installed; build inside the image for GPUs") from None
         except PermissionError:
             raise ArtefactError(f"{argv[0]} may not be executed; check its permissions") from None
+        assert process.stdout is not None
         try:
             shown = -SHOW_EVERY
-            for line in _lines(process):
+            for line in _lines(process, process.stdout.fileno()):
                 print(line, file=file, flush=True)
                 tail.append(line)
                 if time.monotonic() - shown >= SHOW_EVERY:
@@ -81,12 +82,11 @@ def run(
         raise ArtefactError(f"{name} {ended}: {_reason(tail)}; log: {log}")
 
 
-def _lines(process: subprocess.Popen) -> Iterator[str]:
-    """Its output until it ends, a bar's carriage returns taken for line ends.
+def _lines(process: subprocess.Popen[bytes], pipe: int) -> Iterator[str]:
+    """Its output, which comes out of `pipe`, until it ends, a bar's carriage returns taken for line ends.
 
     What it has left behind may hold the pipe open: once it has ended, a second of silence is the end.
     """
-    pipe = process.stdout.fileno()
     rest = b""
     with selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
@@ -125,7 +125,7 @@ def _hides(before: str, line: str) -> bool:
     return bool(FRAME.match(before) or FRAME.match(line) or HIDING.search(line))
 
 
-def _end(process: subprocess.Popen) -> None:
+def _end(process: subprocess.Popen[bytes]) -> None:
     _signal(process, signal.SIGTERM)
     try:
         process.wait(PATIENCE)
@@ -134,6 +134,6 @@ def _end(process: subprocess.Popen) -> None:
         process.wait()
 
 
-def _signal(process: subprocess.Popen, number: signal.Signals) -> None:
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)  # start_new_session made its id that of its group
