@@ -132,7 +132,7 @@ def test_a_large_request_is_not_starved_by_small_ones():
 
 
 def test_max_utilization_leaves_who_runs_a_block_each():
-    """Admitted into the last two blocks of five, the third would be set back at once, or set others back."""
+    """Of the last three blocks the third would take two: not all of them could go on."""
     scheduler = make(blocks=7, policy="max_utilization", reuse=False)
     everyone = [sequence(60, new=30, seed=seed) for seed in range(3)]
     for each in everyone:
