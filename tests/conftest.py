@@ -14,14 +14,18 @@ from step_audio_server.assets import embedded_checkpoint
 from step_audio_server.serve import Service
 
 # The markers of pyproject.toml that a fixture brings; a test that needs one without its fixture says so itself.
-MARKERS = {"work_dir": "server", "driver": "browser", "one_thread": "training"}
+MARKERS = {"work_dir": "server", "driver": "browser", "tokenizer_json": "training"}
+SHARED = ("work_dir", "whole")  # session fixtures that take long: what uses one runs in one worker
 
 
-@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects, and before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     for item in items:
-        for fixture in MARKERS.keys() & set(item.fixturenames):
+        used = set(item.fixturenames)
+        for fixture in MARKERS.keys() & used:
             item.add_marker(MARKERS[fixture])
+        group = next((fixture for fixture in SHARED if fixture in used), str(item.path))
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -92,11 +92,11 @@ def test_golden_in_a_batch_of_different_lengths(golden):
 @pytest.mark.parametrize("rule", ["L", "L-2"])
 def test_batch_does_not_change_a_clip(models, rule):
     mels = [random_mel(frames) for frames in SHORT]
+    each = [models[rule](mel, torch.tensor([mel.shape[-1]]))[0] for mel in mels]
     for longest in (27, 28, 50, 51):  # even and odd: the published fork's mask depends on it
         together = models[rule](*batch(mels, longest))
-        for row, mel in zip(together, mels, strict=True):
+        for row, mel, alone in zip(together, mels, each, strict=True):
             count = tokens(mel.shape[-1], rule)
-            alone = models[rule](mel, torch.tensor([mel.shape[-1]]))[0]
             torch.testing.assert_close(row[:count], alone[:count], atol=1e-5, rtol=0)
             assert not row[count:].any()
             assert count == 0 or row[count - 1].any()
@@ -157,9 +157,9 @@ def test_numpy_reference(tiny, models, rule):
 
 
 def test_length_rules_differ_where_they_should(models):
-    for frames in range(3, 60):
-        mel = random_mel(frames)
-        full, short = (models[rule](mel, torch.tensor([frames]))[0] for rule in ("L", "L-2"))
+    mels = [random_mel(frames) for frames in range(3, 60)]
+    together = (models[rule](*batch(mels)) for rule in ("L", "L-2"))
+    for frames, full, short in zip(range(3, 60), *together, strict=True):
         assert (full.abs().sum(-1) > 0).sum() == tokens(frames, "L")
         assert (short.abs().sum(-1) > 0).sum() == tokens(frames, "L-2")
         assert (tokens(frames, "L") != tokens(frames, "L-2")) == (frames % 8 in (3, 4))

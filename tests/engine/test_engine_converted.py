@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from engine_fixture import ask
 from step_audio.engine import Engine, EngineOptions
@@ -30,6 +29,8 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(tiny):
     """A prompt and its greedy answer."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
     raw = json.loads((tiny / "checkpoint" / "config.json").read_text())["text_config"]
     config = Qwen2Config(
         **{name: raw[name] for name in NAMES.split()},

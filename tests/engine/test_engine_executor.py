@@ -5,8 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engine_fixture import VOCAB, model, prompt
-from paths import ROOT
+from engine_fixture import VOCAB, model, prompt, write_engine
 from step_audio.engine.executor import Batch, TokenEmbedding
 from step_audio.engine.openvino_executor import OpenVinoExecutor, rotary_tables
 from step_audio.engine.torch_executor import TorchExecutor
@@ -83,18 +82,21 @@ def test_other_block_sizes_are_refused():
         OpenVinoExecutor(replace(spec, tokens_per_block=64), weights, 4, "f32", 2)
 
 
-def test_a_signal_after_two_executors_have_gone():
+def test_a_signal_after_two_executors_have_gone(tmp_path):
     """In a process of its own: where OpenVINO's signal stacks are left in place, this one dies of the signal."""
     code = (
-        "import faulthandler, signal\n"
+        "import faulthandler, signal, sys\n"
+        "from pathlib import Path\n"
         "faulthandler.enable()\n"
-        "from engine_fixture import model\n"
         "from step_audio.engine.openvino_executor import OpenVinoExecutor\n"
+        "from step_audio.engine.trtllm_checkpoint import load_engine\n"
         "signal.signal(signal.SIGUSR1, lambda *_: print('handled'))\n"
-        "one, two = (OpenVinoExecutor(*model(), 4, 'f32', 1) for _ in range(2))\n"
+        "model = load_engine(Path(sys.argv[1]))\n"
+        "one, two = (OpenVinoExecutor(*model, 4, 'f32', 1) for _ in range(2))\n"
         "del one\n"
         "del two\n"
         "signal.raise_signal(signal.SIGUSR1)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests" / "support", capture_output=True, text=True)
+    command = [sys.executable, "-c", code, write_engine(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

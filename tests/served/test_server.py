@@ -142,6 +142,7 @@ async def answers_at_once(address: str, seed: int) -> dict[str, list[int]]:
     return {case.name: tokens for case, tokens in zip(order, results, strict=True)}
 
 
+@pytest.mark.server  # of which the answers to them are asked
 def test_there_are_24_prompts_and_none_is_a_tie(expected):
     assert len(CASES) >= 24
     assert min(greedy.margin for greedy in expected.values()) > 1e-4

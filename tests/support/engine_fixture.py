@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from step_audio.engine import Engine, EngineOptions, GenerationRequest, SamplingParams, SequenceOutput
 from step_audio.engine.trtllm_checkpoint import load_engine
@@ -28,8 +27,10 @@ BUILD = {
 
 
 @cache
-def hugging_face() -> Qwen2ForCausalLM:
+def hugging_face():
     """Weights large enough that answers depend on the whole prompt and near-ties are rare."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM  # seconds, which collecting the tests need not take
+
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=VOCAB,

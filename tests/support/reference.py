@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 CLIP = 25 * 16_000
 
@@ -34,6 +33,8 @@ class Reference:
     """Greedy decoding in float32 of the checkpoint in `directory`."""
 
     def __init__(self, directory: Path):
+        from transformers import Qwen2Config, Qwen2ForCausalLM  # seconds, which collecting the tests need not take
+
         self.weights = {}
         for file in sorted(directory.glob("*.safetensors")):
             self.weights |= {name: tensor.float() for name, tensor in load_file(file).items()}
