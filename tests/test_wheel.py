@@ -62,10 +62,8 @@ def installed(wheel, tmp_path_factory) -> Path:
     """The bin/ of an environment that has the wheel, and beside it what this one has but the clone."""
     folder = tmp_path_factory.mktemp("elsewhere")
     venv.create(folder, symlinks=True)
-    subprocess.run(
-        [sys.executable, "-m", "pip", "--python", folder / "bin/python3", "install", "--quiet", "--no-index", "--no-deps",
-         "--no-compile", wheel], check=True,
-    )  # fmt: skip
+    pip = [sys.executable, "-m", "pip", "--python", folder / "bin/python3"]
+    subprocess.run([*pip, "install", "--quiet", "--no-index", "--no-deps", "--no-compile", wheel], check=True)
     purelib = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder)}))
     # By their paths alone: what these folders' own .pth files add, a clone among it, is left out.
     others = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
