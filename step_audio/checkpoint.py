@@ -1,106 +1,21 @@
-"""A published checkpoint's weights: where each tensor lies, whether all of them are there, and their bytes.
-
-The safetensors files are read here directly (8 bytes of header length, a JSON header, then the tensors'
-bytes) and not mapped into memory: a conversion streams 67 GB, and pages of a mapping count as the
-process's own memory. https://huggingface.co/docs/safetensors/index#format
-"""
+"""A published checkpoint's weights: where each tensor lies, whether all of them are there, and their bytes."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from step_audio.arrays import AnyArray, Float32Array
 from step_audio.config import AudioEncoderConfig, DType, ModelConfig, TextConfig
 from step_audio.errors import CheckpointError
+from step_audio.safetensors import DTYPES, STORAGE, SafetensorsFile, Shapes, TensorInfo
 
 INDEX_FILE = "model.safetensors.index.json"
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 ADAPTER_WIDTH = 2048  # of adapter.linear1, in every Step-Audio size; no config key holds it
-
-# safetensors' name -> (ours, numpy's storage type). numpy has no bfloat16: its raw bits travel as uint16.
-DTYPES: dict[str, tuple[DType, type]] = {
-    "F32": ("float32", np.float32),
-    "BF16": ("bfloat16", np.uint16),
-    "F16": ("float16", np.float16),
-}
-STORAGE: dict[DType, type] = dict(DTYPES.values())
-SAFETENSORS_NAME: dict[DType, str] = {ours: name for name, (ours, _) in DTYPES.items()}
-
-Shapes = dict[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """Where one tensor lies. `start` and `stop` are byte positions in the file, header included."""
-
-    file: Path
-    dtype: str  # safetensors' name, such as BF16
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class SafetensorsFile:
-    """One file's checked header. Size, time and header hash together tell whether the file was changed later."""
-
-    path: Path
-    size: int  # bytes
-    mtime_ns: int
-    header_sha256: str
-    tensors: dict[str, TensorInfo]
-
-    @classmethod
-    def open(cls, path: Path) -> SafetensorsFile:
-        """Raises CheckpointError for a file that is missing, cut short, or contradicts itself."""
-        name = path.name
-        try:
-            with path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                length = int.from_bytes(file.read(8), "little")
-                if status.st_size < 8 or length > status.st_size - 8:
-                    raise CheckpointError(f"{name} is truncated: {status.st_size} bytes, its header does not fit")
-                if length > MAX_HEADER_BYTES:
-                    raise CheckpointError(f"{name} is not a safetensors file: a header of {length} bytes")
-                raw = file.read(length)
-        except OSError as error:
-            raise CheckpointError(f"{name} cannot be read: {error.strerror}") from None
-        try:
-            header = json.loads(raw)
-            header.pop("__metadata__", None)
-            tensors = {key: _tensor_info(path, 8 + length, entry) for key, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise CheckpointError(f"{name} is not a safetensors file: its header is malformed") from None
-        last_stop, last_key = 8 + length, "the header"
-        for key, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
-            if info.start < last_stop:
-                raise CheckpointError(f"{name} is corrupt: {key} overlaps {last_key}")
-            last_stop, last_key = info.stop, key
-        if last_stop > status.st_size:
-            raise CheckpointError(
-                f"{name} is truncated: it has {status.st_size} bytes, its header lists {last_stop}; download it again"
-            )
-        return cls(path, status.st_size, status.st_mtime_ns, hashlib.sha256(raw).hexdigest(), tensors)
-
-
-def _tensor_info(path: Path, base: int, entry: Mapping[str, Any]) -> TensorInfo:
-    """One entry of a header; `base` is where the tensors' bytes begin. Raises ValueError where it makes no sense."""
-    dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-    if any(type(n) is not int or n < 0 for n in (*shape, start, stop)) or start > stop:
-        raise ValueError
-    # Other dtypes may be there (quantised checkpoints); `verify` refuses them by name.
-    if dtype in DTYPES and stop - start != math.prod(shape) * np.dtype(DTYPES[dtype][1]).itemsize:
-        raise ValueError
-    return TensorInfo(path, dtype, shape, base + start, base + stop)
 
 
 class Checkpoint:
@@ -269,10 +184,10 @@ def decoder_tensors(text: TextConfig) -> Shapes:
     return out
 
 
-def to_float32(array: AnyArray, dtype: DType) -> Float32Array:
-    """Storage of `dtype` -> float32 values, exact."""
-    if dtype == "bfloat16":
-        return (array.astype(np.uint32) << 16).view(np.float32)
+def to_float32(array: AnyArray) -> Float32Array:
+    """Storage -> float32 values, exact; uint16 is bfloat16's."""
+    if array.dtype == np.uint16:
+        return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return array.astype(np.float32, copy=False)
 
 

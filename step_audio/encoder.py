@@ -145,9 +145,6 @@ def load_encoder(checkpoint: Checkpoint, config: AudioEncoderConfig, length_rule
     """The checkpoint's encoder in float32, ready for inference. Raises CheckpointError."""
     with torch.device("meta"):
         model = AudioEncoder(config, length_rule)
-    weights = {
-        name: torch.from_numpy(to_float32(checkpoint.read(name), checkpoint.dtype(name)))
-        for name in encoder_tensors(config)
-    }
+    weights = {name: torch.from_numpy(to_float32(checkpoint.read(name))) for name in encoder_tensors(config)}
     model.load_state_dict(weights, assign=True)
     return model.eval().requires_grad_(False)

@@ -71,7 +71,7 @@ def _array(tensor, bfloat16):
     if tensor.name() != TABLE:
         return tensor.as_numpy()
     if bfloat16:
-        return to_float32(dlpack.bfloat16_bits(tensor.to_dlpack()), "bfloat16")
+        return to_float32(dlpack.bfloat16_bits(tensor.to_dlpack()))
     return tensor.as_numpy().astype("float32")
 
 

@@ -37,8 +37,7 @@ class TorchReference:
         checkpoint = Checkpoint(directory)
         self.encoder = load_encoder(checkpoint, self.config.audio, "L")
         weights = {
-            name: torch.from_numpy(to_float32(checkpoint.read(name), checkpoint.dtype(name)))
-            for name in decoder_tensors(self.config.text)
+            name: torch.from_numpy(to_float32(checkpoint.read(name))) for name in decoder_tensors(self.config.text)
         }
         self.stop_ids = self.tokenizer.special.stop_ids
         self.decoder = qwen2(self.config).eval()

@@ -9,7 +9,8 @@ from typing import Protocol
 import numpy as np
 
 from step_audio.arrays import Float32Array, Int32Array
-from step_audio.engine.trtllm_checkpoint import Weights, to_float32
+from step_audio.checkpoint import to_float32
+from step_audio.engine.trtllm_checkpoint import Weights
 
 
 @dataclass(slots=True)

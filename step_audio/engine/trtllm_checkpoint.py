@@ -24,12 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from step_audio.arrays import AnyArray, Float32Array
-from step_audio.errors import ArtefactError
-
-# numpy has no bfloat16: its bits are carried as uint16.
-STORAGE: dict[str, np.dtype[Any]] = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
-SAFETENSORS_DTYPE = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+from step_audio.arrays import AnyArray
+from step_audio.config import DType
+from step_audio.errors import ArtefactError, CheckpointError
+from step_audio.safetensors import SAFETENSORS_NAME, STORAGE, SafetensorsFile
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class EngineSpec:
     head_size: int
     norm_epsilon: float
     rotary_base: float
-    dtype: str
+    dtype: DType
     max_batch_size: int  # sequences that may run at once
     max_seq_len: int  # positions of one sequence, prompt and answer together
     max_num_tokens: int  # positions computed in one step, over all sequences
@@ -74,19 +72,13 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class Weights:
-    """The whole decoder. Arrays have the engine's dtype, bfloat16 as raw uint16; see `to_float32`."""
+    """The whole decoder. Arrays have the engine's dtype, bfloat16 as raw uint16; see
+    `step_audio.checkpoint.to_float32`."""
 
     vocab_embedding: AnyArray  # [vocab, hidden]
     layers: list[LayerWeights]
     ln_f: AnyArray
     lm_head: AnyArray  # [vocab, hidden], padding rows removed
-
-
-def to_float32(array: AnyArray) -> Float32Array:
-    """Values of a weight array as float32; uint16 is taken for the upper half of a float32 (bfloat16)."""
-    if array.dtype == np.uint16:
-        return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return array.astype(np.float32, copy=False)
 
 
 def load_engine(engine_dir: str | Path) -> tuple[EngineSpec, Weights]:
@@ -153,8 +145,8 @@ def _spec(model: dict[str, Any], build: dict[str, Any]) -> EngineSpec:
     if any((model.get("quantization") or {}).get(name) for name in ("quant_algo", "kv_cache_quant_algo")):
         raise ArtefactError("engine config.json: quantization is set; the CPU engine serves unquantized weights")
     dtype = str(model.get("dtype"))
-    if dtype not in SAFETENSORS_DTYPE:
-        raise ArtefactError(f"engine config.json: dtype {dtype!r} is none of {', '.join(SAFETENSORS_DTYPE)}")
+    if dtype not in STORAGE:
+        raise ArtefactError(f"engine config.json: dtype {dtype!r} is none of {', '.join(STORAGE)}")
     hidden, heads = _integer(model, "hidden_size"), _integer(model, "num_attention_heads")
     plugins = build.get("plugin_config") or {}
     return EngineSpec(
@@ -182,37 +174,28 @@ class _Rank:
     def __init__(self, path: Path, spec: EngineSpec):
         if not path.is_file():
             raise ArtefactError(f"{path.name} is missing from the engine directory: build the engine again")
-        self.name = path.name
-        self.dtype = SAFETENSORS_DTYPE[spec.dtype]
+        self.name, self.dtype = path.name, spec.dtype
         try:
-            self.data = np.memmap(path, np.uint8, mode="r")
-            header_size = int(self.data[:8].view("<u8")[0])
-            self.header = json.loads(bytes(self.data[8 : 8 + header_size]))
-            self.header.pop("__metadata__", None)
-            self.start = 8 + header_size
-            size = self.start + max((entry["data_offsets"][1] for entry in self.header.values()), default=0)
-        except (ValueError, LookupError, AttributeError, TypeError) as error:
-            raise ArtefactError(f"{path.name} is not a safetensors file: {error}") from None
-        if self.data.size != size:
-            raise ArtefactError(f"{path.name} has {self.data.size} bytes instead of {size}: build the engine again")
+            self.tensors = SafetensorsFile.open(path, "build the engine again").tensors
+        except CheckpointError as error:
+            raise ArtefactError(str(error)) from None
+        self.data = np.memmap(path, np.uint8, mode="r")
 
     def __call__(self, name: str, *shape: int) -> AnyArray:
         """A view of the tensor `name`, which must have exactly this shape and the engine's dtype."""
-        entry = self.header.get(name)
-        if entry is None:
+        info = self.tensors.get(name)
+        if info is None:
             raise ArtefactError(f"{self.name}: tensor {name} is missing")
-        if entry["dtype"] != self.dtype or tuple(entry["shape"]) != shape:
+        dtype = SAFETENSORS_NAME[self.dtype]
+        if (info.dtype, info.shape) != (dtype, shape):
             raise ArtefactError(
-                f"{self.name}: tensor {name} is {entry['dtype']} {entry['shape']}, expected {self.dtype} {list(shape)}"
+                f"{self.name}: tensor {name} is {info.dtype} {list(info.shape)}, expected {dtype} {list(shape)}"
             )
-        begin, end = (self.start + offset for offset in entry["data_offsets"])
-        dtype = STORAGE[self.dtype]
-        if end - begin != math.prod(shape) * dtype.itemsize:
-            raise ArtefactError(f"{self.name}: tensor {name} has {end - begin} bytes: build the engine again")
-        raw: AnyArray = self.data[begin:end]
-        if begin % dtype.itemsize:  # the format does not promise alignment
+        storage: np.dtype[Any] = np.dtype(STORAGE[self.dtype])
+        raw: AnyArray = self.data[info.start : info.stop]
+        if info.start % storage.itemsize:  # the format does not promise alignment
             raw = raw.copy()
-        return raw.view(dtype).reshape(shape).view(np.ndarray)
+        return raw.view(storage).reshape(shape).view(np.ndarray)
 
 
 def _merge(spec: EngineSpec, ranks: list[_Rank]) -> Weights:

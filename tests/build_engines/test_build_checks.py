@@ -80,7 +80,7 @@ def test_a_conversion_gone_wrong_agrees_with_next_to_nothing(fault, tiny, refere
     ids, table, tokens = answer
     checkpoint = Checkpoint(tiny)
     config = ModelConfig.from_directory(tiny)
-    weights = {name: to_float32(checkpoint.read(name), "float32") for name in expected_tensors(config)}
+    weights = {name: to_float32(checkpoint.read(name)) for name in expected_tensors(config)}
     for n in range(config.text.num_hidden_layers):
         layer = f"model.layers.{n}"
         if fault == "gate and up":

@@ -67,7 +67,7 @@ def test_reads_what_the_safetensors_library_reads(directory, with_index):
         bits = tensor.view(torch.int16).numpy().view(np.uint16)
         np.testing.assert_array_equal(checkpoint.read(name), bits, name)
         np.testing.assert_array_equal(checkpoint.read_rows(name, 3, 7), bits[3:7], name)
-        np.testing.assert_array_equal(to_float32(checkpoint.read(name), "bfloat16"), tensor.float().numpy(), name)
+        np.testing.assert_array_equal(to_float32(checkpoint.read(name)), tensor.float().numpy(), name)
     assert checkpoint.read_rows(name, 5, 5).shape == (0, *tensor.shape[1:])
     with pytest.raises(ValueError, match="rows 0 to"):
         checkpoint.read_rows(name, 0, len(tensor) + 1)
@@ -191,6 +191,13 @@ def test_file_cut_while_it_is_read(directory):
         checkpoint.read(name)
 
 
+def test_a_file_with_more_than_its_header_lists(directory):
+    with shard(directory).open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(CheckpointError, match=r"is damaged: it has \d+ bytes, its header lists \d+; download it again"):
+        Checkpoint(directory)
+
+
 def test_overlapping_tensors(directory):
     path = shard(directory)
 
@@ -245,7 +252,7 @@ def test_rounding_as_torch():
     ours = from_float32(values, "bfloat16")
     number = ~np.isnan(values)
     np.testing.assert_array_equal(ours[number], theirs[number])
-    assert np.isnan(to_float32(ours, "bfloat16")[~number]).all()
+    assert np.isnan(to_float32(ours)[~number]).all()
 
 
 def test_float16_overflow_is_an_error():

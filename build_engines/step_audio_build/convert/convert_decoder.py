@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from step_audio.arrays import AnyArray
-from step_audio.checkpoint import STORAGE, Checkpoint, decoder_tensors, from_float32, to_float32
+from step_audio.checkpoint import Checkpoint, decoder_tensors, from_float32, to_float32
 from step_audio.config import DType, ModelConfig, TextConfig
 from step_audio.errors import ArtefactError, CheckpointError
+from step_audio.safetensors import STORAGE, byte_size
 from step_audio_build.artefacts.manifest import (
     Identity,
     Manifest,
@@ -284,13 +285,13 @@ def _blocks(tensor: RankTensor, dtype: DType) -> Iterator[tuple[Read, int, int]]
     """Each read cut into runs of rows of at most BLOCK bytes."""
     for read in tensor.reads:
         width = int(np.prod(tensor.shape[1:])) * (len(read.ranks) if read.columns else 1)
-        rows = max(BLOCK // (width * np.dtype(STORAGE[dtype]).itemsize), 1)
+        rows = max(BLOCK // byte_size(dtype, (width,)), 1)
         for start in range(read.start, read.stop, rows):
             yield read, start, min(start + rows, read.stop)
 
 
 def _cast(array: AnyArray, have: DType, want: DType) -> AnyArray:
-    return array if have == want else from_float32(to_float32(array, have), want)
+    return array if have == want else from_float32(to_float32(array), want)
 
 
 def _require_space(directory: Path, needed: int) -> None:

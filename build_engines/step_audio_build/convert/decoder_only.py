@@ -5,15 +5,15 @@ A shard that holds nothing but decoder tensors is linked, the others are written
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-from step_audio.checkpoint import INDEX_FILE, SAFETENSORS_NAME, Checkpoint, decoder_tensors
+from step_audio.checkpoint import INDEX_FILE, Checkpoint, decoder_tensors
 from step_audio.config import ModelConfig, TextConfig
 from step_audio.errors import CheckpointError
+from step_audio.safetensors import safetensors_header
 from step_audio.tokenizer import Tokenizer
 from step_audio_build.artefacts.artefact import finish, finished, fresh_partial, publish, require_space
 from step_audio_build.artefacts.manifest import Identity, Manifest, source_files, to_json
@@ -103,21 +103,8 @@ def _link(source: Path, target: Path) -> None:
 
 def _write_shard(checkpoint: Checkpoint, keys: list[str], path: Path) -> None:
     """A safetensors file of `keys`, their bytes as they are."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for key in keys:
-        info = checkpoint.tensors[key]
-        size = info.stop - info.start
-        header[key] = {
-            "dtype": SAFETENSORS_NAME[checkpoint.dtype(key)],
-            "shape": list(info.shape),
-            "data_offsets": [position, position + size],
-        }
-        position += size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
     with path.open("wb") as target:
-        target.write(len(text).to_bytes(8, "little") + text)
+        target.write(safetensors_header({key: (checkpoint.dtype(key), checkpoint.tensors[key].shape) for key in keys}))
         for key in keys:
             info = checkpoint.tensors[key]
             with info.file.open("rb") as source:

@@ -10,21 +10,19 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
 from step_audio.arrays import AnyArray
-from step_audio.checkpoint import SAFETENSORS_NAME, STORAGE
 from step_audio.config import DType
+from step_audio.safetensors import byte_size, safetensors_header
 from step_audio_build.artefacts.manifest import Identity, OutputFile, require_same, sync_directory, write_atomically
 
 JOURNAL = "convert.journal"
@@ -57,7 +55,7 @@ class RankFiles:
         self.written: list[Written] = []
         self._tensors = [name for name, _ in tensors]
         self._ends = _ends(dtype, tensors)
-        self._header = safetensors_header(dtype, tensors)
+        self._header = safetensors_header({name: (dtype, shape) for name, shape in tensors})
         self._files: list[FileIO] = []
         self._hashes: list[hashlib._Hash] = []
 
@@ -179,16 +177,4 @@ def _open(directory: Path, name: str) -> FileIO:
 
 def _ends(dtype: DType, tensors: Sequence[tuple[str, tuple[int, ...]]]) -> list[int]:
     """Where each tensor's bytes end, counted from the end of the header."""
-    itemsize = np.dtype(STORAGE[dtype]).itemsize
-    return list(itertools.accumulate(math.prod(shape) * itemsize for _, shape in tensors))
-
-
-def safetensors_header(dtype: DType, tensors: Sequence[tuple[str, tuple[int, ...]]]) -> bytes:
-    """The header of a file that holds `tensors` (name, shape) back to back."""
-    ends = _ends(dtype, tensors)
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    for (name, shape), start, end in zip(tensors, [0, *ends], ends, strict=False):
-        entries[name] = {"dtype": SAFETENSORS_NAME[dtype], "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the format asks for tensors that begin at a multiple of 8
-    return len(text).to_bytes(8, "little") + text
+    return list(itertools.accumulate(byte_size(dtype, shape) for _, shape in tensors))

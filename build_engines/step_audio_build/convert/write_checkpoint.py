@@ -7,14 +7,13 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 from tokenizers import Tokenizer
 
 from step_audio.arrays import Float32Array
-from step_audio.checkpoint import INDEX_FILE, STORAGE, Shapes, expected_tensors, from_float32
+from step_audio.checkpoint import INDEX_FILE, expected_tensors, from_float32
 from step_audio.config import DType, ModelConfig
+from step_audio.safetensors import Shapes, byte_size, safetensors_header
 from step_audio_build.artefacts.manifest import to_json
-from step_audio_build.convert.rank_files import safetensors_header
 from step_audio_build.convert.small_tokenizer import STEP_TOKENS
 
 
@@ -41,7 +40,7 @@ def write_checkpoint(
     groups = _shards(expected_tensors(config), shards, dtype)
     for name, group in groups.items():
         with (partial / name).open("wb") as file:
-            file.write(safetensors_header(dtype, list(group.items())))
+            file.write(_header(group, dtype))
             for key in group:
                 file.write(from_float32(weights[key], dtype).data)
     _write_index(partial, groups, config)
@@ -58,7 +57,7 @@ def make_sparse(output_dir: str | Path, config: ModelConfig, shards: int = 4) ->
     _write_config(directory, config, nested=True)
     groups = _shards(expected_tensors(config), shards, config.text.dtype)
     for name, group in groups.items():
-        header = safetensors_header(config.text.dtype, list(group.items()))
+        header = _header(group, config.text.dtype)
         with (directory / name).open("wb") as file:
             file.write(header)
             file.truncate(len(header) + _size(group, config.text.dtype))
@@ -79,7 +78,11 @@ def _shards(shapes: Shapes, count: int, dtype: DType) -> dict[str, Shapes]:
 
 
 def _size(shapes: Shapes, dtype: DType) -> int:
-    return sum(int(np.prod(shape)) for shape in shapes.values()) * np.dtype(STORAGE[dtype]).itemsize
+    return sum(byte_size(dtype, shape) for shape in shapes.values())
+
+
+def _header(shapes: Shapes, dtype: DType) -> bytes:
+    return safetensors_header({name: (dtype, shape) for name, shape in shapes.items()})
 
 
 def _write_index(directory: Path, groups: dict[str, Shapes], config: ModelConfig) -> None:

@@ -149,7 +149,7 @@ class CheckStage:
         mel = log_mel(samples, audio.n_mels)
         with torch.inference_mode():
             out = encoder(torch.from_numpy(mel)[None], torch.tensor([mel.shape[1]]))[0].numpy()
-        return to_float32(from_float32(out[: token_count(mel.shape[1], rule)], DTYPE), DTYPE)
+        return to_float32(from_float32(out[: token_count(mel.shape[1], rule)], DTYPE))
 
     def _judge(
         self, check_job: CheckJob, answers: Answers, tables: dict[str, Float32Array], tokenizer: Tokenizer

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from step_audio.checkpoint import Checkpoint, decoder_tensors, encoder_tensors
 from step_audio.errors import CheckpointError
 from step_audio.progress import Progress
+from step_audio.safetensors import byte_size
 from step_audio_build.artefacts.artefact import finished
 from step_audio_build.artefacts.manifest import Identity, read_manifest, source_files
 from step_audio_build.convert.convert_decoder import FORMAT as DECODER_FORMAT
@@ -14,7 +13,7 @@ from step_audio_build.convert.convert_decoder import convert_decoder, rank_tenso
 from step_audio_build.convert.decoder_only import bytes_written
 from step_audio_build.convert.export_encoder import FORMAT as ENCODER_FORMAT
 from step_audio_build.convert.export_encoder import OPSET, export_encoder
-from step_audio_build.stages.layout import DTYPE, BuildJob, bytes_of
+from step_audio_build.stages.layout import DTYPE, BuildJob
 from step_audio_build.stages.quantized import (
     CALIBRATED,
     WEIGHT_ONLY,
@@ -80,7 +79,7 @@ class ConvertStage:
 
     def _plain_bytes(self) -> int:
         tensors = rank_tensors(self.job.model.text, self.job.profile.gpus)
-        return self.job.profile.gpus * sum(math.prod(tensor.shape) for tensor in tensors) * bytes_of(DTYPE)
+        return self.job.profile.gpus * sum(byte_size(DTYPE, tensor.shape) for tensor in tensors)
 
     def describe(self) -> list[str]:
         job, layout = self.job, self.job.layout

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import re
 import tempfile
 from collections.abc import Iterator
@@ -15,9 +14,10 @@ from step_audio.checkpoint import Checkpoint, expected_tensors
 from step_audio.config import CONFIG_FILES, ModelConfig
 from step_audio.errors import CheckpointError
 from step_audio.progress import Progress
+from step_audio.safetensors import byte_size
 from step_audio_build.artefacts.artefact import finish, require_space
 from step_audio_build.artefacts.manifest import Identity, read_manifest, require_same, sha256_file
-from step_audio_build.stages.layout import DTYPE, BuildJob, bytes_of
+from step_audio_build.stages.layout import DTYPE, BuildJob
 
 FORMAT = 1
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -101,7 +101,7 @@ class DownloadStage:
         """About that, without a word from the hub: the model's tensors in 16 bits, less the weights that are there."""
         if self.job.settings.model is None:
             return 0
-        whole = bytes_of(DTYPE) * sum(math.prod(shape) for shape in expected_tensors(self.job.model).values())
+        whole = sum(byte_size(DTYPE, shape) for shape in expected_tensors(self.job.model).values())
         found = [*self.job.checkpoint.glob("*.safetensors"), *(self.job.checkpoint / ".cache").rglob("*.incomplete")]
         return max(whole - sum(path.stat().st_size for path in found), 0)
 

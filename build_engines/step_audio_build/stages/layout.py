@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 from pydantic import PositiveInt, model_validator
 
-from step_audio.checkpoint import STORAGE, encoder_tensors
+from step_audio.checkpoint import encoder_tensors
 from step_audio.command_line import Echo
 from step_audio.config import DType, ModelConfig
 from step_audio.mel import LengthRule
@@ -155,7 +154,3 @@ class BuildJob:
     def encoder_parameters(self) -> int:
         shapes = encoder_tensors(self.model.audio).values()
         return sum(math.prod(shape) for shape in shapes)
-
-
-def bytes_of(dtype: DType) -> int:
-    return np.dtype(STORAGE[dtype]).itemsize

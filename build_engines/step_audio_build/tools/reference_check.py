@@ -59,7 +59,7 @@ def judge(
 
 def _tensor(checkpoint: Checkpoint, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
     raw = checkpoint.read(name) if rows is None else checkpoint.read_rows(name, *rows)
-    return torch.from_numpy(to_float32(raw, checkpoint.dtype(name)))
+    return torch.from_numpy(to_float32(raw))
 
 
 def _embed(checkpoint: Checkpoint, text: TextConfig, ids: Int32Array, table: Float32Array) -> torch.Tensor:
