@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,7 +73,7 @@ class Sum:
         """'forty seven plus thirty eight'"""
         return self._joined(in_words, SPOKEN.__getitem__)
 
-    def _joined(self, number, sign) -> str:
+    def _joined(self, number: Callable[[int], str], sign: Callable[[str], str]) -> str:
         parts = [number(self.numbers[0])]
         for s, n in zip(self.signs, self.numbers[1:], strict=True):
             parts += [sign(s), number(n)]

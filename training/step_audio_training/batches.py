@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from step_audio.arrays import Float32Array, Int64Array
 from step_audio.audio import content_hash
 from step_audio.chat import ClipInfo, build_prompt
 from step_audio.chat_template import CLOSE_THOUGHT, NO_THOUGHT
@@ -62,7 +63,7 @@ SOUND_IDS = {sound: n for n, sound in enumerate(SOUNDS)}
 
 def heard_when(
     recording: Recording, before: float, tokens: int, frames: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[Int64Array, Int64Array, Int64Array]:
     """What is heard when, with `before` seconds of silence in front.
 
     Which word (0 for none) and which of SOUNDS at each of the clip's `tokens` embeddings, and which phoneme (0 for
@@ -100,15 +101,20 @@ class TrainingBatch:
     groups: list[tuple[torch.Tensor, torch.Tensor]]
 
     def to(self, device: torch.device) -> TrainingBatch:
-        groups = [(ids.to(device), labels.to(device)) for ids, labels in self.groups]
-        tensors = (self.mels, self.frames, self.words, self.sounds, self.phonemes)
-        return TrainingBatch(*(tensor.to(device) for tensor in tensors), groups)
+        return TrainingBatch(
+            self.mels.to(device),
+            self.frames.to(device),
+            self.words.to(device),
+            self.sounds.to(device),
+            self.phonemes.to(device),
+            [(ids.to(device), labels.to(device)) for ids, labels in self.groups],
+        )
 
 
 class Encoded:
     """An example as tokens: `prompt` as the server builds it, `answer` what the model is to write."""
 
-    def __init__(self, example: Example, clips: Sequence[np.ndarray], tokenizer: Tokenizer, vocab_size: int):
+    def __init__(self, example: Example, clips: Sequence[Float32Array], tokenizer: Tokenizer, vocab_size: int):
         """`clips`: samples of the example's recordings."""
         thinks = example.thought is not None
         messages = example.messages if thinks else [*example.messages, {"role": "assistant", "content": NO_THOUGHT}]
@@ -156,7 +162,7 @@ def _examples(recordings: Sequence[Recording], random: np.random.Generator, held
     return made
 
 
-class Batches(Dataset):
+class Batches(Dataset[list[TrainingBatch]]):
     """`Batches(...)[n]` is the n-th draw from `first` on: BATCHES batches."""
 
     def __init__(self, seed: int, first: int, last: int, tokenizer_json: str, vocab_size: int, held_out: bool = False):
@@ -210,7 +216,7 @@ class Batches(Dataset):
 
 
 def collate(
-    samples: Sequence[np.ndarray],
+    samples: Sequence[Float32Array],
     said: Sequence[tuple[Recording, float]],
     encoded: Sequence[Encoded],
     heard: Sequence[Sequence[int]],
@@ -237,11 +243,12 @@ def collate(
         heard_when(recording, before, count, pooled_frames(int(length)))
         for (recording, before), count, length in zip(said, counts, frames, strict=True)
     ]
-    labels_of_clips = (_stack(list(rows), IGNORED) for rows in zip(*targets, strict=True))
-    return TrainingBatch(torch.from_numpy(mels), torch.from_numpy(frames.astype(np.int64)), *labels_of_clips, groups)
+    words, sounds, phonemes = (_stack(list(rows), IGNORED) for rows in zip(*targets, strict=True))
+    lengths = torch.from_numpy(frames.astype(np.int64))
+    return TrainingBatch(torch.from_numpy(mels), lengths, words, sounds, phonemes, groups)
 
 
-def _stack(rows: Sequence[np.ndarray], filling: int) -> torch.Tensor:
+def _stack(rows: Sequence[Int64Array], filling: int) -> torch.Tensor:
     stacked = np.full((len(rows), max(map(len, rows))), filling, np.int64)
     for target, row in zip(stacked, rows, strict=True):
         target[: len(row)] = row

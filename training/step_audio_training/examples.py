@@ -7,7 +7,7 @@ uses: the thought ends with `</think>`, tool calls are `<tool_call>function\\n{n
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -94,7 +94,7 @@ def draw_example(random: np.random.Generator, held_out: bool = False, task: Task
 def _draw_recordings(task: Task, random: np.random.Generator, held_out: bool) -> list[Recording]:
     """Such that an example of `task` can most often be made of them."""
 
-    def draw(kind: Kind, wanted=lambda _: True) -> Recording:
+    def draw(kind: Kind, wanted: Callable[[Recording], object] = lambda _: True) -> Recording:
         while not wanted(recording := draw_recording(random, held_out, kind)):
             pass
         return recording
@@ -316,8 +316,8 @@ def _tool_result(heard: Recording, random: np.random.Generator) -> Example | Non
     asked = heard.sum
     if asked is None or heard.kind != "large_sum":
         return None
-    call = {"id": "call-1", "type": "function"}
-    call["function"] = {"name": "calculator", "arguments": json.dumps({"expression": asked.written})}
+    function = {"name": "calculator", "arguments": json.dumps({"expression": asked.written})}
+    call = {"id": "call-1", "type": "function", "function": function}
     messages = [
         *_system(random),
         _turn(heard, _ask("arithmetic", random), random),

@@ -47,6 +47,9 @@ class Heard:
 class Listener(nn.Module):
     """The heads for words, sounds and phonemes only help the encoder to learn; they are not part of the checkpoint."""
 
+    trained_ids: Tensor
+    position: Tensor  # among the trained ids, of each id; -1 for the others
+
     def __init__(self, config: ModelConfig, trained_ids: Tensor):
         """`trained_ids` int64 [n]: the tokens that occur. The other rows of the head are zero and stay so: their
         logits are 0, and the softmax counts them without computing them."""

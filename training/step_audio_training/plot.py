@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from step_audio.arrays import Float64Array
+
 
 def plot_training(log: Path, picture: Path) -> None:
     """`log`: the JSON lines that `train` writes."""
@@ -40,9 +42,10 @@ def plot_training(log: Path, picture: Path) -> None:
     pyplot.close(figure)
 
 
-def _smooth(values: list[float], width: int = 50) -> np.ndarray:
+def _smooth(values: list[float], width: int = 50) -> Float64Array:
     """A running mean over the last `width` values."""
     total = np.cumsum([0.0, *values])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - width, 0)
-    return (total[ends] - total[starts]) / (ends - starts)
+    means: Float64Array = (total[ends] - total[starts]) / (ends - starts)
+    return means

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from step_audio.arrays import Float32Array
 from step_audio.audio import SAMPLE_RATE
 from step_audio_training import sound
 from step_audio_training.arithmetic import Sum, draw_large_sum, draw_sum, in_words
@@ -65,7 +66,7 @@ class Recording:
     """`samples`: float32 [n], clean. `text`: what is said. The rest holds what the kind has."""
 
     kind: Kind
-    samples: np.ndarray = field(repr=False)
+    samples: Float32Array = field(repr=False)
     text: str = ""
     words: tuple[tuple[float, float], ...] = ()  # from when to when each word of the text is said, in seconds
     phonemes: tuple[tuple[float, int], ...] = ()  # where each begins, and which of espeak-ng's it is
@@ -100,9 +101,9 @@ def draw_recording(random: np.random.Generator, held_out: bool = False, kind: Ki
             samples = sound.tone(glide, random)
             return Recording(kind, samples, glide=glide, sounds=((0, len(samples) / SAMPLE_RATE, f"{glide} tone"),))
         case "noise":
-            kinds = sound.HELD_OUT_NOISES if held_out else sound.TRAIN_NOISES
+            noises = sound.HELD_OUT_NOISES if held_out else sound.TRAIN_NOISES
             n = int(random.uniform(1, 2.5) * SAMPLE_RATE)
-            samples = 0.1 * sound.noise(kinds[random.integers(len(kinds))], n, random)
+            samples = 0.1 * sound.noise(noises[random.integers(len(noises))], n, random)
             return Recording(kind, samples, sounds=((0, n / SAMPLE_RATE, "noise"),))
         case _:
             text, asked = _words(kind, random, held_out)
@@ -175,7 +176,7 @@ def _semitones(pitch: float) -> int:
     return max(0, round(12 * math.log2(pitch / HEIGHT_0)))
 
 
-def _level(samples: np.ndarray) -> float:
+def _level(samples: Float32Array) -> float:
     """What to divide speech by so that its root mean square is 0.1."""
     return 10 * float(np.sqrt(np.mean(samples**2))) + 1e-9
 
@@ -242,7 +243,7 @@ def draw_conditions(random: np.random.Generator, held_out: bool = False, snr_db:
     )
 
 
-def record(recording: Recording, conditions: Conditions, random: np.random.Generator) -> np.ndarray:
+def record(recording: Recording, conditions: Conditions, random: np.random.Generator) -> Float32Array:
     """The recording as a microphone hears it: float32 [n] at 16 kHz within [-1, 1]."""
     ends = (int(conditions.before * SAMPLE_RATE), int(conditions.behind * SAMPLE_RATE))
     samples = np.pad(recording.samples, ends)

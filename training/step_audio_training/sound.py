@@ -10,6 +10,7 @@ import numpy as np
 from scipy.fft import next_fast_len
 from scipy.signal import oaconvolve
 
+from step_audio.arrays import Float32Array, Float64Array
 from step_audio.audio import SAMPLE_RATE
 
 TRAIN_NOISES = ("white", "pink", "hum", "babble", "band", "band")
@@ -19,7 +20,7 @@ HELD_OUT_NOISES = ("brown", "fan", "clicks")
 _BANK_SECONDS = 40  # of each kind of noise are made once; every noise is a cut out of them
 
 
-def noise(kind: str, n: int, random: np.random.Generator) -> np.ndarray:
+def noise(kind: str, n: int, random: np.random.Generator) -> Float32Array:
     """float32 [n] with a root mean square of about 1; n is at most 40 s."""
     bank = _bank(kind)
     start = random.integers(len(bank) - n + 1)
@@ -27,7 +28,7 @@ def noise(kind: str, n: int, random: np.random.Generator) -> np.ndarray:
 
 
 @cache
-def _bank(kind: str) -> np.ndarray:
+def _bank(kind: str) -> Float32Array:
     n, random = _BANK_SECONDS * SAMPLE_RATE, np.random.default_rng(zlib.crc32(kind.encode()))
     match kind:
         case "white":
@@ -65,30 +66,32 @@ def _bank(kind: str) -> np.ndarray:
                 samples[start : start + length] += decay * random.standard_normal(length)
         case _:
             raise ValueError(f"no noise of kind {kind}")
-    return (samples / (np.sqrt(np.mean(samples**2)) + 1e-9)).astype(np.float32)
+    return np.asarray(samples / (np.sqrt(np.mean(samples**2)) + 1e-9), np.float32)
 
 
-def _coloured(n: int, exponent: float, random: np.random.Generator) -> np.ndarray:
+def _coloured(n: int, exponent: float, random: np.random.Generator) -> Float64Array:
     """Noise whose amplitude falls as 1 / f**exponent, flat below 30 Hz."""
     spectrum = np.fft.rfft(random.standard_normal(n))
     frequency = np.fft.rfftfreq(n, 1 / SAMPLE_RATE)
-    return np.fft.irfft(spectrum / np.maximum(frequency, 30) ** exponent, n) * 30**exponent
+    coloured: Float64Array = np.fft.irfft(spectrum / np.maximum(frequency, 30) ** exponent, n) * 30**exponent
+    return coloured
 
 
-def _band(samples: np.ndarray, low: float, high: float) -> np.ndarray:
+def _band(samples: Float64Array, low: float, high: float) -> Float64Array:
     spectrum = np.fft.rfft(samples)
     frequency = np.fft.rfftfreq(len(samples), 1 / SAMPLE_RATE)
-    return np.fft.irfft(spectrum * ((frequency > low) & (frequency < high)), len(samples))
+    band: Float64Array = np.fft.irfft(spectrum * ((frequency > low) & (frequency < high)), len(samples))
+    return band
 
 
-def reverberate(samples: np.ndarray, seconds: float, random: np.random.Generator) -> np.ndarray:
+def reverberate(samples: Float32Array, seconds: float, random: np.random.Generator) -> Float32Array:
     """In a room whose sound falls by 60 dB in `seconds`: the direct sound, then a decaying tail; same length."""
     n = int(seconds * SAMPLE_RATE)
     tail = random.standard_normal(n) * 10 ** (-3 * np.arange(n) / n)
     tail[: SAMPLE_RATE // 200] = 0  # the first reflection is 5 ms late
     tail *= random.uniform(0.2, 0.6) / (np.sqrt(np.sum(tail**2)) + 1e-9)
     tail[0] = 1
-    return oaconvolve(samples, tail)[: len(samples)].astype(np.float32)
+    return np.asarray(oaconvolve(samples, tail)[: len(samples)], np.float32)
 
 
 _OCTAVES = np.log2([62.5, 125, 250, 500, 1000, 2000, 4000, 8000])  # where a response is given
@@ -100,22 +103,22 @@ def draw_response(random: np.random.Generator) -> tuple[float, ...]:
     return tuple(float(gain) for gain in steps - steps.mean())
 
 
-def respond(samples: np.ndarray, response: Sequence[float]) -> np.ndarray:
+def respond(samples: Float32Array, response: Sequence[float]) -> Float32Array:
     """Through a microphone with this `response`; same length."""
     n = next_fast_len(len(samples), real=True)
     frequency = np.maximum(np.fft.rfftfreq(n, 1 / SAMPLE_RATE), 1)
     gain = 10 ** (np.interp(np.log2(frequency), _OCTAVES, response) / 20)
-    return np.fft.irfft(np.fft.rfft(samples, n) * gain, n)[: len(samples)].astype(np.float32)
+    return np.asarray(np.fft.irfft(np.fft.rfft(samples, n) * gain, n)[: len(samples)], np.float32)
 
 
-def add_noise(samples: np.ndarray, kind: str, snr_db: float, random: np.random.Generator) -> np.ndarray:
+def add_noise(samples: Float32Array, kind: str, snr_db: float, random: np.random.Generator) -> Float32Array:
     """`snr_db`: power of the sounding parts of `samples` over the noise's, in decibels."""
     sounding = samples[np.abs(samples) > 0.02 * (np.abs(samples).max() + 1e-9)]
     power = np.mean(sounding**2) if len(sounding) else 1e-4
     return samples + noise(kind, len(samples), random) * np.float32(np.sqrt(power / 10 ** (snr_db / 10)))
 
 
-def beeps(count: int, random: np.random.Generator) -> tuple[np.ndarray, list[tuple[float, float]]]:
+def beeps(count: int, random: np.random.Generator) -> tuple[Float32Array, list[tuple[float, float]]]:
     """`count` beeps of one pitch, 0.10 to 0.18 s each with pauses of 0.15 to 0.3 s; and from when to when each is."""
     frequency, length = random.uniform(400, 2000), random.uniform(0.10, 0.18)
     beep = _fade(np.sin(2 * np.pi * frequency * np.arange(int(length * SAMPLE_RATE)) / SAMPLE_RATE))
@@ -130,7 +133,7 @@ def beeps(count: int, random: np.random.Generator) -> tuple[np.ndarray, list[tup
     return 0.4 * np.concatenate(pieces), times
 
 
-def tone(glide: str, random: np.random.Generator) -> np.ndarray:
+def tone(glide: str, random: np.random.Generator) -> Float32Array:
     """A tone of 0.8 to 1.6 s that is "rising", "falling" (by a factor of 1.5 to 2.5) or "steady"."""
     n = int(random.uniform(0.8, 1.6) * SAMPLE_RATE)
     low = random.uniform(250, 900)
@@ -141,12 +144,12 @@ def tone(glide: str, random: np.random.Generator) -> np.ndarray:
     return 0.4 * _fade(shape)
 
 
-def _fade(samples: np.ndarray) -> np.ndarray:
+def _fade(samples: Float64Array) -> Float32Array:
     ramp = np.minimum(1, np.minimum(np.arange(len(samples)), np.arange(len(samples))[::-1]) / (0.01 * SAMPLE_RATE))
-    return (samples * ramp).astype(np.float32)
+    return np.asarray(samples * ramp, np.float32)
 
 
-def fundamental(samples: np.ndarray) -> float:
+def fundamental(samples: Float32Array) -> float:
     """The voice's fundamental frequency in Hz, the median over the voiced 40 ms frames; 0 where there is none.
 
     By autocorrelation between 60 and 400 Hz, for clean speech.

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import soxr
 
+from step_audio.arrays import AnyArray, Float32Array
 from step_audio.audio import SAMPLE_RATE
 
 # espeak-ng's speak_lib.h.
@@ -129,7 +130,7 @@ class _Espeak:
         self.variants = {_DRAWN, *(file.name for file in self.voices.iterdir())}
         if self.rate <= 0:
             raise OSError("espeak-ng cannot be started: its voices were not found")
-        self.pieces: list[np.ndarray] = []
+        self.pieces: list[AnyArray] = []
         self.starts: list[float] = []  # seconds, of the words and of the end
         self.phonemes: list[tuple[float, int]] = []
         self.callback = _Callback(self._collect)  # kept, or it would be freed
@@ -141,7 +142,7 @@ class _Espeak:
         (self.voices / _DRAWN).write_text(name_or_definition)
         return _DRAWN
 
-    def _collect(self, samples, count: int, events) -> int:
+    def _collect(self, samples: ctypes._Pointer[ctypes.c_short], count: int, events: ctypes._Pointer[_Event]) -> int:
         if samples and count > 0:
             self.pieces.append(np.ctypeslib.as_array(samples, (count,)).copy())
         n = 0
@@ -182,7 +183,7 @@ class Speech:
     `words`: where each word begins, and the last one ends, in seconds; `phonemes`: where each begins, and which.
     """
 
-    samples: np.ndarray
+    samples: Float32Array
     words: tuple[float, ...]
     phonemes: tuple[tuple[float, int], ...]
 
@@ -224,7 +225,7 @@ def speak(text: str, voice: Voice) -> Speech:
     )
 
 
-def _sounding(samples: np.ndarray, level: float = 0.003) -> tuple[int, int]:
+def _sounding(samples: Float32Array, level: float = 0.003) -> tuple[int, int]:
     """Where it is louder than `level`, 20 ms more on either side."""
     loud = np.flatnonzero(np.abs(samples) > level)
     if not len(loud):

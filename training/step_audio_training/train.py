@@ -10,7 +10,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -29,7 +29,17 @@ CORPUS_EXAMPLES = 4000  # what its merges are learnt from
 SAVE_EVERY = 200  # steps
 WATCH_EVERY = 200  # steps between looks at what was not trained on
 STATE, LOG = "state.pt", "log.jsonl"
-STATE_KEYS = {"recipe", "tokenizer", "model", "optimizer", "step", "log"}
+
+
+class State(TypedDict):
+    """What a training that was interrupted goes on from. `recipe`: the fields of one; `log`: figures by name."""
+
+    recipe: dict[str, Any]
+    tokenizer: str
+    model: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    step: int
+    log: list[dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -109,7 +119,7 @@ def train(
     """
     output.mkdir(parents=True, exist_ok=True)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    state: dict[str, Any] | None = None
+    state: State | None = None
     if (output / STATE).is_file():
         state = _load_state(output / STATE, "delete it to begin anew, or restore it")
         if state["recipe"] | {"steps": recipe.steps} != asdict(recipe):
@@ -153,7 +163,7 @@ def train(
     return model.cpu().eval(), tokenizer
 
 
-def _state_to_refine(directory: Path | None) -> dict[str, Any] | None:
+def _state_to_refine(directory: Path | None) -> State | None:
     if directory is None:
         return None
     if not (directory / STATE).is_file():
@@ -161,14 +171,14 @@ def _state_to_refine(directory: Path | None) -> dict[str, Any] | None:
     return _load_state(directory / STATE, "restore it, or give the output of another training")
 
 
-def _load_state(file: Path, remedy: str) -> dict[str, Any]:
+def _load_state(file: Path, remedy: str) -> State:
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        state: State | None = torch.load(file, map_location="cpu", weights_only=True)
     except OSError:  # not the file's contents: the command says it as it stands
         raise
     except Exception:  # what torch raises for a damaged file depends on where the damage is
         state = None
-    if not isinstance(state, dict) or not state.keys() >= STATE_KEYS:
+    if not isinstance(state, dict) or not state.keys() >= State.__required_keys__:
         raise ArtefactError(f"{file} is damaged or no state of a training: {remedy}")
     return state
 
@@ -230,9 +240,15 @@ def _watch(model: Listener, batches: list[TrainingBatch], device: torch.device) 
 
 
 def _save(
-    output: Path, recipe: Recipe, tokenizer: str, model: Listener, optimizer: Any, step: int, log: list[dict]
+    output: Path,
+    recipe: Recipe,
+    tokenizer: str,
+    model: Listener,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    log: list[dict[str, float]],
 ) -> None:
-    state = {
+    state: State = {
         "recipe": asdict(recipe), "tokenizer": tokenizer, "model": model.state_dict(),
         "optimizer": optimizer.state_dict(), "step": step, "log": log,
     }  # fmt: skip
