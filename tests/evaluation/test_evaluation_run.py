@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import random
 from dataclasses import replace
 
 import pytest
@@ -60,6 +61,24 @@ def test_run(tmp_path):
     assert shown.splitlines()[-1] == "answers: 20 of 20" and len(shown.splitlines()) == 10
     lines = (tmp_path / "answers.jsonl").read_text().splitlines()
     assert len(lines) == 20 and json.loads(lines[0])["expected"] in map(str, range(20))
+
+
+def test_the_order_in_which_answers_come_decides_nothing(tmp_path):
+    items = [item(f"q-{n}", str(n), str(n % 3)) for n in range(20)]  # some are answered right
+    first = None
+    for seed, concurrency in enumerate((1, 3, 20)):
+        draw = random.Random(seed)
+
+        class Late(Stub):
+            async def complete(self, *args, draw=draw, **options):
+                for _ in range(draw.randint(0, 9)):
+                    await asyncio.sleep(0)
+                return await super().complete(*args, **options)
+
+        answers, _ = run(items, Late({"7": [RequestError("no")]}), tmp_path / str(seed), concurrency)
+        report = make_report(grade(items, answers.of), SETTINGS, "today")
+        first = first or report
+        assert report == first and 0 < report.rows[0].correct < 20
 
 
 def test_run_goes_on_where_it_was_broken_off(tmp_path):
