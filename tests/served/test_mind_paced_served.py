@@ -88,6 +88,22 @@ def test_speech_within_the_thought(listener, questions, mode, rate):
         assert all(0 < segment.reused_blocks < segment.total_blocks for segment in timing.segments[1:])
 
 
+@pytest.mark.parametrize("mode", ["think_first", "speak_first"])
+def test_greedy_answers_are_the_same_alone_and_all_at_once(listener, questions, mode):
+    """All at once, a message has several tokens, and segments wait for each other."""
+    pace = MindPaced(mode, think_tokens=12, speak_tokens=3)
+
+    async def use(client):
+        alone = [await answer(client, question, mind_paced=pace) for question in questions]
+        together = await asyncio.gather(*(answer(client, question, mind_paced=pace) for question in questions * 3))
+        return alone * 3, together
+
+    for one, other in zip(*with_client(listener, use), strict=True):
+        assert other[1] == one[1] and other[2].finish_reason == one[2].finish_reason
+        made_of = [[(s.thought_tokens, s.spoken_tokens) for s in last.speech.segments] for *_, last in (one, other)]
+        assert made_of[0] == made_of[1]
+
+
 def test_a_prompt_is_shared_between_segments(listener, questions):
     """Of a long one nine blocks of ten are there already, segment by segment."""
     history = []
