@@ -26,7 +26,6 @@ from mind_paced_fixture import (
 )
 from step_audio_client import ChatOptions, Guide, MindPaced, RequestError, Sampling, Thinking
 from step_audio_client.mind_paced import MindPacedSpeaker, check
-from step_audio_client.playback import Playback
 from step_audio_client.prepared import PreparedRequest
 from step_audio_client.tokens import Tokens
 
@@ -152,22 +151,6 @@ def test_a_late_thought_is_not_waited_for():
     known = thoughts(model)
     assert speech == ANSWER_TEXT and known == sorted(known) and 0 < known[-1] < 80
     assert deltas[-1].speech.thought_ended is None  # all was said before
-
-
-def test_the_next_segment_is_there_when_the_last_was_heard():
-    model = Model(pauses=(0.02, 0.001))
-    _, _, deltas = hear(model, mode="speak_first", think_tokens=80, speak_tokens=5, speech_rate=20)
-    one, two = deltas[-1].speech.segments[:2]
-    assert two.begun < one.first + 5 / 20 and deltas[-1].speech.underruns <= 1
-
-
-def test_playback_counts_silence():
-    playback = Playback(10)
-    for now, tokens in ((1.0, 5), (1.2, 5), (2.5, 1), (2.55, 1)):
-        playback.add(tokens, now)
-    assert (playback.underruns, round(playback.silence, 6), round(playback.end, 6)) == (1, 0.5, 2.7)
-    playback.add(0, 9)
-    assert playback.underruns == 1
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
