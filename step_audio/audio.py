@@ -17,15 +17,13 @@ import numpy as np
 import soxr
 
 from step_audio.arrays import Float32Array
+from step_audio.containers import ADVICE, CONTAINERS, RAW_DEMUXERS
 from step_audio.errors import AudioTooLong, InvalidRequest
 
 SAMPLE_RATE = 16_000  # Hz, the only rate that the model knows
 CLIP_SECONDS = 25  # the model was served with clips of 25 s; its positions end at 30 s
 CLIP_SAMPLES = CLIP_SECONDS * SAMPLE_RATE
 
-# FFmpeg also reads playlists, which make it open files and addresses of the server's: only these are let in.
-CONTAINERS = "wav,w64,aiff,au,caf,flac,mp3,aac,amr,ogg,matroska,mov"
-RAW_CONTAINERS = {"mp3", "aac", "amr"}  # bare frames: FFmpeg guesses the duration, and a tag may follow the last one
 SOURCE_RATES = range(1_000, 768_001)  # Hz; outside is a damaged header, which could ask for any amount of memory
 BLOCK_SAMPLES = 65_536  # decoded frames are gathered to this many samples, so that numpy and soxr run on long rows
 PADDING_FRAMES = 4  # a lossy codec's delay and filling, which headers count and decoders drop
@@ -48,9 +46,7 @@ def decode_audio(data: bytes, max_seconds: float | None = None, name: str = "aud
         with _open(data) as container:
             return _decode(container, data, max_seconds, name)
     except av.FFmpegError:
-        raise InvalidRequest(
-            f"{name}: not an audio file that can be read; send WAV, FLAC, MP3, Ogg, M4A or WebM"
-        ) from None
+        raise InvalidRequest(f"{name}: not an audio file that can be read; send {ADVICE}") from None
 
 
 def stated_seconds(data: bytes) -> float | None:
@@ -67,7 +63,7 @@ def stated_seconds(data: bytes) -> float | None:
 
 def _open(data: bytes) -> av.container.InputContainer:
     """The file with these bytes, its header read. Raises av.FFmpegError."""
-    options = {"format_whitelist": CONTAINERS}
+    options = {"format_whitelist": ",".join(one.demuxer for one in CONTAINERS)}
     if data[:4] == b"RIFF":
         options["probesize"] = WAV_PROBE_BYTES
     # Tags are often not UTF-8, and not our business.
@@ -134,7 +130,7 @@ def _decode(container: av.container.InputContainer, data: bytes, max_seconds: fl
         raise InvalidRequest(f"{name}: the file has no audio stream")
     stream = container.streams.audio[0]
     if stream.codec_context is None:
-        raise InvalidRequest(f"{name}: the file's audio codec is not supported; send WAV, FLAC, MP3, Ogg, M4A or WebM")
+        raise InvalidRequest(f"{name}: the file's audio codec is not supported; send {ADVICE}")
     if stream.codec_context.name == "flac":
         stream.codec_context.options = {"err_detect": "crccheck+explode"}  # or damage is heard as noise
     stated = _stated_seconds(container, data)
@@ -183,7 +179,7 @@ def _decode(container: av.container.InputContainer, data: bytes, max_seconds: fl
 
 def _stated_seconds(container: av.container.InputContainer, data: bytes) -> float | None:
     stream = container.streams.audio[0]
-    if container.format.name in RAW_CONTAINERS:
+    if container.format.name in RAW_DEMUXERS:
         samples = _mp3_samples(data)
         return samples / stream.rate if samples and stream.rate else None
     if stream.duration is not None and stream.time_base is not None:
@@ -207,7 +203,7 @@ def _frames(container: av.container.InputContainer, stream: av.AudioStream, name
                 break
             yield from frames
         else:
-            damaged = damaged and container.format.name not in RAW_CONTAINERS
+            damaged = damaged and container.format.name not in RAW_DEMUXERS
     except av.FFmpegError:
         damaged = True
     if damaged:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from step_audio.errors import InvalidRequest
 
-ROLES = ("system", "user", "human", "assistant", "tool", "function", "function_output", "input", "observer")
+# Those that a message may have, at every door. Here and nowhere else.
+Role = Literal[
+    "system", "user", "human", "assistant", "tool", "function", "function_output", "input", "observer", "developer"
+]
+ROLES: tuple[Role, ...] = get_args(Role)
+SAME_ROLES: dict[Role, Role] = {"developer": "system"}  # OpenAI's newer word, which no template has
 MAX_CHARACTERS = 1 << 20  # of all messages and tools: 16 for each of the model's 65,536 positions
 MAX_ITEMS = 4096  # messages, content parts, tool calls and tools together, each of which costs time even if empty
 
@@ -117,7 +122,7 @@ def _message(entry: Any, where: str, call_names: dict[str, str]) -> Message:
     """`call_names`: tool name by call id, of the messages so far; this one's calls are added."""
     if not isinstance(entry, dict):
         raise InvalidRequest(f"{where} must be an object with role and content")
-    role = entry.get("role")
+    role: Any = entry.get("role")
     if role not in ROLES:
         raise InvalidRequest(f"{where}: unknown role {_short(role)}; use one of {', '.join(ROLES)}")
     calls = tuple(_tool_calls(entry, where, call_names)) if role == "assistant" else ()
@@ -127,7 +132,7 @@ def _message(entry: Any, where: str, call_names: dict[str, str]) -> Message:
     if role in ("tool", "function"):
         call_id = _optional_string(entry, "tool_call_id", where)
         name = call_names.get(call_id, "") or _optional_string(entry, "name", where) or "tool"
-    return Message(role, parts, calls, name)
+    return Message(SAME_ROLES.get(role, role), parts, calls, name)
 
 
 def _tool_calls(entry: dict[str, Any], where: str, call_names: dict[str, str]) -> Iterator[ToolCall]:

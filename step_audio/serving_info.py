@@ -14,9 +14,13 @@ class ServedLimits(TypedDict):
 
 
 class ServingInfo(TypedDict):
-    """JSON of the `tokenizer` model's output `serving_info`. `max_seq_len`: positions of prompt and answer."""
+    """JSON of the `tokenizer` model's output `serving_info`. `max_seq_len`: positions of prompt and answer.
+
+    `sampling_parameters`: those that the LLM's backend takes.
+    """
 
     model: str
     vocab_size: int
     max_seq_len: int
     limits: ServedLimits
+    sampling_parameters: list[str]

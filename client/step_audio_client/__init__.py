@@ -23,7 +23,7 @@ from step_audio_client.chat_types import (
     TtsContent,
 )
 from step_audio_client.client import Delta, Generation, StepAudioClient, Usage
-from step_audio_client.errors import RequestError, RequestTimeout, ServerBusy, Unavailable
+from step_audio_client.errors import RequestError, RequestTimeout, ServerBusy, Unavailable, UnsupportedParameter
 from step_audio_client.messages import Audio, user
 from step_audio_client.reasoning import ReasoningSplitter, reasoning_ended
 from step_audio_client.replies import Reply, ReplyDelta, ReplyParser, parse_reply
@@ -59,6 +59,7 @@ __all__ = [
     "TtsContent",
     "TtsParser",
     "Unavailable",
+    "UnsupportedParameter",
     "Usage",
     "parse_reply",
     "reasoning_ended",

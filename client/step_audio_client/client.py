@@ -213,9 +213,10 @@ class StepAudioClient:
                 yield delta
 
     async def _tokens(self, run: Run, request: TokenRequest | PreparedRequest) -> AsyncGenerator[Tokens]:
-        max_seq_len = (await self.serving_info())["max_seq_len"]
+        info = await self.serving_info()
+        request.sampling.check_supported(info["sampling_parameters"])
         stop_ids = {*(await self.tokenizer()).special.stop_ids, *request.stop_token_ids}
-        async with contextlib.aclosing(self._pipeline.tokens(run, request, stop_ids, max_seq_len)) as stream:
+        async with contextlib.aclosing(self._pipeline.tokens(run, request, stop_ids, info["max_seq_len"])) as stream:
             async for tokens in stream:
                 yield tokens
 

@@ -21,6 +21,14 @@ class RequestTimeout(RequestError):
     """The answer took longer than the caller's timeout."""
 
 
+class UnsupportedParameter(RequestError):
+    """The served LLM cannot do what a parameter asks for; `name` is the parameter's."""
+
+    def __init__(self, name: str):
+        super().__init__(f"{name} is not supported: the served LLM's backend does not take it")
+        self.name = name
+
+
 class Unavailable(RequestError):
     """No server answers, or it went away in the middle."""
 

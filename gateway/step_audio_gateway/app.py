@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import time
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
-from starlette.routing import Route
 
 from step_audio_client import StepAudioClient
 from step_audio_gateway import errors
@@ -22,37 +19,10 @@ from step_audio_gateway.core import Gateway
 from step_audio_gateway.errors import ErrorBody
 from step_audio_gateway.fetch import Fetcher
 from step_audio_gateway.middleware import Guard, Observe
+from step_audio_gateway.page import page_routes
 from step_audio_gateway.responses import ChatCompletionChunk, Model, ModelList, Status
 from step_audio_gateway.settings import GatewaySettings
 from step_audio_gateway.transcriptions import transcription_routes
-
-PLAYGROUND = Path(__file__).parent / "playground"
-
-
-# The page uses nothing but its own files and this server.
-PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "media-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Permissions-Policy": "microphone=(self)",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-cache",
-}
-
-
-def _page_routes() -> list[Route]:
-    """One for each of the page's files: all other paths are nobody's."""
-    files = StaticFiles(directory=PLAYGROUND)
-
-    def route(path: str, name: str) -> Route:
-        async def get(request: Request) -> Response:
-            response = await files.get_response(name, request.scope)
-            response.headers.update(PAGE_HEADERS)
-            return response
-
-        return Route(path, get, include_in_schema=False)
-
-    names = sorted(str(file.relative_to(PLAYGROUND)) for file in PLAYGROUND.rglob("*") if file.is_file())
-    return [route("/", "index.html"), *(route(f"/{name}", name) for name in names)]
 
 
 def create_app(settings: GatewaySettings, client: StepAudioClient, fetcher: Fetcher | None = None) -> FastAPI:
@@ -68,7 +38,7 @@ def create_app(settings: GatewaySettings, client: StepAudioClient, fetcher: Fetc
     app.include_router(chat_routes(gateway))
     app.include_router(transcription_routes(gateway))
     _service_routes(app, gateway)
-    app.routes.extend(_page_routes())
+    app.routes.extend(page_routes())
     # The last one added is the outermost.
     app.add_middleware(Guard, keys=keys, max_body_bytes=settings.max_body_bytes)
     if settings.allowed_origins:
@@ -97,6 +67,7 @@ def _service_routes(app: FastAPI, gateway: Gateway) -> None:
             owned_by="stepfun-ai",
             root=info["model"],
             max_model_len=info["max_seq_len"],
+            supported_parameters=info["sampling_parameters"],
         )
 
     @app.get("/v1/models", responses={401: FAILURES[401], 500: FAILURES[500], **unavailable}, tags=["models"])

@@ -98,8 +98,7 @@ def _sources(messages: Sequence[ChatMessage]) -> Iterator[tuple[Place, str]]:
 
 def _message(message: ChatMessage, i: int, recordings: dict[Place, Audio]) -> dict[str, Any]:
     """With the keys that the model is shown, no others."""
-    role = "system" if message.role == "developer" else message.role
-    values: dict[str, Any] = {"role": role, "content": message.content}
+    values: dict[str, Any] = {"role": message.role, "content": message.content}
     if isinstance(message.content, list):
         values["content"] = [
             {"type": "text", "text": part.text}

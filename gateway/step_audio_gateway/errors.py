@@ -14,8 +14,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from step_audio.errors import InvalidRequest
+from step_audio.sampling_parameters import offered
 from step_audio.validation import words
-from step_audio_client import RequestError, RequestTimeout, ServerBusy, Unavailable
+from step_audio_client import RequestError, RequestTimeout, ServerBusy, Unavailable, UnsupportedParameter
 
 RETRY_AFTER = 1  # seconds; a queue of short answers moves that fast
 CLIENT_GONE = 499  # nobody reads it; nginx's number, for the log
@@ -30,7 +31,7 @@ _PARAMS = {
     "thinking": "thinking",
     "stop": "stop",
     "stop_token_ids": "stop_token_ids",
-}
+} | {one.name: one.name for one in offered("http")}
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -97,6 +98,8 @@ def from_client(error: RequestError) -> ApiError:
         return ApiError(503, message, code="unavailable", headers={"Retry-After": str(RETRY_AFTER)})
     if message.startswith("internal error"):  # the server's word for faults of its own
         return ApiError(500, "internal error", code="internal_error")
+    if isinstance(error, UnsupportedParameter):
+        return refused(message, error.name, "unsupported_parameter")
     if "max_seq_len" in message:
         return refused(message, "messages", "context_length_exceeded")
     param = _PARAMS.get(re.split(r"\W", message, maxsplit=1)[0])

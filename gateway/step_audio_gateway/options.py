@@ -6,6 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
+from step_audio.sampling_parameters import offered
 from step_audio.tokenizer import Tokenizer
 from step_audio_client import ChatOptions, Guide, MindPaced, Sampling, Thinking
 from step_audio_client.mind_paced import conflicts
@@ -17,7 +18,6 @@ PUBLISHED_EOT = 151665  # <|EOT|> in the published tokenizer; callers of any che
 # Of OpenAI's, vLLM's and SGLang's parameters those that ask for something else than what would be done: the values
 # that ask for nothing, and what to do instead. Parameters that only label a request (user, metadata ...) are ignored.
 _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
-    "min_p": ((0,), "use top_p or top_k"),
     "best_of": ((1,), "use n"),
     "logit_bias": (({},), "the engine has no bias of single tokens"),
     "use_beam_search": ((False,), "answers are sampled"),
@@ -132,28 +132,25 @@ def chat_options(
         mind_paced=MindPaced(**dict(pace)) if (pace := request.mind_paced_speaking) else None,
         timeout=timeout,
     )
-    return [_with_seed(options, request.seed, i) for i in range(request.n or 1)]
+    return [_with_seed(options, i) for i in range(request.n or 1)]
 
 
 def _sampling(request: ChatRequest) -> Sampling:
-    if request.max_tokens and request.max_completion_tokens and request.max_tokens != request.max_completion_tokens:
-        raise refused("max_tokens and max_completion_tokens differ: send one of them", "max_tokens")
-    return Sampling(
-        max_tokens=request.max_completion_tokens or request.max_tokens,
-        temperature=Sampling.temperature if request.temperature is None else request.temperature,
-        top_p=Sampling.top_p if request.top_p is None else request.top_p,
-        top_k=request.top_k if request.top_k and request.top_k > 0 else None,
-        min_tokens=request.min_tokens or None,  # 0 asks for nothing
-        repetition_penalty=request.repetition_penalty,
-        presence_penalty=request.presence_penalty,
-        frequency_penalty=request.frequency_penalty,
-    )
+    values: dict[str, Any] = {}
+    for one in offered("http"):
+        names = (one.name, *one.aliases)
+        given = {name: value for name in names if one.asks(value := getattr(request, name))}
+        if len({*given.values()}) > 1:
+            raise refused(f"{' and '.join(given)} differ: send one of them", one.name)
+        if given:
+            values[one.name] = next(iter(given.values()))
+    return Sampling(**values)
 
 
-def _with_seed(options: ChatOptions, seed: int | None, i: int) -> ChatOptions:
-    if seed is None:
+def _with_seed(options: ChatOptions, i: int) -> ChatOptions:
+    if options.sampling.seed is None:
         return options
-    seed = (seed + i) % 2**64  # the engine's are not negative
+    seed = (options.sampling.seed + i) % 2**64  # the engine's are not negative
     return dataclasses.replace(options, sampling=dataclasses.replace(options.sampling, seed=seed))
 
 

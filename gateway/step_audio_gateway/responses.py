@@ -200,7 +200,8 @@ class ChatCompletionChunk(BaseModel):
 
 
 class Model(BaseModel):
-    """A served model. `root` is the checkpoint's name, `max_model_len` the positions that prompt and answer share."""
+    """A served model. `root` is the checkpoint's name, `max_model_len` the positions that prompt and answer share,
+    `supported_parameters` are the sampling parameters that the LLM takes."""
 
     id: str
     object: Literal["model"]
@@ -208,6 +209,7 @@ class Model(BaseModel):
     owned_by: str
     root: str
     max_model_len: int
+    supported_parameters: list[str]
 
 
 class ModelList(BaseModel):

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    Tag,
+    create_model,
+    model_validator,
+)
 
-from step_audio_client import MindPaced, PaceMode, Sampling
+from step_audio.containers import ADVICE
+from step_audio.conversation import Role
+from step_audio.sampling_parameters import Parameter, offered
+from step_audio_client import MindPaced, PaceMode
 
-Role = Literal[
-    "system", "developer", "user", "human", "assistant", "tool", "function", "function_output", "input", "observer"
-]
-
-DEFAULTS = Sampling()
 PACE = MindPaced()
 MAX_ANSWERS = 128
 MAX_STOPS = 64
@@ -27,9 +35,9 @@ class TextPart(BaseModel):
 
 
 class InputAudio(BaseModel):
-    """A recording: wav, flac, mp3, ogg, m4a, webm."""
+    """A recording."""
 
-    data: str = Field(description="the file's bytes in base64, bare or as a data: URL")
+    data: str = Field(description=f"a file's bytes in base64, bare or as a data: URL: {ADVICE}, and more")
     format: str | None = Field(None, description="not needed: the bytes tell")
 
 
@@ -228,7 +236,22 @@ class ChatTemplateKwargs(BaseModel):
     enable_thinking: bool | None = Field(None, description="false is the same as thinking.mode off")
 
 
-class ChatRequest(BaseModel):
+def _field(one: Parameter) -> tuple[Any, Any]:
+    bounds = {"ge": one.at_least, "gt": one.above, "le": one.at_most}
+    given: dict[str, Any] = {key: bound for key, bound in bounds.items() if bound is not None}
+    return one.kind | None, Field(one.default, description=one.text, **given)
+
+
+# Read by the list alone, in options.py: no code names its fields.
+if TYPE_CHECKING:
+    SamplingFields = BaseModel
+else:
+    SamplingFields = create_model(
+        "SamplingFields", **{name: _field(one) for one in offered("http") for name in (one.name, *one.aliases)}
+    )
+
+
+class ChatRequest(SamplingFields):
     """Unknown keys are ignored. What is known and cannot be honoured is refused by its name."""
 
     model_config = ConfigDict(extra="allow")
@@ -239,16 +262,6 @@ class ChatRequest(BaseModel):
     stream_options: StreamOptions | None = None
     n: int | None = Field(1, ge=1, le=MAX_ANSWERS)
 
-    max_completion_tokens: PositiveInt | None = Field(None, description="default: what is left of the context")
-    max_tokens: PositiveInt | None = Field(None, description="the older name of max_completion_tokens")
-    min_tokens: NonNegativeInt | None = Field(None, le=2**31 - 1)
-    temperature: float | None = Field(DEFAULTS.temperature, ge=0, le=2, description="0 is greedy")
-    top_p: float | None = Field(DEFAULTS.top_p, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1, le=2**31 - 1, description="-1 or 0: no limit")
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="default: a fresh one")
     stop: Word | Annotated[list[Word], Field(max_length=MAX_STOPS)] | None = Field(
         None,
         description="ends the answer and is no part of it; the thought ends at one with `</think>` in it, and with "

@@ -24,6 +24,7 @@ class SamplingParams:
     temperature: float = 1.0  # 0 is greedy, whatever top_k and top_p say
     top_k: int = 0  # 0: no limit (but see above); beyond 1024 it is 1024, the limit of the GPU kernel
     top_p: float = 0.0  # 0: no limit (but see above)
+    min_p: float = 0.0  # only tokens with at least this share of the likeliest one's probability; 0: no limit
     seed: int = 0  # the same seed draws the same tokens; not setting one is setting 0, as on a GPU
     min_tokens: int = 0  # end_id cannot be drawn before that many tokens
     repetition_penalty: float = 1.0
@@ -39,6 +40,7 @@ class SamplingParams:
             "temperature": (self.temperature >= 0, "at least 0"),
             "top_k": (self.top_k >= 0, "at least 0 (0 is no limit)"),
             "top_p": (0 <= self.top_p <= 1, "between 0 and 1"),
+            "min_p": (0 <= self.min_p <= 1, "between 0 and 1"),
             "seed": (0 <= self.seed < 2**64, "between 0 and 2^64 - 1"),
             "min_tokens": (self.min_tokens >= 0, "at least 0"),
             "repetition_penalty": (self.repetition_penalty > 0, "greater than 0 (1 is no penalty)"),

@@ -2,14 +2,17 @@
 
 In this order, as its kernels have it (`penaltyKernels.cu`, `banBadWords.cu`, `samplingTopKKernels.cu`):
 temperature; repetition, presence and frequency penalty, over prompt and answer, ids beyond the vocabulary
-skipped; end_id suppressed up to min_tokens; bad words; then tokens by falling probability until their sum
-reaches u * top_p of the (top_k's) total, u uniform in (0, 1].
+skipped; end_id suppressed up to min_tokens; bad words; tokens of less than min_p times the best one's probability
+out (`decodingCommon.cu`); then tokens by falling probability until their sum reaches u * top_p of the (top_k's)
+total, u uniform in (0, 1].
 
 Log-probabilities are over the whole vocabulary, after all of the above. With `normalize_log_probs` and a
 top_k they are relative to the top_k tokens instead, so 0 for greedy; the cumulative one never is.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -81,6 +84,8 @@ class TokenSampler:
         self.top_p = top_p or 1.0
         # The GPU kernel's own guard against division by zero; 1 is left exactly alone.
         self.scale = 1.0 if params.temperature == 1 else 1.0 / (params.temperature + 1e-6)
+        # How far below the best logit one may be; the row is not scaled.
+        self.within = math.log(params.min_p) / self.scale if params.min_p else -math.inf
         self.seed = params.seed + index
         self.params = params
         self.drawn = 0
@@ -107,6 +112,8 @@ class TokenSampler:
         for word in self.bad_words:
             if len(word) == 1 or _ends_with(history, word[:-1]):
                 row[word[-1]] = -np.inf
+        if self.within > -math.inf:
+            row[row < row.max() + self.within] = -np.inf
         if self.top_k == 1:
             token = int(row.argmax())
             best = row[token]

@@ -35,6 +35,7 @@ class Runtime(Strict):
     encoder_cache_bytes: NonNegativeInt
     table_dtype: DType  # of the prompt table: the engine's own
     limits: Limits
+    sampling_parameters: tuple[str, ...]  # that the LLM's backend takes
 
     @classmethod
     def load(cls, path: str | Path) -> Runtime:
@@ -52,4 +53,5 @@ class Runtime(Strict):
                 max_audio_seconds=limits.max_audio_seconds,
                 max_audio_bytes=limits.max_audio_bytes,
             ),
+            "sampling_parameters": list(self.sampling_parameters),
         }

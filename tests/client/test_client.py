@@ -74,7 +74,7 @@ def sent(sampling: Sampling) -> dict:
 
 
 def test_greedy_is_said_so_that_every_engine_is_greedy():
-    assert sent(Sampling(temperature=0, top_p=0.5, top_k=9)) == {"runtime_top_k": 1}
+    assert sent(Sampling(temperature=0, top_p=0.5, top_k=9, min_p=0.1, seed=3)) == {"runtime_top_k": 1}
 
 
 def test_a_temperature_never_travels_alone():
@@ -91,12 +91,13 @@ def test_no_seed_is_a_fresh_one():
 
 
 def test_every_control_travels_under_its_name_and_type():
-    inputs = Sampling(max_tokens=5, min_tokens=2, repetition_penalty=1.5, presence_penalty=0.5, frequency_penalty=0.25,
-                      seed=2**64 - 1, logprobs=True).inputs()  # fmt: skip
+    inputs = Sampling(max_tokens=5, min_tokens=2, min_p=0.125, repetition_penalty=1.5, presence_penalty=0.5,
+                      frequency_penalty=0.25, seed=2**64 - 1, logprobs=True).inputs()  # fmt: skip
     assert {name: (array.dtype, array.item()) for name, array in inputs.items()} == {
         "temperature": (np.float32, pytest.approx(0.7)),
         "runtime_top_p": (np.float32, 1.0),
         "request_output_len": (np.int32, 5),
+        "min_p": (np.float32, 0.125),
         "min_tokens": (np.int32, 2),
         "repetition_penalty": (np.float32, 1.5),
         "presence_penalty": (np.float32, 0.5),
@@ -104,6 +105,11 @@ def test_every_control_travels_under_its_name_and_type():
         "seed": (np.uint64, 2**64 - 1),
         "return_log_probs": (np.bool_, True),
     }
+
+
+def test_what_asks_for_nothing_does_not_travel():
+    assert sent(Sampling(top_k=0, min_p=0, min_tokens=0, seed=3)) == sent(Sampling(seed=3))
+    assert sent(Sampling(top_k=-1, seed=3)) == sent(Sampling(seed=3))
 
 
 @pytest.mark.parametrize(("name", "value"), [("seed", -1), ("seed", 2**64), ("max_tokens", 2**31), ("top_k", -(2**40))])

@@ -55,6 +55,56 @@ def test_draws_have_the_brute_force_distribution(top_k, top_p, temperature):
         assert abs(drawn[token] - probability) < 5 * np.sqrt(probability / count) + 1e-3
 
 
+def kept_by_numpy(row, min_p, temperature):
+    """Ids, from probabilities over the whole vocabulary in float64."""
+    logits = row.astype(np.float64) / (1.0 if temperature == 1 else temperature + 1e-6)
+    probabilities = np.exp(logits) / np.exp(logits).sum()
+    return {token for token in range(len(row)) if probabilities[token] >= min_p * probabilities.max()}
+
+
+@pytest.mark.parametrize("min_p", [0.02, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+def test_min_p_keeps_what_transformers_and_numpy_keep(min_p, temperature):
+    from transformers import MinPLogitsWarper, TemperatureLogitsWarper
+
+    row = logits(60)
+    scores = TemperatureLogitsWarper(temperature)(None, torch.from_numpy(row.copy())[None])
+    theirs = {int(token) for token in torch.nonzero(MinPLogitsWarper(min_p)(None, scores)[0].isfinite())}
+    assert theirs == kept_by_numpy(row, min_p, temperature)
+    ours = sampler(60, top_p=1, min_p=min_p, temperature=temperature, seed=2)
+    assert {ours.draw(row.copy(), PROMPT)[0] for _ in range(4000)} == theirs
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1), (0, 0.6), (10, 0.9), (4, 0)])
+def test_min_p_goes_before_top_k_and_top_p(top_k, top_p):
+    """As in TensorRT-LLM: what min_p leaves is the whole for top_p."""
+    row, count, min_p = logits(), 20_000, 0.15
+    ours = sampler(top_k=top_k, top_p=top_p, min_p=min_p, temperature=1.4, seed=4)
+    drawn = np.bincount([ours.draw(row.copy(), PROMPT)[0] for _ in range(count)], minlength=len(row)) / count
+    scaled = modified(row, [], temperature=1.4)
+    scaled[[token for token in range(len(row)) if token not in kept_by_numpy(row, min_p, 1.4)]] = -np.inf
+    expected = support(scaled, top_k, top_p)
+    assert set(np.flatnonzero(drawn)) <= set(expected)
+    for token, probability in expected.items():
+        assert abs(drawn[token] - probability) < 5 * np.sqrt(probability / count) + 1e-3
+
+
+def test_min_p_counts_after_penalties_and_in_log_probabilities():
+    row = np.zeros(200, np.float32)
+    row[[3, 7, 9]] = [10.0, 9.5, 9.0]  # 3 is in the prompt twice
+    ours = sampler(top_p=1, min_p=0.5, presence_penalty=2.0, log_probs=True, normalize_log_probs=False, seed=1)
+    token, log_prob, _ = ours.draw(row, PROMPT)
+    left = np.array([9.5, 9.0])  # 3 has 8.0 then, a fifth of the likeliest
+    assert token in (7, 9)
+    assert log_prob == pytest.approx(left[(7, 9).index(token)] - np.log(np.exp(left).sum()), abs=1e-5)
+
+
+def test_without_min_p_nothing_changes():
+    plain, zero = sampler(top_p=1, seed=8), sampler(top_p=1, min_p=0, seed=8)
+    rows = [logits(seed=n) for n in range(50)]
+    assert [plain.draw(r.copy(), PROMPT)[0] for r in rows] == [zero.draw(r.copy(), PROMPT)[0] for r in rows]
+
+
 @pytest.mark.parametrize("top_p", [0.1, 0.9, 1.0])
 def test_top_p_alone_reaches_the_tail_of_a_large_flat_vocabulary(top_p):
     row = logits(20_000, scale=0.01)
@@ -169,6 +219,8 @@ def test_logits_that_are_no_numbers_are_a_fault():
         ("top_k", -1, "at least 0"),
         ("top_p", 1.01, "between 0 and 1"),
         ("top_p", float("inf"), "finite"),
+        ("min_p", 1.5, "between 0 and 1"),
+        ("min_p", -0.1, "between 0 and 1"),
         ("seed", -1, "between 0"),
         ("seed", 2**64, "between 0"),
         ("min_tokens", -2, "at least 0"),

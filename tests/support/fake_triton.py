@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from step_audio.sampling_parameters import PARAMETERS
 from step_audio.tokenizer import Tokenizer
 from step_audio_build.convert.small_tokenizer import build_tokenizer
 from step_audio_client import StepAudioClient, wire
@@ -52,6 +53,10 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.script = script
         self.seen: list[tuple] = []
         self.max_seq_len = 100
+        self.parameters = [one.name for one in PARAMETERS]
+
+    def info(self):
+        return {"max_seq_len": self.max_seq_len, "sampling_parameters": self.parameters}
 
     async def ModelInfer(self, request, context):
         self.seen.append(("asked", request.outputs[0].name))
@@ -61,7 +66,7 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
             return answer({"input_lengths": np.array([[extra.size]], np.int32), "prompt_table_extra_ids": extra})
         if request.model_name == "audio_featurizer":
             return answer({"mel": np.ones((1, 1, 128, 8), np.float32)})
-        values = {"tokenizer_json": TOKENIZER.to_json(), "serving_info": json.dumps({"max_seq_len": self.max_seq_len})}
+        values = {"tokenizer_json": TOKENIZER.to_json(), "serving_info": json.dumps(self.info())}
         return answer({request.outputs[0].name: bytes_array(values[request.outputs[0].name].encode())[0]})
 
     async def ModelStreamInfer(self, requests, context):

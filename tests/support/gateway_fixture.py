@@ -17,6 +17,7 @@ import numpy as np
 import uvicorn
 
 import tokenizer_fixture
+from step_audio import sampling_parameters
 from step_audio.tokenizer import Tokenizer
 from step_audio_client import ChatDelta, ChatOptions, ChatUsage, TokenLogprob, ToolCall
 from step_audio_client.messages import split_audio
@@ -32,6 +33,7 @@ REPLY = [
     ChatDelta(content="ur.", raw="ur."),
     ChatDelta(finish_reason="stop", usage=USAGE),
 ]
+PARAMETERS = [one.name for one in sampling_parameters.PARAMETERS]
 LIMITS = {"max_audios": 4, "max_audio_seconds": 60.0, "max_audio_bytes": 2_000_000}
 Step = ChatDelta | Exception | float  # to hand out, to raise, or seconds to wait
 
@@ -84,7 +86,13 @@ class FakeClient:
         return Tokenizer.from_json(tokenizer_fixture.build_json())
 
     async def serving_info(self) -> dict[str, Any]:
-        return {"model": "tiny", "vocab_size": 700, "max_seq_len": 4096, "limits": LIMITS}
+        return {
+            "model": "tiny",
+            "vocab_size": 700,
+            "max_seq_len": 4096,
+            "limits": LIMITS,
+            "sampling_parameters": PARAMETERS,
+        }
 
     async def ready(self) -> bool:
         return self.up

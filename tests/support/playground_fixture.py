@@ -17,6 +17,7 @@ import numpy as np
 
 from browser import Page
 from paths import ROOT
+from step_audio_gateway.page import offers_module
 
 PLAYGROUND = ROOT / "gateway" / "step_audio_gateway" / "playground"
 TONE_HZ = 440.0  # what the browser's fake microphone hears
@@ -64,6 +65,8 @@ class Handler(SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/v1/models":
             self.reply(200, {"data": [{"id": id_, "object": "model"} for id_ in self.server.models]})
+        elif self.path == "/offers.js":
+            self.reply(200, offers_module().encode(), {"Content-Type": "text/javascript"})
         else:
             super().do_GET()
 
@@ -72,8 +75,8 @@ class Handler(SimpleHTTPRequestHandler):
         self.server.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         self.server.script(self)
 
-    def reply(self, status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> None:
-        data = json.dumps(body).encode()
+    def reply(self, status: int, body: dict[str, Any] | bytes, headers: dict[str, str] | None = None) -> None:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         for name, value in {
             "Content-Type": "application/json",

@@ -1,3 +1,4 @@
+import { RECORDINGS } from "./offers.js";
 import { encodeWav, resample } from "./wav.js";
 
 const MODEL_RATE = 16000; // Hz, what the model hears
@@ -6,7 +7,8 @@ const DRAWING_BYTES = 64 * 2 ** 20; // larger files are sent without being drawn
 const PEAKS = 600;
 const SILENCE = 0.004; // peak amplitude, −48 dBFS
 
-const RECORDINGS = /\.(wav|mp3|flac|ogg|oga|opus|m4a|aac|mp4|webm|mkv|mov|amr|aif|aiff|wma)$/i;
+/** What a field for files takes. */
+export const ACCEPT = [...RECORDINGS.types, ...RECORDINGS.extensions.map((extension) => `.${extension}`)].join(",");
 
 /** One recording: its file, its looks, and how it travels. */
 export class Clip {
@@ -27,9 +29,12 @@ export class Clip {
 
   /** A file as it is. Throws an Error whose message is for the user. */
   static async fromFile(file) {
-    const extension = file.name.match(RECORDINGS)?.[1].toLowerCase();
-    const [kind, subtype] = file.type.split(/[/;]/);
-    if (!extension && kind !== "audio" && kind !== "video") throw new Error(`${file.name} is not a recording.`);
+    const extension = file.name.match(/\.(\w+)$/)?.[1].toLowerCase();
+    const [type] = file.type.toLowerCase().split(";");
+    const known = RECORDINGS.extensions.includes(extension);
+    if (!known && !RECORDINGS.types.includes(type)) {
+      throw new Error(`${file.name} is not a recording that can be read: send ${RECORDINGS.advice}.`);
+    }
     if (file.size === 0) throw new Error(`${file.name} is empty.`);
     let seconds = NaN;
     let peaks = [];
@@ -42,7 +47,7 @@ export class Clip {
         // Not a format of this browser: the server has the last word on it.
       }
     }
-    return new Clip(file.name, file, extension ?? subtype, seconds, peaks);
+    return new Clip(file.name, file, known ? extension : type.split("/")[1], seconds, peaks);
   }
 
   get silent() {

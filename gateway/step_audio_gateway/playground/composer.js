@@ -1,4 +1,4 @@
-import { Clip, peak } from "./clip.js";
+import { ACCEPT, Clip, peak } from "./clip.js";
 import { clipView, stopPlayback } from "./clip-view.js";
 import { clock } from "./dom.js";
 import { Waveform } from "./waveform.js";
@@ -59,6 +59,7 @@ export class Composer extends EventTarget {
   #listen() {
     const { form, text, talk } = this;
     const files = form.elements.files;
+    files.accept = ACCEPT;
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       if (this.#busy) this.#emit("stop");

@@ -1,3 +1,6 @@
+import { element } from "./dom.js";
+import { SAMPLING } from "./offers.js";
+
 const STORE = "step-audio-playground";
 const KEY_STORE = "step-audio-playground-key"; // of this tab only: a key should not outlive it
 const PACE = ["think_tokens", "speak_tokens", "speech_rate"];
@@ -7,6 +10,7 @@ const SMALLEST_BUDGET = 16; // tokens; each notch of the dial doubles it
 export class Settings {
   constructor(form) {
     this.form = form;
+    form.querySelector("#sampling").append(...controls());
     this.#restore();
     form.addEventListener("input", () => this.#changed());
     form.addEventListener("submit", (event) => event.preventDefault());
@@ -41,8 +45,6 @@ export class Settings {
       model: fields.model.value || undefined,
       stream: true,
       stream_options: { include_usage: true },
-      temperature: fields.temperature.valueAsNumber,
-      top_p: fields.top_p.valueAsNumber,
       thinking: { mode: fields.thinking.value === "off" ? "off" : "on" },
     };
     if (fields.thinking.value === "budget") body.thinking.budget_tokens = this.#budget;
@@ -50,19 +52,25 @@ export class Settings {
       body.mind_paced_speaking = { mode: fields.pace.value };
       for (const name of PACE) body.mind_paced_speaking[name] = fields[name].valueAsNumber;
     }
-    if (fields.max_tokens.value) body.max_tokens = fields.max_tokens.valueAsNumber;
-    if (fields.seed.value) body.seed = fields.seed.valueAsNumber;
+    for (const { name } of SAMPLING) {
+      if (fields[name].value && !fields[name].disabled) body[name] = fields[name].valueAsNumber;
+    }
     const tools = parseTools(fields.tools.value);
     if (tools.length) Object.assign(body, { tools, tool_choice: fields.tool_choice.value });
     return body;
   }
 
-  /** Fills the choice of models. */
+  /** Fills the choice of models, and shows the sampling parameters that the served one takes. */
   offer(models) {
     const select = this.form.elements.model;
     const chosen = select.value;
     select.replaceChildren(...models.map(({ id }) => new Option(id, id, false, id === chosen)));
     select.closest(".field").hidden = models.length < 2;
+    for (const { name } of SAMPLING) {
+      const field = this.form.elements[name];
+      field.disabled = models.some(({ supported_parameters: taken }) => taken && !taken.includes(name));
+      field.closest(".field").hidden = field.disabled;
+    }
   }
 
   get #budget() {
@@ -78,8 +86,9 @@ export class Settings {
   #changed() {
     const fields = this.form.elements;
     fields.budget_shown.value = `${this.#budget.toLocaleString()} tokens`;
-    fields.temperature_shown.value = fields.temperature.valueAsNumber.toFixed(2);
-    fields.top_p_shown.value = fields.top_p.valueAsNumber.toFixed(2);
+    for (const { name, type } of SAMPLING) {
+      if (type === "range") fields[`${name}_shown`].value = fields[name].valueAsNumber.toFixed(2);
+    }
     fields.budget.closest(".field").hidden = fields.thinking.value !== "budget";
     this.form.querySelector("#pace").hidden = fields.thinking.value !== "on";
     for (const name of PACE) {
@@ -123,6 +132,18 @@ export class Settings {
       // Unreadable or forbidden: the defaults stand.
     }
   }
+}
+
+/** The controls of the sampling parameters: sliders below each other, then boxes side by side. */
+function controls() {
+  const fields = SAMPLING.map(({ label, value, ...attributes }) => {
+    const { name } = attributes;
+    const input = element("input", { id: name, ...attributes, defaultValue: value });
+    const shown = attributes.type === "range" ? [element("output", { name: `${name}_shown`, htmlFor: name })] : [];
+    return element("div", { className: "field" }, element("label", { htmlFor: name }, label), ...shown, input);
+  });
+  const boxes = fields.filter((field) => field.querySelector("input[type=number]"));
+  return [...fields.filter((field) => !boxes.includes(field)), element("div", { className: "pair" }, ...boxes)];
 }
 
 /** A list of tools in OpenAI's form; a bare function is wrapped. Throws an Error whose message is for the user. */

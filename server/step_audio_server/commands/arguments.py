@@ -6,25 +6,18 @@ import argparse
 from typing import Any
 
 from step_audio.errors import StepAudioError
+from step_audio.sampling_parameters import offered
+
+SAMPLING_NAMES = tuple(one.name for one in offered("command"))
 
 
-def add_sampling(parser: argparse.ArgumentParser, temperature: float = 0.7) -> None:
+def add_sampling(parser: argparse.ArgumentParser, **defaults: float) -> None:
+    """A flag for each sampling parameter; `defaults`: where silence means something else than in the list."""
     group = parser.add_argument_group("sampling")
-    group.add_argument("--max-tokens", type=int, help="default: what is left of the context")
-    group.add_argument("--temperature", type=float, help=f"0 is greedy (default {temperature:g})")
-    group.add_argument("--top-p", type=float, help="default 1.0")
-    group.add_argument("--top-k", type=int)
-    group.add_argument("--min-tokens", type=int)
-    group.add_argument("--repetition-penalty", type=float)
-    group.add_argument("--presence-penalty", type=float)
-    group.add_argument("--frequency-penalty", type=float)
-    group.add_argument("--seed", type=int)
-
-
-SAMPLING_NAMES = (
-    "max_tokens", "temperature", "top_p", "top_k", "min_tokens", "repetition_penalty", "presence_penalty",
-    "frequency_penalty", "seed",
-)  # fmt: skip
+    for one in offered("command"):
+        default = defaults.get(one.name, one.default)
+        text = one.text if default is None else f"{one.text} (default {default:g})"
+        group.add_argument(f"--{one.name.replace('_', '-')}", type=one.kind, metavar="N", help=text.replace("%", "%%"))
 
 
 def sampling_given(arguments: argparse.Namespace) -> dict[str, Any]:

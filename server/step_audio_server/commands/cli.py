@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from step_audio.command_line import Commands, add_command, echo
+from step_audio.containers import ADVICE
 from step_audio.errors import StepAudioError
 from step_audio.extras import install_for
 from step_audio.settings import add_flags, fields_of
@@ -120,7 +121,7 @@ def _serve(arguments: argparse.Namespace) -> None:
 
 def _add_chat(commands: Commands) -> None:
     parser = add_command(commands, "chat", _chat, "Ask a running server; the answer is printed as it arrives.")
-    parser.add_argument("--audio", action="append", default=[], metavar="FILE", help="a recording; repeat for more")
+    parser.add_argument("--audio", action="append", default=[], metavar="FILE", help=f"{ADVICE}; repeat for more")
     parser.add_argument("--text", action="append", default=[], help="what to ask; put after the recordings")
     parser.add_argument("--system", help="system prompt")
     parser.add_argument("--prefix", help="begin the answer with this text, e.g. $'<think>\\n'")

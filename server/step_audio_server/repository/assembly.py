@@ -17,6 +17,7 @@ from step_audio.artefacts import Artefacts
 from step_audio.config import ModelConfig
 from step_audio.steps.runtime import Runtime
 from step_audio_server.assets import asset
+from step_audio_server.repository.sampling_inputs import ensemble_values, llm_values, taken
 from step_audio_server.repository.template import fill
 from step_audio_server.settings import ServeSettings
 
@@ -52,6 +53,7 @@ def assemble(settings: ServeSettings, model: ModelConfig, artefacts: Artefacts, 
         encoder_cache_bytes=settings.encoder_cache_bytes,
         table_dtype=artefacts.table_dtype,
         limits=settings.limits,
+        sampling_parameters=tuple(one.name for one in taken(nvidia=profile is not None)),
     )
     runtime_file = work / "runtime.json"
     runtime_file.write_text(runtime.model_dump_json(indent=2), encoding="utf-8")
@@ -78,6 +80,8 @@ def template_values(
     batched = step | {"preprocessing_batch_size": settings.preprocessing_batch_size}
     n_mels: dict[str, object] = {"n_mels": runtime.model.audio.n_mels}
     table_type: dict[str, object] = {"prompt_embedding_table_data_type": TRITON_TYPES[runtime.table_dtype]}
+    parameters = taken(nvidia=profile is not None)
+    sampling = ensemble_values(parameters)
     hidden_size: dict[str, object] = {"hidden_size": runtime.model.text.hidden_size}
     return {
         "audio_featurizer": batched | n_mels,
@@ -87,7 +91,8 @@ def template_values(
         | table_type
         | hidden_size
         | {"encoder_placement": "kind: KIND_CPU" if profile is None else "kind: KIND_GPU, gpus: [ 0 ]"},
-        "step_audio_continue": n_mels,
+        "step_audio_continue": n_mels | sampling,
+        "step_audio_r1": sampling,
         "tokenizer": {
             "tokenizer_json_file": runtime.tokenizer_file,
             "serving_info_file": runtime_file.with_name(SERVING_INFO),
@@ -106,6 +111,7 @@ def template_values(
             "enable_kv_cache_reuse": settings.kv_cache_reuse,
             "enable_chunked_context": settings.chunked_context,
         }
+        | llm_values(parameters)
         | _batcher_and_cache(settings, runtime, profile),
     }
 

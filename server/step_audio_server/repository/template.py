@@ -10,6 +10,10 @@ from step_audio.errors import ArtefactError
 PLACEHOLDER = re.compile(r"\$\{([^}]*)\}")
 
 
+class Pbtxt(str):
+    """A value that is text of the format itself, not to be escaped."""
+
+
 def keys(text: str) -> set[str]:
     """The placeholders in `text`."""
     return set(PLACEHOLDER.findall(text))
@@ -31,4 +35,6 @@ def fill(text: str, values: Mapping[str, object], name: str) -> str:
 def _text(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, Pbtxt):
+        return value
     return str(value).replace("\\", "\\\\").replace('"', '\\"')

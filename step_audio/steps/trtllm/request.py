@@ -15,21 +15,11 @@ import numpy as np
 from step_audio.arrays import AnyArray
 from step_audio.engine.request import GenerationRequest, Guide, SamplingParams, SequenceOutput
 from step_audio.errors import InvalidRequest
+from step_audio.sampling_parameters import PARAMETERS
 from step_audio.word_list import unpack_word_list
 
 REQUIRED = ("input_ids", "input_lengths", "request_output_len")
 
-# Input name -> field of SamplingParams.
-SAMPLING = {
-    "temperature": "temperature",
-    "runtime_top_k": "top_k",
-    "runtime_top_p": "top_p",
-    "min_tokens": "min_tokens",
-    "repetition_penalty": "repetition_penalty",
-    "presence_penalty": "presence_penalty",
-    "frequency_penalty": "frequency_penalty",
-    "seed": "seed",
-}
 FLAGS = (
     "stop",
     "streaming",
@@ -52,6 +42,8 @@ OTHERS = (
     "guided_decoding_guide_type",
     "guided_decoding_guide",
 )
+# Input name -> field of SamplingParams.
+SAMPLING = {one.input: one.name for one in PARAMETERS if one.input not in (*REQUIRED, *FLAGS)}
 SUPPORTED = frozenset((*REQUIRED, *SAMPLING, *FLAGS, *OTHERS))
 
 # Of the unsupported ones these may be sent with the one value that asks for nothing.
