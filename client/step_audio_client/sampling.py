@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from step_audio.arrays import AnyArray
-from step_audio.sampling_parameters import PARAMETERS, Parameter, SamplingParameters, Value
+from step_audio.sampling_parameters import PARAMETERS, Parameter, SamplingParameters
 from step_audio_client.errors import RequestError, UnsupportedParameter
 from step_audio_client.wire import scalar
 
@@ -40,15 +40,14 @@ class Sampling(SamplingParameters):
             if one.name not in names:
                 raise UnsupportedParameter(one.name)
 
-    def _asked(self) -> list[tuple[Parameter, Value]]:
+    def _asked(self) -> list[tuple[Parameter, float]]:
         values = [(one, getattr(self, one.name)) for one in PARAMETERS if self.temperature != 0 or not one.draws]
         return [(one, value) for one, value in values if one.asks(value)]
 
 
-def _tensor(one: Parameter, value: Value) -> AnyArray:
+def _tensor(one: Parameter, value: float) -> AnyArray:
     if issubclass(one.dtype, np.integer):
         limits = np.iinfo(one.dtype)
-        assert value is not None
         if not limits.min <= value <= limits.max:  # numpy 1 would wrap it round
             raise RequestError(f"{one.name} {value} is out of range")
     return scalar(value, one.dtype)
