@@ -77,3 +77,19 @@ def test_a_stop_string_ends_the_answer(ask):
     text, stop, shown, last = ask(run)
     assert stop and shown == text[: text.index(stop)]
     assert last.finish_reason == "stop" and last.usage.completion_tokens < 24
+
+
+def test_min_p_decides_what_may_be_drawn(ask):
+    """At 1 only the likeliest token is left, however hot it is; without it the same seed goes elsewhere."""
+
+    async def run(client):
+        greedy = await client.complete(QUESTION, GREEDY)
+        hot = {"max_tokens": 24, "temperature": 2.0, "seed": 3}
+        drawn = [await client.complete(QUESTION, Sampling(**hot, min_p=min_p)) for min_p in (1.0, None)]
+        spoken = await collect(client, ChatOptions(Sampling(**hot, min_p=1.0), thinking=Thinking("off")))
+        silent = await collect(client, ChatOptions(GREEDY, thinking=Thinking("off")))
+        return greedy, *drawn, *("".join(delta.raw for delta in deltas) for deltas in (spoken, silent))
+
+    greedy, one, all_, spoken, silent = ask(run)
+    assert one.token_ids == greedy.token_ids != all_.token_ids
+    assert spoken == silent

@@ -139,6 +139,19 @@ def test_streamed_is_whole_and_seeds_count(client):
     assert second.usage.completion_tokens == 12 and second.choices[0].finish_reason == "length"
 
 
+def test_min_p_reaches_the_engine(client):
+    ask = {"model": "R1", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 20, "seed": 3}
+
+    def text(**options) -> str:
+        return client.chat.completions.create(**ask, **options).choices[0].message.reasoning_content
+
+    hot = {"temperature": 2.0}
+    assert text(**hot, extra_body={"min_p": 1}) == text(temperature=0) != text(**hot)
+    assert text(**hot, extra_body={"min_p": 0}) == text(**hot)
+    with pytest.raises(openai.BadRequestError, match="min_p: .*less than or equal to 1"):
+        text(extra_body={"min_p": 1.5})
+
+
 def test_logprobs_and_no_thinking(client):
     reply = client.chat.completions.create(
         model="R1",
