@@ -148,7 +148,7 @@ def test_min_p_reaches_the_engine(client):
     hot = {"temperature": 2.0}
     assert text(**hot, extra_body={"min_p": 1}) == text(temperature=0) != text(**hot)
     assert text(**hot, extra_body={"min_p": 0}) == text(**hot)
-    with pytest.raises(openai.BadRequestError, match="min_p: .*less than or equal to 1"):
+    with pytest.raises(openai.BadRequestError, match=r"min_p: .*less than or equal to 1"):
         text(extra_body={"min_p": 1.5})
 
 
