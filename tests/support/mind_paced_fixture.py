@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -12,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+import virtual_time
 from fake_triton import EOT, TOKENIZER
 from step_audio.chat_template import CLOSE_THOUGHT
 from step_audio.tokenizer import Tokenizer
-from step_audio_client import ChatDelta, ChatOptions, MindPaced, RequestError, Sampling
+from step_audio_client import ChatDelta, ChatOptions, MindPaced, RequestError, Sampling, mind_paced
 from step_audio_client.mind_paced import MindPacedSpeaker
 from step_audio_client.prepared import PreparedPrompt, PreparedRequest
 from step_audio_client.tokens import FinishReason, TokenRequest, Tokens
@@ -114,7 +114,7 @@ def speaker(
 ) -> MindPacedSpeaker:
     sampling = Sampling(max_tokens, temperature=0)
     options = ChatOptions(sampling=sampling, stop=stop, tools=tools, mind_paced=MindPaced(**pace))
-    without_thought, start = prepared(UNTHOUGHT), time.monotonic()
+    without_thought, start = prepared(UNTHOUGHT), mind_paced.time.monotonic()
     return MindPacedSpeaker(model, prepared(PROMPT), without_thought, tokenizer, options, MAX_SEQ_LEN, start)
 
 
@@ -125,7 +125,7 @@ def hear(model: Model, **options: Any) -> tuple[str, str, list[ChatDelta]]:
         async with aclosing(speaker(model, **options).deltas()) as deltas:
             return [delta async for delta in deltas]
 
-    deltas = asyncio.run(asyncio.wait_for(run(), 60))
+    deltas = virtual_time.run(run(), mind_paced)
     assert model.open == 0
     assert [delta.finish_reason is None for delta in deltas] == [True] * (len(deltas) - 1) + [False]
     return "".join(d.reasoning for d in deltas), "".join(d.content for d in deltas), deltas
