@@ -14,7 +14,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 import step_audio_client
+from step_audio.containers import CONTAINERS
+from step_audio.conversation import ROLES, SAME_ROLES
+from step_audio.markdown import markdown_table
+from step_audio.sampling_parameters import PARAMETERS, Parameter
 from step_audio_client import StepAudioClient
 from step_audio_gateway.app import create_app
 from step_audio_gateway.settings import GatewaySettings
@@ -40,7 +46,7 @@ Schema = dict[str, Any]
 
 def pages() -> dict[str, str]:
     """File name in docs/reference/ -> text."""
-    return {"client.md": client_page(), "http.md": http_page()}
+    return {"client.md": client_page(), "http.md": http_page(), "requests.md": requests_page()}
 
 
 def client_page() -> str:
@@ -213,6 +219,53 @@ def _bounds(schema: Schema, least: str, most: str, unit: str = "") -> str:
     # The schema writes the bounds of integers as floats, too.
     said = [f"{word} {n:g}" if schema["type"] == "number" else f"{word} {int(n)}" for word, n in bounds.items()]
     return f" ({', '.join(said)}{unit})" if said else ""
+
+
+def requests_page() -> str:
+    """The core's lists, which all interfaces share."""
+    parameters = [("name", "flag", "Triton input", "type", "default", "values at the HTTP door", "")]
+    for one in PARAMETERS:
+        parameters.append(
+            (
+                ", ".join(f"`{name}`" for name in (one.name, *one.aliases)),
+                f"`--{one.name.replace('_', '-')}`" if "command" in one.places else "",
+                f"`{one.input}`{'' if one.nvidia else ' (CPU only)'}",
+                np.dtype(one.dtype).name,
+                "" if one.default is None else f"`{json.dumps(one.default)}`",
+                _values(one) if "http" in one.places else "",
+                one.text,
+            )
+        )
+    containers = [("container", "extensions", "MIME types")]
+    for each in CONTAINERS:
+        containers.append((each.name, " ".join(each.extensions), " ".join(each.mime_types)))
+    same = "; ".join(f"`{role}` is the same as `{other}`" for role, other in SAME_ROLES.items())
+    parts = [
+        "# What a request may hold",
+        NOTE,
+        "## Sampling parameters",
+        "One name in the client library and in the body of `/v1/chat/completions`, a flag of `step-audio chat` and "
+        "`eval`, and an input of shape [1, 1] of the models `step_audio_r1`, `step_audio_continue` and `tensorrt_llm`. "
+        "Without a default nothing is sent, and TensorRT-LLM's own holds. TensorRT-LLM 1.2.1's Triton backend has no "
+        "input for what is marked `CPU only`: on GPUs it is refused by its name, and `/v1/models` leaves it out of "
+        "`supported_parameters`.",
+        markdown_table(parameters, numbers=False),
+        "## Recordings",
+        "The bytes tell what a file is; its name and declared type are not looked at. Of a video the first audio "
+        "stream is heard.",
+        markdown_table(containers, numbers=False),
+        "## Roles of messages",
+        f"{', '.join(f'`{role}`' for role in ROLES)}; {same}. How each is written into the prompt: "
+        "`step_audio/chat_template.py`.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _values(one: Parameter) -> str:
+    least = f"at least {one.at_least:g}" if one.at_least is not None and abs(one.at_least) < 2**31 else ""
+    least = f"above {one.above:g}" if one.above is not None else least
+    most = f"at most {one.at_most:g}" if one.at_most is not None and one.at_most < 2**31 - 1 else ""
+    return ", ".join(filter(None, (least, most))) or "any"
 
 
 def _cell(text: str) -> str:

@@ -4,7 +4,7 @@ A field of `SamplingParameters` is a parameter: its name, type and default are t
 `parameter` is told. Made from it: the client library's `Sampling` and its tensors, the HTTP request's fields, the
 flags of `step-audio chat` and `eval`, the page's controls, the inputs of the ensemble and those of the LLM that only
 the CPU's has. Compared with it by tests: the engine's `SamplingParams`, NVIDIA's inputs in the LLM's config.pbtxt, and
-the table of docs/sampling.md. A further parameter is a field here, and its work in `step_audio.engine`.
+the table of docs/reference/requests.md. A further parameter is a field here, and its work in `step_audio.engine`.
 """
 
 from __future__ import annotations
