@@ -33,10 +33,11 @@ test: lint ## lint and all tests, a real tritonserver included
 test-fast: $(VENV)/.test ## the tests that need no server, no browser and no training
 	$(BIN)/pytest -n 2 --dist loadgroup -m 'not server and not browser and not training'
 
-lint: $(VENV)/.test ## style, and the layers of docs/structure.md
+lint: $(VENV)/.test ## style, the layers of docs/structure.md, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 format: $(VENV)/.test ## let ruff rewrite
 	$(BIN)/ruff check --fix .

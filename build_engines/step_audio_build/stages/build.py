@@ -7,6 +7,7 @@ identity of what it was made from. So no stage goes on with another build's arte
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,7 +17,10 @@ from step_audio.errors import ArtefactError, StepAudioError
 from step_audio_build.artefacts.artefact import free_space, require_space
 
 if TYPE_CHECKING:
+    from step_audio_build.stages.download import DownloadStage
     from step_audio_build.stages.layout import BuildJob, BuildSettings
+
+    Stages = tuple[DownloadStage, *tuple["Stage", ...]]  # in the order of STAGES
 
 STAGES = ("download", "convert", "encoder", "engine", "check", "repository")
 
@@ -99,11 +103,11 @@ def describe(settings: BuildSettings, first: str | None = None, last: str = STAG
 def space_needed(job: BuildJob) -> int:
     """Bytes that a whole build would still add to the disk. The hub is not asked: its files count as the model does."""
     download, *others = _stages(job)
-    unasked = 0 if _done(download) else download.size_unasked()  # type: ignore[attr-defined]
+    unasked = 0 if _done(download) else download.size_unasked()
     return unasked + sum(stage.size() for stage in others if not _done(stage))
 
 
-def _stages(job: BuildJob) -> list[Stage]:
+def _stages(job: BuildJob) -> Stages:
     """Imported here: torch and the rest are for building, not for `--help`."""
     from step_audio_build.stages.check import CheckStage
     from step_audio_build.stages.convert import ConvertStage
@@ -112,9 +116,8 @@ def _stages(job: BuildJob) -> list[Stage]:
     from step_audio_build.stages.engine import EngineStage
     from step_audio_build.stages.repository import RepositoryStage
 
-    return [
-        stage(job) for stage in (DownloadStage, ConvertStage, EncoderStage, EngineStage, CheckStage, RepositoryStage)
-    ]
+    others = (ConvertStage, EncoderStage, EngineStage, CheckStage, RepositoryStage)
+    return DownloadStage(job), *(stage(job) for stage in others)
 
 
 def _finished(stage: Stage) -> bool:
@@ -124,7 +127,7 @@ def _finished(stage: Stage) -> bool:
         raise ArtefactError(f"{stage.name}: {error}; or build it anew with --from {stage.name}") from None
 
 
-def _preflight(job: BuildJob, chosen: list[Stage]) -> None:
+def _preflight(job: BuildJob, chosen: Sequence[Stage]) -> None:
     """What a later stage lacks is said before the first one has worked for an hour. Raises StepAudioError."""
     from step_audio_build.planning.gpus import require
     from step_audio_build.stages.encoder import NEEDED
@@ -150,13 +153,13 @@ def _preflight(job: BuildJob, chosen: list[Stage]) -> None:
         raise ArtefactError(f"{job.settings.quantize_script} is not there; name NVIDIA's with --quantize-script")
 
 
-def _learn_model(job: BuildJob, stages: list[Stage]) -> None:
+def _learn_model(job: BuildJob, stages: Stages) -> None:
     """Its configuration comes from the hub while it is not here, a few kilobytes before all others."""
     if job.settings.model is not None and not any((job.checkpoint / name).is_file() for name in CONFIG_FILES):
-        job.model = stages[0].peek()  # type: ignore[attr-defined]
+        job.model = stages[0].peek()
 
 
-def _require_space(job: BuildJob, stages: list[Stage], chosen: list[Stage]) -> None:
+def _require_space(job: BuildJob, stages: Stages, chosen: Sequence[Stage]) -> None:
     """For all stages that are to be done, together. Raises ArtefactError, also for a plan that does not fit."""
     _learn_model(job, stages)
     if not job.plan.fits:
