@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from step_audio_build.convert.small_tokenizer import build_tokenizer
 from step_audio_build.convert.write_checkpoint import write_checkpoint
 from step_audio_build.tools import encoder_plan, reference_check, subprocess_runner
 from step_audio_build.tools.encoder_plan import PlanJob, build_plan, compare, fixed_clips, require_parity, shapes
+from waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -231,10 +231,7 @@ def test_a_child_that_leaves_others_behind(tmp_path):
     command, pid = (tmp_path / "log").read_text().splitlines()
     assert command.startswith("$ ")
     status = Path(f"/proc/{pid}/status")
-    deadline = time.monotonic() + 30
-    while status.exists() and "zombie" not in status.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: not status.exists() or "zombie" in status.read_text())
 
 
 @pytest.mark.parametrize(

@@ -13,16 +13,16 @@ from engine_runs import TABLE, SlowExecutor, idle
 from step_audio.engine import GenerationRequest
 from step_audio.engine.sampler import TokenSampler
 from step_audio.errors import StepAudioError
+from waiting import wait_until
 
 # --- cancelling, faults, the end ---
 
 
 def test_cancelling_frees_the_blocks_and_says_so_once(start):
     engine = start()
-    engine._executor = SlowExecutor(engine._executor, 0.005)
+    engine._executor = SlowExecutor(engine._executor, 0.05)  # 20 s
     answer = submit(engine, "long", prompt(100), 400)
-    while len(answer.outputs) < 5:
-        time.sleep(0.002)
+    wait_until(lambda: len(answer.outputs) >= 5)
     assert engine.stats().kv_blocks_used > 0
     assert engine.cancel("long") and answer.wait().last.finished == "cancelled"
     assert 5 <= len(answer.tokens()) < 400 and answer.last.stats.num_output_tokens == len(answer.tokens())
@@ -35,7 +35,7 @@ def test_cancelling_frees_the_blocks_and_says_so_once(start):
 
 def test_a_waiting_request_and_several_answers_can_be_cancelled(start):
     engine = start({"max_batch_size": 2})
-    engine._executor = SlowExecutor(engine._executor, 0.01)
+    engine._executor = SlowExecutor(engine._executor, 0.05)  # 15 s
     several = submit(engine, "several", prompt(5), 300, num_return_sequences=3)
     waiting = submit(engine, "waiting", prompt(6))
     engine.cancel("waiting")

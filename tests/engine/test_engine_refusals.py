@@ -1,7 +1,5 @@
 """What the engine refuses, by name, and what it takes again afterwards."""
 
-import time
-
 import numpy as np
 import pytest
 
@@ -9,6 +7,7 @@ from engine_fixture import HIDDEN, VOCAB, Answer, ask, generate, prompt, submit
 from engine_runs import TABLE, SlowExecutor
 from step_audio.engine import GenerationRequest
 from step_audio.errors import InvalidRequest, Overloaded
+from waiting import wait_until
 
 ZEROS = np.zeros(4, np.uint64)
 REFUSED = {
@@ -78,15 +77,15 @@ def test_an_active_id_is_refused_and_free_again_in_its_final_output(engine):
 
 def test_a_full_queue_is_said_and_drains(start):
     engine = start({"max_batch_size": 2}, max_queue_size=3)
-    engine._executor = SlowExecutor(engine._executor, 0.02)
+    engine._executor = slow = SlowExecutor(engine._executor, 0.3)  # 9 s
     answers = [submit(engine, str(i), prompt(4, i), 30) for i in range(2)]
-    while not all(answer.outputs for answer in answers):
-        time.sleep(0.002)
+    wait_until(lambda: all(answer.outputs for answer in answers))
     answers += [submit(engine, str(i), prompt(4, i), 5) for i in range(2, 5)]
     with pytest.raises(Overloaded, match="3 requests are waiting already"):
         submit(engine, "late", prompt(4))
     stats = engine.stats()
     assert (stats.active_requests, stats.waiting_requests, stats.generation) == (5, 3, 2)
+    slow.seconds = 0
     assert all(answer.wait().last.finished == "length" for answer in answers)
     assert ask(engine, prompt(4)).last.final
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +15,7 @@ from raw_triton import active
 from step_audio_client import ChatDelta, ChatUsage, MindPaced, Segment, SpeechTiming
 from step_audio_evaluation.held_out import held_out
 from step_audio_evaluation.items import Item
+from waiting import wait_until
 
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hello"}]
@@ -242,13 +241,6 @@ def test_the_package_sees_a_refusal(client):
 # With random weights, which never come to an end.
 
 
-def wait(condition: Callable[[], Any], what: str) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
-
-
 def test_hanging_up_frees_both_slots(service):
     pace = {"mode": "speak_first", "think_tokens": 10_000, "speak_tokens": 1000}
     body = {"messages": HELLO, "max_tokens": 20_000, "mind_paced_speaking": pace, "stream": True}
@@ -257,5 +249,5 @@ def test_hanging_up_frees_both_slots(service):
             lines, texts = response.iter_lines(), ""
             while not ('"reasoning_content"' in texts and '"content":"' in texts.replace('"content":""', "")):
                 texts += next(lines)
-            wait(lambda: active(service) == 2, "two brains at work")
-        wait(lambda: active(service) == 0, "the slots to be free")
+            wait_until(lambda: active(service) == 2, "two brains at work")
+        wait_until(lambda: active(service) == 0, "the slots to be free")

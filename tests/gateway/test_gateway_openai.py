@@ -13,6 +13,7 @@ import pytest
 
 from gateway_fixture import ANSWER, REPLY, THOUGHT, FakeClient, listening, wav
 from step_audio_client import Audio, RequestTimeout, Sampling, ServerBusy, Thinking, Unavailable
+from waiting import until
 
 HELLO = [{"role": "user", "content": "hello"}]
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -172,12 +173,9 @@ async def test_hanging_up_frees_the_slot(url, fake, play):
                 "POST", f"{url}/v1/chat/completions", json={"messages": HELLO, "stream": stream}
             )
             sending = asyncio.create_task(http.send(request, stream=True))
-            while fake.begun == begun:
-                await asyncio.sleep(0.01)
+            await until(lambda begun=begun: fake.begun > begun)
             if stream:
                 assert (await sending).status_code == 200
             else:
                 sending.cancel()
-        async with asyncio.timeout(10):
-            while fake.closed == closed:
-                await asyncio.sleep(0.01)
+        await until(lambda closed=closed: fake.closed > closed)

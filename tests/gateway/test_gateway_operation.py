@@ -20,6 +20,7 @@ from step_audio_gateway.generations import EventStream
 from step_audio_gateway.server import listen
 from step_audio_gateway.settings import GatewaySettings
 from step_audio_server.launch.ports import free_ports
+from waiting import SECONDS, until
 
 
 async def test_models():
@@ -181,12 +182,11 @@ async def test_a_client_that_hangs_up_frees_its_slots(body, steps):
     }  # fmt: skip
     call = asyncio.create_task(app(scope, receive, send))
     n = body.get("n", 1)
-    while fake.begun < n:
-        await asyncio.sleep(0.01)
+    await until(lambda: fake.begun == n)
     await asyncio.sleep(0.05)
     assert not call.done() and fake.closed == 0
     gone.set()
-    await asyncio.wait_for(call, 5)
+    await asyncio.wait_for(call, SECONDS)
     assert fake.closed == n
     started = [message for message in sent if message["type"] == "http.response.start"]
     assert [message["status"] for message in started] == [200 if body.get("stream") and len(steps) > 1 else 499]
@@ -217,5 +217,5 @@ async def test_a_client_that_stops_reading_and_hangs_up():
             await asyncio.sleep(60)
 
     scope = {"type": "http", "state": {"log": {}}}
-    await asyncio.wait_for(EventStream(events, events)(scope, receive, send), 5)
+    await asyncio.wait_for(EventStream(events, events)(scope, receive, send), SECONDS)
     assert closed and scope["state"]["log"] == {"error": "client_gone"}

@@ -24,7 +24,7 @@ schema = schemathesis.openapi.from_asgi("/openapi.json", app)
 @schema.parametrize()
 @hypothesis.settings(
     max_examples=15,
-    deadline=5000,
+    deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=list(hypothesis.HealthCheck),

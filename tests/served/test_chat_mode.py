@@ -44,7 +44,7 @@ def command(service, *arguments) -> list[str]:
 
 def ask(service, question, *arguments) -> tuple[str, str, re.Match]:
     """Answer, thought, figures."""
-    ran = subprocess.run(command(service, "--audio", question, *arguments), capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(command(service, "--audio", question, *arguments), capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stderr
     thought, _, figures = ran.stderr.rstrip("\n").rpartition("\n")
     match = FIGURES.fullmatch(figures)
@@ -54,7 +54,7 @@ def ask(service, question, *arguments) -> tuple[str, str, re.Match]:
 
 def test_thought_and_answer_apart(listener, question):
     """Into pipes: the whole thought on stderr, the whole answer on stdout, however they came."""
-    plain = subprocess.run(command(listener, "--audio", question), capture_output=True, text=True, timeout=60)
+    plain = subprocess.run(command(listener, "--audio", question), capture_output=True, text=True, timeout=120)
     answer, thought, figures = ask(listener, question, "--mode", "think-before-speak")
     assert (answer, thought) == (plain.stdout, plain.stderr.splitlines()[0])
     assert figures["segments"] == "1" and figures["before"] == figures["thought"] != "0"

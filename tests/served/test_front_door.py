@@ -8,7 +8,6 @@ import io
 import json
 import os
 import re
-import time
 import wave
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from step_audio_evaluation.items import Item
 from step_audio_server.commands.demo import VOICE
 from step_audio_training.arithmetic import spell_numbers
 from step_audio_training.speech import speak
+from waiting import wait_until
 
 SCREENSHOTS = os.environ.get("SCREENSHOTS")  # a folder to keep the pictures of the page in
 
@@ -242,10 +242,7 @@ def test_stop_frees_the_slot(driver, service):
         page.set("max_tokens", "20000")
         page.type("Think" + Keys.ENTER)
         page.wait(lambda: len(page.text(".thought-text")) > 20, "the thought")
-        assert active(service) == 1
+        wait_until(lambda: active(service) == 1)
         page.find("body").send_keys(Keys.ESCAPE)
         page.wait_state("stopped")
-        end = time.monotonic() + 10
-        while active(service) and time.monotonic() < end:
-            time.sleep(0.05)
-        assert active(service) == 0
+        wait_until(lambda: not active(service))

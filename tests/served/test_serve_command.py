@@ -20,6 +20,7 @@ from server_settings import settings_for
 from step_audio_build.convert.make_tiny import make_tiny
 from step_audio_client import Sampling, StepAudioClient, user
 from step_audio_server.launch.ports import free_ports
+from waiting import SECONDS, wait_until
 
 pytestmark = pytest.mark.server
 
@@ -49,7 +50,7 @@ class Command:
         for line in self.process.stderr:
             self.lines.put(line.strip())
 
-    def wait_for(self, text: str, seconds: float = 90) -> str:
+    def wait_for(self, text: str, seconds: float = 180) -> str:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             try:
@@ -65,13 +66,13 @@ class Command:
     def ask(self) -> int:
         async def once() -> int:
             async with StepAudioClient(f"127.0.0.1:{self.settings.grpc_port}") as client:
-                answer = await client.complete([user("hello")], Sampling(max_tokens=5, temperature=0), timeout=30)
+                answer = await client.complete([user("hello")], Sampling(max_tokens=5, temperature=0), timeout=SECONDS)
                 return answer.usage.completion_tokens
 
         return asyncio.run(once())
 
     def get(self, path: str) -> bytes:
-        return urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30).read()
+        return urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=SECONDS).read()
 
     def family(self) -> list[int]:
         """Process ids below the command, living ones."""
@@ -96,7 +97,7 @@ def command(checkpoint, work_dir):
     yield running
     if running.process.poll() is None:
         running.process.terminate()
-        running.process.wait(30)
+        running.process.wait(SECONDS)
 
 
 def test_serves_survives_a_dead_model_and_stops(command):
@@ -115,7 +116,7 @@ def test_serves_survives_a_dead_model_and_stops(command):
 
     family = command.family()
     command.process.send_signal(signal.SIGTERM)
-    assert command.process.wait(30) == 0
+    assert command.process.wait(SECONDS) == 0
     assert not [pid for pid in family if living(pid)]
     assert not list(Path("/dev/shm").glob(f"step_audio_{command.process.pid}_*"))
 
@@ -124,24 +125,20 @@ def test_a_killed_serve_leaves_no_server(command):
     command.wait_for("ready")
     family = command.family()
     command.process.kill()
-    for _ in range(200):
-        if not [pid for pid in family if living(pid)]:
-            return
-        time.sleep(0.1)
-    raise AssertionError("tritonserver outlived the command")
+    wait_until(lambda: not [pid for pid in family if living(pid)], "the end of tritonserver")
 
 
 def test_ctrl_c_while_it_starts(command):
     command.wait_for("loading the models")
     family = command.family()
     command.process.send_signal(signal.SIGINT)
-    assert command.process.wait(30) == 0
+    assert command.process.wait(SECONDS) == 0
     assert not [pid for pid in family if living(pid)]
 
 
 def refused(*arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "step_audio_server", *arguments], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "step_audio_server", *arguments], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     return done.stderr.strip().splitlines()[-1]

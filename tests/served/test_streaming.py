@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +21,10 @@ from server_settings import settings_for
 from step_audio_client import Audio, RequestError, Sampling, ServerBusy, StepAudioClient, user
 from step_audio_client.chat import chat
 from step_audio_server.serve import Service
+from waiting import SECONDS, until, wait_until
 
 LLM = "tensorrt_llm"
 LONG = Sampling(max_tokens=8000, temperature=0)
-
-
-def wait_until(condition, seconds: float = 10) -> float:
-    """Seconds until `condition()` holds; fails the test if it never does."""
-    start = time.monotonic()
-    while not condition():
-        assert time.monotonic() - start < seconds, "it did not happen"
-        time.sleep(0.01)
-    return time.monotonic() - start
 
 
 def test_first_token_before_the_last_is_computed(service, ask):
@@ -42,14 +33,11 @@ def test_first_token_before_the_last_is_computed(service, ask):
     async def first(client):
         stream = client.generate([user("hello")], LONG)
         delta = await anext(stream)
-        await asyncio.sleep(0.25)  # the gauges are that old at most
-        busy = await asyncio.to_thread(active, service)
+        await until(lambda: active(service) == 1)
         await stream.aclose()
-        return delta, busy
+        return delta
 
-    delta, busy = ask(first)
-    assert 1 <= len(delta.token_ids) < 1000
-    assert busy == 1
+    assert 1 <= len(ask(first).token_ids) < 1000
     wait_until(lambda: active(service) == 0)
 
 
@@ -82,8 +70,7 @@ def test_leaving_early_frees_the_slot(service, ask):
 def test_cancelled_task_frees_the_slot(service, ask):
     async def cancel(client):
         task = asyncio.create_task(client.complete([user("hello")], LONG))
-        await asyncio.sleep(0.5)
-        assert await asyncio.to_thread(active, service) == 1
+        await until(lambda: active(service) == 1)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -108,7 +95,7 @@ def test_hanging_up_on_the_llm_itself_frees_the_slot(service):
         task = asyncio.create_task(
             send(service.address, LLM, prompt([5, 6, 7], 8000, streaming=scalar(True, np.bool_)))
         )
-        await asyncio.sleep(0.5)
+        await until(lambda: active(service) == 1)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
@@ -132,7 +119,7 @@ def test_chat_is_ended(service, number, pace, slots):
     wait_until(lambda: active(service) == slots)
     chat.send_signal(number)
     wait_until(lambda: active(service) == 0)
-    _, errors = chat.communicate(timeout=20)
+    _, errors = chat.communicate(timeout=SECONDS)
     assert chat.returncode == 130
     assert errors.rstrip().endswith(b"\nstopped")
 
@@ -161,7 +148,7 @@ def test_stop_ends_only_its_own_request(service):
     async def three():
         slow = prompt([5, 6, 7], 3000, streaming=scalar(True, np.bool_))
         tasks = {name: asyncio.create_task(send(service.address, LLM, slow, name)) for name in ("a", "b")}
-        await asyncio.sleep(0.3)
+        await until(lambda: active(service) == 2)
         stop = prompt([1], 1, stop=scalar(True, np.bool_))
         assert [r.outputs for r in await send(service.address, LLM, stop, "a")] == [{}]
         assert [r.outputs for r in await send(service.address, LLM, stop, "of nobody")] == [{}]
@@ -169,7 +156,7 @@ def test_stop_ends_only_its_own_request(service):
 
     results = asyncio.run(three())
     counts = {n: sum(r.outputs["output_ids"].size for r in rs if r.outputs) for n, rs in results.items()}
-    assert counts["b"] == 3000 > counts["a"] > 0
+    assert counts["b"] == 3000 > counts["a"]
     assert [sum(r.final for r in rs) for rs in results.values()] == [1, 1]
 
 
@@ -247,7 +234,7 @@ def test_full_queue_is_said_at_once(checkpoint, work_dir):
 
         async def flood():
             async with StepAudioClient(service.address) as client:
-                greedy = Sampling(max_tokens=300, temperature=0)
+                greedy = Sampling(max_tokens=1000, temperature=0)
                 return await asyncio.gather(
                     *(client.complete([user("hello")], greedy) for _ in range(12)), return_exceptions=True
                 )

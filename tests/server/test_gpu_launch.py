@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gpu_stand_ins import SECONDS, Machine, until
+from gpu_stand_ins import Machine
 from step_audio_server import tritonserver
 from step_audio_server.errors import ServerError
 from step_audio_server.launch import launch
@@ -25,6 +25,7 @@ from step_audio_server.launch.launch import Launch
 from step_audio_server.launch.ports import Ports, free_ports
 from step_audio_server.processes import alive, session
 from step_audio_server.tritonserver import TritonServer
+from waiting import SECONDS, wait_until
 
 
 @pytest.fixture
@@ -155,7 +156,7 @@ def test_one_gpu_from_start_to_end(gpus, monkeypatch):
     server = started(gpus, 1)
     assert gpus.calls("mpirun") == [] and server.fault() is None
     os.kill(min(server._stubs), signal.SIGKILL)
-    until(server.fault)
+    wait_until(server.fault)
     assert server.fault().text == "the process of a model died" and server.fault().signal == "SIGKILL"
     server.stop()
     assert gpus.events() == ["0 serves", "0 drained with 0 workers"] and left_behind(server) == []
@@ -211,7 +212,7 @@ def test_a_start_does_not_wait_for_a_rank_that_is_gone(gpus, monkeypatch):
     what, ports = launched(gpus)
     server = TritonServer(what, ports, gpus.notes / "tritonserver.log")
     monkeypatch.setattr(TritonServer, "_ready", lambda self: False)
-    until(lambda: server._lost_rank() is None and len(server._ranks) == 4)
+    wait_until(lambda: server._lost_rank() is None and len(server._ranks) == 4)
     os.kill(server._ranks[1], signal.SIGKILL)
     with pytest.raises(ServerError, match="rank 1 of tritonserver ended, and the others wait for it"):
         server.wait_live(SECONDS)
@@ -241,7 +242,7 @@ def test_a_leader_that_will_not_end_is_killed(gpus, monkeypatch):
 def test_a_rank_that_dies(gpus, rank):
     server = started(gpus)
     os.kill(server._ranks[rank], signal.SIGKILL)
-    until(server.fault)
+    wait_until(server.fault)
     assert re.fullmatch(r"rank \d of tritonserver died|tritonserver ended with status 1", str(server.fault()))
     server.stop()
     assert left_behind(server) == []
@@ -250,7 +251,7 @@ def test_a_rank_that_dies(gpus, rank):
 def test_a_stub_that_dies(gpus):
     server = started(gpus)
     os.kill(min(server._stubs), signal.SIGKILL)
-    until(server.fault)
+    wait_until(server.fault)
     assert server.fault().text == "the process of a model died" and server.fault().signal == "SIGKILL"
     server.stop()
     assert left_behind(server) == []
@@ -290,7 +291,7 @@ def test_a_killed_supervisor_leaves_nothing_running(gpus):
     supervisor.kill()
     supervisor.wait()
     supervisor.stdout.close()
-    until(lambda: not any(alive(pid) for pid in ranks if pid == mpirun or "tritonserver" in name(pid)))
+    wait_until(lambda: not any(alive(pid) for pid in ranks if pid == mpirun or "tritonserver" in name(pid)))
     for pid in filter(alive, ranks):  # the stand-in's stubs; real ones see that their server is gone
         os.kill(pid, signal.SIGKILL)
     for region in regions(what):

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gpu_stand_ins import Machine, until
+from gpu_stand_ins import Machine
 from step_audio.artefacts import Artefacts
 from step_audio.errors import ArtefactError
 from step_audio_build.convert.make_tiny import make_tiny
@@ -28,6 +28,7 @@ from step_audio_server.launch.gpu_image import MachineError
 from step_audio_server.launch.ports import Ports, free_ports
 from step_audio_server.serve import Service
 from step_audio_server.settings import ServeSettings, SettingsError
+from waiting import wait_until
 
 PROFILE = "4xH100-16k"
 READ_BUILT = building.read_built
@@ -82,7 +83,7 @@ def run(service: Service, *steps) -> None:
     def walk():
         try:
             for step in steps:
-                until(lambda step=step: ended.is_set() or step())
+                wait_until(lambda step=step: ended.is_set() or step())
         finally:
             if not ended.is_set():
                 os.kill(os.getpid(), signal.SIGTERM)

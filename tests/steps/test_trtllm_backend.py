@@ -12,6 +12,7 @@ from step_audio.steps.tensors import INTERNAL_ERROR
 from step_audio.steps.trtllm import backend as trtllm_backend
 from step_audio.steps.trtllm.backend import TrtllmBackend
 from trtllm_fixture import Client, output
+from waiting import wait_until
 
 # The backend
 
@@ -78,14 +79,6 @@ def ask(backend, name: str = "a", rows: int = 1, cancelled=lambda: False, **tens
     return client, [request for key, request in backend.engine.requests.items() if key not in before]
 
 
-def wait_for(condition) -> None:
-    for _ in range(500):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not happen")
-
-
 def test_parameters(make_backend):
     options = make_backend(
         max_tokens_in_paged_kv_cache="640", enable_kv_cache_reuse="false", enable_chunked_context="true",
@@ -118,7 +111,7 @@ def test_a_request_through_the_backend(backend):
         request.on_output(output(token))
     request.on_output(output(finished="stop", final=True))
     assert client.wait().tokens() == [7, 8]
-    wait_for(lambda: not backend._in_flight)
+    wait_until(lambda: not backend._in_flight)
 
 
 def test_stop_ends_its_own_requests_only(backend):
@@ -143,7 +136,7 @@ def test_a_refused_row_ends_its_neighbours_of_the_same_request_only(backend):
     client, rows = ask(backend, "a", rows=3)
     assert client.wait().errors == ["the third row is wrong"]
     assert len(rows) == 2
-    wait_for(lambda: sorted(backend.engine.cancelled) == sorted(row.request_id for row in rows))
+    wait_until(lambda: sorted(backend.engine.cancelled) == sorted(row.request_id for row in rows))
     assert not bystander.responses
     kept.on_output(output(5, finished="length", final=True))
     assert bystander.wait().tokens() == [5]
@@ -178,7 +171,7 @@ def test_the_process_ends_with_its_engine(backend, monkeypatch):
     ended = []
     monkeypatch.setattr(trtllm_backend.os, "_exit", ended.append)
     backend.engine.alive = False
-    wait_for(lambda: ended)
+    wait_until(lambda: ended)
     assert ended[0] == 1
     backend.engine.alive = True
 
@@ -198,7 +191,7 @@ def test_a_row_that_fails_at_once_leaves_no_other_behind(backend):
         submit(request)
         if len(engine.requests) == 1:
             request.on_output(output(error=StepAudioError("it broke"), final=True))
-            wait_for(lambda: not backend._in_flight)
+            wait_until(lambda: not backend._in_flight)
 
     engine.submit = submit_and_break
     client, rows = ask(backend, rows=2)

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from step_audio.engine import Engine, EngineOptions, GenerationRequest, SamplingParams, SequenceOutput
 from step_audio.engine.trtllm_checkpoint import load_engine
+from waiting import SECONDS
 
 VOCAB = 1001  # odd, so that two ranks need a padding row
 HIDDEN = 64
@@ -137,7 +138,7 @@ class Answer:
             self.done.set()
 
     def wait(self) -> "Answer":
-        assert self.done.wait(30), "no final output"
+        assert self.done.wait(SECONDS), "no final output"
         return self
 
     def tokens(self, index: int = 0) -> list[int]:

@@ -5,16 +5,14 @@ import time
 import numpy as np
 
 from engine_fixture import HIDDEN
+from waiting import wait_until
 
 TABLE = np.zeros((4, HIDDEN), np.float32)  # a prompt table of four rows
 
 
 def idle(engine):
     """Every block back, nobody active."""
-    deadline = time.monotonic() + 10
-    while engine.stats().active_requests or engine.stats().kv_blocks_used:
-        assert time.monotonic() < deadline, engine.stats()
-        time.sleep(0.005)
+    wait_until(lambda: not (engine.stats().active_requests or engine.stats().kv_blocks_used), "the end of all")
     return engine.stats()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
 from itertools import zip_longest
@@ -52,6 +51,7 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
     def __init__(self, script):
         self.script = script
         self.seen: list[tuple] = []
+        self.time_left: list[float] = []  # seconds until its deadline, of each generation
         self.max_seq_len = 100
         self.parameters = [one.name for one in PARAMETERS]
 
@@ -77,6 +77,7 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
                 yield message(final=True)
                 continue
             self.seen.append(("generate", request.id, inputs))
+            self.time_left.append(context.time_remaining())
             try:
                 async for part in self.script():
                     yield part
@@ -136,10 +137,3 @@ async def served(run, tokenizer: Tokenizer | None = TOKENIZER):
 
 def stops(fake) -> list[tuple]:
     return [entry for entry in fake.seen if entry[0] in ("cancelled", "stop")]
-
-
-async def until(condition, seconds: float = 10) -> None:
-    start = time.monotonic()
-    while not condition():
-        assert time.monotonic() - start < seconds, "it did not happen"
-        await asyncio.sleep(0.01)

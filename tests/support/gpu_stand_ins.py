@@ -12,12 +12,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from pathlib import Path
 
 from step_audio_server.launch import launch
-
-SECONDS = 60  # that a busy machine gets for what takes one
 
 MPIRUN = r"""
 import json, os, signal, subprocess, sys, time
@@ -197,10 +194,3 @@ class Machine:
     def events(self) -> list[str]:
         path = self.notes / "events"
         return path.read_text().splitlines() if path.exists() else []
-
-
-def until(what) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

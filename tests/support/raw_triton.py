@@ -28,7 +28,7 @@ def prompt(ids: list[int], new: int, **others: np.ndarray) -> dict[str, np.ndarr
     } | others
 
 
-async def send(address: str, model: str, inputs: dict[str, np.ndarray], request_id: str = "", timeout: float = 30):
+async def send(address: str, model: str, inputs: dict[str, np.ndarray], request_id: str = "", timeout: float = 120):
     """All responses of one request. Raises wire.StreamError."""
     async with wire.channel(address) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -56,7 +56,7 @@ def active(service: Service) -> float:
 
 def metrics(port: int) -> dict[str, float]:
     """`family{label value}` or `family` -> value, of the engine's gauges."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("GET", "/metrics")
     page = connection.getresponse().read().decode()
     connection.close()

@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 from step_audio.engine.request import SequenceOutput
 from step_audio.steps.trtllm.request import ResponseOptions
-
-SECONDS = 60  # for a response, on however busy a machine
+from waiting import SECONDS
 
 
 def options(**given: bool) -> ResponseOptions:

@@ -19,5 +19,8 @@ def wait_until(condition: Callable[[], Any], what: str = "it") -> None:
 
 
 async def until(condition: Callable[[], Any], what: str = "it") -> None:
-    """The same in a thread of its own, for conditions that ask a server, too."""
-    await asyncio.to_thread(wait_until, condition, what)
+    """The same within an event loop, which goes on meanwhile."""
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not happen"
+        await asyncio.sleep(0.01)
