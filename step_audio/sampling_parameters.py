@@ -85,7 +85,7 @@ class SamplingParameters:
 
     max_tokens: int | None = parameter(
         None,
-        "the most tokens of the answer, its thought included; default: what is left of the context",
+        "tokens of the answer, its thought included; default: what is left of the context",
         "request_output_len",
         np.int32,
         at_least=1,
@@ -125,7 +125,7 @@ class SamplingParameters:
     )
     min_p: float | None = parameter(
         None,
-        "draw from the tokens that have at least this share of the likeliest one's probability; 0: from all",
+        "draw from tokens with at least this share of the likeliest one's probability; 0: all",
         "min_p",
         np.float32,
         nvidia=False,
@@ -146,7 +146,7 @@ class SamplingParameters:
     )
     repetition_penalty: float | None = parameter(
         None,
-        "makes tokens that prompt or answer have already less likely (above 1) or more (below); 1: no penalty",
+        "on tokens that prompt or answer have already; 1: none, below 1: a reward",
         "repetition_penalty",
         np.float32,
         above=0,
@@ -162,7 +162,7 @@ class SamplingParameters:
     )
     frequency_penalty: float | None = parameter(
         None,
-        "taken off the logits of tokens that prompt or answer have already, once for each time",
+        "the same, once for each time that the token has occurred",
         "frequency_penalty",
         np.float32,
         at_least=-2,

@@ -21,7 +21,16 @@ from fake_triton import (
     serving,
     stops,
 )
-from step_audio_client import Audio, RequestError, Sampling, ServerBusy, StepAudioClient, user, wire
+from step_audio_client import (
+    Audio,
+    RequestError,
+    Sampling,
+    ServerBusy,
+    StepAudioClient,
+    UnsupportedParameter,
+    user,
+    wire,
+)
 from step_audio_client.errors import request_error
 from step_audio_client.messages import split_audio
 from step_audio_server.launch.ports import free_ports
@@ -307,3 +316,14 @@ async def test_a_server_that_dies_midway():
         await server.stop(0)
         with pytest.raises(RequestError):
             await anext(stream)
+
+
+async def test_what_the_served_llm_does_not_take_is_refused_by_name():
+    async with served(script(message(5), message(final=True, empty=True))) as (fake, client):
+        fake.parameters.remove("min_p")
+        for sampling in (Sampling(min_p=0), Sampling(min_p=0.5, temperature=0)):  # these ask for nothing
+            assert (await client.complete([user("hi")], sampling)).token_ids == [5]
+        with pytest.raises(UnsupportedParameter, match=r"^min_p is not supported") as caught:
+            await client.complete([user("hi")], Sampling(min_p=0.1))
+        assert caught.value.name == "min_p"
+        assert sum(what == "generate" for what, *_ in fake.seen) == 2

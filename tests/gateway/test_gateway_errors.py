@@ -6,7 +6,7 @@ import pytest
 
 from gateway_calls import CHAT, HELLO, TOOL, ask, asked, refusal
 from gateway_fixture import REPLY, FakeClient, events, http
-from step_audio_client import RequestError, RequestTimeout, ServerBusy, Unavailable
+from step_audio_client import RequestError, RequestTimeout, ServerBusy, Unavailable, UnsupportedParameter
 
 
 @pytest.mark.parametrize(
@@ -118,6 +118,33 @@ async def test_errors_before_the_first_token(error, status, code, stream):
     response = await ask(FakeClient(lambda messages, options: [error]), stream=stream)
     assert response.status_code == status and response.json()["error"]["code"] == code
     assert response.headers.get("retry-after") == ("1" if status in (429, 503) else None)  # s, as a queue moves
+
+
+async def test_what_the_served_llm_does_not_take_is_refused_by_name():
+    response = await ask(FakeClient(lambda messages, options: [UnsupportedParameter("min_p")]), min_p=0.1)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"], error["code"]) == (400, "min_p", "unsupported_parameter")
+    assert error["message"].startswith("min_p is not supported: ")
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p", "min_p", "repetition_penalty"])
+async def test_what_the_engine_refuses_names_its_parameter(name):
+    response = await ask(FakeClient(lambda messages, options: [RequestError(f"{name} must be other, not 3")]))
+    assert response.json()["error"]["param"] == name
+
+
+async def test_two_names_of_one_parameter_must_agree():
+    fake = await asked(max_tokens=7, max_completion_tokens=7)
+    assert fake.options.sampling.max_tokens == 7
+    assert (await asked(max_completion_tokens=5)).options.sampling.max_tokens == 5
+    message, param = await refusal(max_tokens=7, max_completion_tokens=8)
+    assert message == "max_tokens and max_completion_tokens differ: send one of them" and param == "max_tokens"
+
+
+async def test_what_asks_for_nothing_is_as_if_left_out():
+    plain = (await asked(seed=1)).options.sampling
+    assert (await asked(seed=1, min_p=0, top_k=-1, min_tokens=0, top_p=None)).options.sampling == plain
+    assert (await asked(min_p=0.05)).options.sampling.min_p == 0.05
 
 
 async def test_an_error_in_the_middle_of_a_stream():

@@ -44,6 +44,7 @@ def test_settings_reach_the_request_and_survive_a_reload(page: Page, gateway: Fa
     page.set("budget", "3")
     page.set("temperature", "0")
     page.set("top_p", "0.9")
+    page.set("min_p", "0.05")
     page.set("max_tokens", "77")
     page.set("seed", "5")
     page.set("key", "secret")
@@ -53,7 +54,7 @@ def test_settings_reach_the_request_and_survive_a_reload(page: Page, gateway: Fa
     page.wait_state("done")
     body = gateway.bodies[0]
     assert body["thinking"] == {"mode": "on", "budget_tokens": 128}
-    assert [body[name] for name in ("temperature", "top_p", "max_tokens", "seed")] == [0, 0.9, 77, 5]
+    assert [body[name] for name in ("temperature", "top_p", "min_p", "max_tokens", "seed")] == [0, 0.9, 0.05, 77, 5]
     assert body["model"] == "step-audio-r1.1"
     assert gateway.keys == ["Bearer secret"]
     assert "secret" not in page.js("return JSON.stringify(localStorage)")
@@ -72,6 +73,32 @@ def test_the_chosen_model_survives_a_reload(page: Page, gateway: FakeGateway) ->
         page.wait_state("done")
         page.set("model", "two")
     assert [body["model"] for body in gateway.bodies] == ["one", "two"]
+
+
+def test_controls_are_the_list_s_and_reset_puts_them_back(page: Page, gateway: FakeGateway) -> None:
+    defaults = "return SAMPLING.map(({name}) => [name, document.getElementById(name).value])"
+    shown = page.js(defaults.replace("SAMPLING", "[...document.querySelectorAll('#sampling input')]"))
+    assert dict(shown) == {"max_tokens": "", "temperature": "0.7", "top_p": "1", "min_p": "0", "seed": ""}
+    for name, value in (("temperature", "1.5"), ("min_p", "0.3"), ("seed", "9")):
+        page.set(name, value)
+    page.js("document.querySelector('#settings-form [type=reset]').click()")
+    assert page.js(defaults.replace("SAMPLING", "[...document.querySelectorAll('#sampling input')]")) == shown
+    page.set("max_tokens", "0")
+    page.type("Hello" + Keys.ENTER)
+    page.wait_state("failed")
+    assert page.text(".exchange:last-child .trouble").startswith("Max tokens: ")
+
+
+def test_what_the_served_model_does_not_take_is_not_offered(page: Page, gateway: FakeGateway) -> None:
+    page.set("min_p", "0.3")
+    assert page.find("#min_p").is_displayed()
+    gateway.parameters = ["max_tokens", "temperature", "top_p", "seed"]
+    page.driver.refresh()
+    page.wait(lambda: page.all("#server[data-state=ready]"), "the server's state")
+    assert not page.find("#min_p").is_displayed() and page.find("#top_p").is_displayed()
+    page.type("Hello" + Keys.ENTER)
+    page.wait_state("done")
+    assert "min_p" not in gateway.bodies[0] and gateway.bodies[0]["top_p"] == 1
 
 
 def test_space_scrolls_a_thought_that_has_the_focus(page: Page, gateway: FakeGateway) -> None:

@@ -17,6 +17,7 @@ from selenium.webdriver.common.keys import Keys
 
 from browser import Page, needs_browser
 from playground_fixture import ANSWER, THOUGHT, TONE_HZ, FakeGateway, Handler, thinks_and_answers, tone
+from step_audio.containers import ADVICE, EXTENSIONS, MIME_TYPES
 
 pytestmark = needs_browser
 
@@ -141,13 +142,17 @@ def test_dropped_and_chosen_files_travel_as_they_are(page: Page, gateway: FakeGa
     page.js(
         "const transfer = new DataTransfer(); const bytes = Uint8Array.from(atob(arguments[0]), c => c.charCodeAt(0));"
         "transfer.items.add(new File([bytes], 'dropped.wav', {type: 'audio/wav'}));"
-        "transfer.items.add(new File(['x'], 'notes.pdf', {type: 'application/pdf'}));"
+        "for (const [name, type] of [['old.wma', 'audio/x-ms-wma'], ['notes.pdf', 'application/pdf']])"
+        "  transfer.items.add(new File(['x'], name, {type}));"
         "for (const type of ['dragenter', 'dragover', 'drop'])"
         "  document.body.dispatchEvent(new DragEvent(type, {dataTransfer: transfer, bubbles: true, cancelable: true}))",
         dropped,
     )
     page.wait(lambda: len(page.all(".tray .clip")) == 3, "the dropped file")
     page.wait(lambda: "notes.pdf is not a recording" in page.text("#toast"), "the message about the PDF")
+    assert ADVICE in page.text("#toast")
+    accept = page.find("#composer [name=files]").get_attribute("accept").split(",")
+    assert accept == [*MIME_TYPES, *(f".{extension}" for extension in EXTENSIONS)]
     assert page.find("body").get_attribute("data-drop") == "false"
     assert [clip.text for clip in page.all(".tray .clip-time")] == ["0:00", "amr", "0:03"]
     page.find(".tray .clip:nth-child(3) button").click()

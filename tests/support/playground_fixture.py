@@ -17,6 +17,7 @@ import numpy as np
 
 from browser import Page
 from paths import ROOT
+from step_audio.sampling_parameters import PARAMETERS
 from step_audio_gateway.page import offers_module
 
 PLAYGROUND = ROOT / "gateway" / "step_audio_gateway" / "playground"
@@ -43,12 +44,16 @@ class FakeGateway(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), partial(Handler, directory=str(PLAYGROUND)))
         self.models = ["step-audio-r1.1"]
+        self.parameters = [one.name for one in PARAMETERS]
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.hung_up = threading.Event()
         self.proceed = threading.Event()  # cleared: a reply pauses half-way through its thought
         self.proceed.set()
         self.script: Callable[[Handler], None] = thinks_and_answers
+
+    def describe(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "supported_parameters": self.parameters}
 
     @property
     def url(self) -> str:
@@ -64,7 +69,7 @@ class Handler(SimpleHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/v1/models":
-            self.reply(200, {"data": [{"id": id_, "object": "model"} for id_ in self.server.models]})
+            self.reply(200, {"data": [self.server.describe(id_) for id_ in self.server.models]})
         elif self.path == "/offers.js":
             self.reply(200, offers_module().encode(), {"Content-Type": "text/javascript"})
         else:
