@@ -15,8 +15,6 @@ from gateway_fixture import FakeClient
 from step_audio_gateway.app import create_app
 from step_audio_gateway.settings import GatewaySettings
 
-pytest_plugins = ["schemathesis.pytest.plugin"]  # collects what `schema` parametrizes
-
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 
 app = create_app(GatewaySettings(), FakeClient())  # type: ignore[arg-type]
