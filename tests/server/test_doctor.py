@@ -77,10 +77,14 @@ class Machine:
 
     def doctor(self, capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, dict]:
         """Exit status and what --json says."""
+        status, lines = self.run(capsys, "--json", *flags)
+        return status, json.loads("".join(lines))
+
+    def run(self, capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, list[str]]:
         parser = argparse.ArgumentParser()
         command.add_doctor(parser.add_subparsers())
-        arguments = parser.parse_args(["doctor", "--json", "--work-dir", str(self.work), *flags])
-        return arguments.run(arguments), json.loads(capsys.readouterr().out)
+        arguments = parser.parse_args(["doctor", "--work-dir", str(self.work), *flags])
+        return arguments.run(arguments), capsys.readouterr().out.splitlines()
 
 
 @pytest.fixture
@@ -374,11 +378,8 @@ def test_what_the_cpu_path_lacks(monkeypatch):
 
 
 def test_lines_are_one_a_finding_and_the_last_says_what_works(here, capsys):
-    parser = argparse.ArgumentParser()
-    command.add_doctor(parser.add_subparsers())
-    arguments = parser.parse_args(["doctor", "--profile", "4xH100-16k", "--work-dir", str(here.work)])
-    assert arguments.run(arguments) == 1
-    *lines, last = capsys.readouterr().out.splitlines()
+    status, (*lines, last) = here.run(capsys, "--profile", "4xH100-16k")
+    assert status == 1
     assert all(re.match(r"(ok|warning|fault) +\S", line) for line in lines)
     assert last == "works here: nothing, until the faults are gone"
 
@@ -386,11 +387,8 @@ def test_lines_are_one_a_finding_and_the_last_says_what_works(here, capsys):
 def test_the_guide_waits_for_the_line_that_is_printed(here, capsys):
     here.gpus(*[H100] * 4)
     here.ngc_image()
-    parser = argparse.ArgumentParser()
-    command.add_doctor(parser.add_subparsers())
-    arguments = parser.parse_args(["doctor", "--profile", "4xH100-16k", "--work-dir", str(here.work)])
-    assert arguments.run(arguments) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
+    status, (*_, last) = here.run(capsys, "--profile", "4xH100-16k")
+    assert status == 0
     assert re.findall(r"`(works here:[^`]*)`", (ROOT / "docs/deploy.md").read_text("utf-8")) == [last]
 
 

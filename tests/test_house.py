@@ -1,0 +1,130 @@
+"""What keeps the house in order does notice: the layers' linter, the type checker, and that all find the same files."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from paths import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+TOOLS = PROJECT["tool"]
+MYPY, PACKAGES = TOOLS["mypy"], TOOLS["importlinter"]["root_packages"]
+PATHS = [".", *MYPY["mypy_path"]]  # the folders that packages lie in
+FILES = [
+    Path(folder, name)
+    for top in ROOT.iterdir()
+    if top.is_dir() and not top.name.startswith(".") and top.name not in ("build", "dist")
+    for folder, _, names in os.walk(top)
+    for name in names
+    if name.endswith(".py")
+]
+WRONG = {  # a file, an import that may not be there, and the contract that it breaks
+    "step_audio/audio.py": ("step_audio_client", "Packages"),
+    "build_engines/step_audio_build/stages/layout.py": ("step_audio_server.settings", "Packages"),
+    "step_audio/steps/runtime.py": ("step_audio_gateway", "Packages"),
+    "gateway/step_audio_gateway/core.py": ("step_audio_training.speech", "The gateway needs no training"),
+    "step_audio/mel.py": ("step_audio.engine.engine", "The core: what is published, the engine, what stands behind"),
+}
+
+
+def run(tool: str, *arguments: str, cwd: Path) -> str:
+    """What it prints. It finds the packages in `cwd` alone, not this clone."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(cwd / path) for path in PATHS), "NO_COLOR": "1"}
+    command = [str(Path(sys.executable).with_name(tool)), *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    """The packages' modules and pyproject.toml."""
+    for path in PATHS:
+        for package in (ROOT / path).glob("step_audio*/"):
+            modules = shutil.ignore_patterns("__pycache__", "*.[!p]*", "playground", "profiles")
+            shutil.copytree(package, tmp_path / path / package.name, ignore=modules)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def test_the_linter_names_every_wrong_import(tree):
+    for file, (module, _) in WRONG.items():
+        with (tree / file).open("a", encoding="utf-8") as text:
+            text.write(f"\nimport {module}  # noqa\n")
+    told = run("lint-imports", "--no-cache", cwd=tree)
+    for file, (module, contract) in WRONG.items():
+        name = Path(file).with_suffix("").parts
+        importer = ".".join(name[[part.startswith("step_audio") for part in name].index(True) :])
+        assert f"{importer} -> {module}" in told, told
+        assert re.search(rf"^{re.escape(contract)}.* BROKEN$", told, re.M), told
+    assert "The server KEPT" in told, "nothing wrong was put there"
+
+
+def test_the_type_checker_notices_a_broken_type(tree):
+    """In a small module, as `make lint` calls it; without annotations a function passes nowhere."""
+    module = tree / "step_audio/markdown.py"
+    assert "Success" in run("mypy", "step_audio/markdown.py", cwd=tree)
+    module.write_text(module.read_text("utf-8") + "\n\nwidth: int = markdown_table([])\n\n\ndef bare(x): return x\n")
+    told = run("mypy", "step_audio/markdown.py", cwd=tree)
+    assert "[assignment]" in told and "[no-untyped-def]" in told, told
+
+
+def test_the_type_checker_reads_all_packages_without_exception():
+    assert MYPY["strict"] is True
+    assert sorted(MYPY["packages"]) == sorted(PACKAGES)
+    assert sorted(file.parent.name for path in PATHS for file in (ROOT / path).glob("*/py.typed")) == sorted(PACKAGES)
+    for override in MYPY["overrides"]:
+        assert override.keys() == {"module", "ignore_missing_imports"}, "a blanket exception"
+        assert not any(name.startswith("step_audio") for name in override["module"])
+    for file in FILES:
+        text = file.read_text("utf-8")
+        assert not re.search(r"#\s*(type:\s*ignore(?!\[)|(mypy|pyright):)", text), f"{file}: a blanket exception"
+
+
+def test_all_tools_look_into_the_same_folders():
+    folders = set(PATHS)
+    assert set(TOOLS["hatch"]["build"]["dev-mode-dirs"]) == folders
+    assert set(TOOLS["pyright"]["extraPaths"]) | {"."} == folders
+    assert set(TOOLS["ruff"]["src"]) == folders | set(TOOLS["pytest"]["ini_options"]["pythonpath"])
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Names of modules; x of `from x import y`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield node.module or ""
+
+
+def resolved(module: str) -> bool:
+    """By pyproject.toml's folders alone, as a type checker or an editor does it."""
+    file = Path(*module.split("."))
+    places = [ROOT / path / file for path in PATHS]
+    return any((place / "__init__.py").is_file() or place.with_suffix(".py").is_file() for place in places)
+
+
+def test_every_import_of_ours_resolves():
+    found = 0
+    for file in FILES:
+        for module in imports(ast.parse(file.read_bytes())):
+            if module.startswith("step_audio"):
+                found += 1
+                assert resolved(module), f"{file}: {module}"
+    assert found > 1000 and not resolved("step_audio.nothing") and not resolved("step_audio_nothing")
+
+
+def test_no_file_is_too_long():
+    """For a person to take in at once."""
+    assert len(FILES) > 300
+    long = {str(file.relative_to(ROOT)): len(file.read_text("utf-8").splitlines()) for file in FILES}
+    assert {file: lines for file, lines in long.items() if lines > 400} == {}
