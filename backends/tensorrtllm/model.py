@@ -9,7 +9,6 @@ import threading
 
 import triton_python_backend_utils as pb_utils
 
-from step_audio.checkpoint import to_float32
 from step_audio.errors import StepAudioError
 from step_audio.steps import dlpack
 from step_audio.steps.trtllm.backend import TrtllmBackend
@@ -70,9 +69,8 @@ class TritonPythonModel:
 def _array(tensor, bfloat16):
     if tensor.name() != TABLE:
         return tensor.as_numpy()
-    if bfloat16:
-        return to_float32(dlpack.bfloat16_bits(tensor.to_dlpack()))
-    return tensor.as_numpy().astype("float32")
+    # Copies, for the memory is Triton's again when the request has been taken.
+    return dlpack.bfloat16_bits(tensor.to_dlpack()) if bfloat16 else tensor.as_numpy().copy()
 
 
 def _send(sender, names):

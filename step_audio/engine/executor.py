@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from step_audio.arrays import Float32Array, Int32Array
+from step_audio.arrays import AnyArray, Float32Array, Int32Array
 from step_audio.checkpoint import to_float32
 from step_audio.engine.trtllm_checkpoint import Weights
 
@@ -52,15 +52,15 @@ class TokenEmbedding:
         self.table = weights.vocab_embedding
         self.vocab_size = len(self.table)
 
-    def __call__(self, ids: Int32Array, prompt_tables: Sequence[tuple[slice, Float32Array]] = ()) -> Float32Array:
+    def __call__(self, ids: Int32Array, prompt_tables: Sequence[tuple[slice, AnyArray]] = ()) -> Float32Array:
         """ids int32 [n] -> float32 [n, hidden].
 
-        prompt_tables: for each stretch of `ids` with ids from vocab_size on, its table, float32 [rows, hidden].
+        prompt_tables: for each stretch of `ids` with ids from vocab_size on, its table [rows, hidden].
         """
         if not prompt_tables:
             return to_float32(self.table[ids])
         rows = to_float32(self.table[np.where(ids < self.vocab_size, ids, 0)])
         for stretch, table in prompt_tables:
             audio = np.flatnonzero(ids[stretch] >= self.vocab_size)
-            rows[stretch][audio] = table[ids[stretch][audio] - self.vocab_size]
+            rows[stretch][audio] = to_float32(table[ids[stretch][audio] - self.vocab_size])
         return rows

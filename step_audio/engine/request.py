@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, TypeGuard, get_args
 
-from step_audio.arrays import Float32Array, Int32Array, UInt64Array
+from step_audio.arrays import AnyArray, Int32Array, UInt64Array
 from step_audio.errors import InvalidRequest, StepAudioError
 
 Finished = Literal["stop", "length", "cancelled"]
@@ -117,7 +117,7 @@ class GenerationRequest:
     end_id: int | None = None
     stop_words: list[list[int]] = field(default_factory=list)
     bad_words: list[list[int]] = field(default_factory=list)
-    prompt_table: Float32Array | None = None  # [rows, hidden]
+    prompt_table: AnyArray | None = None  # [rows, hidden]; uint16 is bfloat16's bits
     extra_ids: UInt64Array | None = None  # [n], tell apart equal ids of different clips in the KV cache
     num_return_sequences: int = 1  # sequence i draws with seed + i
     return_log_probs: bool = False

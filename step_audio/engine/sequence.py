@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from step_audio.arrays import Float32Array, Int32Array
+from step_audio.arrays import AnyArray, Int32Array
 from step_audio.engine.executor import Batch, TokenEmbedding
 from step_audio.engine.guide import TokenGuide
 from step_audio.engine.kv_cache import block_key
@@ -149,7 +149,7 @@ def assemble(plan: list[Chunk], embed: TokenEmbedding) -> Batch:
     begins = np.zeros(size + 1, np.int32)
     block_begins = np.zeros(size + 1, np.int32)
     ids, tables, last = [], [], []
-    prompt_tables: list[tuple[slice, Float32Array]] = []
+    prompt_tables: list[tuple[slice, AnyArray]] = []
     longest = total = blocks = 0
     for place, chunk in enumerate(plan):
         sequence = chunk.sequence

@@ -61,7 +61,6 @@ def _check_prompt_table(request: GenerationRequest, spec: EngineSpec, ids: AnyAr
                 f"Prompt vocab size {rows} is larger than max prompt vocab size of {spec.max_prompt_vocab_size}. "
                 "Max prompt vocab size is computed from max_prompt_embedding_table_size / max_batch_size."
             )
-        request.prompt_table = table.astype(np.float32, copy=False)
     lowest, highest = int(ids.min()), int(ids.max())
     if lowest < 0:
         raise InvalidRequest(f"input_ids has {lowest}: token ids are not negative")

@@ -8,6 +8,7 @@ import torch
 
 from engine_fixture import HIDDEN, VOCAB, Answer, ask, generate, hugging_face, model, prompt, submit, write_engine
 from engine_runs import idle
+from step_audio.checkpoint import from_float32, to_float32
 from step_audio.engine import Engine, EngineOptions, GenerationRequest
 from step_audio.engine.executor import TokenEmbedding
 
@@ -68,6 +69,19 @@ def test_audio_embeddings_enter_in_place_of_their_ids(engine):
         assert answer.tokens() == expected
         assert answer.last.stats.reused_blocks == reused
     assert ask(engine, ids, prompt_table=table * 0.5, extra_ids=extra + 1).tokens() != expected
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_table_of_16_bits_is_its_values(engine, dtype):
+    stored = from_float32(np.random.default_rng(1).standard_normal((40, HIDDEN)).astype(np.float32), dtype)
+    ids = np.concatenate([prompt(30), np.arange(VOCAB, VOCAB + 40, dtype=np.int32), prompt(9)])
+    tables = [stored, to_float32(stored)]
+    extras = [np.where(ids >= VOCAB, clip, 0).astype(np.uint64) for clip in (1, 2)]  # nothing is reused
+    one, other = (
+        ask(engine, ids, prompt_table=table, extra_ids=extra).tokens()
+        for table, extra in zip(tables, extras, strict=True)
+    )
+    assert one == other
 
 
 def test_answers_do_not_depend_on_their_neighbours(start):
