@@ -31,7 +31,7 @@ test: lint ## lint and all tests, a real tritonserver included
 	$(BIN)/pytest
 
 test-fast: $(VENV)/.test ## the tests that need no server, no browser and no training
-	$(BIN)/pytest -n 2 --dist loadgroup -m 'not server and not browser and not training'
+	$(BIN)/pytest -n 2 -m 'not server and not browser and not training'
 
 lint: $(VENV)/.test ## style, the layers of docs/structure.md, types
 	$(BIN)/ruff check .

@@ -15,17 +15,26 @@ from step_audio_server.serve import Service
 
 # The markers of pyproject.toml that a fixture brings; a test that needs one without its fixture says so itself.
 MARKERS = {"work_dir": "server", "driver": "browser", "tokenizer_json": "training"}
-SHARED = ("work_dir", "whole")  # session fixtures that take long: what uses one runs in one worker
+ONE_WORKER = ("tests/build_engines/", "tests/served/")  # whose tests share a build, and servers
 
 
-@pytest.hookimpl(tryfirst=True)  # before `-m` selects, and before pytest-xdist reads the groups
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items):
     for item in items:
-        used = set(item.fixturenames)
-        for fixture in MARKERS.keys() & used:
+        for fixture in MARKERS.keys() & set(item.fixturenames):
             item.add_marker(MARKERS[fixture])
-        group = next((fixture for fixture in SHARED if fixture in used), str(item.path))
-        item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests run in one worker, and some folders' (pytest-xdist 3.8 loses its own groups on pytest 9.2)."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return next((folder for folder in ONE_WORKER if nodeid.startswith(folder)), super()._split_scope(nodeid))
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -58,19 +58,13 @@ def test_images_run_as_a_numbered_user_and_tell_their_health(path):
 @pytest.mark.parametrize("path", [GPU, CPU], ids=["gpu", "cpu"])
 def test_every_package_is_in_the_images(path):
     """And nothing is copied that .dockerignore keeps out."""
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["package-dir"]
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["hatch"]["build"]
+    folders = {folder.partition("/")[0] for folder in build["targets"]["wheel"]["only-include"]}
     copied = {source for value in dockerfile.values(path, "COPY") for source in value.split()[:-1]}
-    assert {"step_audio", "model_repository", "backends", "pyproject.toml", *packages.values()} <= copied
+    assert {"step_audio", "model_repository", "backends", "pyproject.toml"} <= copied and folders - copied <= {"models"}
     let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert copied <= let_in
     assert all((ROOT / source).exists() for source in copied)
-
-
-def test_packages_are_all_declared():
-    """An image has what pyproject.toml names, an editable installation here has everything."""
-    declared = set(tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["packages"])
-    inside = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "step_audio").glob("**/__init__.py")}
-    assert inside <= declared
 
 
 @pytest.fixture
@@ -189,7 +183,7 @@ def test_locked_versions_suit_tensorrt_llm():
     locked = lock("gpu")
     for line in (DOCKER / "constraints-gpu.txt").read_text("utf-8").splitlines():
         if line and not line.startswith("#") and (requirement := Requirement(line)).name != "numpy":
-            assert requirement.specifier.contains(locked[requirement.name]), line
+            assert requirement.name not in locked or requirement.specifier.contains(locked[requirement.name]), line
 
 
 # Pins
