@@ -47,6 +47,21 @@ def test_every_command_and_flag_in_the_text_exists(page):
             assert flag in known, f"step-audio {name} {flag}"
 
 
+@pytest.mark.parametrize("page", NAMES)
+def test_flags_named_alone_exist(page):
+    """`--max-seq-len` in a table, say."""
+    ours = {flag for parser in subcommands().values() for flag in parser._option_string_actions}
+    docker, helm, nvidia = (
+        {"--gpus", "--shm-size", "--ulimit"},
+        {"--timeout"},
+        {"--streamingllm", "--backend-directory"},
+    )
+    benchmarks = {"--part", "--executor"}  # test_benchmarks_know_their_flags
+    text = (ROOT / page).read_text("utf-8")
+    named = set(re.findall(r"`(--[a-z][a-z-]+)(?:[ =][^`]*)?`", text))
+    assert named <= ours | docker | helm | nvidia | benchmarks
+
+
 def plan_commands() -> list[tuple[str, ...]]:
     found = (tuple(given) for name in NAMES for words in lines(ROOT / name) for given in our_commands(words))
     return sorted({tuple(os.path.expandvars(word) for word in given) for given in found if given[0] == "plan"})
