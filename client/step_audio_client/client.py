@@ -16,10 +16,12 @@ from step_audio.tokenizer import IncrementalDecoder, Tokenizer
 from step_audio_client.chat_stream import ChatStream
 from step_audio_client.chat_stream import check as check_options
 from step_audio_client.chat_types import ChatDelta, ChatOptions
+from step_audio_client.failover import PATIENCE
 from step_audio_client.mind_paced import MindPacedSpeaker
 from step_audio_client.mind_paced import check as check_mind_paced
-from step_audio_client.pipeline import Pipeline, Run
+from step_audio_client.pipeline import Pipeline
 from step_audio_client.prepared import PreparedRequest
+from step_audio_client.run import Run
 from step_audio_client.sampling import Sampling
 from step_audio_client.tokens import FinishReason, TokenRequest, Tokens
 
@@ -59,11 +61,19 @@ class StepAudioClient:
 
     `address`: of one server, or of several that serve the same, as "host1:8001,host2:8001" or a sequence. Answers
     take them in turns; one that a server did not begin, out of reach or its queue full, goes to the next.
+    A server that dies is seen as a pause: what it had begun goes on elsewhere, or when it is back. Greedy answers are
+    the same, token for token; sampled ones go on from another seed.
     `tokenizer`: taken from the server at first use if not given.
+    `patience`: seconds for which an answer waits where no server is left, one having answered before.
     """
 
-    def __init__(self, address: str | Sequence[str] = "127.0.0.1:8001", tokenizer: Tokenizer | None = None):
-        self._pipeline = Pipeline(address)
+    def __init__(
+        self,
+        address: str | Sequence[str] = "127.0.0.1:8001",
+        tokenizer: Tokenizer | None = None,
+        patience: float = PATIENCE,
+    ):
+        self._pipeline = Pipeline(address, patience)
         self._tokenizer = tokenizer
         self._info: ServingInfo | None = None
 

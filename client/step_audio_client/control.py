@@ -13,7 +13,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2_grpc
 
 from step_audio_client import wire
-from step_audio_client.errors import Unavailable, call_error, request_error
+from step_audio_client.errors import ServerLost, Unavailable, call_error, request_error
 from step_audio_client.prepared import LLM
 
 PROMPT = "step_audio_prompt"  # featurizer, prompt builder and encoder, one after the other
@@ -41,7 +41,7 @@ async def heartbeat(stub: service_pb2_grpc.GRPCInferenceServiceStub, timeout: fl
 
 
 async def stop(stub: service_pb2_grpc.GRPCInferenceServiceStub, request_id: str, timeout: float) -> None:
-    """Has the LLM end the request of this id. Raises StreamError, grpc.aio.AioRpcError."""
+    """Has the LLM end the request of this id. Raises as `wire.stream` does."""
     required = ("input_ids", "input_lengths", "request_output_len")  # by the model's configuration, not read
     inputs = {name: wire.scalar(1, np.int32) for name in required} | {"stop": wire.scalar(True, np.bool_)}
     async for _ in wire.stream(stub, wire.infer_request(LLM, request_id, inputs), timeout):
@@ -53,6 +53,8 @@ def _fault(model: str, answer: object) -> str | None:
         if answer.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
             return f"{model} does not answer"
         answer = call_error(answer, "")
+    elif isinstance(answer, wire.ConnectionLost):
+        answer = ServerLost(str(answer))
     elif isinstance(answer, wire.StreamError):
         answer = request_error(str(answer))
     elif isinstance(answer, BaseException):

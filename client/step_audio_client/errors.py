@@ -37,10 +37,23 @@ class EmbeddingsGone(RequestError):
     """The server has dropped the recordings' embeddings: they are to be made again."""
 
 
+class ServerLost(Unavailable):
+    """A server died, or the connection to it, with the request in hand."""
+
+
+class AnswerLost(Unavailable):
+    """A server died in the middle of an answer that no other server can go on with."""
+
+
+class Quarantined(Unavailable):
+    """Servers have died with this request in hand: it is not tried again."""
+
+
 # The words of our engine, of NVIDIA's, and of tritonserver when a burst fills the queue in front of the engine.
 BUSY = ("requests are waiting already", "Maximum queue size of", "Exceeds maximum queue size")
 # tritonserver's, while it shuts down and when a model's process is dead.
-GONE = ("Server is stopping", "has stopped accepting new inference requests", "is not healthy")
+GONE = ("Server is stopping", "has stopped accepting new inference requests")
+DEAD = ("is not healthy",)
 
 TOO_LATE = "the answer took longer than the timeout"
 
@@ -50,17 +63,21 @@ def request_error(text: str) -> RequestError:
     text = re.sub(r"^in ensemble '[^']*', |\[request id: [^]]*\] ", "", text)
     if any(words in text for words in BUSY):
         return ServerBusy("the server's queue is full: try again later")
+    if any(words in text for words in DEAD):
+        return ServerLost("the server is broken: try again later")
     if any(words in text for words in GONE):
-        return Unavailable("the server is stopping or broken: try again later")
+        return Unavailable("the server is stopping: try again later")
     if NotCached.TEXT in text:
         return EmbeddingsGone(text)
     return RequestError(text)
 
 
-def call_error(error: grpc.aio.AioRpcError, address: str) -> RequestError:
-    """What gRPC says of a failed call."""
+def call_error(error: grpc.aio.AioRpcError, address: str, connected: bool = False) -> RequestError:
+    """What gRPC says of a failed call; `connected`: when it was begun."""
     if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
         return RequestTimeout(TOO_LATE)
     if error.code() == grpc.StatusCode.UNAVAILABLE:
+        if connected:
+            return ServerLost(f"the server at {address} went away: try again later")
         return Unavailable(f"no server answers at {address}")
     return request_error(error.details() or error.code().name)

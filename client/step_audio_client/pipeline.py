@@ -1,76 +1,39 @@
-"""Generations on the servers: tensors out, tokens in; what is left early is stopped, what was not begun is retried."""
+"""Generations on the servers: tensors out, tokens in; what is left early is stopped, what a server loses goes on."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-import uuid
 import weakref
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import grpc
-import numpy as np
 from tritonclient.grpc import service_pb2
 
 from step_audio.arrays import AnyArray
 from step_audio_client import wire
+from step_audio_client.continuation import Continuation
 from step_audio_client.control import PROMPT, heartbeat, stop
-from step_audio_client.errors import (
-    TOO_LATE,
-    EmbeddingsGone,
-    RequestError,
-    RequestTimeout,
-    ServerBusy,
-    Unavailable,
-    call_error,
-    request_error,
-)
+from step_audio_client.errors import EmbeddingsGone, RequestError, ServerLost, Unavailable, call_error, request_error
+from step_audio_client.failover import PATIENCE, Failover
 from step_audio_client.prepared import PreparedPrompt, PreparedRequest
+from step_audio_client.quarantine import Quarantine, digest_of
+from step_audio_client.run import Run, new_request_id
 from step_audio_client.servers import Server, Servers
-from step_audio_client.tokens import FinishReason, TokenRequest, Tokens
+from step_audio_client.tokens import TokenRequest, Tokens
 
 READY_TIMEOUT = 4  # seconds in which every model has to answer
 STOP_TIMEOUT = 10  # seconds
 FEATURIZER = "audio_featurizer"
 
 
-def new_request_id() -> str:
-    """Unguessable: whoever knows it can stop the request."""
-    return uuid.uuid4().hex
-
-
-@dataclass(eq=False)
-class Run:
-    """Where and until when one answer is made, however many generations it takes."""
-
-    route: list[Server]  # the first has the work; the others are tried in turn if it does not begin
-    timeout: float | None = None  # seconds, of all together
-    request_id: str = field(default_factory=new_request_id)
-    generations: int = 0
-    stopped: bool = False  # on somebody's demand: what is still to be generated is not
-    start: float = field(default_factory=time.monotonic)
-
-    def next_id(self) -> str:
-        """Every generation has its own: a late `stop` for the last one must not end the next."""
-        self.generations += 1
-        return self.request_id if self.generations == 1 else f"{self.request_id}/{self.generations}"
-
-    def time_left(self) -> float | None:
-        """Seconds. Raises RequestTimeout."""
-        if self.timeout is None:
-            return None
-        if (left := self.start + self.timeout - time.monotonic()) <= 0:
-            raise RequestTimeout(TOO_LATE)
-        return left
-
-
 class Pipeline:
-    """The models of the repository on one server or several."""
+    """The models of the repository on one server or several; `patience`: as for `Failover`."""
 
-    def __init__(self, addresses: str | Sequence[str]):
+    def __init__(self, addresses: str | Sequence[str], patience: float = PATIENCE):
         self._servers = Servers(addresses)
+        self._patience = patience
+        self._quarantine = Quarantine()
         self._open: set[tuple[str, Server, AsyncGenerator[wire.Response]]] = set()  # generations under way
         self._stops: set[asyncio.Task[None]] = set()
         self._runs: weakref.WeakSet[Run] = weakref.WeakSet()
@@ -122,16 +85,17 @@ class Pipeline:
     async def _ask(
         self, run: Run, request: service_pb2.ModelInferRequest, patience: float | None
     ) -> dict[str, AnyArray]:
-        failures: list[RequestError] = []
+        failover = Failover(self._servers, run, self._patience)
         while True:
             server = run.route[0]
+            connected = server.rank() == 0
             try:
                 limits = [limit for limit in (patience, run.time_left()) if limit is not None]
                 answer = await server.stub.ModelInfer(request, timeout=min(limits, default=None))
             except grpc.aio.AioRpcError as error:
-                failures.append(call_error(error, server.address))
-                self._try_next(run, failures)
+                await failover.after(call_error(error, server.address, connected))
             else:
+                server.seen = True
                 return wire.infer_response(answer).outputs
 
     async def tokens(
@@ -139,49 +103,41 @@ class Pipeline:
     ) -> AsyncGenerator[Tokens]:
         """One generation; leaving it early stops the server's work. Raises RequestError.
 
-        `stop_ids`: those that end an answer, `max_seq_len`: the most positions of prompt and answer, by which alone
-        it can be told why an answer ended.
+        A server that dies is seen as a pause: another goes on, or the same when it is back. `stop_ids`: those that end
+        an answer, `max_seq_len`: the most positions of prompt and answer.
         """
-        inputs, request_id = request.inputs(), run.next_id()
-        limit = request.sampling.max_tokens or max_seq_len
-        completion, prompt_tokens, last_id, begun = 0, 0, None, False
-        blocks = dict.fromkeys(("kv_cache_alloc_total_blocks", "kv_cache_reused_blocks"), 0)
-        if run.stopped:
-            yield Tokens([], [], 0, "stop")
-            return
-        failures: list[RequestError] = []
+        answer = Continuation(request, stop_ids, max_seq_len)
+        failover = Failover(self._servers, run, self._patience)
+        digest: bytes | None = None
+        mel: AnyArray | None = None
         while True:
-            try:
-                async with contextlib.aclosing(self._responses(run, request.model, request_id, inputs)) as responses:
-                    async for response in responses:
-                        begun = True
-                        ids = response.outputs["output_ids"].reshape(-1).tolist() if response.outputs else []
-                        if response.outputs:
-                            prompt_tokens = int(response.outputs["num_input_tokens"].reshape(-1)[0])
-                        completion += len(ids)
-                        last_id = ids[-1] if ids else last_id
-                        # The engine sends those of the whole answer each time.
-                        logprobs = response.outputs.get("output_log_probs", np.zeros(0)).reshape(-1).tolist()
-                        reason: FinishReason | None = None
-                        if response.final:
-                            # The engine says neither: an answer that used up its room ended by length, unless by its
-                            # last token; of stop words the last token is kept, of end_id it is not.
-                            full = completion >= min(limit, max_seq_len - prompt_tokens)
-                            reason = "length" if full and last_id not in stop_ids else "stop"
-                        for name in blocks.keys() & response.outputs.keys():  # the final response may have none
-                            blocks[name] = int(response.outputs[name].item())
-                        new = logprobs[len(logprobs) - len(ids) :]
-                        yield Tokens(ids, new, prompt_tokens, reason, *blocks.values())
+            if run.stopped:
+                yield answer.stopped()
                 return
-            except (ServerBusy, Unavailable) as error:
-                if begun:
-                    raise
-                failures.append(error)
-                self._try_next(run, failures)
+            inputs = answer.inputs()
+            if mel is not None:
+                inputs["mel"] = mel
+            digest = digest or digest_of(inputs)
+            self._quarantine.check(digest)
+            try:
+                responses = self._responses(run, answer.model, run.next_id(), inputs)
+                async with contextlib.aclosing(responses):
+                    async for response in responses:
+                        failover.progressed()
+                        yield answer.add(response)
+                self._quarantine.survived(digest)
+                return
             except EmbeddingsGone:  # the server's encoder has begun anew or has had much to do, or it is another server
-                if "mel" in inputs or not isinstance(request, PreparedRequest):
+                if mel is not None or not isinstance(request, PreparedRequest):
                     raise
-                inputs["mel"] = await self._features(run, request.prompt)
+                mel = await self._features(run, request.prompt)
+            except RequestError as error:
+                if isinstance(error, ServerLost):
+                    self._quarantine.died(digest)
+                if isinstance(error, Unavailable) and (last := answer.ended()):
+                    yield last
+                    return
+                await failover.after(error)
 
     async def _features(self, run: Run, prompt: PreparedPrompt) -> AnyArray:
         """Log-mel of a prompt's recordings, from which their embeddings are made. Raises RequestError."""
@@ -213,12 +169,18 @@ class Pipeline:
         self._open.add(entry)
         try:
             async for response in responses:
+                server.seen = True
                 if response.final:
                     self._open.discard(entry)
                 yield response
         except wire.StreamError as error:
+            server.seen = True
             self._open.discard(entry)
             raise request_error(str(error)) from None
+        except wire.ConnectionLost:
+            self._open.discard(entry)
+            run.time_left()
+            raise ServerLost(f"the server at {server.address} went away: try again later") from None
         except grpc.aio.AioRpcError as error:
             run.time_left()  # if it is up, that is the reason, however the server put it
             raise call_error(error, server.address) from None
@@ -228,18 +190,6 @@ class Pipeline:
             if entry in self._open:
                 self._open.discard(entry)
                 self._stop_in_background(request_id, server)
-
-    @staticmethod
-    def _try_next(run: Run, failures: list[RequestError]) -> None:
-        """Go on with the next server. Raises the last failure where no other helps, or what they all come to."""
-        retry = isinstance(failures[-1], (ServerBusy, Unavailable))
-        if retry and len(run.route) > 1:
-            run.route.pop(0)
-        elif retry and len(failures) > 1:
-            busy = [failure for failure in failures if isinstance(failure, ServerBusy)]
-            raise busy[0] if busy else Unavailable("none of the servers answers") from None
-        else:
-            raise failures[-1] from None
 
     def _stop_in_background(self, request_id: str, server: Server) -> None:
         """A task of its own: the caller may itself be cancelled, and must not be kept waiting."""

@@ -67,6 +67,8 @@ class PreparedRequest:
     suffix_ids: Sequence[int] = ()
     stop_token_ids: Sequence[int] = ()
 
+    has_memory = False  # of its answer's own tokens: it can be made from its middle
+
     @property
     def model(self) -> str:
         return CONTINUE if self.prompt.clips["frames"].size else LLM
@@ -74,8 +76,11 @@ class PreparedRequest:
     def __len__(self) -> int:
         return len(self.prompt) + len(self.suffix_ids)
 
-    def inputs(self) -> dict[str, AnyArray]:
-        """Of `model`. Raises RequestError."""
+    def inputs(self, done: Sequence[int] = ()) -> dict[str, AnyArray]:
+        """Of `model`; `done`: ids of the answer that have come already. Raises RequestError."""
+        if done:
+            behind = self.sampling.behind(len(done))
+            return replace(self, suffix_ids=[*self.suffix_ids, *done], sampling=behind).inputs()
         prompt, words = self.prompt, self.prompt.stop_words
         if self.stop_token_ids:
             if any(not 0 <= token < 2**31 for token in self.stop_token_ids):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,6 +21,24 @@ class Sampling(SamplingParameters):
     `temperature` 0 is greedy. The engine itself samples only when top_k or top_p is set and ignores a lone
     temperature, so `top_p` is always sent along. `step_audio.sampling_parameters` says what each does.
     """
+
+    def with_seed(self) -> Sampling:
+        """With one that is known, so that the answer can be drawn again."""
+        if self.seed is not None or self.temperature == 0:
+            return self
+        return replace(self, seed=secrets.randbits(63))
+
+    def behind(self, tokens: int) -> Sampling:
+        """For the rest of an answer that has so many already."""
+        if not tokens:
+            return self
+        rest = replace(
+            self,
+            max_tokens=None if self.max_tokens is None else self.max_tokens - tokens,
+            min_tokens=None if self.min_tokens is None else max(self.min_tokens - tokens, 0),
+        )
+        # Not the numbers once more that the first tokens were drawn with.
+        return rest if self.seed is None else replace(rest, seed=(self.seed + tokens) % 2**64)
 
     def inputs(self) -> dict[str, AnyArray]:
         """Under the names of the `tensorrt_llm` model, each of shape [1, 1]. Raises RequestError."""

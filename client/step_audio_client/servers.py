@@ -33,6 +33,7 @@ class Server:
         self.address = address
         self.channel = wire.channel(address)
         self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
+        self.seen = False  # it has answered, at some time
 
     def rank(self) -> int:
         """How likely a call succeeds, 0 the most; makes an idle connection open."""

@@ -47,9 +47,16 @@ class TokenRequest:
 
     model = "step_audio_r1"
 
-    def inputs(self) -> dict[str, AnyArray]:
-        """Of the model `step_audio_r1`. Raises RequestError."""
-        inputs = self.pipeline_inputs() | self.sampling.inputs()
+    @property
+    def has_memory(self) -> bool:
+        """Whether the answer can only be made from its beginning."""
+        return self.guide is not None
+
+    def inputs(self, done: Sequence[int] = ()) -> dict[str, AnyArray]:
+        """Of the model `step_audio_r1`; `done`: ids of the answer that have come already. Raises RequestError."""
+        inputs = self.pipeline_inputs() | self.sampling.behind(len(done)).inputs()
+        if done:
+            inputs["suffix_ids"] = np.array([done], np.int32)
         inputs |= {
             "streaming": scalar(True, np.bool_),
             "return_num_input_tokens": scalar(True, np.bool_),

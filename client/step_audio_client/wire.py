@@ -22,7 +22,19 @@ from step_audio.arrays import AnyArray
 # Two bytes that are handed on as they came: numpy has no such numbers.
 BFLOAT16 = np.dtype("V2")
 
-UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+CHANNEL = [
+    ("grpc.max_send_message_length", -1),  # recordings are large
+    ("grpc.max_receive_message_length", -1),
+    # A server that is started again is back in seconds, and is not to be waited for by gRPC's own two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.min_reconnect_backoff_ms", 5000),  # in spite of its name, what one attempt may take
+]
+# Of a call that had reached the server, which answers by messages: the connection broke, or the server ended.
+BROKEN = (
+    grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.DATA_LOSS,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,13 +88,23 @@ class StreamError(Exception):
     """The server's error text for one stream."""
 
 
+class ConnectionLost(Exception):
+    """The server ended, or the connection to it, with the request in hand."""
+
+
 async def stream(
     stub: service_pb2_grpc.GRPCInferenceServiceStub, request: service_pb2.ModelInferRequest, timeout: float | None
 ) -> AsyncGenerator[Response]:
-    """Responses of one request up to and including the final one. Raises StreamError, grpc.aio.AioRpcError."""
+    """Responses of one request up to and including the final one.
+
+    Raises StreamError, ConnectionLost, and grpc.aio.AioRpcError for what did not reach the server or took too long.
+    """
+    sent = False
 
     async def requests() -> AsyncIterator[service_pb2.ModelInferRequest]:
+        nonlocal sent
         yield request
+        sent = True
 
     call = stub.ModelStreamInfer(requests(), timeout=timeout)
     try:
@@ -96,7 +118,11 @@ async def stream(
             yield response
             if response.final:
                 return
-        raise StreamError("the stream ended without a final response")
+        raise ConnectionLost("the stream ended without a final response")
+    except grpc.aio.AioRpcError as error:
+        if sent and error.code() in BROKEN:
+            raise ConnectionLost(error.details()) from None
+        raise
     finally:
         if not call.done():
             call.cancel()
@@ -113,5 +139,5 @@ async def _read_out(call: grpc.aio.StreamStreamCall[Any, Any]) -> None:
 
 
 def channel(address: str) -> grpc.aio.Channel:
-    """Plain-text; messages of any size, for recordings are large."""
-    return grpc.aio.insecure_channel(address, options=UNLIMITED)
+    """Plain-text."""
+    return grpc.aio.insecure_channel(address, options=CHANNEL)

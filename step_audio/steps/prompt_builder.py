@@ -33,6 +33,7 @@ class PromptRequest:
     request_output_len: int | None = None
     end_id: int | None = None
     stop_words_list: Int32Array | None = None  # [2, n]
+    suffix_ids: Int32Array | None = None  # [n], of an answer that has begun elsewhere
 
 
 class PromptBuilder:
@@ -61,14 +62,23 @@ class PromptBuilder:
             add_generation_prompt=new_turn,
             continue_final_message=proceed,
         )
-        length = len(prompt.input_ids)
+        suffix = self._suffix(request.suffix_ids)
+        length = len(prompt.input_ids) + len(suffix)
         outputs: dict[str, AnyArray] = {
-            "input_ids": prompt.input_ids,
+            "input_ids": np.concatenate([prompt.input_ids, suffix]),
             "input_lengths": np.array([length], np.int32),
-            "prompt_table_extra_ids": prompt.extra_ids,
+            "prompt_table_extra_ids": np.concatenate([prompt.extra_ids, np.zeros(len(suffix), np.uint64)]),
             "request_output_len": np.array([self._output_len(length, request.request_output_len)], np.int32),
         }
         return outputs | self._stop_set(request)
+
+    def _suffix(self, ids: Int32Array | None) -> Int32Array:
+        if ids is None:
+            return np.zeros(0, np.int32)
+        vocab_size = self.runtime.model.text.vocab_size
+        if np.any((ids < 0) | (ids >= vocab_size)):  # from there on they are the recordings' positions
+            raise InvalidRequest(f"suffix_ids must be token ids from 0 to {vocab_size - 1}")
+        return ids
 
     def _output_len(self, prompt_length: int, asked: int | None) -> int:
         room = self.runtime.max_seq_len - prompt_length
@@ -126,6 +136,7 @@ class PromptBuilderStep:
                 request_output_len=scalar("request_output_len"),
                 end_id=scalar("end_id"),
                 stop_words_list=row(inputs, "stop_words_list"),
+                suffix_ids=row(inputs, "suffix_ids"),
             )
         )
         return {name: array[None] for name, array in outputs.items()}

@@ -239,9 +239,10 @@ async def test_an_error_after_tokens():
     assert not stops(fake)
 
 
-async def test_a_stream_that_ends_without_a_final_response():
+async def test_streams_that_end_without_a_final_response():
+    """As when the server dies, and each time it is back."""
     async with served(script(message(5))) as (_, client):
-        with pytest.raises(RequestError, match="ended without a final response"):
+        with pytest.raises(RequestError, match="has failed twice with this request in hand"):
             await client.complete([user("x")])
 
 

@@ -74,19 +74,6 @@ async def test_what_was_not_begun_goes_to_the_next(fault):
         assert not [entry for entry in second.seen if entry[0] == "stop"]
 
 
-async def test_nothing_is_retried_behind_the_first_token():
-    async with serving(script(message(5), BUSY), script(message(6, final=True))) as servers:
-        (_, address, _), (second, other, _) = servers
-        async with client_of(address, other) as client:
-            await client.serving_info()  # takes a turn
-            client._pipeline._servers._turn = 0
-            stream = client.generate(QUESTION)
-            assert (await anext(stream)).token_ids == [5]
-            with pytest.raises(ServerBusy):
-                await anext(stream)
-        assert not answered(second)
-
-
 async def test_faults_of_the_request_are_not_retried():
     bad = script(message(error="in ensemble 'step_audio_r1', messages is empty"))
     async with serving(bad, bad) as servers:

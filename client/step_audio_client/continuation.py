@@ -1,0 +1,84 @@
+"""One generation over however many servers it takes: what has come of it, and how the next server goes on.
+
+Most go on behind the ids that have come: they are sent along as part of the prompt, whose KV cache another server has
+to compute anew, and the same one after a restart, too. (To the penalties, tokens of prompt and answer are the same.)
+A guide begins with the answer: such a one is generated again, and what has come already is left out, if it comes again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+import numpy as np
+
+from step_audio.arrays import AnyArray
+from step_audio_client.errors import AnswerLost
+from step_audio_client.prepared import PreparedRequest
+from step_audio_client.tokens import FinishReason, TokenRequest, Tokens
+from step_audio_client.wire import Response
+
+
+class Continuation:
+    """`stop_ids`: those that end an answer; `max_seq_len`: the most positions of prompt and answer."""
+
+    def __init__(self, request: TokenRequest | PreparedRequest, stop_ids: Collection[int], max_seq_len: int):
+        # With a seed that is known, what is generated again is the same.
+        self._request = replace(request, sampling=request.sampling.with_seed())
+        self._stop_ids = stop_ids
+        self._limit = request.sampling.max_tokens or max_seq_len
+        self._max_seq_len = max_seq_len
+        self._ids: list[int] = []
+        self._prompt_tokens = 0
+        self._blocks = dict.fromkeys(("kv_cache_alloc_total_blocks", "kv_cache_reused_blocks"), 0)
+        self._again = 0  # of the ids that have come, those that are still to come again
+
+    @property
+    def model(self) -> str:
+        return self._request.model
+
+    def inputs(self) -> dict[str, AnyArray]:
+        """For the next server. Raises RequestError."""
+        self._again = len(self._ids) if self._request.has_memory else 0
+        return self._request.inputs(() if self._again else self._ids)
+
+    def stopped(self) -> Tokens:
+        """The last tokens, none, of an answer that somebody has stopped."""
+        return Tokens([], [], self._prompt_tokens, "stop")
+
+    def ended(self) -> Tokens | None:
+        """The last tokens, none, if all had come when the server went; None if some are missing."""
+        if not self._ids or not (self._full() or self._ids[-1] in self._stop_ids):
+            return None
+        return Tokens([], [], self._prompt_tokens, self._reason())
+
+    def add(self, response: Response) -> Tokens:
+        """What is new in it. Raises AnswerLost if what is generated again is not the same."""
+        outputs = response.outputs
+        ids: list[int] = outputs["output_ids"].reshape(-1).tolist() if outputs else []
+        if outputs and not self._prompt_tokens:
+            self._prompt_tokens = int(outputs["num_input_tokens"].reshape(-1)[0])
+        # The engine sends those of the whole answer each time.
+        logprobs: list[float] = outputs.get("output_log_probs", np.zeros(0)).reshape(-1).tolist()
+        logprobs = logprobs[len(logprobs) - len(ids) :]
+        if self._again:
+            begin = len(self._ids) - self._again
+            known = ids[: self._again]
+            self._again -= len(known)
+            if known != self._ids[begin : begin + len(known)] or (response.final and self._again):
+                raise AnswerLost("the server went away in the middle of the answer, which could not be continued")
+            ids, logprobs = ids[len(known) :], logprobs[len(known) :]
+        self._ids += ids
+        for name in self._blocks.keys() & outputs.keys():  # the final response may have none
+            self._blocks[name] = int(outputs[name].item())
+        reason = self._reason() if response.final else None
+        return Tokens(ids, logprobs, self._prompt_tokens, reason, *self._blocks.values())
+
+    def _full(self) -> bool:
+        return len(self._ids) >= min(self._limit, self._max_seq_len - self._prompt_tokens)
+
+    def _reason(self) -> FinishReason:
+        """The engine does not say it: an answer that used up its room ended by length, unless by its last token; of
+        stop words the last token is kept, of end_id it is not."""
+        stopped = bool(self._ids) and self._ids[-1] in self._stop_ids
+        return "length" if self._full() and not stopped else "stop"

@@ -1,0 +1,55 @@
+"""Requests that servers have died with, so that one that kills servers does not kill them all."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+
+from step_audio.arrays import AnyArray
+from step_audio_client.errors import Quarantined
+
+MAX_DEATHS = 2  # of servers, with the same request in hand
+SECONDS = 600.0  # that a death is held against a request
+KEPT = 4096  # requests that deaths are known of
+
+CONTENT = ("messages", "audio", "tools", "input_ids", "guided_decoding_guide")  # what of the inputs can be deadly
+
+
+class Quarantine:
+    """By content: the same request with another id, or of another client, is the same."""
+
+    def __init__(self) -> None:
+        self._deaths: OrderedDict[bytes, tuple[int, float]] = OrderedDict()  # digest -> how many, when last
+
+    def check(self, digest: bytes) -> None:
+        """Raises Quarantined."""
+        deaths, last = self._deaths.get(digest, (0, 0.0))
+        if deaths >= MAX_DEATHS and time.monotonic() - last < SECONDS:
+            raise Quarantined("the server has failed twice with this request in hand, and it is not tried again")
+
+    def died(self, digest: bytes) -> None:
+        """A server, with this request in hand."""
+        deaths, last = self._deaths.pop(digest, (0, 0.0))
+        now = time.monotonic()
+        self._deaths[digest] = (deaths + 1 if now - last < SECONDS else 1, now)
+        if len(self._deaths) > KEPT:
+            self._deaths.popitem(last=False)
+
+    def survived(self, digest: bytes) -> None:
+        """It has been answered: it was not the reason."""
+        self._deaths.pop(digest, None)
+
+
+def digest_of(inputs: Mapping[str, AnyArray]) -> bytes:
+    """What a request is known by."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in CONTENT:
+        if name in inputs:
+            array = inputs[name]
+            parts = array.reshape(-1).tolist() if array.dtype == object else [array.tobytes()]
+            for part in parts:
+                digest.update(f"{name} {len(part)} ".encode())
+                digest.update(part)
+    return digest.digest()

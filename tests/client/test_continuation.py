@@ -1,0 +1,162 @@
+"""Answers that begin on one server and end on another: what the next one is asked, and what the caller sees."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from fake_triton import TOKENIZER, message, script, serving
+from step_audio_client import (
+    Guide,
+    RequestError,
+    RequestTimeout,
+    Sampling,
+    ServerBusy,
+    StepAudioClient,
+    Unavailable,
+    quarantine,
+    user,
+)
+from step_audio_client.errors import AnswerLost, Quarantined
+from step_audio_client.quarantine import SECONDS
+from step_audio_client.tokens import TokenRequest
+
+QUESTION = [user("x")]
+GREEDY = Sampling(max_tokens=10, temperature=0)
+DEAD = message(error="in ensemble 'step_audio_r1', Stub process 'tensorrt_llm_0_0' is not healthy.")
+STOPPING = message(error="in ensemble 'step_audio_r1', Server is stopping, scheduler for model has stopped")
+BUSY = message(error="in ensemble 'step_audio_r1', [request id: 1] Exceeds maximum queue size")
+STOP_ID = next(iter(TOKENIZER.special.stop_ids))
+
+
+async def made(runs, request: TokenRequest, timeout=None, patience=5.0, **limits):
+    """(ids, last tokens, the servers' fakes) of `request`, which begins on the first of the servers that do `runs`."""
+    async with serving(*runs) as servers:
+        async with StepAudioClient([address for _, address, _ in servers], TOKENIZER, patience=patience) as client:
+            await client.serving_info()
+            pipeline = client._pipeline
+            run = pipeline.run(timeout=timeout)
+            run.route = list(pipeline._servers.all)
+            ids = []
+            async for tokens in client._tokens(run, request):
+                ids += tokens.token_ids
+        return ids, tokens, [fake for fake, _, _ in servers]
+
+
+def asked(fake) -> list[dict]:
+    return [entry[2] for entry in fake.seen if entry[0] == "generate"]
+
+
+def ids_behind(inputs) -> list[int]:
+    return inputs["suffix_ids"].reshape(-1).tolist() if "suffix_ids" in inputs else []
+
+
+@pytest.mark.parametrize("fault", [DEAD, STOPPING, BUSY, None])
+async def test_the_next_server_goes_on_behind_the_ids_that_have_come(fault):
+    """However the first one went: a model died, it was stopped, its queue is full, the connection broke."""
+    first = script(message(5, 6, prompt=10), *([fault] if fault else []))
+    second = script(message(7, prompt=12), message(8, prompt=12, final=True))
+    ids, last, (_, other) = await made([first, second], TokenRequest(QUESTION, GREEDY))
+    assert (ids, last.finish_reason, last.prompt_tokens) == ([5, 6, 7, 8], "stop", 10)
+    (inputs,) = asked(other)
+    assert ids_behind(inputs) == [5, 6] and inputs["request_output_len"].item() == 8
+    assert asked(other)[0]["messages"] == asked(other)[0]["messages"]
+
+
+async def test_a_fault_of_the_request_is_not_continued():
+    first = script(message(5), message(error="in ensemble 'step_audio_r1', it broke"))
+    with pytest.raises(RequestError, match=r"^it broke$"):
+        await made([first, script(message(6, final=True))], TokenRequest(QUESTION, GREEDY))
+
+
+async def test_what_was_drawn_is_drawn_on_from_another_seed():
+    sampling = Sampling(max_tokens=10, min_tokens=3, temperature=0.7, seed=2**64 - 1)
+    first, second = script(message(5, 6), DEAD), script(message(7, final=True))
+    _, _, (one, two) = await made([first, second], TokenRequest(QUESTION, sampling))
+    assert (asked(one)[0]["seed"].item(), asked(two)[0]["seed"].item()) == (2**64 - 1, 1)
+    assert (asked(one)[0]["min_tokens"].item(), asked(two)[0]["min_tokens"].item()) == (3, 1)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(10, temperature=0.7, presence_penalty=1.0)])
+async def test_a_guided_answer_is_made_again_and_what_has_come_left_out(sampling):
+    request_ = TokenRequest(QUESTION, sampling, guide=Guide("regex", "[a-z]+"))
+    first = script(message(5), message(6, 7), DEAD)
+    second = script(message(5, 6), message(7, 8), message(9, final=True))
+    ids, last, (one, two) = await made([first, second], request_)
+    assert (ids, last.finish_reason) == ([5, 6, 7, 8, 9], "stop")
+    assert ids_behind(asked(two)[0]) == []
+    assert asked(one)[0].get("seed") == asked(two)[0].get("seed")
+
+
+@pytest.mark.parametrize("again", [[message(5, 8)], [message(5, final=True)], [message(7, final=True)]])
+async def test_an_answer_that_does_not_come_again_is_lost(again):
+    request = TokenRequest(QUESTION, GREEDY, guide=Guide("regex", "[a-z]+"))
+    with pytest.raises(AnswerLost, match="could not be continued"):
+        await made([script(message(5, 6), DEAD), script(*again)], request)
+
+
+@pytest.mark.parametrize(("ids", "reason"), [([5] * 10, "length"), ([5, STOP_ID], "stop")])
+async def test_nothing_is_asked_for_where_all_had_come(ids, reason):
+    found, last, (_, other) = await made([script(message(*ids), DEAD), script()], TokenRequest(QUESTION, GREEDY))
+    assert (found, last.finish_reason, asked(other)) == (ids, reason, [])
+
+
+async def test_a_server_that_was_there_is_waited_for():
+    """Begun on it or not; one that never was there is not."""
+    runs = [script(message(5, 6)), script(message(7, final=True))]
+    async with serving(runs[0]) as [(_, address, server)]:
+        client = StepAudioClient(address, TOKENIZER)
+        stream = client._tokens(client._pipeline.run(), TokenRequest(QUESTION, GREEDY))
+        assert (await anext(stream)).token_ids == [5, 6]
+        await server.stop(0)
+        rest = asyncio.create_task(collect(stream))
+        unbegun = asyncio.create_task(client.complete(QUESTION, GREEDY))
+        await asyncio.sleep(0.3)
+        assert not rest.done() and not unbegun.done()
+        async with serving(runs[1], addresses=[address]) as [(back, _, _)], client:
+            assert await rest == [7] and (await unbegun).token_ids == [7]
+            assert sorted(map(ids_behind, asked(back))) == [[], [5, 6]]
+    async with StepAudioClient(address, TOKENIZER) as client:
+        with pytest.raises(Unavailable, match="no server answers"):
+            await client.complete(QUESTION, GREEDY)
+
+
+async def collect(stream) -> list[int]:
+    return [token async for tokens in stream for token in tokens.token_ids]
+
+
+async def test_one_clear_error_at_the_deadline():
+    """The caller's, or that of the client's patience."""
+    for timeout, patience, kind in ((0.5, 60.0, RequestTimeout), (None, 0.5, Unavailable)):
+        with pytest.raises(kind) as caught:
+            await made([script(STOPPING)], TokenRequest(QUESTION, GREEDY), timeout, patience)
+        assert type(caught.value) is kind
+
+
+async def test_a_full_queue_ends_what_was_not_begun():
+    with pytest.raises(ServerBusy):
+        await made([script(BUSY), script(BUSY)], TokenRequest(QUESTION, GREEDY))
+
+
+async def test_a_request_present_at_two_deaths_is_refused(monkeypatch):
+    """Whoever sends it, until it is forgotten; an answer in between clears it."""
+    now = [1000.0]
+    monkeypatch.setattr(quarantine, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    runs = [[DEAD], [DEAD], [message(5, final=True)]]
+
+    async def deadly():
+        for each in runs.pop(0):
+            yield each
+
+    async with serving(deadly) as [(fake, address, _)], StepAudioClient(address, TOKENIZER) as client:
+        for _ in range(2):
+            with pytest.raises(Quarantined, match="has failed twice"):
+                await client.complete(QUESTION, GREEDY)
+        assert len(asked(fake)) == 2
+        now[0] += SECONDS
+        assert (await client.complete(QUESTION, GREEDY)).token_ids == [5]
+        runs += [[DEAD], [message(5, final=True)]] * 3
+        for _ in range(3):
+            assert (await client.complete(QUESTION, GREEDY)).token_ids == [5]
