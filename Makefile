@@ -6,7 +6,7 @@ VENV   ?= .venv
 TORCH_INDEX ?=
 BIN     = $(VENV)/bin
 
-.PHONY: help install demo test test-fast lint format docs picture lock clean
+.PHONY: help install demo test test-fast reliability lint format docs picture lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test: lint ## lint and all tests, a real tritonserver included
 
 test-fast: $(VENV)/.test ## the tests that need no server, no browser and no training
 	$(BIN)/pytest -n 2 -m 'not server and not browser and not training'
+
+reliability: $(VENV)/.test ## the long form of tests/reliability: each process killed 20 times under 20 answers
+	STEP_AUDIO_ROUNDS=20 $(BIN)/pytest tests/reliability
 
 lint: $(VENV)/.test ## style, the layers of docs/structure.md, types
 	$(BIN)/ruff check .

@@ -7,24 +7,15 @@ own, and whose parent was killed belongs to init.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import signal
 from collections.abc import Iterable
 from pathlib import Path
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
 SHARED_MEMORY = Path("/dev/shm")
 # What Open MPI and NCCL share between ranks and, killed, do not remove.
 RANKS_REGION = re.compile(r"vader_segment\.|sm_segment\.|nccl-|ucx_shm")
-
-
-def end_with_parent() -> None:
-    """In the child, before it becomes the server: a SIGTERM when the thread that starts it dies, however it dies.
-    Without it a killed `step-audio serve` leaves a server behind that holds the ports."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def children(pid: int) -> set[int]:

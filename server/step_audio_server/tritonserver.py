@@ -22,6 +22,7 @@ from step_audio_server.errors import ServerError
 from step_audio_server.heartbeat import Heartbeat
 from step_audio_server.launch.launch import Launch, shm_flag
 from step_audio_server.launch.ports import Ports
+from step_audio_server.reaper import Reaper
 from step_audio_server.records import Death, rotate
 
 MPIRUN_ENDS_IN = 5.0  # seconds from its SIGTERM; it gives its ranks one of them before it kills them
@@ -57,8 +58,8 @@ class TritonServer:
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=processes.end_with_parent,
             )
+        self._reaper = Reaper(self.process.pid, launch.prefix, launch.kill_after)
 
     @property
     def crashed(self) -> bool:
@@ -142,6 +143,7 @@ class TritonServer:
             time.sleep(0.01)
         self.process.wait()
         processes.remove_regions(self.launch.prefix, regions)
+        self._reaper.dismiss()
 
     def _forget_heartbeat(self) -> None:
         if self._heartbeat is not None:

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
-import threading
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 
+from serve_process import ServeProcess, living
 from server_settings import settings_for
 from step_audio_build.convert.make_tiny import make_tiny
+<<<<<<< HEAD
 from step_audio_client import Sampling, StepAudioClient, user
 from step_audio_server.launch.ports import free_ports
 from waiting import SECONDS, wait_until
+=======
+>>>>>>> 03b7b3e (Kill each process in tests while answers are made; clear up behind a killed serve)
 
 pytestmark = pytest.mark.server
 
 
+<<<<<<< HEAD
 class Command:
     """A running `step-audio serve`; its lines are read as they come."""
 
@@ -91,13 +92,19 @@ def living(pid: int) -> bool:
     return bool(state.strip()) and not state.startswith("Z")
 
 
+=======
+>>>>>>> 03b7b3e (Kill each process in tests while answers are made; clear up behind a killed serve)
 @pytest.fixture
 def command(checkpoint, work_dir):
-    running = Command(settings_for(checkpoint, work_dir))
+    running = ServeProcess(settings_for(checkpoint, work_dir))
     yield running
+<<<<<<< HEAD
     if running.process.poll() is None:
         running.process.terminate()
         running.process.wait(SECONDS)
+=======
+    running.end()
+>>>>>>> 03b7b3e (Kill each process in tests while answers are made; clear up behind a killed serve)
 
 
 def test_serves_survives_a_dead_model_and_stops(command):

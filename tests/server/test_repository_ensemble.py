@@ -38,7 +38,8 @@ def test_the_one_that_continues_is_the_other_one_from_the_encoder_on(configs):
     )
     assert configs[CONTINUE].output == configs[ENSEMBLE].output
     assert set(mine) - set(whole) - set(made) == {"mel", "input_lengths"}
-    assert set(whole) - set(mine) == {"messages", "audio", "tools", "add_generation_prompt", "continue_final_message"}
+    of_the_prompt = {"messages", "audio", "tools", "add_generation_prompt", "continue_final_message", "suffix_ids"}
+    assert set(whole) - set(mine) == of_the_prompt
     assert set(made) - set(mine) == {"prompt_vocab_size", "audio_index"}  # for who prepares another prompt
     assert all(mine[name] == kind for name, kind in (made | whole).items() if name in mine)
     assert all(tensor.optional for tensor in configs[CONTINUE].input)

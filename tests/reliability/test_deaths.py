@@ -1,0 +1,122 @@
+"""Processes of a running `step-audio serve` are killed while answers are made: what their callers see.
+
+STEP_AUDIO_ROUNDS: how often each process is killed; `make reliability` sets it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from audio_fixture import wav
+from serve_process import ServeProcess
+from server_settings import settings_for
+from step_audio.audio import SAMPLE_RATE
+from step_audio_client import Audio, Guide, Sampling, StepAudioClient, user
+from step_audio_client.tokens import TokenRequest
+
+pytestmark = pytest.mark.server
+
+ROUNDS = int(os.environ.get("STEP_AUDIO_ROUNDS", "0"))
+STREAMS = 20 if ROUNDS else 6
+MODELS = ("tensorrt_llm", "audio_encoder", "audio_featurizer", "prompt_builder", "tokenizer")
+# In the short form, one of each kind: the LLM, a step, the server itself.
+VICTIMS = (*MODELS, "tritonserver") if ROUNDS else ("tensorrt_llm", "audio_encoder", "tritonserver")
+TOKENS = 120
+CLIP = wav(np.random.default_rng(0).normal(0, 300, 2 * SAMPLE_RATE).astype("<i2").tobytes())
+
+
+@pytest.fixture(scope="module")
+def running(checkpoint, work_dir, tmp_path_factory):
+    process = ServeProcess(settings_for(checkpoint, work_dir))
+    process.wait_for("ready")
+    yield process
+    process.end()
+
+
+def requests(clip: bytes, count: int) -> list[TokenRequest]:
+    """Different ones, with audio and without, one of them guided."""
+    greedy = Sampling(max_tokens=TOKENS, min_tokens=TOKENS, temperature=0)
+    made = [
+        TokenRequest([user(*([Audio(clip)] if n % 2 else []), f"question {n} {time.time_ns()}")], greedy)
+        for n in range(count - 1)
+    ]
+    return [*made, TokenRequest([user(f"question {time.time_ns()}")], Sampling(TOKENS, temperature=0), guide=GUIDE)]
+
+
+GUIDE = Guide("regex", f"[a-z]{{{TOKENS}}}")
+
+
+async def ids_of(client: StepAudioClient, request: TokenRequest, on_tokens: Callable[[], None] = lambda: None):
+    ids: list[int] = []
+    async for tokens in client._tokens(client._pipeline.run(timeout=120), request):
+        ids += tokens.token_ids
+        on_tokens()
+    return ids
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_no_stream_is_lost(running, victim):
+    """Each is whole, and the same as without a death."""
+
+    async def round_() -> None:
+        asked = requests(CLIP, STREAMS)
+        async with StepAudioClient(running.address) as client:
+            begun = asyncio.Event()
+            streams = [asyncio.create_task(ids_of(client, request, begun.set)) for request in asked]
+            await begun.wait()
+            running.kill(victim)
+            found = await asyncio.gather(*streams)
+            await asyncio.to_thread(running.wait_for, "ready")
+            for ids, request in zip(found, asked, strict=True):
+                assert ids == await ids_of(client, request)
+
+    for _ in range(max(ROUNDS, 1)):
+        asyncio.run(round_())
+    deaths = [json.loads(line) for line in (running.settings.run_dir / "deaths.jsonl").read_text().splitlines()]
+    assert deaths[-1]["signal"] == "SIGKILL" and deaths[-1]["model"] == (victim if victim in MODELS else None)
+
+
+def test_the_gateway_is_started_again_by_itself(running):
+    pids = running.pids()
+    with httpx.Client(base_url=f"http://127.0.0.1:{running.port}", timeout=30) as http:
+        assert http.get("/ready").status_code == 200
+        running.kill("gateway")
+        running.wait_for("the gateway ended with status -9: starting again")
+        running.wait_for("ready")
+        assert http.get("/ready").status_code == 200
+    after = running.pids()
+    assert pids.pop("gateway") != after.pop("gateway") and pids == after
+
+
+def test_a_model_that_hangs_is_started_again(running):
+    """Stopped for good, where no process has died."""
+    os.kill(running.pids()["tensorrt_llm"], signal.SIGSTOP)
+    with httpx.Client(base_url=f"http://127.0.0.1:{running.port}", timeout=30) as http:
+        assert http.get("/ready").status_code == 503
+    running.wait_for("starting again")
+    assert re.fullmatch("tensorrt_llm (is gone|does not answer): starting again.*", running.seen[-1])
+    running.wait_for("ready")
+    logs = sorted(path.name for path in running.settings.run_dir.glob("tritonserver.log*"))
+    assert {"tritonserver.log", "tritonserver.log.1"} <= set(logs)
+
+
+def test_a_killed_serve_leaves_nothing(running):
+    """No process, and no shared memory; the last test of this module."""
+    prefix = f"step_audio_{running.process.pid}_"
+    pids = running.pids().values()
+    running.process.kill()
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) or list(Path("/dev/shm").glob(f"{prefix}*")):
+        assert time.monotonic() < deadline, "something is left"
+        time.sleep(0.1)
