@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,96 +14,16 @@ import pytest
 from serve_process import ServeProcess, living
 from server_settings import settings_for
 from step_audio_build.convert.make_tiny import make_tiny
-<<<<<<< HEAD
-from step_audio_client import Sampling, StepAudioClient, user
-from step_audio_server.launch.ports import free_ports
 from waiting import SECONDS, wait_until
-=======
->>>>>>> 03b7b3e (Kill each process in tests while answers are made; clear up behind a killed serve)
 
 pytestmark = pytest.mark.server
 
 
-<<<<<<< HEAD
-class Command:
-    """A running `step-audio serve`; its lines are read as they come."""
-
-    def __init__(self, settings, *extra: str):
-        self.settings = settings
-        (self.port,) = free_ports(1)
-        arguments = [
-            *("--checkpoint", str(settings.checkpoint), "--work-dir", str(settings.work_dir)),
-            *("--grpc-port", str(settings.grpc_port), "--http-port", str(settings.http_port)),
-            *("--metrics-port", str(settings.metrics_port), "--max-seq-len", "4096"),
-            *("--port", str(self.port)),
-        ]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "step_audio_server", "serve", *arguments, *extra],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.lines: queue.Queue[str] = queue.Queue()
-        self.seen: list[str] = []
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        for line in self.process.stderr:
-            self.lines.put(line.strip())
-
-    def wait_for(self, text: str, seconds: float = 180) -> str:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            try:
-                line = self.lines.get(timeout=0.2)
-            except queue.Empty:
-                assert self.process.poll() is None, self.seen
-                continue
-            self.seen.append(line)
-            if text in line:
-                return line
-        raise AssertionError(f"{text!r} was not said: {self.seen}")
-
-    def ask(self) -> int:
-        async def once() -> int:
-            async with StepAudioClient(f"127.0.0.1:{self.settings.grpc_port}") as client:
-                answer = await client.complete([user("hello")], Sampling(max_tokens=5, temperature=0), timeout=SECONDS)
-                return answer.usage.completion_tokens
-
-        return asyncio.run(once())
-
-    def get(self, path: str) -> bytes:
-        return urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=SECONDS).read()
-
-    def family(self) -> list[int]:
-        """Process ids below the command, living ones."""
-        table = subprocess.run(["ps", "-eo", "pid=,ppid=,stat="], capture_output=True, text=True).stdout
-        rows = [line.split() for line in table.splitlines()]
-        found, grown = [self.process.pid], True
-        while grown:
-            grown = [int(p) for p, parent, s in rows if int(parent) in found and int(p) not in found and s[0] != "Z"]
-            found += grown
-        return found[1:]
-
-
-def living(pid: int) -> bool:
-    """Not gone, and not merely waiting for init to reap it."""
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
-    return bool(state.strip()) and not state.startswith("Z")
-
-
-=======
->>>>>>> 03b7b3e (Kill each process in tests while answers are made; clear up behind a killed serve)
 @pytest.fixture
 def command(checkpoint, work_dir):
     running = ServeProcess(settings_for(checkpoint, work_dir))
     yield running
-<<<<<<< HEAD
-    if running.process.poll() is None:
-        running.process.terminate()
-        running.process.wait(SECONDS)
-=======
     running.end()
->>>>>>> 03b7b3e (Kill each process in tests while answers are made; clear up behind a killed serve)
 
 
 def test_serves_survives_a_dead_model_and_stops(command):

@@ -16,6 +16,7 @@ from pathlib import Path
 from step_audio_client import Sampling, StepAudioClient, user
 from step_audio_server.launch.ports import free_ports
 from step_audio_server.processes import arguments
+from waiting import SECONDS
 
 
 class ServeProcess:
@@ -43,7 +44,7 @@ class ServeProcess:
         for line in self.process.stderr:
             self.lines.put(line.strip())
 
-    def wait_for(self, text: str, seconds: float = 90) -> str:
+    def wait_for(self, text: str, seconds: float = SECONDS) -> str:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             try:
@@ -59,13 +60,13 @@ class ServeProcess:
     def ask(self) -> int:
         async def once() -> int:
             async with StepAudioClient(f"127.0.0.1:{self.settings.grpc_port}") as client:
-                answer = await client.complete([user("hello")], Sampling(max_tokens=5, temperature=0), timeout=30)
+                answer = await client.complete([user("hello")], Sampling(max_tokens=5, temperature=0), timeout=SECONDS)
                 return answer.usage.completion_tokens
 
         return asyncio.run(once())
 
     def get(self, path: str) -> bytes:
-        return urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30).read()
+        return urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=SECONDS).read()
 
     def family(self) -> list[int]:
         """Process ids below the command, living ones."""
@@ -102,7 +103,7 @@ class ServeProcess:
     def end(self) -> None:
         if self.process.poll() is None:
             self.process.terminate()
-            self.process.wait(60)
+            self.process.wait(SECONDS)
 
 
 def living(pid: int) -> bool:
