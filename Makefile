@@ -34,7 +34,7 @@ test-fast: $(VENV)/.test ## the tests that need no server, no browser and no tra
 	$(BIN)/pytest -n 2 -m 'not server and not browser and not training'
 
 reliability: $(VENV)/.test ## the long form of tests/reliability: each process killed 20 times under 20 answers
-	STEP_AUDIO_ROUNDS=20 $(BIN)/pytest tests/reliability
+	RELIABILITY_ROUNDS=20 $(BIN)/pytest tests/reliability
 
 lint: $(VENV)/.test ## style, the layers of docs/structure.md, types
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Processes of a running `step-audio serve` are killed while answers are made: what their callers see.
 
-STEP_AUDIO_ROUNDS: how often each process is killed; `make reliability` sets it.
+RELIABILITY_ROUNDS: how often each process is killed; `make reliability` sets it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from step_audio_client.tokens import TokenRequest
 
 pytestmark = pytest.mark.server
 
-ROUNDS = int(os.environ.get("STEP_AUDIO_ROUNDS", "0"))
+ROUNDS = int(os.environ.get("RELIABILITY_ROUNDS", "0"))
 STREAMS = 20 if ROUNDS else 6
 MODELS = ("tensorrt_llm", "audio_encoder", "audio_featurizer", "prompt_builder", "tokenizer")
 # In the short form, one of each kind: the LLM, a step, the server itself.
