@@ -53,7 +53,7 @@ async def test_thinking_that_contradicts_itself():
     "name, value",
     [
         ("top_logprobs", 3),
-        ("typical_p", 0.9),
+        ("length_penalty", 2),
         ("best_of", 2),
         ("logit_bias", {"1": 5}),
         ("guided_json", {}),

@@ -9,16 +9,18 @@ from tritonclient.grpc import model_config_pb2
 
 from repository_fixture import ENSEMBLES, LLM, build, declared, parse, wiring_faults
 from step_audio.errors import ArtefactError
+from step_audio.sampling_parameters import PARAMETERS
 from step_audio.steps.runtime import Runtime
 from step_audio_build.planning.profiles import load_profile, profile_names
 from step_audio_server.assets import asset
 from step_audio_server.repository.assembly import assemble_backends
+from step_audio_server.repository.sampling_inputs import TYPES
 from step_audio_server.repository.template import fill, keys
 from trtllm_interface import INPUTS, table
 
 KIND = model_config_pb2.ModelInstanceGroup
 REQUIRED = {"input_lengths", "request_output_len"}
-CPU_INPUTS = {"min_p": ("TYPE_FP32", [1], True)}  # that NVIDIA's backend has not
+CPU_INPUTS = {one.input: (TYPES[one.dtype], [1], True) for one in PARAMETERS if not one.nvidia}
 RAGGED = {
     "input_ids", "encoder_input_features", "stop_words_list", "bad_words_list", "embedding_bias",
     "prompt_embedding_table", "prompt_table_extra_ids",
