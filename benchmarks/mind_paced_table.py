@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 from bench import markdown, median_ms
 
-from step_audio.audio import SAMPLE_RATE
+from step_audio.audio import SAMPLE_RATE, encode_wav
 from step_audio.chat_template import OPEN_THOUGHT
 from step_audio.progress import Progress
 from step_audio_client import Audio, Sampling, StepAudioClient, user
@@ -17,7 +17,6 @@ from step_audio_client.pipeline import Pipeline
 from step_audio_client.prepared import PreparedPrompt, PreparedRequest
 from step_audio_client.tokens import TokenRequest
 from step_audio_client.wire import infer_request
-from step_audio_evaluation.held_out import wav
 
 LENGTHS = (3, 25, 120)  # seconds of recording
 PUBLISHED = {"25 s": 25, "10 min": 600}  # seconds of recording
@@ -69,7 +68,7 @@ async def ways_to_go_on(address: str, rounds: int, seed: int) -> str:
         progress = Progress("table", unit="", total=len(LENGTHS) * rounds)
         for seconds in LENGTHS:
             noise = 0.1 * asker.random.standard_normal(seconds * SAMPLE_RATE).astype(np.float32).clip(-5, 5)
-            messages = [user(Audio(wav(noise)), "What do you hear?")]
+            messages = [user(Audio(encode_wav(noise)), "What do you hear?")]
             rows.append(await _two_ways(asker, f"{seconds} s", messages, rounds, progress))
         progress.close()
         await asker.pipeline.close()
@@ -116,7 +115,7 @@ async def published_tables(address: str, rounds: int, seed: int) -> str:
         progress = Progress("published width", unit="", total=len(PUBLISHED) * (rounds + 1))
         for label, seconds in PUBLISHED.items():
             noise = 0.1 * asker.random.standard_normal(seconds * SAMPLE_RATE).astype(np.float32).clip(-5, 5)
-            prompt, _ = await asker.prepare(TokenRequest([user(Audio(wav(noise)), "What do you hear?")], ONE))
+            prompt, _ = await asker.prepare(TokenRequest([user(Audio(encode_wav(noise)), "What do you hear?")], ONE))
             bare, _ = await asker.prepare(TokenRequest([user("What do you hear?")], ONE))
             prompts = (prompt, _as_text(bare, len(prompt), asker))
             taken: list[list[float]] = [[], []]

@@ -19,9 +19,9 @@ from typing import Any
 
 from bench import serving
 
+from step_audio.audio import encode_wav
 from step_audio.command_line import count
 from step_audio_client import Audio, ChatOptions, MindPaced, Sampling, SpeechTiming, StepAudioClient, user
-from step_audio_evaluation.held_out import wav
 from step_audio_server.assets import embedded_checkpoint
 from step_audio_server.commands.demo import VOICE
 from step_audio_training.arithmetic import spell_numbers
@@ -67,7 +67,7 @@ async def ask(client: StepAudioClient, question: bytes, pace: MindPaced) -> Answ
 
 
 async def ask_in_turns(address: str, question: str, paces: list[MindPaced], rounds: int) -> list[Answer]:
-    recording = wav(0.5 * speak(spell_numbers(question), VOICE).samples)
+    recording = encode_wav(0.5 * speak(spell_numbers(question), VOICE).samples)
     async with StepAudioClient(address) as client:
         # What the first answers do is left out: they fill the KV cache.
         answers = [[await ask(client, recording, pace) for pace in paces] for _ in range(rounds + 1)][1:]

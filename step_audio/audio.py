@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
+import wave
 from collections.abc import Iterator
 
 import av
@@ -68,6 +69,17 @@ def _open(data: bytes) -> av.container.InputContainer:
         options["probesize"] = WAV_PROBE_BYTES
     # Tags are often not UTF-8, and not our business.
     return av.open(io.BytesIO(data), "r", options=options, metadata_errors="replace")
+
+
+def encode_wav(samples: Float32Array, rate: int = SAMPLE_RATE) -> bytes:
+    """[n] as a file of 16 bits a sample, mono; what is beyond [-1, 1] is clipped."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(2)
+        writer.setframerate(rate)
+        writer.writeframes(np.round(np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
+    return file.getvalue()
 
 
 def split_clips(samples: Float32Array, clip_samples: int = CLIP_SAMPLES) -> list[Float32Array]:

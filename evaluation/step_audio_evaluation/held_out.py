@@ -5,11 +5,9 @@ Question n of a task does not depend on how many are drawn, so a larger set hold
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import typing
-import wave
 import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -19,8 +17,7 @@ from multiprocessing import get_context
 
 import numpy as np
 
-from step_audio.arrays import Float32Array
-from step_audio.audio import SAMPLE_RATE
+from step_audio.audio import encode_wav
 from step_audio.chat_template import NO_THOUGHT
 from step_audio_evaluation.items import Item, Kind, Snr
 from step_audio_training.examples import Example, Task, draw_example
@@ -82,7 +79,7 @@ def _item(wanted: tuple[Task, int, int, Snr | None]) -> Item:
         else:  # all else is the same at every level
             conditions = draw_conditions(random, held_out=True, snr_db=0)
             conditions = replace(conditions, snr_db=None if snr_db == "clean" else snr_db)
-        audio.append(wav(record(recording, conditions, random)))
+        audio.append(encode_wav(record(recording, conditions, random)))
     prefix, tags = None, example.tags
     if task.endswith("_no_think"):
         prefix = NO_THOUGHT
@@ -118,14 +115,3 @@ def cut(thought: str, share: float) -> str:
     """
     ends = [found.start() for found in re.finditer(r"[.,](?= |$)", thought)]
     return thought[: max([end for end in ends if end <= share * len(thought)], default=ends[0])]
-
-
-def wav(samples: Float32Array) -> bytes:
-    """float32 [n] at 16 kHz within [-1, 1] as a file of 16 bits a sample."""
-    file = io.BytesIO()
-    with wave.open(file, "wb") as writer:
-        writer.setnchannels(1)
-        writer.setsampwidth(2)
-        writer.setframerate(SAMPLE_RATE)
-        writer.writeframes(np.round(samples * 32767).astype("<i2").tobytes())
-    return file.getvalue()

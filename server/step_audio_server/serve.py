@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import signal
 import threading
-import wave
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from step_audio.audio import SAMPLE_RATE
+from step_audio.audio import SAMPLE_RATE, encode_wav
 from step_audio.command_line import Echo
 from step_audio_client import Audio, RequestError, Sampling, StepAudioClient, user
 from step_audio_server.errors import ServerError
@@ -192,14 +190,8 @@ class _Interrupt:
 
 async def warm_up(address: str) -> None:
     """One second of faint noise and a word through every model. Raises RequestError."""
-    noise = np.random.default_rng(0).normal(0, 300, SAMPLE_RATE).astype("<i2")
-    file = io.BytesIO()
-    with wave.open(file, "wb") as writer:
-        writer.setnchannels(1)
-        writer.setsampwidth(2)
-        writer.setframerate(SAMPLE_RATE)
-        writer.writeframes(noise.tobytes())
+    noise = np.random.default_rng(0).normal(0, 0.01, SAMPLE_RATE).astype(np.float32)
     async with StepAudioClient(address) as client:
         await client.complete(
-            [user("hello", Audio(file.getvalue()))], Sampling(max_tokens=2, temperature=0), timeout=WARM_UP_TIMEOUT
+            [user("hello", Audio(encode_wav(noise)))], Sampling(max_tokens=2, temperature=0), timeout=WARM_UP_TIMEOUT
         )

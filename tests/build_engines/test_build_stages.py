@@ -36,7 +36,7 @@ def test_all_stages_in_order(tiny, whole):
     assert [["trtllm-build", *call["argv"]] for call in calls("trtllm-build")] == [wanted]
     as_root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
     worker = [sys.executable, "-m", "step_audio_build.tools.check_engine", str(layout.own / "check.job.json")]
-    assert [call["argv"] for call in calls("mpirun")] == [[*as_root, "-n", "4", *worker]]
+    assert [call["argv"] for call in calls("mpirun")] == [[*as_root, "--bind-to", "none", "-n", "4", *worker]]
     loads = calls("tensorrt_llm")
     assert sorted(load["rank"] for load in loads) == [0, 1, 2, 3]
     assert {load["engine"] for load in loads} == {str(layout.engine)}
@@ -121,6 +121,6 @@ def test_answers_that_change_are_told(machine, again, whole):
 def test_one_gpu_needs_no_mpirun(tiny, built, machine):
     machine.remove("mpirun")
     job = BuildJob(settings_for(tiny, built.work, profile=PROFILE.model_copy(update={"gpus": 1})), quiet)
-    assert CheckStage(job)._command() == [
+    assert CheckStage(job)._command() == (
         sys.executable, "-m", "step_audio_build.tools.check_engine", str(built.own / "check.job.json")
-    ]  # fmt: skip
+    )  # fmt: skip

@@ -16,6 +16,7 @@ from step_audio.audio import (
     SAMPLE_RATE,
     content_hash,
     decode_audio,
+    encode_wav,
     split_clips,
     stated_seconds,
 )
@@ -36,6 +37,12 @@ def test_golden_samples(name):
     assert len(clip) == expected["samples"]
     # Zero but for the MP3, where two decoders round differently.
     np.testing.assert_allclose(clip, golden, rtol=0, atol=2e-6)
+
+
+def test_what_is_written_is_read_again():
+    samples = np.array([0, 0.5, -0.25, 1, 3, -3], np.float32)
+    np.testing.assert_allclose(decode_audio(encode_wav(samples)), [0, 0.5, -0.25, 1, 1, -1], rtol=0, atol=1 / 32767)
+    assert len(decode_audio(encode_wav(np.zeros(800, np.float32), rate=8000))) == 1600
 
 
 FORMATS = [  # container, encoder, rate, muxer's options, tolerated difference in length in seconds

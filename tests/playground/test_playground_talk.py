@@ -17,6 +17,7 @@ from selenium.webdriver.common.keys import Keys
 
 from browser import Page, needs_browser
 from playground_fixture import ANSWER, THOUGHT, TONE_HZ, FakeGateway, Handler, thinks_and_answers, tone
+from step_audio.audio import SAMPLE_RATE, encode_wav
 from step_audio.containers import ADVICE, EXTENSIONS, MIME_TYPES
 
 pytestmark = needs_browser
@@ -166,17 +167,12 @@ def test_dropped_and_chosen_files_travel_as_they_are(page: Page, gateway: FakeGa
 
 
 def test_waveform_shows_what_is_loud(page: Page) -> None:
-    rate = 16000
-    samples = np.concatenate([np.zeros(rate), 0.5 * np.sin(np.arange(rate) * 0.3)])
-    file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setparams((1, 2, rate, 0, "NONE", ""))
-        out.writeframes((samples * 32767).astype("<i2").tobytes())
+    half = encode_wav(np.concatenate([np.zeros(SAMPLE_RATE), 0.5 * np.sin(np.arange(SAMPLE_RATE) * 0.3)]))
     page.js(
         "const bytes = Uint8Array.from(atob(arguments[0]), c => c.charCodeAt(0)); const t = new DataTransfer();"
         "t.items.add(new File([bytes], 'half.wav', {type: 'audio/wav'}));"
         "document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: t, bubbles: true, cancelable: true}))",
-        base64.b64encode(file.getvalue()).decode(),
+        base64.b64encode(half).decode(),
     )
     page.wait(lambda: page.all(".tray .clip"), "the clip")
     time.sleep(0.3)

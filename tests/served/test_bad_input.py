@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from raw_triton import call, prompt, refusal, scalar, send, texts
-from reference import sine_speech, wav
+from reference import sine_speech
+from step_audio.audio import encode_wav
 from step_audio_client import Audio, RequestError, Sampling, StepAudioClient, user, wire
 
 ENSEMBLE, LLM = "step_audio_r1", "tensorrt_llm"
@@ -35,10 +36,10 @@ BAD_AUDIO = {
     "not audio": (b"GIF89a" + bytes(500), "not an audio|not audio|recognis|format"),
     "text": ("Dear server, this is no sound at all. " * 30).encode(),
     "truncated": (GOOD[: len(GOOD) // 2], "cut off"),
-    "no samples": (wav(np.zeros(0)), "no samples|empty"),
+    "no samples": (encode_wav(np.zeros(0)), "no samples|empty"),
     "NaN": (float_wav(np.array([0.1, np.nan, 0.2] * 1000)), "NaN|not finite|finite"),
     "0 Hz": (float_wav(np.zeros(1000), rate=0), "rate|Hz"),
-    "too long": (wav(np.zeros(16_000 * 5200)), "limit|too long|longer"),
+    "too long": (encode_wav(np.zeros(16_000 * 5200)), "limit|too long|longer"),
 }  # fmt: skip
 BAD_AUDIO["text"] = (BAD_AUDIO["text"], BAD_AUDIO["not audio"][1])
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import json
 import os
 import re
-import wave
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from selenium.webdriver.common.keys import Keys
 from browser import Page, browser, needs_browser
 from front_door_fixture import door, messages
 from raw_triton import active
-from step_audio.audio import SAMPLE_RATE, decode_audio
+from step_audio.audio import SAMPLE_RATE, decode_audio, encode_wav
 from step_audio_evaluation.held_out import held_out
 from step_audio_evaluation.items import Item
 from step_audio_server.commands.demo import VOICE
@@ -176,12 +174,7 @@ def test_how_long_it_thinks(url):
 def question(text: str) -> bytes:
     """Spoken, with a second of silence behind it, as the browser's microphone takes it."""
     samples = np.concatenate([0.5 * speak(spell_numbers(text), VOICE).samples, np.zeros(SAMPLE_RATE, np.float32)])
-    samples = soxr.resample(samples, SAMPLE_RATE, 48000)
-    file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setparams((1, 2, 48000, 0, "NONE", ""))
-        out.writeframes((samples * 32767).astype("<i2").tobytes())
-    return file.getvalue()
+    return encode_wav(soxr.resample(samples, SAMPLE_RATE, 48000), 48000)
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
-import wave
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,7 +14,7 @@ import pytest
 
 from gateway_fixture import events
 from paths import SHARED
-from step_audio.audio import CLIP_SAMPLES, SAMPLE_RATE, decode_audio
+from step_audio.audio import CLIP_SAMPLES, SAMPLE_RATE, decode_audio, encode_wav
 from step_audio_gateway.gateway_process import GatewayProcess
 from step_audio_gateway.settings import GatewaySettings
 from step_audio_server.launch.ports import free_ports
@@ -78,13 +76,7 @@ def tone(seconds: float) -> np.ndarray:
 
 def wav(samples: np.ndarray) -> str:
     """Base64 of a WAV file, as the card's client sends each piece of 25 s."""
-    file = io.BytesIO()
-    with wave.open(file, "wb") as writer:
-        writer.setnchannels(1)
-        writer.setsampwidth(2)
-        writer.setframerate(SAMPLE_RATE)
-        writer.writeframes((samples * 32767).astype("<i2").tobytes())
-    return base64.b64encode(file.getvalue()).decode()
+    return base64.b64encode(encode_wav(samples)).decode()
 
 
 def part(samples: np.ndarray) -> dict:

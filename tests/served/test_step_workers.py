@@ -1,15 +1,14 @@
 """The steps' workers on a real server: what they are made to suffer, requests do not notice."""
 
 import asyncio
-import io
 import os
 import signal
 
 import numpy as np
 import pytest
-import soundfile
 
 from server_settings import settings_for
+from step_audio.audio import encode_wav
 from step_audio_client import Audio, Sampling, StepAudioClient, user
 from step_audio_server import processes
 from step_audio_server.serve import Service
@@ -38,9 +37,7 @@ def worker_of(service, step):
 
 def recording(seconds, seed=0):
     samples = np.random.default_rng(seed).normal(0, 0.1, int(seconds * 16_000)).astype(np.float32)
-    file = io.BytesIO()
-    soundfile.write(file, samples, 16_000, format="WAV")
-    return Audio(file.getvalue())
+    return Audio(encode_wav(samples))
 
 
 def ask(service, use):

@@ -16,8 +16,9 @@ import pytest
 
 from paths import ROOT
 from raw_triton import active, call, prompt, scalar, send
-from reference import sine_speech, wav
+from reference import sine_speech
 from server_settings import settings_for
+from step_audio.audio import encode_wav
 from step_audio_client import Audio, RequestError, Sampling, ServerBusy, StepAudioClient, user
 from step_audio_client.chat import chat
 from step_audio_server.serve import Service
@@ -219,7 +220,7 @@ def test_forty_recordings(ask, reference):
 
 def test_half_an_hour(ask):
     """72 clips: 22,500 audio tokens and the two marks of each clip."""
-    recording = wav(0.1 * np.random.default_rng(0).standard_normal(16_000 * 1800).astype(np.float32).clip(-3, 3))
+    recording = encode_wav(0.1 * np.random.default_rng(0).standard_normal(16_000 * 1800).astype(np.float32).clip(-3, 3))
 
     async def long(client):
         return await client.complete([user(Audio(recording))], Sampling(max_tokens=2, temperature=0))

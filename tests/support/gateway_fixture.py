@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import json
 import threading
 import time
-import wave
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
@@ -18,6 +16,7 @@ import uvicorn
 
 import tokenizer_fixture
 from step_audio import sampling_parameters
+from step_audio.audio import encode_wav
 from step_audio.tokenizer import Tokenizer
 from step_audio_client import ChatDelta, ChatOptions, ChatUsage, TokenLogprob, ToolCall
 from step_audio_client.messages import split_audio
@@ -129,13 +128,7 @@ def listening(fake: FakeClient, **settings: Any) -> Iterator[str]:
 
 
 def wav(seconds: float = 0.1, rate: int = 16_000) -> bytes:
-    file = io.BytesIO()
-    with wave.open(file, "wb") as writer:
-        writer.setnchannels(1)
-        writer.setsampwidth(2)
-        writer.setframerate(rate)
-        writer.writeframes(np.random.default_rng(0).integers(-99, 99, round(seconds * rate), "<i2").tobytes())
-    return file.getvalue()
+    return encode_wav(np.random.default_rng(0).uniform(-0.003, 0.003, round(seconds * rate)), rate)
 
 
 def events(text: str) -> list[Any]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import threading
 import time
-import wave
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +15,7 @@ import numpy as np
 
 from browser import Page
 from paths import ROOT
+from step_audio.audio import encode_wav
 from step_audio.sampling_parameters import PARAMETERS
 from step_audio_gateway.page import offers_module
 
@@ -136,12 +135,7 @@ def thinks_and_answers(request: Handler, thought: str = THOUGHT, answer: str = A
 
 
 def tone(seconds: float, rate: int = 16000) -> bytes:
-    samples = 0.4 * np.sin(2 * np.pi * TONE_HZ * np.arange(int(seconds * rate)) / rate)
-    file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setparams((1, 2, rate, 0, "NONE", ""))
-        out.writeframes((samples * 32767).astype("<i2").tobytes())
-    return file.getvalue()
+    return encode_wav(0.4 * np.sin(2 * np.pi * TONE_HZ * np.arange(int(seconds * rate)) / rate), rate)
 
 
 @contextmanager

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from step_audio.audio import encode_wav
+
 CLIP = 25 * 16_000
 
 
@@ -146,13 +148,4 @@ def sine_speech(seconds: float, seed: int, rate: int = 16_000) -> bytes:
     voice = sum(np.sin(k * phase) / k for k in range(1, 12))
     gate = (np.sin(2 * np.pi * rng.uniform(1, 3) * t) > -0.5).astype(float)
     samples = 0.1 * voice * gate + 0.003 * rng.standard_normal(len(t))
-    return wav(samples, rate)
-
-
-def wav(samples: np.ndarray, rate: int = 16_000) -> bytes:
-    """16-bit PCM; float samples within [-1, 1], [n] or [n, channels]."""
-    import soundfile
-
-    file = io.BytesIO()
-    soundfile.write(file, samples, rate, format="WAV", subtype="PCM_16")
-    return file.getvalue()
+    return encode_wav(samples, rate)

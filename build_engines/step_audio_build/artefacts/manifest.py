@@ -126,11 +126,11 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """`path` holds either its old content or all of `text`, also after a power cut."""
+def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
+    """`path` holds either what it held or all of `content`, also after a power cut; text is UTF-8."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with partial.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)

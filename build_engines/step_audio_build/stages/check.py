@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,17 +23,16 @@ from step_audio_build.planning.gpus import installed_version, require
 from step_audio_build.stages.layout import DTYPE, BuildJob
 from step_audio_build.tools import subprocess_runner
 from step_audio_build.tools.check_engine import Answers, CheckJob, Question
+from step_audio_build.tools.mpirun import MPI_ENVIRONMENT, mpirun
+from step_audio_build.tools.tone import gliding_tone
 
 FORMAT = 1
 MAX_TOKENS = 24  # of each answer
-CLIP_SECONDS = 3.0
+TONE_SECONDS = 3.0  # of the question about sound
 
 # The least share of tokens that must be the checkpoint's own choice. 16-bit and quantised arithmetic turn near-ties
 # around; weights in a wrong place leave next to nothing.
 MIN_AGREEMENT = {"bfloat16": 0.75, "int8": 0.75, "fp8": 0.6, "int4": 0.5, "awq": 0.5}
-
-# The way around failures of MPI_Init_thread in containers (tensorrtllm_backend docs/multimodal.md@r26.07).
-MPI_ENVIRONMENT = {"PMIX_MCA_gds": "hash"}
 
 QUESTIONS: dict[str, list[dict[str, Any]]] = {
     "text": [{"role": "user", "content": "Count from one to twenty."}],
@@ -113,12 +111,9 @@ class CheckStage:
     def invalidate(self) -> None:
         self.job.layout.manifest(self.name).unlink(missing_ok=True)
 
-    def _command(self) -> list[str]:
-        worker = [sys.executable, "-m", "step_audio_build.tools.check_engine", str(self._job_file)]
-        if self.job.profile.gpus == 1:
-            return worker
-        as_root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
-        return ["mpirun", *as_root, "-n", str(self.job.profile.gpus), *worker]
+    def _command(self) -> tuple[str, ...]:
+        worker = (sys.executable, "-m", "step_audio_build.tools.check_engine", str(self._job_file))
+        return worker if self.job.profile.gpus == 1 else mpirun([worker] * self.job.profile.gpus)
 
     @property
     def _job_file(self) -> Path:
@@ -129,7 +124,7 @@ class CheckStage:
         conversation = parse_conversation(QUESTIONS[name])
         clips, file = [], None
         if conversation.audio_count:
-            samples = _sound()
+            samples = gliding_tone(TONE_SECONDS, seed=7)
             tables[name] = self._embed(samples)
             file = self.job.layout.own / f"check.{name}.npy"
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -193,12 +188,3 @@ class CheckStage:
                 f"the engine agrees with the checkpoint in {verdict.agreement:.0%} of tokens, {least:.0%} is the least "
                 f"for {self.job.profile.precision}; see {self.job.layout.own / 'check.json'}"
             )
-
-
-def _sound() -> Float32Array:
-    """A gliding tone with its harmonics and a little noise, float32 at 16 kHz."""
-    t = np.arange(int(CLIP_SECONDS * 16_000)) / 16_000
-    phase = 2 * np.pi * np.cumsum(180 + 80 * np.sin(2.3 * t)) / 16_000
-    voice = sum(np.sin(k * phase) / k for k in range(1, 9))
-    sound = 0.1 * voice + 0.003 * np.random.default_rng(7).standard_normal(len(t))
-    return np.asarray(sound, np.float32)

@@ -9,7 +9,6 @@ the ONNX model.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,16 +18,16 @@ import numpy as np
 from pydantic import PositiveInt
 
 from step_audio.arrays import Float32Array, Int64Array
-from step_audio.audio import SAMPLE_RATE
+from step_audio.audio import CLIP_SECONDS
 from step_audio.config import Strict
 from step_audio.errors import ArtefactError, StepAudioError
 from step_audio.mel import FRAMES_PER_SECOND, LengthRule, log_mel, pad_batch, token_count
 from step_audio.steps.encoder_engine import EncoderEngine, OnnxEncoderEngine
 from step_audio_build.artefacts.manifest import to_json, write_atomically
 from step_audio_build.planning.profiles import EncoderPrecision
+from step_audio_build.tools.tone import gliding_tone
 
 MIN_FRAMES = 3  # of one sample of audio
-CLIP_SECONDS = 25.0  # the usual clip, which the plan is tuned for
 WORKSPACE = 1 << 30  # bytes that one layer's kernel may take beside its inputs and outputs
 
 # The least cosine between an embedding and ONNX Runtime's. Rounding leaves it close to 1; a plan that is wrong, or
@@ -105,8 +104,8 @@ def build_plan(job: PlanJob) -> None:
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise ArtefactError("TensorRT built no plan of the encoder; its messages are in the log")
-    _write(job.partial, plan)
-    _write(job.timing_cache, cache.serialize())
+    write_atomically(job.partial, memoryview(plan))
+    write_atomically(job.timing_cache, memoryview(cache.serialize()))
 
 
 def _attach_timing_cache(config: Any, path: Path) -> Any:
@@ -120,13 +119,6 @@ def _attach_timing_cache(config: Any, path: Path) -> Any:
     return cache
 
 
-def _write(path: Path, data: Any) -> None:
-    partial = path.with_name(path.name + ".writing")
-    with partial.open("wb") as file:
-        file.write(memoryview(data))
-    os.replace(partial, path)
-
-
 def fixed_clips(job: PlanJob) -> tuple[Float32Array, Int64Array]:
     """The fixed input of the comparison: gliding tones in noise, of a usual clip's length, a third of it and 0.1 s.
 
@@ -135,11 +127,7 @@ def fixed_clips(job: PlanJob) -> tuple[Float32Array, Int64Array]:
     longest = min(CLIP_SECONDS, job.max_frames / FRAMES_PER_SECOND - 0.1)
     clips = []
     for seed, seconds in enumerate((longest, longest / 3, 0.1)):
-        t = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
-        phase = 2 * np.pi * np.cumsum(140 + 60 * np.sin(1.7 * t + seed)) / SAMPLE_RATE
-        voice = sum(np.sin(k * phase) / k for k in range(1, 9)) * (np.sin(9 * t) > -0.5)
-        noise = np.random.default_rng(seed).standard_normal(len(t))
-        clips.append(log_mel((0.1 * voice + 0.003 * noise).astype(np.float32), job.n_mels))
+        clips.append(log_mel(gliding_tone(seconds, seed), job.n_mels))
     mel, frames = pad_batch(clips, job.n_mels)
     return mel, frames.astype(np.int64)
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import soundfile
-
-from step_audio.audio import SAMPLE_RATE
+from step_audio.audio import encode_wav
 from step_audio.command_line import Echo
 from step_audio.errors import StepAudioError
 from step_audio_client import Sampling
@@ -31,7 +29,7 @@ def demo(work_dir: Path, question: str, echo: Echo) -> int:
     recording = work_dir / "question.wav"
     work_dir.mkdir(parents=True, exist_ok=True)
     try:
-        soundfile.write(recording, 0.5 * speak(spell_numbers(question), VOICE).samples, SAMPLE_RATE)
+        recording.write_bytes(encode_wav(0.5 * speak(spell_numbers(question), VOICE).samples))
     except ValueError as error:
         raise StepAudioError(f"{error}; ask in plain English words") from None
     checkpoint = embedded_checkpoint()

@@ -12,10 +12,10 @@ src/metric_family.cc @73aad7c).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from step_audio_build.tools.mpirun import MPI_ENVIRONMENT, mpirun
 from step_audio_server.launch.launch import Launch, python_environment, serving_flags, shm_flag, shm_prefix
 from step_audio_server.launch.ports import Ports
 
@@ -43,27 +43,12 @@ def gpu_launch(binary: Path, repository: Path, ports: Ports, gpus: int, drain_ti
     )
 
 
-def mpirun(ranks: list[tuple[str, ...]]) -> tuple[str, ...]:
-    """Several command lines as one job, a rank each.
-
-    `mpirun` by its bare name: by an absolute path, Open MPI would put its own folder first on the ranks' PATH (its
-    pull request #4867), and with it, perhaps, another python3. Without `--bind-to none` it ties a rank and all that it
-    starts, the leader's Python models included, to one core or socket (orterun(1), "Mapping, Ranking, and Binding").
-    """
-    command = ["mpirun", *(["--allow-run-as-root"] if os.geteuid() == 0 else []), "--bind-to", "none"]
-    for number, rank in enumerate(ranks):
-        command += [*([":"] if number else []), "-n", "1", *rank]
-    return tuple(command)
-
-
 def gpu_environment(environment: Mapping[str, str], gpus: int) -> dict[str, str]:
     """The ranks get mpirun's environment, for they are on its machine: what the user set for NCCL, Open MPI, CUDA or
     TensorRT-LLM holds for them all. Of the GPUs that the user left visible, the first `gpus` are.
-
-    PMIX_MCA_gds=hash: the way around failures of MPI_Init_thread (tensorrtllm_backend docs/multimodal.md).
     """
     visible = environment.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus))))
-    return {"PMIX_MCA_gds": "hash", **environment, "CUDA_VISIBLE_DEVICES": ",".join(visible.split(",")[:gpus])}
+    return {**MPI_ENVIRONMENT, **environment, "CUDA_VISIBLE_DEVICES": ",".join(visible.split(",")[:gpus])}
 
 
 def _leader(
