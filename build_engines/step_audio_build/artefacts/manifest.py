@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from step_audio.checkpoint import Checkpoint
 from step_audio.config import CONFIG_FILES, Strict
@@ -44,7 +44,7 @@ class Identity(Strict):
     kind: str  # "decoder", "encoder", or what a stage of the build makes
     format: int  # raised when a newer release writes something else from the same inputs
     source: list[SourceFile]
-    settings: dict[str, Any]
+    settings: Mapping[str, JsonValue]
 
     def difference(self, asked: Identity) -> str | None:
         """What sets this artefact apart from the one asked for, in words; None when nothing does."""

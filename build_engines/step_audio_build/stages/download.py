@@ -84,7 +84,7 @@ class DownloadStage:
         manifest = read_manifest(self.manifest_path)
         if manifest is None:
             return False
-        asked = self._identity(manifest.identity.settings.get("commit", ""))
+        asked = self._identity(str(manifest.identity.settings.get("commit", "")))
         require_same(manifest.identity, asked, self.job.checkpoint)
         manifest.check(self.job.checkpoint)
         return True
