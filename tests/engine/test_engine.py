@@ -174,7 +174,7 @@ def test_an_idle_engine_sleeps(engine):
     clock = time.pthread_getcpuclockid(engine._thread.ident)
     iterations, before = engine.stats().iteration, time.clock_gettime(clock)
     time.sleep(0.5)
-    assert engine.stats().iteration == iterations and time.clock_gettime(clock) - before < 0.1  # CPU, of 0.5
+    assert engine.stats().iteration == iterations and time.clock_gettime(clock) - before < 0.01  # CPU of its own
     assert engine.stats().scheduled == 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -230,7 +229,7 @@ def test_layout(page: Page, gateway: FakeGateway, tmp_path: Path, width: int, he
     assert page.overflow() == 0
     gateway.proceed.set()
     page.wait_state("done")
-    time.sleep(0.3)
+    page.wait_at_rest(".exchange:last-child")
     page.screenshot(tmp_path / "3-answered.png")
     assert page.overflow() == 0
     for selector in (".talk", ".send", ".attach", "#composer", ".answer", ".facts"):
@@ -241,7 +240,7 @@ def test_layout(page: Page, gateway: FakeGateway, tmp_path: Path, width: int, he
     assert page.find(".talk").rect["height"] >= 44  # a thumb's worth
     if width < 1080:
         page.find("#settings-toggle").click()
-        time.sleep(0.4)
+        page.wait_at_rest("#settings")
         page.screenshot(tmp_path / "4-settings.png")
         assert page.overflow() == 0
         for _ in range(40):  # all the way round: what lies behind the drawer has no focus

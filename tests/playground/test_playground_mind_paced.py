@@ -151,7 +151,7 @@ def test_a_phone_has_room_for_it(page: Page, gateway: FakeGateway) -> None:
     page.resize(360, 640)
     page.set("pace", "speak_first")
     page.find("#settings-toggle").click()
-    time.sleep(0.4)
+    page.wait_at_rest("#settings")
     for name in ("think_tokens", "speak_tokens", "speech_rate"):
         box = page.find(f"#{name}").rect
         assert box["x"] >= 0 and box["x"] + box["width"] <= 360

@@ -174,11 +174,12 @@ def test_waveform_shows_what_is_loud(page: Page) -> None:
         "document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: t, bubbles: true, cancelable: true}))",
         base64.b64encode(half).decode(),
     )
-    page.wait(lambda: page.all(".tray .clip"), "the clip")
-    time.sleep(0.3)
-    silent, loud = page.js(
+    page.wait(lambda: page.all(".tray .clip canvas"), "the clip")
+    painted = (
         "const c = document.querySelector('.tray canvas'); const w = c.width >> 1; const g = c.getContext('2d');"
         "const painted = x => g.getImageData(x, 0, w, c.height).data.filter((v, i) => i % 4 === 3 && v > 0).length;"
         "return [painted(0), painted(w)]"
     )
+    page.wait(lambda: page.js(painted)[1], "the drawing")
+    silent, loud = page.js(painted)
     assert loud > 4 * silent > 0

@@ -48,6 +48,11 @@ class Page:
             time.sleep(0.03)
         raise AssertionError(f"waited in vain for {what}; the page says: {self.find('main').text!r}")
 
+    def wait_at_rest(self, selector: str) -> None:
+        """Until its transitions are over."""
+        running = "return document.querySelector(arguments[0]).getAnimations({subtree: true}).length"
+        self.wait(lambda: self.find(selector).is_displayed() and not self.js(running, selector), f"{selector} to rest")
+
     def wait_state(self, state: str) -> None:
         self.wait(lambda: self.all(f".exchange:last-child[data-state={state}]"), f"a reply that is {state}")
 
