@@ -28,7 +28,7 @@ demo: $(VENV)/.cpu ## serve the small trained model here and ask it something al
 	$(BIN)/step-audio demo
 
 test: lint ## lint and all tests, a real tritonserver included
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 test-fast: $(VENV)/.test ## the tests that need no server, no browser and no training
 	$(BIN)/pytest -n 2 -m 'not server and not browser and not training'

@@ -15,7 +15,15 @@ from step_audio_server.serve import Service
 
 # The markers of pyproject.toml that a fixture brings; a test that needs one without its fixture says so itself.
 MARKERS = {"work_dir": "server", "driver": "browser", "tokenizer_json": "training"}
-ONE_WORKER = ("tests/build_engines/", "tests/served/")  # whose tests share a build, and servers
+ONE_WORKER = {  # beginnings of the names of tests that share what takes long to make
+    "a build": ("tests/build_engines/",),
+    "servers": (
+        "tests/served/",
+        "tests/engine/guide/test_guide.py",
+        "tests/evaluation/test_evaluate_command.py",
+        "tests/gateway/test_gateway_mind_paced.py",
+    ),
+}
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
@@ -32,7 +40,8 @@ def pytest_xdist_make_scheduler(config, log):
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
-            return next((folder for folder in ONE_WORKER if nodeid.startswith(folder)), super()._split_scope(nodeid))
+            shared = (name for name, tests in ONE_WORKER.items() if nodeid.startswith(tests))
+            return next(shared, super()._split_scope(nodeid))
 
     return Scheduling(config, log)
 
