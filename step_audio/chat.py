@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from step_audio.arrays import Int32Array, UInt64Array
-from step_audio.chat_template import Control, render
+from step_audio.chat_template import Control, Template, render
 from step_audio.conversation import AudioPlace, Conversation, Text
 from step_audio.errors import InvalidRequest
 from step_audio.tokenizer import Tokenizer, check_vocabulary
+
+MARKS = 2  # positions around each clip: audio_start, audio_end
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ def build_prompt(
     tokenizer: Tokenizer,
     vocab_size: int,
     clips: Sequence[Sequence[ClipInfo]],
-    template: str = "default",
+    template: str | Template = "default",
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
 ) -> Prompt:
@@ -78,3 +80,19 @@ def build_prompt(
                     rows += clip.tokens
     extra += [0] * (len(ids) - len(extra))
     return Prompt(np.array(ids, np.int32), np.array(extra, np.uint64), rows)
+
+
+def count_text(
+    conversation: Conversation,
+    tokenizer: Tokenizer,
+    vocab_size: int,
+    template: str | Template = "default",
+    add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
+) -> int:
+    """How many of a prompt's positions are not the recordings' own, whatever they hold. Raises as `build_prompt`."""
+    shortest = [[ClipInfo(tokens=1, content_hash=1)]] * conversation.audio_count
+    prompt = build_prompt(
+        conversation, tokenizer, vocab_size, shortest, template, add_generation_prompt, continue_final_message
+    )
+    return len(prompt.input_ids) - (1 + MARKS) * conversation.audio_count

@@ -102,20 +102,35 @@ def _tojson(context: jinja2.runtime.Context, value: Any) -> str:
     return vault.put(dump(value))
 
 
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A template: what people call it, and its Jinja source."""
+
+    name: str
+    source: str
+
+
 @lru_cache
-def _load_template(template: str) -> jinja2.Template:
+def load_template(template: str) -> Template:
+    """`default`, `published`, or the path of a jinja file. Raises CheckpointError."""
     path = Path(__file__).parent / "templates" / f"{template}.jinja" if template in TEMPLATES else Path(template)
-    # The white space settings of transformers, for which people's own templates are written.
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.filters["tojson"] = _tojson
     try:
-        return environment.from_string(path.read_text(encoding="utf-8"))
+        return Template(Path(template).name, path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):
         raise CheckpointError(
             f"chat template {path.name} cannot be read: use {' or '.join(TEMPLATES)} or a path"
         ) from None
+
+
+@lru_cache
+def _compiled(template: Template) -> jinja2.Template:
+    # The white space settings of transformers, for which people's own templates are written.
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.filters["tojson"] = _tojson
+    try:
+        return environment.from_string(template.source)
     except jinja2.TemplateSyntaxError as error:
-        raise CheckpointError(f"chat template {path.name}, line {error.lineno}: {error.message}") from None
+        raise CheckpointError(f"chat template {template.name}, line {error.lineno}: {error.message}") from None
 
 
 @lru_cache
@@ -126,14 +141,14 @@ def _control_pattern(names: frozenset[str]) -> re.Pattern[str]:
 
 def render(
     conversation: Conversation,
-    template: str = "default",
+    template: str | Template = "default",
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
     control_tokens: frozenset[str] = frozenset(SPECIAL_TOKEN_NAMES.values()),
 ) -> list[Segment]:
     """Render the conversation into runs of text, control tokens and places of audio.
 
-    `template`: `default`, `published`, or the path of a jinja file. Its `messages` have string content
+    `template`: one, or what `load_template` takes. Its `messages` have string content
     (parts joined by a newline, audio as `<audio_patch>`) in which user text is opaque: it can be printed,
     not looked into. `control_tokens`: the names that count when the template itself writes them.
 
@@ -142,13 +157,15 @@ def render(
     if continue_final_message:
         _check_continuation(conversation, add_generation_prompt)
     vault = _Vault()
-    label = f"chat template {Path(template).name}"
+    if isinstance(template, str):
+        template = load_template(template)
+    label = f"chat template {template.name}"
     messages = [_template_message(message, vault) for message in conversation.messages]
     end = vault.mark()
     if continue_final_message:
         messages[-1]["content"] = _continued(conversation.messages[-1], vault) + end
     try:
-        rendered = _load_template(template).render(
+        rendered = _compiled(template).render(
             messages=messages,
             tools=[_Json(vault.put(tool)) for tool in conversation.tools] or None,
             add_generation_prompt=add_generation_prompt,

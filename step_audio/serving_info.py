@@ -16,11 +16,12 @@ class ServedLimits(TypedDict):
 class ServingInfo(TypedDict):
     """JSON of the `tokenizer` model's output `serving_info`. `max_seq_len`: positions of prompt and answer.
 
-    `sampling_parameters`: those that the LLM's backend takes.
+    `chat_template`: its Jinja source. `sampling_parameters`: those that the LLM's backend takes.
     """
 
     model: str
     vocab_size: int
     max_seq_len: int
+    chat_template: str
     limits: ServedLimits
     sampling_parameters: list[str]

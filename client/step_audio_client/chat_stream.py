@@ -102,7 +102,7 @@ class ChatStream:
     async def deltas(
         self, text_tokens: Callable[[], Coroutine[Any, Any, int]] | None = None
     ) -> AsyncGenerator[ChatDelta]:
-        """`text_tokens`: asks how many of the prompt's are not audio; None where all are text. Raises RequestError."""
+        """`text_tokens`: counts the prompt's that are not audio; None where all are text. Raises RequestError."""
         counting: asyncio.Task[int] | None = None
         try:
             async with contextlib.aclosing(self._generations()) as deltas:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from step_audio.chat_template import NO_THOUGHT
+from step_audio.chat_template import NO_THOUGHT, Template
 from step_audio.serving_info import ServingInfo
 from step_audio.tokenizer import IncrementalDecoder, Tokenizer
 from step_audio_client.chat_stream import ChatStream
@@ -129,7 +128,7 @@ class StepAudioClient:
             return
         stream = ChatStream(lambda request: self._tokens(run, request), await self.tokenizer(), messages, options)
         request = stream.request()
-        text_tokens = (lambda: self._text_tokens(run, request)) if request.audio_count() else None
+        text_tokens = (lambda: self._text_tokens(request)) if request.audio_count() else None
         async with contextlib.aclosing(stream.deltas(text_tokens)) as deltas:
             async for delta in deltas:
                 yield delta
@@ -230,20 +229,15 @@ class StepAudioClient:
             async for tokens in stream:
                 yield tokens
 
-    async def _text_tokens(self, run: Run, request: TokenRequest) -> int:
-        """Positions of the prompt that are not the recordings' own, by the server's template and tokenizer.
+    async def _text_tokens(self, request: TokenRequest) -> int:
+        """Positions of the prompt that are not the recordings' own.
 
-        The step that builds prompts answers it alone, with a clip of the shortest kind for each recording.
+        Counted here: only what comes out of the LLM may be an output of an ensemble that streams, so the server's own
+        count cannot come with its answer, and asking for it would send all messages a second time.
         """
-        count = request.audio_count()
-        clips = {"frames": np.int32, "audio_index": np.int32, "content_hash": np.uint64}
-        values = {"frames": [8] * count, "audio_index": range(count), "content_hash": [1] * count}
-        inputs = request.prompt_inputs() | {name: np.array([values[name]], clips[name]) for name in clips}
-        outputs = ("input_lengths", "prompt_table_extra_ids")
-        aside = self._pipeline.run(timeout=run.timeout)
-        aside.route = list(run.route)
-        length, extra = await self._pipeline.ask(aside, "prompt_builder", inputs, *outputs)
-        return int(length.item()) - np.count_nonzero(extra) - 2 * count  # the marks around a clip are its own
+        info, tokenizer = await self.serving_info(), await self.tokenizer()
+        template = Template("of the server", info["chat_template"])
+        return await asyncio.to_thread(request.text_tokens, tokenizer, info["vocab_size"], template)
 
     async def _ask_tokenizer_model(self, output: str) -> bytes:
         (array,) = await self._pipeline.ask(self._pipeline.run(), "tokenizer", {}, output)

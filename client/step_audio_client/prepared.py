@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from step_audio.arrays import AnyArray, Int32Array, UInt64Array
+from step_audio.chat import MARKS
 from step_audio.word_list import pack_word_list, unpack_word_list
 from step_audio_client.errors import RequestError
 from step_audio_client.sampling import Sampling
@@ -51,7 +52,7 @@ class PreparedPrompt:
     @property
     def audio_tokens(self) -> int:
         """The recordings' positions with the marks around each clip."""
-        return int(np.count_nonzero(self.extra_ids)) + 2 * self.clips["frames"].size
+        return int(np.count_nonzero(self.extra_ids)) + MARKS * self.clips["frames"].size
 
     def with_input_ids(self, input_ids: Int32Array, extra_ids: UInt64Array) -> PreparedPrompt:
         """Another prompt about the same recordings."""

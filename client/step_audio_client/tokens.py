@@ -10,6 +10,11 @@ from typing import Any, Literal
 import numpy as np
 
 from step_audio.arrays import AnyArray
+from step_audio.chat import count_text
+from step_audio.chat_template import Template
+from step_audio.conversation import parse_conversation
+from step_audio.errors import StepAudioError
+from step_audio.tokenizer import Tokenizer
 from step_audio.word_list import pack_word_list
 from step_audio_client.chat_types import Guide
 from step_audio_client.errors import RequestError
@@ -86,6 +91,16 @@ class TokenRequest:
         if self.continue_final_message:
             inputs["continue_final_message"] = scalar(True, np.bool_)
         return inputs
+
+    def text_tokens(self, tokenizer: Tokenizer, vocab_size: int, template: Template) -> int:
+        """How many tokens of the prompt are not its recordings'. Raises RequestError for what a server refuses."""
+        inputs, proceed = self.prompt_inputs(), self.continue_final_message
+        tools = inputs["tools"].item() if "tools" in inputs else None
+        try:
+            conversation = parse_conversation(inputs["messages"].item(), tools)
+            return count_text(conversation, tokenizer, vocab_size, template, not proceed, proceed)
+        except StepAudioError as error:
+            raise RequestError(str(error)) from None
 
     def audio_count(self) -> int:
         return len(split_audio(self.messages)[1])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
+from step_audio.chat_template import load_template
 from step_audio.config import DType, ModelConfig, Strict
 from step_audio.mel import LengthRule
 from step_audio.serving_info import ServedLimits, ServingInfo
@@ -48,6 +49,7 @@ class Runtime(Strict):
             "model": self.name,
             "vocab_size": self.model.text.vocab_size,
             "max_seq_len": self.max_seq_len,
+            "chat_template": load_template(self.chat_template).source,
             "limits": ServedLimits(
                 max_audios=limits.max_audios,
                 max_audio_seconds=limits.max_audio_seconds,

@@ -164,14 +164,14 @@ def test_faulty_templates(tmp_path):
         ("{{ messages.__class__.__mro__[1] }}", "own.jinja failed"),
         ("\n{% if %}", "own.jinja, line 2"),
     ]:
-        chat_template._load_template.cache_clear()
+        chat_template.load_template.cache_clear()
         (tmp_path / "own.jinja").write_text(source, encoding="utf-8")
         with pytest.raises(CheckpointError, match=message) as caught:
             render(conversation, str(tmp_path / "own.jinja"))
         assert str(tmp_path) not in str(caught.value)
     with pytest.raises(CheckpointError, match=r"gone\.jinja cannot be read: use default or published"):
         render(conversation, str(tmp_path / "gone.jinja"))
-    chat_template._load_template.cache_clear()
+    chat_template.load_template.cache_clear()
     (tmp_path / "own.jinja").write_text("nothing", encoding="utf-8")
     with pytest.raises(CheckpointError, match="leaves out the final message"):
         render(conversation, str(tmp_path / "own.jinja"), False, True)

@@ -59,8 +59,10 @@ def test_runtime_round_trip(tmp_path):
     assert Runtime.load(file) == runtime()
 
 
-def test_serving_info_tells_limits_and_no_paths():
-    info = runtime().serving_info()
+def test_serving_info_tells_limits_and_no_paths(tmp_path):
+    (tmp_path / "mine.jinja").write_text("{{ messages }}")
+    info = runtime().model_copy(update={"chat_template": str(tmp_path / "mine.jinja")}).serving_info()
+    assert info["chat_template"] == "{{ messages }}"
     assert info["model"] == "Step-Audio-R1.1"
     assert (info["vocab_size"], info["max_seq_len"], info["limits"]["max_audios"]) == (1000, 8192, 3)
     assert "/" not in json.dumps(info)

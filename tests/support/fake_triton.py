@@ -12,6 +12,7 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from step_audio.chat_template import load_template
 from step_audio.sampling_parameters import PARAMETERS
 from step_audio.tokenizer import Tokenizer
 from step_audio_build.convert.small_tokenizer import build_tokenizer
@@ -56,14 +57,15 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.parameters = [one.name for one in PARAMETERS]
 
     def info(self):
-        return {"max_seq_len": self.max_seq_len, "sampling_parameters": self.parameters}
+        return {
+            "vocab_size": TOKENIZER.max_id + 1,
+            "max_seq_len": self.max_seq_len,
+            "chat_template": load_template("default").source,
+            "sampling_parameters": self.parameters,
+        }
 
     async def ModelInfer(self, request, context):
         self.seen.append(("asked", request.outputs[0].name))
-        if request.model_name == "prompt_builder":  # a text of 7 tokens; to each clip its marks and one position
-            clips = read(request)["frames"].size
-            extra = np.array([[0] * 7 + [0, 1, 0] * clips], np.uint64)
-            return answer({"input_lengths": np.array([[extra.size]], np.int32), "prompt_table_extra_ids": extra})
         if request.model_name == "audio_featurizer":
             return answer({"mel": np.ones((1, 1, 128, 8), np.float32)})
         values = {"tokenizer_json": TOKENIZER.to_json(), "serving_info": json.dumps(self.info())}

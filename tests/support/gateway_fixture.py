@@ -89,6 +89,7 @@ class FakeClient:
             "model": "tiny",
             "vocab_size": 700,
             "max_seq_len": 4096,
+            "chat_template": "",
             "limits": LIMITS,
             "sampling_parameters": PARAMETERS,
         }
