@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from prompt_fixture import AUDIO, TOOL, TOOL_JSON, VOCAB_SIZE, spell, text
-from step_audio.chat import ClipInfo, build_prompt
-from step_audio.chat_template import TEMPLATES, Control, render
+from step_audio.chat import MARKS, ClipInfo, build_prompt, count_text
+from step_audio.chat_template import TEMPLATES, Control, load_template, render
 from step_audio.conversation import MAX_CHARACTERS, Text, parse_conversation
 from step_audio.errors import CheckpointError, InvalidRequest
 
@@ -244,3 +244,17 @@ def test_what_cannot_be_continued():
     for last in (USER, {**assistant, "tool_calls": [CALL]}):
         with pytest.raises(InvalidRequest, match="last message to be an assistant's"):
             render(parse_conversation([assistant, last]), "default", False, True)
+
+
+@pytest.mark.parametrize("template", ["default", "published"])
+@pytest.mark.parametrize("proceed", [False, True])
+def test_text_is_counted_without_knowing_the_clips(tokenizer, template, proceed):
+    messages = [
+        {"role": "user", "content": [AUDIO, {"type": "text", "text": "between"}, AUDIO]},
+        {"role": "assistant", "content": "It is"},
+    ]
+    conversation = parse_conversation(messages, [{"type": "function", "function": {"name": "f"}}])
+    clips = [[ClipInfo(3, 7), ClipInfo(2, 8)], [ClipInfo(5, 9)]]
+    prompt = build_prompt(conversation, tokenizer, VOCAB_SIZE, clips, template, not proceed, proceed)
+    counted = count_text(conversation, tokenizer, VOCAB_SIZE, load_template(template), not proceed, proceed)
+    assert counted == len(prompt.input_ids) - prompt.audio_tokens - 3 * MARKS
