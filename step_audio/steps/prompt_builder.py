@@ -14,7 +14,7 @@ from step_audio.errors import InvalidRequest
 from step_audio.mel import token_count
 from step_audio.steps.lanes import Lane
 from step_audio.steps.runtime import Runtime
-from step_audio.steps.tensors import Reply, Tensors, one, required, row
+from step_audio.steps.tensors import Reply, Tensors, byte_strings, one, required, row
 from step_audio.tokenizer import Tokenizer, check_vocabulary
 from step_audio.word_list import pack_word_list, unpack_word_list
 
@@ -115,7 +115,7 @@ class PromptBuilderStep:
         self._lane = Lane(self._work)
 
     def submit(self, inputs: Tensors, reply: Reply) -> None:
-        self._lane.put(inputs, reply, cost=len(one(inputs, "messages") or b""))
+        self._lane.put(inputs, reply, cost=sum(map(len, byte_strings(inputs, "messages"))))
 
     def _work(self, inputs: Tensors) -> Tensors:
         messages = one(inputs, "messages")
