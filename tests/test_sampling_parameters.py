@@ -63,8 +63,11 @@ def test_each_travels_as_its_input(one):
 
 @pytest.mark.parametrize("profile", [None, "4xH100-16k"])
 def test_the_ensembles_and_the_llm_have_their_inputs(tmp_path, profile):
-    configs = parse(build(tmp_path, profile=profile and load_profile(profile)))
+    repository = build(tmp_path, profile=profile and load_profile(profile))
+    configs = parse(repository)
     taken = [one for one in PARAMETERS if one.nvidia or profile is None]
+    told = json.loads((repository.parent / "serving_info.json").read_text("utf-8"))
+    assert told["sampling_parameters"] == [one.name for one in taken]
     for name in (ENSEMBLE, CONTINUE):
         inputs, (*_, llm) = declared(configs[name].input), configs[name].ensemble_scheduling.step
         assert wiring_faults(configs, name) == []
