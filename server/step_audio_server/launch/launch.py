@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,10 @@ from step_audio_server.launch.ports import Ports
 # leaving, and a large model's memory takes a while to be given back.
 KILL_AFTER = 3
 KILL_AFTER_ON_GPU = 30
+
+# Of Triton's endpoints, those that nobody needs here: with them a client could end the server, by registering the
+# memory that it shares with a stub, or unload a model, or have it write to files.
+RESTRICTED = ("shared-memory", "model-repository", "logging", "trace")
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,14 @@ def serving_flags(ports: Ports, drain_timeout: int) -> tuple[str, ...]:
         f"--http-port={ports.http}",
         f"--metrics-port={ports.metrics}",
         f"--exit-timeout-secs={drain_timeout}",
+        *restrictions(),
     )
+
+
+def restrictions() -> tuple[str, ...]:
+    """Flags that close what is RESTRICTED to all who do not know a value that is told to nobody."""
+    lock = f"{','.join(RESTRICTED)}:closed={secrets.token_hex(32)}"
+    return f"--grpc-restricted-protocol={lock}", f"--http-restricted-api={lock}"
 
 
 def python_environment() -> dict[str, str]:
