@@ -41,15 +41,6 @@ def serving_random(**sizes: Any) -> Iterator[Service]:
             yield service
 
 
-def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose columns also line up in a terminal; the first is of words, the others are of figures."""
-    lines = [headings, *rows]
-    widths = [max(2, *(len(line[n]) for line in lines)) for n in range(len(headings))]
-    ruler = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    padded = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (padded[0], ruler, *padded[1:]))
-
-
 def median_ms(seconds: Sequence[float]) -> str:
     return f"{statistics.median(seconds) * 1000:.0f} ms"
 

@@ -7,8 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench import markdown
-
+from step_audio.markdown import markdown_table
 from step_audio.progress import Progress
 from step_audio_client import ChatOptions, MindPaced, PaceMode, Reply, Sampling, SpeechTiming, StepAudioClient
 from step_audio_evaluation.items import Item
@@ -81,7 +80,7 @@ def _shares(spoken: dict[PaceMode, list[Spoken]], right: dict[PaceMode, list[boo
             str(sum(timing.first_spoken is None for timing in timings)),
         ))  # fmt: skip
     headings = ("mode", "n", "right", "95 % interval", "thought before speech", "thought", "segments", "silent")
-    return markdown(headings, rows)
+    return markdown_table([headings, *rows])
 
 
 def _differences(right: dict[PaceMode, list[bool]], seed: int) -> str:
@@ -92,7 +91,9 @@ def _differences(right: dict[PaceMode, list[bool]], seed: int) -> str:
             f"{mode} less {other}", f"{100 * pair.value:+.1f} points", _points(pair.interval), str(pair.only_first),
             str(pair.only_second), f"{pair.p:.2g}",
         ))  # fmt: skip
-    return markdown(("same questions", "difference", "95 % interval", "only the one", "only the other", "p"), rows)
+    return markdown_table(
+        [("same questions", "difference", "95 % interval", "only the one", "only the other", "p"), *rows]
+    )
 
 
 def _points(interval: Interval) -> str:

@@ -8,9 +8,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench import markdown, median_ms, p95_ms
+from bench import median_ms, p95_ms
 from mind_paced_accuracy import MODES, greedy, speak
 
+from step_audio.markdown import markdown_table
 from step_audio.progress import Progress
 from step_audio_client import ChatOptions, MindPaced, Sampling, StepAudioClient, Thinking
 from step_audio_evaluation.items import Item
@@ -100,4 +101,4 @@ async def _first_word(client: StepAudioClient, messages: Messages, options: Chat
 
 def _table(rows: Sequence[tuple[str, ...]]) -> str:
     headings = ("question", "at once", "mode", "median", "p95", "median / think_before_speak", "answers")
-    return markdown(headings, rows)
+    return markdown_table([headings, *rows])

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from bench import markdown
 from mind_paced_accuracy import greedy, speak
 
+from step_audio.markdown import markdown_table
 from step_audio.progress import Progress
 from step_audio_client import PaceMode, Segment, StepAudioClient
 from step_audio_evaluation.items import Item
@@ -53,7 +53,7 @@ async def reuse(
             rows.append((f"{length} turns before", mode, f"{statistics.mean(positions):.0f}", *_shares(segments)))
     progress.close()
     numbered = [f"segment {n + 1}" for n in range(NUMBERED)]
-    return markdown(("conversation", "mode", "positions", *numbered, "later", "all", "smallest"), rows)
+    return markdown_table([("conversation", "mode", "positions", *numbered, "later", "all", "smallest"), *rows])
 
 
 def _shares(answers: Sequence[Sequence[Segment]]) -> list[str]:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from bench import markdown, median_ms
+from bench import median_ms
 
 from step_audio.audio import SAMPLE_RATE, encode_wav
 from step_audio.chat_template import OPEN_THOUGHT
+from step_audio.markdown import markdown_table
 from step_audio.progress import Progress
 from step_audio_client import Audio, Sampling, StepAudioClient, user
 from step_audio_client.pipeline import Pipeline
@@ -81,7 +82,7 @@ async def ways_to_go_on(address: str, rounds: int, seed: int) -> str:
         "recording", "positions", "prepared once", "prepared", "whole again", "prepared / whole", "sent prepared",
         "sent whole",
     )  # fmt: skip
-    return markdown(headings, rows)
+    return markdown_table([headings, *rows])
 
 
 async def _two_ways(asker: Asker, label: str, messages: list, rounds: int, progress: Progress) -> tuple[str, ...]:
@@ -145,7 +146,7 @@ async def published_tables(service: Service, rounds: int, seed: int) -> str:
     headings = (
         "recording", "table", "its size", "sent", "first token", "of text", "CPU time", "of text",
     )  # fmt: skip
-    return markdown(headings, rows)
+    return markdown_table([headings, *rows])
 
 
 def cpu_seconds(service: Service) -> float:

@@ -14,6 +14,7 @@ EXTRAS = {
     "onnxruntime": "cpu",
     "openvino": "cpu",
     "pytriton": "cpu",
+    "scipy": "cpu",
     "xgrammar": "cpu",
     "matplotlib": "train",
     "transformers": "train",

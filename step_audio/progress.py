@@ -23,6 +23,7 @@ class Progress:
         self.label = label
         self.done, self.total = done, total
         self._unit = unit
+        self._note = ""
         self._stream = stream or sys.stderr
         self._bar: tqdm[NoReturn] | None = None  # made when first drawn
         self._first: tuple[float, int] | None = None  # time and place at the first call, for the rate
@@ -35,8 +36,9 @@ class Progress:
         else:
             self._print()
 
-    def step(self) -> None:
-        """One piece is done."""
+    def step(self, note: str = "") -> None:
+        """One piece is done. `note` is shown behind it, until there is another one."""
+        self._note = note or self._note
         self(self.done + 1, self.total)
 
     def close(self) -> None:
@@ -55,6 +57,7 @@ class Progress:
                 file=self._stream,
                 mininterval=0.5,
             )
+        bar.set_postfix_str(self._note, refresh=False)
         bar.update(self.done - bar.n)
         if self.done >= self.total:
             bar.close()
@@ -69,4 +72,4 @@ class Progress:
         rate = (self.done - self._first[1]) / max(now - self._first[0], 1e-9)
         left = f", {(self.total - self.done) / rate:.0f} s left" if 0 < self.done < self.total and rate > 0 else ""
         far = f"{10 * tenths} % of {self.total / 1e9:.2f} GB" if self._unit else f"{self.done} of {self.total}"
-        print(f"{self.label}: {far}{left}", file=self._stream, flush=True)
+        print(f"{self.label}: {far}{left}{', ' if self._note else ''}{self._note}", file=self._stream, flush=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from step_audio.markdown import markdown_table
 from step_audio_evaluation.agreement import Agreement
 from step_audio_evaluation.report import Graded, Report, Row
 from step_audio_evaluation.statistics import Interval
@@ -18,13 +19,7 @@ _LONGEST = 300  # characters that are shown of a wrong answer
 
 def table(rows: Sequence[Row]) -> str:
     """A Markdown table whose columns also line up in a terminal."""
-    cells = [_HEADINGS, *(_cells(row) for row in rows)]
-    widths = [max(2, *(len(line[column]) for line in cells)) for column in range(len(_HEADINGS))]
-    ruler = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = [
-        [cell.ljust(widths[0]) if not n else cell.rjust(widths[n]) for n, cell in enumerate(line)] for line in cells
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], ruler, *lines[1:]))
+    return markdown_table([_HEADINGS, *(_cells(row) for row in rows)])
 
 
 def _cells(row: Row) -> tuple[str, ...]:

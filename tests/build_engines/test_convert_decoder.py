@@ -1,7 +1,6 @@
 """Rank files against transformers: put together again by a plain tensor-parallel forward, they are the same model."""
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -15,7 +14,6 @@ from torch.nn import functional as F
 from step_audio.checkpoint import Checkpoint, decoder_tensors
 from step_audio.config import ModelConfig
 from step_audio.errors import ArtefactError, CheckpointError
-from step_audio.progress import Progress
 from step_audio_build.artefacts.manifest import read_manifest, sha256_file
 from step_audio_build.convert import convert_decoder as convert_module
 from step_audio_build.convert.convert_decoder import convert_decoder
@@ -375,23 +373,3 @@ def test_memory_stays_at_a_few_blocks(source, tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoint, "read_rows", watched)
     convert_decoder(source, tmp_path / "out", 2)
     assert np.max(sizes) <= 2048
-
-
-def test_progress_prints_a_line_for_each_tenth():
-    stream = io.StringIO()
-    report = Progress("decoder", stream=stream)
-    for done in range(205, 1001, 5):  # resumed at a fifth
-        report(done * 10**6, 10**9)
-    lines = stream.getvalue().splitlines()
-    assert [line.split()[1] for line in lines] == ["20", "30", "40", "50", "60", "70", "80", "90", "100"]
-    assert lines[1].startswith("decoder: 30 % of 1.00 GB, ") and lines[1].endswith(" s left")
-    assert lines[-1] == "decoder: 100 % of 1.00 GB"
-
-
-def test_progress_draws_a_bar_in_a_terminal():
-    stream = io.StringIO()
-    stream.isatty = lambda: True
-    report = Progress("decoder", stream=stream)
-    for done in (200, 600, 1000):
-        report(done, 1000)
-    assert "decoder: 100%" in stream.getvalue() and "1.00k/1.00k" in stream.getvalue()

