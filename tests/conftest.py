@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,14 @@ ONE_WORKER = {  # beginnings of the names of tests that share what takes long to
         "tests/gateway/test_gateway_mind_paced.py",
     ),
 }
+
+
+gc.disable()  # what collecting the tests imports stays: looking through it again and again takes seconds
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
