@@ -1,0 +1,128 @@
+"""How long a running `step-audio serve` is away: from a fault to the next answer, by what was hit.
+
+    python tests/reliability/recovery.py --rounds 5 --starts 50
+
+Each model's process and the server itself are killed, and each step's process is stopped for 2.6 seconds with requests
+at hand; `--starts` starts the server so often and counts those that fail. With the small trained model, if no other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "support"))
+from serve_process import ServeProcess
+from server_settings import settings_for
+from step_audio.errors import StepAudioError
+from step_audio.markdown import markdown_table
+from step_audio_client import RequestError, Sampling, StepAudioClient, user
+from step_audio_server.assets import embedded_checkpoint
+from step_audio_server.serve import Service
+
+KILLED = ("tensorrt_llm", "audio_encoder", "audio_featurizer", "prompt_builder", "tokenizer", "tritonserver")
+STOPPED = ("audio_featurizer", "prompt_builder", "audio_encoder")
+STOP = 2.6  # seconds
+ONE = Sampling(max_tokens=1, temperature=0)
+
+
+async def answered(address: str) -> bool:
+    async with StepAudioClient(address, patience=0) as client:
+        try:
+            await client.complete([user("hello")], ONE, timeout=5)
+        except RequestError:
+            return False
+    return True
+
+
+async def away(process: ServeProcess, fault: Callable[[], None]) -> float:
+    """Seconds from the fault to an answer."""
+    client = StepAudioClient(process.address)
+    long = Sampling(max_tokens=400, min_tokens=400, temperature=0)
+    running = [asyncio.create_task(client.complete([user(f"{n}")], long, timeout=120)) for n in range(4)]
+    await asyncio.sleep(0.9)
+    begin = time.monotonic()
+    await asyncio.to_thread(fault)
+    while not await answered(process.address):
+        await asyncio.sleep(0.05)
+    took = time.monotonic() - begin
+    await asyncio.gather(*running)  # all of them whole
+    await client.close()
+    return took
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def stop_for_a_while(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(STOP)
+    with contextlib.suppress(ProcessLookupError):  # it was killed meanwhile, with its server
+        os.kill(pid, signal.SIGCONT)
+
+
+def measure(process: ServeProcess, rounds: int) -> list[tuple[str, ...]]:
+    rows = []
+    faults = [(f"{name} killed", name, False) for name in KILLED]
+    faults += [(f"{name} stopped for {STOP} s", name, True) for name in STOPPED]
+    for label, name, stopped in faults:
+        taken = []
+        for _ in range(rounds):
+            pid = process.pids()[name]
+            fault = (
+                (lambda pid=pid: stop_for_a_while(pid)) if stopped else (lambda pid=pid: os.kill(pid, signal.SIGKILL))
+            )
+            taken.append(asyncio.run(away(process, fault)))
+            time.sleep(2)
+        rows.append((label, f"{statistics.median(taken):.1f} s", f"{max(taken):.1f} s"))
+        print(*rows[-1], sep=": ", file=sys.stderr, flush=True)
+    return rows
+
+
+def starts(settings, count: int) -> tuple[int, float]:
+    """How many of `count` starts failed, and the median of the others in seconds."""
+    failed, taken = 0, []
+    for _ in range(count):
+        begin = time.monotonic()
+        service = Service(settings)
+        try:
+            service.start()
+            taken.append(time.monotonic() - begin)
+        except StepAudioError as error:
+            failed += 1
+            print(error, file=sys.stderr, flush=True)
+        service.stop()
+    return failed, statistics.median(taken or [float("nan")])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--checkpoint", type=Path, default=embedded_checkpoint())
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--starts", type=int, default=0)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        settings = settings_for(given.checkpoint, Path(folder), max_seq_len=4096)
+        if given.starts:
+            failed, median = starts(settings, given.starts)
+            print(f"{given.starts} starts, {failed} failed, median {median:.1f} s")
+        if given.rounds:
+            process = ServeProcess(settings)
+            process.wait_for("ready")
+            rows = measure(process, given.rounds)
+            process.end()
+            print(markdown_table([("fault", "median", "longest"), *rows]))
+
+
+if __name__ == "__main__":
+    main()
