@@ -69,5 +69,5 @@ def _leave_at_end_of_stdin(server: uvicorn.Server) -> None:
     server.should_exit = True
 
 
-if __name__ == "__main__":  # beside.py's child: the settings come first, then nothing until the end
+if __name__ == "__main__":  # GatewayProcess's: the settings come first, then nothing until the end
     asyncio.run(_serve(GatewaySettings.model_validate_json(sys.stdin.buffer.readline()), leave_with_stdin=True))

@@ -57,21 +57,21 @@ def test_the_checkpoint_chooses_as_transformers_does(tiny, answer, monkeypatch):
     ids, table, tokens = answer
     monkeypatch.setattr(reference_check, "HEAD_ROWS", 100)  # several blocks of the vocabulary
     layers: list[tuple[int, int]] = []
-    judged = reference_check.judge(tiny, ids, table, tokens, lambda done, total: layers.append((done, total)))
-    assert [token.best for token in judged] == tokens == [token.token for token in judged]
-    assert all(token.shortfall == 0 for token in judged)
+    checked = reference_check.check_tokens(tiny, ids, table, tokens, lambda done, total: layers.append((done, total)))
+    assert [token.best for token in checked] == tokens == [token.token for token in checked]
+    assert all(token.shortfall == 0 for token in checked)
     assert layers[-1] == (3, 3)
 
 
 def test_a_wrong_token_is_seen_and_weighed(tiny, reference, answer):
     ids, table, tokens = answer
     changed = [*tokens[:4], (tokens[4] + 1) % 100, *tokens[5:]]
-    judged = reference_check.judge(tiny, ids, table, changed)
+    checked = reference_check.check_tokens(tiny, ids, table, changed)
     words = torch.cat([reference.weights["model.embed_tokens.weight"], torch.from_numpy(table)])
     with torch.no_grad():
         logits = reference.model(inputs_embeds=words[torch.tensor([*ids, *changed[:4]])][None]).logits[0, -1]
-    assert judged[4].best == tokens[4] and judged[3].shortfall == 0
-    assert judged[4].shortfall == pytest.approx(float(logits[tokens[4]] - logits[changed[4]]), rel=1e-3)
+    assert checked[4].best == tokens[4] and checked[3].shortfall == 0
+    assert checked[4].shortfall == pytest.approx(float(logits[tokens[4]] - logits[changed[4]]), rel=1e-3)
 
 
 @pytest.mark.parametrize("fault", ["gate and up", "queries", "table"])
@@ -92,8 +92,8 @@ def test_a_conversion_gone_wrong_agrees_with_next_to_nothing(fault, tiny, refere
     if fault == "table":
         table = table[::-1]
     write_checkpoint(tmp_path / "wrong", config, weights, build_tokenizer())
-    judged = reference_check.judge(tmp_path / "wrong", ids, table, tokens)
-    assert sum(token.token == token.best for token in judged) / len(judged) < 0.5
+    checked = reference_check.check_tokens(tmp_path / "wrong", ids, table, tokens)
+    assert sum(token.token == token.best for token in checked) / len(checked) < 0.5
 
 
 def plan_job(tmp_path, **others) -> PlanJob:

@@ -20,7 +20,7 @@ from step_audio.checkpoint import Checkpoint, encoder_tensors
 from step_audio.config import ModelConfig
 from step_audio.errors import StepAudioError
 from step_audio_build.artefacts import artefact
-from step_audio_build.convert.decoder_only import bytes_written, write_text_only
+from step_audio_build.convert.decoder_only import bytes_written, write_decoder_only
 from step_audio_build.convert.make_tiny import make_tiny
 from step_audio_build.planning.profiles import load_profile
 from step_audio_build.stages import build as stages
@@ -234,7 +234,7 @@ def test_the_decoder_as_a_qwen2_model(tiny, tmp_path):
 
     from reference import Reference
 
-    manifest = write_text_only(tiny, tmp_path / "qwen2")
+    manifest = write_decoder_only(tiny, tmp_path / "qwen2")
     model, info = AutoModelForCausalLM.from_pretrained(
         tmp_path / "qwen2", dtype=torch.float32, output_loading_info=True
     )
@@ -253,7 +253,7 @@ def test_the_decoder_as_a_qwen2_model(tiny, tmp_path):
     links = [path.name for path in (tmp_path / "qwen2").glob("*.safetensors") if path.stat().st_nlink > 1]
     copies = sum(info.stop - info.start for info in written.tensors.values() if info.file.name not in links)
     assert links and copies == bytes_written(tiny)
-    assert write_text_only(tiny, tmp_path / "qwen2") == manifest
+    assert write_decoder_only(tiny, tmp_path / "qwen2") == manifest
 
 
 def test_weight_only_precisions_share_the_bytes(tiny, tmp_path):

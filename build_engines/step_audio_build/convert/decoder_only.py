@@ -22,7 +22,7 @@ FORMAT = 1
 CHUNK = 64 << 20  # bytes copied at a time
 
 
-def write_text_only(checkpoint_dir: Path, directory: Path) -> Manifest:
+def write_decoder_only(checkpoint_dir: Path, directory: Path) -> Manifest:
     """Write `directory`: config.json, tokenizer, shards and their index. Does nothing when it is there already.
 
     Tensor names need no change: `model.*` and `lm_head.weight` are Qwen2ForCausalLM's own. Raises CheckpointError,
@@ -78,7 +78,7 @@ def qwen2_config(text: TextConfig) -> dict[str, Any]:
 
 
 def bytes_written(checkpoint_dir: Path) -> int:
-    """What `write_text_only` adds to the disk when the work directory is on the checkpoint's."""
+    """What `write_decoder_only` adds to the disk when the work directory is on the checkpoint's."""
     checkpoint = Checkpoint(checkpoint_dir)
     wanted = decoder_tensors(ModelConfig.from_directory(checkpoint_dir).text)
     return _bytes_written(checkpoint, set(wanted), checkpoint.directory)

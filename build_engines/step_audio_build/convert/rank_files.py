@@ -110,7 +110,7 @@ class RankFiles:
             journal.write(json.dumps(vars(entry)) + "\n")
 
     def finish(self) -> list[OutputFile]:
-        """Bring the files to the disk and give them their names. The journal stays, for `forget`."""
+        """Bring the files to the disk and give them their names. The journal stays, for `invalidate`."""
         for name, file in zip(self.names, self._files, strict=True):
             os.fsync(file.fileno())
             os.replace(self.directory / f"{name}.partial", self.directory / name)

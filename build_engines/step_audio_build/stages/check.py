@@ -1,4 +1,4 @@
-"""`check`: the engine answers two questions, one of them about sound, and the checkpoint judges its tokens."""
+"""`check`: the engine answers two questions, one of them about sound; its tokens are compared with the model's."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class CheckStage:
             answers = Answers.model_validate_json(check_job.answers.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ArtefactError(f"check: the engine gave no answer; log: {layout.log(self.name)}") from None
-        verdict = self._judge(check_job, answers, tables, tokenizer)
+        verdict = self._compare(check_job, answers, tables, tokenizer)
         write_atomically(layout.own / "check.json", to_json(verdict.model_dump()))
         self._tell(verdict)
         finish(layout.manifest(self.name), identity, layout.own, ["check.json"], tools)
@@ -146,24 +146,24 @@ class CheckStage:
             out = encoder(torch.from_numpy(mel)[None], torch.tensor([mel.shape[1]]))[0].numpy()
         return to_float32(from_float32(out[: token_count(mel.shape[1], rule)], DTYPE))
 
-    def _judge(
+    def _compare(
         self, check_job: CheckJob, answers: Answers, tables: dict[str, Float32Array], tokenizer: Tokenizer
     ) -> Verdict:
-        from step_audio_build.tools.reference_check import judge
+        from step_audio_build.tools.reference_check import check_tokens
 
         none = np.zeros((0, self.job.model.text.hidden_size), np.float32)
-        judged = []
+        checked = []
         for question in check_job.questions:
             tokens = answers.tokens.get(question.name)
             if not tokens:
                 raise ArtefactError(f"check: the engine gave no token for the question {question.name}")
             self.job.echo(f"check: {len(tokens)} tokens of {question.name} against the checkpoint in torch")
             ids = np.array(question.ids, np.int32)
-            judged += judge(self.job.checkpoint, ids, tables.get(question.name, none), tokens, self._layers)
+            checked += check_tokens(self.job.checkpoint, ids, tables.get(question.name, none), tokens, self._layers)
         return Verdict(
-            tokens=len(judged),
-            agreement=sum(token.token == token.best for token in judged) / len(judged),
-            largest_shortfall=max(token.shortfall for token in judged),
+            tokens=len(checked),
+            agreement=sum(token.token == token.best for token in checked) / len(checked),
+            largest_shortfall=max(token.shortfall for token in checked),
             repeatable=answers.tokens == answers.again,
             load_seconds=answers.load_seconds,
             answers={name: tokenizer.decode(tokens) for name, tokens in answers.tokens.items()},

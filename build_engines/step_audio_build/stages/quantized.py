@@ -18,7 +18,7 @@ from step_audio.checkpoint import Checkpoint, decoder_tensors
 from step_audio.errors import ArtefactError
 from step_audio_build.artefacts.artefact import as_source, finish, finished, fresh_partial, publish
 from step_audio_build.artefacts.manifest import Identity, Manifest, read_manifest, source_files, to_json
-from step_audio_build.convert.decoder_only import write_text_only
+from step_audio_build.convert.decoder_only import write_decoder_only
 from step_audio_build.planning.gpus import installed_version
 from step_audio_build.stages.layout import DTYPE, BuildJob
 from step_audio_build.tools import subprocess_runner
@@ -60,7 +60,7 @@ def calibrated(job: BuildJob) -> Manifest:
     if not job.settings.quantize_script.is_file():
         raise ArtefactError(f"{job.settings.quantize_script} is not there; name NVIDIA's with --quantize-script")
     job.echo(f"convert: the decoder as a Qwen2 model in {job.layout.decoder_only}")
-    write_text_only(job.checkpoint, job.layout.decoder_only)
+    write_decoder_only(job.checkpoint, job.layout.decoder_only)
     partial = fresh_partial(target)
     subprocess_runner.run(quantize_command(job, partial), job.layout.log("quantize"), job.echo)
     missing = [name for name in rank_names(job.profile.gpus) if not (partial / name).is_file()]

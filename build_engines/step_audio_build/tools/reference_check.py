@@ -26,7 +26,7 @@ Rotary = tuple[torch.Tensor, torch.Tensor]  # cos and sin [n, head_dim]
 
 
 @dataclass(frozen=True)
-class Judged:
+class CheckedToken:
     """An engine's token, and what the checkpoint says of it."""
 
     token: int
@@ -35,13 +35,13 @@ class Judged:
 
 
 @torch.inference_mode()
-def judge(
+def check_tokens(
     checkpoint_dir: Path,
     prompt: Int32Array,
     table: Float32Array,
     tokens: list[int],
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Judged]:
+) -> list[CheckedToken]:
     """`prompt` int32 [n], ids of `vocab_size + k` standing for row k of `table` float32 [rows, hidden]; `tokens` what
     an engine answered greedily. `progress` is told layers done and in all. Raises CheckpointError."""
     checkpoint = Checkpoint(checkpoint_dir)
@@ -109,7 +109,7 @@ def _rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
-def _choose(checkpoint: Checkpoint, text: TextConfig, x: torch.Tensor, tokens: torch.Tensor) -> list[Judged]:
+def _choose(checkpoint: Checkpoint, text: TextConfig, x: torch.Tensor, tokens: torch.Tensor) -> list[CheckedToken]:
     """x [tokens, hidden], normed. The head is as large as several layers: a block of its rows at a time."""
     best = torch.full((len(tokens),), -torch.inf)
     chosen = torch.zeros(len(tokens), dtype=torch.long)
@@ -123,5 +123,6 @@ def _choose(checkpoint: Checkpoint, text: TextConfig, x: torch.Tensor, tokens: t
         inside = (tokens >= start) & (tokens < stop)
         own = torch.where(inside, logits.gather(1, (tokens - start).clamp(0, stop - start - 1)[:, None])[:, 0], own)
     return [
-        Judged(int(token), int(top), float(lead)) for token, top, lead in zip(tokens, chosen, best - own, strict=True)
+        CheckedToken(int(token), int(top), float(lead))
+        for token, top, lead in zip(tokens, chosen, best - own, strict=True)
     ]
