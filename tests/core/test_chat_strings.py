@@ -11,7 +11,7 @@ from prompt_fixture import AUDIO, TOOL, TOOL_JSON, VOCAB_SIZE, spell, text
 from step_audio import chat_template
 from step_audio.chat import ClipInfo, build_prompt
 from step_audio.chat_template import TEMPLATES, Control, render
-from step_audio.conversation import ROLES, AudioPlace, Text, parse_conversation
+from step_audio.conversation import ROLES, SAME_ROLES, AudioPlace, Text, parse_conversation
 from step_audio.errors import CheckpointError
 from tokenizer_fixture import build_reference
 
@@ -61,7 +61,7 @@ def random_conversation(rng: random.Random):
 
     messages = []
     for i in range(rng.randrange(1, 7)):
-        role = rng.choice([role for role in ROLES if role != "function_output"])
+        role = rng.choice([role for role in ROLES if role not in ("function_output", *SAME_ROLES)])
         role = "system" if i == 0 and rng.random() < 0.3 else role
         parts = [rng.choice([AUDIO, text(words_of()), text(words_of())]) for _ in range(rng.randrange(1, 4))]
         messages.append({"role": role, "content": rng.choice([words_of(), parts])})
