@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import struct
 import wave
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import av
 import numpy as np
@@ -26,26 +28,39 @@ CLIP_SECONDS = 25  # the model was served with clips of 25 s; its positions end 
 CLIP_SAMPLES = CLIP_SECONDS * SAMPLE_RATE
 
 SOURCE_RATES = range(1_000, 768_001)  # Hz; outside is a damaged header, which could ask for any amount of memory
-BLOCK_SAMPLES = 65_536  # decoded frames are gathered to this many samples, so that numpy and soxr run on long rows
+VALUES_PER_SECOND = 192_000  # samples of all channels that a second may cost: those of 96 kHz in stereo
+BLOCK_VALUES = 131_072  # decoded frames are gathered to this many, so that numpy and soxr run on long rows
+LOUDEST = 1e12  # of float samples, where 1 is full scale: the powers of louder ones leave float32
 PADDING_FRAMES = 4  # a lossy codec's delay and filling, which headers count and decoders drop
 HEADER_SLACK = 1.0  # seconds: more than any codec's padding, where only the header is known
 WAV_PROBE_BYTES = "8192"  # of samples that might be DTS in disguise; by default FFmpeg looks at all, for up to 30 ms
 WAV_SIZE_UNKNOWN = 0x7FFF0000  # a WAV streamed to a pipe has a size from here up (or 0): its end is the file's end
 
 
-def decode_audio(data: bytes, max_seconds: float | None = None, name: str = "audio") -> Float32Array:
+@dataclass
+class Budget:
+    """What may be decoded: each recording takes its part, the next gets what is left."""
+
+    seconds: float
+    values: float = field(init=False)  # samples of all channels at the sources' own rates, which decoding costs
+
+    def __post_init__(self) -> None:
+        self.values = self.seconds * VALUES_PER_SECOND
+
+
+def decode_audio(data: bytes, budget: Budget | None = None, name: str = "audio") -> Float32Array:
     """Decode the first audio stream of a file's bytes.
 
-    Returns float32 [n], mono, 16 kHz, n >= 1. Float sources keep values beyond [-1, 1]. `max_seconds`
-    bounds the source's duration; it is checked against the header before decoding and against the
-    samples while decoding. Raises InvalidRequest, its text starting with `name`.
+    Returns float32 [n], mono, 16 kHz, n >= 1. Float sources keep values beyond [-1, 1]. The budget is
+    checked against the header before decoding and against the samples while decoding. Raises InvalidRequest,
+    its text starting with `name`, AudioTooLong for more seconds than the budget has.
     """
     if not data:
         raise InvalidRequest(f"{name}: there are no bytes")
     _check_wav_header(data, name)
     try:
         with _open(data) as container:
-            return _decode(container, data, max_seconds, name)
+            return _decode(container, data, budget or Budget(math.inf), name)
     except av.FFmpegError:
         raise InvalidRequest(f"{name}: not an audio file that can be read; send {ADVICE}") from None
 
@@ -137,7 +152,7 @@ def _mp3_samples(data: bytes) -> int | None:
     return None
 
 
-def _decode(container: av.container.InputContainer, data: bytes, max_seconds: float | None, name: str) -> Float32Array:
+def _decode(container: av.container.InputContainer, data: bytes, budget: Budget, name: str) -> Float32Array:
     if not container.streams.audio:
         raise InvalidRequest(f"{name}: the file has no audio stream")
     stream = container.streams.audio[0]
@@ -146,11 +161,13 @@ def _decode(container: av.container.InputContainer, data: bytes, max_seconds: fl
     if stream.codec_context.name == "flac":
         stream.codec_context.options = {"err_detect": "crccheck+explode"}  # or damage is heard as noise
     stated = _stated_seconds(container, data)
-    if max_seconds is not None and stated is not None and stated > max_seconds + HEADER_SLACK:
-        raise AudioTooLong(f"{name}: {stated:.1f} s long, the limit is {max_seconds:g} s")
+    if stated is not None and stated > budget.seconds + HEADER_SLACK:
+        raise AudioTooLong(f"{name}: {stated:.1f} s long, the limit is {budget.seconds:g} s")
+    if stated is not None:  # a header may state half of the rate, and never more than it
+        _check_cost((stated - HEADER_SLACK) * stream.rate, stream.rate, stream.channels, budget, name)
 
     pcm = bytearray()  # grows in place: no list of pieces to join, which would double the memory
-    rate = count = longest = 0  # of the source: Hz, samples, samples in a frame
+    rate = count = values = longest = 0  # of the source: Hz, samples, the same of all channels, samples in a frame
     end = 0.0  # seconds, by the file's clock
     resampler = None
     for frames in _batches(_frames(container, stream, name)):
@@ -165,13 +182,18 @@ def _decode(container: av.container.InputContainer, data: bytes, max_seconds: fl
         end = (frames[-1].time or 0.0) + frames[-1].samples / rate
         block = _mono(frames)
         count += len(block)
-        if max_seconds is not None and count > max_seconds * rate:
-            raise AudioTooLong(f"{name}: longer than the limit of {max_seconds:g} s")
-        if not np.isfinite(block).all():
-            raise InvalidRequest(f"{name}: the samples hold NaN or infinity")
+        channels = frames[0].layout.nb_channels
+        values += len(block) * channels
+        if count > budget.seconds * rate:
+            raise AudioTooLong(f"{name}: longer than the limit of {budget.seconds:g} s")
+        _check_cost(values / channels, rate, channels, budget, name)
+        if not (np.abs(block) <= LOUDEST).all():
+            raise InvalidRequest(f"{name}: the samples hold NaN or infinity, or reach {LOUDEST:g}")
         pcm.extend(resampler.resample_chunk(block) if resampler else block)
     if not count:
         raise InvalidRequest(f"{name}: there are no samples")
+    budget.seconds -= count / rate
+    budget.values -= values
 
     slack = rate // 100 if stream.codec_context.codec.lossless else PADDING_FRAMES * longest
     held = count / rate
@@ -187,6 +209,13 @@ def _decode(container: av.container.InputContainer, data: bytes, max_seconds: fl
         missing = -(-count * SAMPLE_RATE // rate) - len(pcm) // 4
         pcm.extend(bytes(4 * max(missing, 0)))
     return np.frombuffer(pcm, np.float32)
+
+
+def _check_cost(samples: float, rate: int, channels: int, budget: Budget, name: str) -> None:
+    if samples * channels > budget.values:
+        raise InvalidRequest(
+            f"{name}: too long to decode at {rate} Hz with {channels} channels; send up to 96000 Hz in mono or stereo"
+        )
 
 
 def _stated_seconds(container: av.container.InputContainer, data: bytes) -> float | None:
@@ -223,19 +252,19 @@ def _frames(container: av.container.InputContainer, stream: av.AudioStream, name
 
 
 def _batches(frames: Iterator[av.AudioFrame]) -> Iterator[list[av.AudioFrame]]:
-    """Gather frames of one sample format, layout and rate, at least BLOCK_SAMPLES where there are as many."""
+    """Gather frames of one sample format, layout and rate, at least BLOCK_VALUES where there are as many."""
     batch: list[av.AudioFrame] = []
     kind: tuple[str, int, int] | None = None
-    samples = 0
+    values = 0
     for frame in frames:
         this = (frame.format.name, frame.layout.nb_channels, frame.sample_rate)
-        if batch and (this != kind or samples >= BLOCK_SAMPLES):
+        if batch and (this != kind or values >= BLOCK_VALUES):
             yield batch
             batch = []
         if not batch:
-            kind, samples = this, 0
+            kind, values = this, 0
         batch.append(frame)
-        samples += frame.samples
+        values += frame.samples * this[1]
     if batch:
         yield batch
 

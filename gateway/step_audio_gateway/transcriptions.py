@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, File, Form, Request, UploadFile
 from starlette.responses import PlainTextResponse, Response
 
-from step_audio.audio import SAMPLE_RATE, decode_audio
+from step_audio.audio import SAMPLE_RATE, Budget, decode_audio
 from step_audio_client import Audio, ChatOptions, RequestError, Sampling, Thinking, user
 from step_audio_gateway.audio_parts import check_length
 from step_audio_gateway.chat import FAILURES, events_of, first_of
@@ -80,7 +80,7 @@ def transcription_routes(gateway: Gateway) -> APIRouter:
             return PlainTextResponse(text + "\n")
         reply: Transcription | VerboseTranscription = Transcription(text=text)
         if response_format == "verbose_json":
-            samples = await asyncio.to_thread(decode_audio, data, limits["max_audio_seconds"], "file")
+            samples = await asyncio.to_thread(decode_audio, data, Budget(limits["max_audio_seconds"]), "file")
             reply = VerboseTranscription(
                 task="transcribe", language=language or "", duration=len(samples) / SAMPLE_RATE, text=text
             )

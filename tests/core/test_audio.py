@@ -14,6 +14,7 @@ from step_audio.audio import (
     CLIP_SAMPLES,
     HEADER_SLACK,
     SAMPLE_RATE,
+    Budget,
     content_hash,
     decode_audio,
     encode_wav,
@@ -73,7 +74,7 @@ FORMATS = [  # container, encoder, rate, muxer's options, tolerated difference i
 def test_every_format(container, codec, rate, options, slack):
     if codec not in av.codecs_available:
         pytest.skip(f"this PyAV has no {codec}")
-    samples = decode_audio(encode(container, codec, tone(2, rate), rate, **options), max_seconds=3)
+    samples = decode_audio(encode(container, codec, tone(2, rate), rate, **options), budget=Budget(3))
     assert samples.dtype == np.float32 and samples.ndim == 1
     assert abs(len(samples) - 2 * SAMPLE_RATE) <= slack * SAMPLE_RATE
     assert peak(samples) == pytest.approx(TONE, abs=1)

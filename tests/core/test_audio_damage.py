@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from audio_fixture import TONE, encode, peak, tone, wav
-from step_audio.audio import SAMPLE_RATE, decode_audio
+from step_audio.audio import SAMPLE_RATE, Budget, decode_audio
 from step_audio.errors import InvalidRequest
+from step_audio.mel import log_mel
 
 
 def pcm16(samples):
@@ -87,6 +88,12 @@ def test_samples_that_are_not_numbers(bad, kind, bits):
     if bits == 64:
         samples[150_000] = 1e300  # finite, but not in float32
         refused(wav(samples.tobytes(), bits=bits, tag=3), "NaN or infinity")
+
+
+def test_samples_that_no_spectrum_can_hold():
+    loud = np.full(1000, 2e12, "<f4")
+    refused(wav(loud.tobytes(), bits=32, tag=3), r"the samples hold NaN or infinity, or reach 1e\+12")
+    assert np.isfinite(log_mel(decode_audio(wav((loud / 2).tobytes(), bits=32, tag=3)))).all()
 
 
 @pytest.mark.parametrize("missing", [1, 1000, 20_000])
@@ -176,7 +183,8 @@ def test_damage_never_raises_anything_else():
             for position in noise.integers(0, len(data), noise.integers(1, 30)):
                 data[position] = noise.integers(0, 256)
             with contextlib.suppress(InvalidRequest):
-                assert np.isfinite(decode_audio(bytes(data[: noise.integers(1, len(data) + 1)]), max_seconds=60)).all()
+                part = bytes(data[: noise.integers(1, len(data) + 1)])
+                assert np.isfinite(decode_audio(part, Budget(60))).all()
 
 
 def test_playlists_open_nothing(tmp_path):
@@ -193,27 +201,39 @@ def test_playlists_open_nothing(tmp_path):
 
 def test_duration_limit():
     body = wav(pcm16(tone(5, SAMPLE_RATE)))
-    assert len(decode_audio(body, max_seconds=5)) == 5 * SAMPLE_RATE
-    refused(body, "5.0 s long, the limit is 2.5 s", max_seconds=2.5)
-    refused(body, "longer than the limit of 4.5 s", max_seconds=4.5)
+    assert len(decode_audio(body, budget=Budget(5))) == 5 * SAMPLE_RATE
+    refused(body, "5.0 s long, the limit is 2.5 s", budget=Budget(2.5))
+    refused(body, "longer than the limit of 4.5 s", budget=Budget(4.5))
     for container in ("mp3", "flac", "webm"):
         codec = {"mp3": "libmp3lame", "webm": "libopus"}.get(container, container)
-        refused(encode(container, codec, tone(5, 48_000), 48_000), r"5\.\d s long, the limit", max_seconds=2)
+        refused(encode(container, codec, tone(5, 48_000), 48_000), r"5\.\d s long, the limit", budget=Budget(2))
     for container, codec, options in [("mp3", "libmp3lame", {"write_xing": "0"}), ("webm", "libopus", {"live": "1"})]:
-        refused(encode(container, codec, tone(5, 48_000), 48_000, **options), "longer than", max_seconds=2)
+        refused(encode(container, codec, tone(5, 48_000), 48_000, **options), "longer than", budget=Budget(2))
 
 
 def test_a_long_file_is_refused_at_once():
     seconds = 10 * 3600
     body = wav(bytes(seconds * 1000), rate=1000, bits=8)  # 10 hours in 36 MB
-    refused(body, "36000.0 s long, the limit is 5400 s", max_seconds=5400)
+    refused(body, "36000.0 s long, the limit is 5400 s", budget=Budget(5400))
     # No length in the header: the samples are counted, and not beyond the limit.
-    refused(wav(bytes(seconds * 1000), rate=1000, bits=8, size=0), "limit is 5400 s", max_seconds=5400)
+    refused(wav(bytes(seconds * 1000), rate=1000, bits=8, size=0), "limit is 5400 s", budget=Budget(5400))
     flac = encode("flac", "flac", np.zeros((1, 100 * 48_000), np.float32), 48_000)
     unknown = bytearray(flac)  # STREAMINFO's 36 bits of total samples, zeroed: length unknown
     unknown[21] &= 0xF0
     unknown[22:26] = bytes(4)
-    refused(bytes(unknown), "longer than the limit of 3 s", max_seconds=3)
+    refused(bytes(unknown), "longer than the limit of 3 s", budget=Budget(3))
+
+
+def test_samples_and_channels_have_a_budget():
+    """Told by the header, or counted; one recording leaves the next what it has not used."""
+    many = "too long to decode at 192000 Hz with 8 channels; send up to 96000 Hz in mono or stereo"
+    refused(wav(bytes(3 * 192_000 * 8), rate=192_000, channels=8, bits=8), many, budget=Budget(5))
+    refused(wav(bytes(3 * 192_000 * 8), rate=192_000, channels=8, bits=8, size=0), many, budget=Budget(5))
+    studio, budget = wav(bytes(3 * 192_000 * 2), rate=192_000, channels=2, bits=8), Budget(8)
+    assert len(decode_audio(studio, budget)) == 3 * SAMPLE_RATE and (budget.seconds, budget.values) == (5, 384_000)
+    refused(studio, "too long to decode at 192000 Hz with 2 channels", budget=budget)
+    stereo = wav(bytes(2 * 96_000 * 2), rate=96_000, channels=2, bits=8)
+    assert len(decode_audio(stereo, budget)) == 2 * SAMPLE_RATE and (budget.seconds, budget.values) == (3, 0)
 
 
 def test_memory_stays_near_the_output():
