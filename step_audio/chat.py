@@ -47,10 +47,12 @@ def build_prompt(
     template: str | Template = "default",
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
+    max_positions: int | None = None,
 ) -> Prompt:
     """Render and encode; every clip becomes `<audio_start>`, its rows' ids, `<audio_end>`.
 
-    `vocab_size`: rows of the embedding, where ids of clip rows begin. `clips[a]`: the clips of audio a.
+    `vocab_size`: rows of the embedding, where ids of clip rows begin. `clips[a]`: the clips of audio a. Nothing is
+    encoded where the text is so long that the prompt surely has `max_positions`, of which an answer needs one.
     Raises InvalidRequest, and CheckpointError if tokenizer, template and vocab_size do not fit together.
     """
     check_vocabulary(tokenizer, vocab_size)
@@ -59,6 +61,14 @@ def build_prompt(
             f"the messages have {conversation.audio_count} audio parts but the request brings {len(clips)} audios"
         )
     segments = render(conversation, template, add_generation_prompt, continue_final_message, tokenizer.added_names)
+    if max_positions is not None:
+        least = sum(tokenizer.least_tokens(segment.text) for segment in segments if isinstance(segment, Text))
+        least += sum(isinstance(segment, Control) for segment in segments)
+        least += sum(2 + clip.tokens for audio in clips for clip in audio)
+        if least >= max_positions:
+            raise InvalidRequest(
+                f"the prompt has at least {least} positions and max_seq_len is {max_positions}; send less audio or text"
+            )
     audios = iter(clips)
     ids: list[int] = []
     extra: list[int] = []

@@ -67,6 +67,13 @@ def parse_conversation(messages: str | bytes | list[Any], tools: str | bytes | l
 
     Raises InvalidRequest, which names the place. Unknown keys are ignored.
     """
+    try:
+        return _parse(messages, tools)
+    except RecursionError:
+        raise InvalidRequest("messages and tools are nested too deeply") from None
+
+
+def _parse(messages: str | bytes | list[Any], tools: str | bytes | list[Any] | None) -> Conversation:
     entries = _json_list(messages, "messages")
     if not entries:
         raise InvalidRequest("messages is empty")
@@ -94,7 +101,7 @@ def _json_list(value: Any, where: str) -> list[Any]:
             raise InvalidRequest(f"{where} is too long: {len(value)} bytes of JSON")
         try:
             value = json.loads(value, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise InvalidRequest(f"{where} is not valid JSON: {error}") from None
     if not isinstance(value, list):
         raise InvalidRequest(f"{where} must be a list")
@@ -108,7 +115,7 @@ def _refuse_constant(name: str) -> None:
 def _dump(value: Any, where: str) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)  # spaces as the model saw them in training
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         raise InvalidRequest(f"{where} cannot be written as JSON: {error}") from None
 
 

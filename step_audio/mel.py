@@ -40,6 +40,9 @@ def frame_count(n_samples: int) -> int:
     return (n_samples + TAIL_PAD) // HOP
 
 
+LEAST_FRAMES = frame_count(1)  # of any clip
+
+
 def valid_frames(frames: int, rule: LengthRule = "L") -> int:
     """How many of L mel frames count as audio."""
     return frames if rule == "L" else max(frames - 2, 0)

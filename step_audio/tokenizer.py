@@ -98,6 +98,7 @@ class Tokenizer:
             self._bytes |= {id_: name.encode() for name, id_, _ in added}
             self.max_id = max(self._bytes)
             self._plain = _plain_tokenizer(raw, self.added_ids)
+            self._longest = max(len(token) for id_, token in self._bytes.items() if id_ not in self.added_ids)
         except CheckpointError:
             raise
         except Exception as error:  # the library raises bare Exception for a vocabulary it cannot use
@@ -156,9 +157,14 @@ class Tokenizer:
 
         Surrogates that pair up are joined, lone ones become U+FFFD: UTF-8 cannot hold them.
         """
-        if _SURROGATE.search(text):
-            text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        return self._plain.encode(text).ids
+        return self._plain.encode(_without_surrogates(text)).ids
+
+    def least_tokens(self, text: str) -> int:
+        """At least so many ids has `text`, told without encoding it: by the bytes of the longest token."""
+        text = _without_surrogates(text)
+        normalizer = self._plain.normalizer
+        size = len((normalizer.normalize_str(text) if normalizer else text).encode())
+        return -(-size // self._longest)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """Text of `ids`; invalid UTF-8 becomes U+FFFD, ids without a token (padding rows) nothing."""
@@ -188,6 +194,12 @@ class IncrementalDecoder:
     def flush(self) -> str:
         """The end of the sequence: U+FFFD if it stopped inside a character, else nothing."""
         return self._utf8.decode(b"", final=True)
+
+
+def _without_surrogates(text: str) -> str:
+    if not _SURROGATE.search(text):
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:

@@ -12,6 +12,8 @@ import numpy as np
 from step_audio.arrays import Int32Array
 from step_audio.errors import InvalidRequest
 
+MAX_IDS = 16_384  # of one list, 16 for each of the engine's most words
+
 
 def pack_word_list(words: Sequence[Sequence[int]]) -> Int32Array:
     """Words of one or more ids -> int32 [2, n]."""
@@ -28,6 +30,8 @@ def unpack_word_list(packed: Int32Array, name: str = "stop_words_list") -> list[
     """int32 [2, n] -> words. Raises InvalidRequest for offsets that are not increasing and within the row."""
     if packed.ndim != 2 or packed.shape[0] != 2:
         raise InvalidRequest(f"{name} must have shape [2, n], got {list(packed.shape)}")
+    if packed.shape[1] > MAX_IDS:
+        raise InvalidRequest(f"{name} has {packed.shape[1]} ids, at most {MAX_IDS} are accepted")
     words, start = [], 0
     for end in packed[1].tolist():
         if end == -1:

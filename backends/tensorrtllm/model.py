@@ -11,6 +11,7 @@ import triton_python_backend_utils as pb_utils
 
 from step_audio.errors import StepAudioError
 from step_audio.steps import dlpack
+from step_audio.steps.tensors import readable
 from step_audio.steps.trtllm.backend import TrtllmBackend
 from step_audio.steps.trtllm.metrics import readings
 
@@ -38,8 +39,13 @@ class TritonPythonModel:
         for request in requests:
             sender = request.get_response_sender()
             names = set(request.requested_output_names())
-            tensors = {tensor.name(): _array(tensor, self.bfloat16) for tensor in request.inputs()}
-            self.backend.submit(request.request_id(), tensors, names, _send(sender, names), sender.is_cancelled)
+            send = _send(sender, names)
+            try:
+                tensors = {tensor.name(): _array(tensor, self.bfloat16) for tensor in request.inputs()}
+            except Exception as error:  # of this request's inputs
+                send(None, readable(error), True)
+                continue
+            self.backend.submit(request.request_id(), tensors, names, send, sender.is_cancelled)
         return None
 
     def finalize(self):

@@ -8,22 +8,28 @@ its clips by content hash, and neither features nor embeddings travel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from step_audio import mel
-from step_audio.arrays import AnyArray, Float32Array, Int64Array
+from step_audio.arrays import AnyArray, Float32Array, Int64Array, all_finite
 from step_audio.checkpoint import from_float32
+from step_audio.config import DType
 from step_audio.errors import ArtefactError, InvalidRequest, NotCached
 from step_audio.steps.clip_cache import ClipCache, ClipKey
-from step_audio.steps.lanes import BatchLane
+from step_audio.steps.clip_limits import check_hashes, clip_tokens
+from step_audio.steps.lanes import BatchLane, attempt
 from step_audio.steps.runtime import Runtime
 from step_audio.steps.tensors import Bfloat16, Reply, Tensors, required, row
 
 MAX_BATCH = 32  # requests whose clips are sorted together
+
+LARGEST: dict[DType, float] = {"float16": 65_504.0, "bfloat16": 3.38e38, "float32": 3.4e38}  # that stay finite
+
+Clip = tuple[ClipKey, Float32Array | None]  # what it is known by, and its features if they were sent
 
 
 class EncoderEngine(Protocol):
@@ -94,52 +100,64 @@ class AudioEncoderStep:
 
     def __init__(self, runtime: Runtime, engine: EncoderEngine | None = None):
         self._encoder = ClipEncoder(runtime, engine)
+        self._runtime = runtime
         self._cache = ClipCache(runtime.encoder_cache_bytes)
         self._dtype = runtime.table_dtype
         self._lane = BatchLane(self.work, MAX_BATCH)
 
     def submit(self, inputs: Tensors, reply: Reply) -> None:
-        frames = inputs["frames"]
-        assert isinstance(frames, np.ndarray)  # Triton has checked its type
-        if frames.size:
+        sent = required(inputs, "frames"), required(inputs, "content_hash"), row(inputs, "mel")
+        if any(tensor is not None and len(tensor) for tensor in sent):
             self._lane.put(inputs, reply)
         else:  # without audio there is no table
             reply({})
 
-    def work(self, batch: Sequence[Tensors]) -> list[Tensors]:
-        """Per request its table [1, rows, hidden]. Raises NotCached for clips of which only the hash is known."""
-        requests = [_clips(inputs) for inputs in batch]
+    def work(self, batch: Sequence[Tensors]) -> list[Tensors | Exception]:
+        """Per request its table [1, rows, hidden], none for no rows, or what is wrong with it. The engine's own faults,
+        which may be anybody's, are raised."""
+        requests = [attempt(_clips, inputs, self._runtime) for inputs in batch]
         rows: dict[ClipKey, AnyArray] = {}
         new: dict[ClipKey, Float32Array] = {}
-        for key, features in (clip for clips in requests for clip in clips):
+        for key, features in (clip for clips in requests if not isinstance(clips, Exception) for clip in clips):
             if (cached := self._cache.get(key)) is not None:
                 rows[key] = cached
             elif features is not None:
-                new[key] = features
-            elif key not in new:
-                raise NotCached
+                new.setdefault(key, features)
         for key, encoded in zip(new, self._encoder.encode(list(new.values())), strict=True):
-            rows[key] = from_float32(encoded.copy(), self._dtype)
-            self._cache.put(key, rows[key])
-        return [self._table([rows[key] for key, _ in clips]) for clips in requests]
+            if (np.abs(encoded) <= LARGEST[self._dtype]).all():  # NaN is not
+                rows[key] = from_float32(encoded.copy(), self._dtype)
+                self._cache.put(key, rows[key])
+        return [clips if isinstance(clips, Exception) else attempt(self._table, clips, rows) for clips in requests]
 
-    def _table(self, rows: Sequence[AnyArray]) -> Tensors:
-        table = np.concatenate(rows)[None]
+    def _table(self, clips: Sequence[Clip], rows: Mapping[ClipKey, AnyArray]) -> Tensors:
+        for key, features in clips:
+            if key not in rows and features is None:
+                raise NotCached
+            if key not in rows:
+                raise InvalidRequest(f"mel: the encoder's embeddings of it are beyond {self._dtype}")
+        if not clips:
+            return {}
+        table = np.concatenate([rows[key] for key, _ in clips])[None]
         return {
             "prompt_embedding_table": Bfloat16(table) if self._dtype == "bfloat16" else table,
             "prompt_vocab_size": np.array([[table.shape[1]]], np.int32),
         }
 
 
-def _clips(inputs: Tensors) -> list[tuple[ClipKey, Float32Array | None]]:
-    """A request's clips: what they are known by, and their features if these were sent."""
-    frames, hashes = required(inputs, "frames").tolist(), required(inputs, "content_hash").tolist()
-    features = row(inputs, "mel")
+def _clips(inputs: Tensors, runtime: Runtime) -> list[Clip]:
+    """Those of a request's clips that have rows: rule "L-2" leaves the shortest without. Raises InvalidRequest."""
+    frames, hashes, features = required(inputs, "frames"), required(inputs, "content_hash"), row(inputs, "mel")
     if len(hashes) != len(frames) or (features is not None and len(features) != len(frames)):
         raise InvalidRequest("frames, content_hash and mel differ in their number of clips")
-    if features is not None and not 1 <= min(frames) <= max(frames) <= features.shape[2]:
-        raise InvalidRequest(f"frames: a clip has 1 to {features.shape[2]} of them, as mel says")
-    return [
-        ((digest, length), None if features is None else features[i, :, :length])
-        for i, (digest, length) in enumerate(zip(hashes, frames, strict=True))
-    ]
+    tokens = clip_tokens(frames, runtime)
+    check_hashes(hashes)
+    if features is not None and (longest := frames.max(initial=0)) > features.shape[2]:
+        raise InvalidRequest(f"frames: a clip has {longest}, but mel {features.shape[2]}")
+    clips: list[Clip] = []
+    for i, (digest, length) in enumerate(zip(hashes.tolist(), frames.tolist(), strict=True)):
+        mine = None if features is None else features[i, :, :length]
+        if mine is not None and not all_finite(mine):
+            raise InvalidRequest("mel holds NaN or infinity")
+        if tokens[i]:
+            clips.append(((digest, length), mine))
+    return clips

@@ -14,9 +14,10 @@ import numpy as np
 
 from step_audio import mel
 from step_audio.arrays import Float32Array, Int32Array, UInt64Array
-from step_audio.audio import SAMPLE_RATE, content_hash, decode_audio, split_clips
+from step_audio.audio import Budget, content_hash, decode_audio, split_clips
 from step_audio.conversation import parse_conversation
 from step_audio.errors import AudioTooLong, InvalidRequest
+from step_audio.steps.clip_limits import clip_tokens
 from step_audio.steps.lanes import Lane
 from step_audio.steps.runtime import Runtime
 from step_audio.steps.tensors import Reply, Tensors, byte_strings, one
@@ -43,7 +44,7 @@ class Featurizer:
         self._check_before_decoding(messages, audio)
         clips, index = self._clips(audio)
         frames = np.array([mel.frame_count(len(clip)) for clip in clips], np.int32)
-        self._check_positions(frames)
+        clip_tokens(frames, self.runtime)
         n_mels = self.runtime.model.audio.n_mels
         padded, _ = mel.pad_batch([mel.log_mel(clip, n_mels) for clip in clips], n_mels)
         hashes = np.array([content_hash(clip) for clip in clips], np.uint64)
@@ -64,36 +65,19 @@ class Featurizer:
     def _clips(self, audio: Sequence[bytes]) -> tuple[list[Float32Array], list[int]]:
         clips: list[Float32Array] = []
         index: list[int] = []
-        left = self.runtime.limits.max_audio_seconds
+        budget = Budget(self.runtime.limits.max_audio_seconds)
         for i, data in enumerate(audio):
             try:
-                samples = decode_audio(data, max_seconds=left, name=f"audio[{i}]")
+                samples = decode_audio(data, budget, name=f"audio[{i}]")
             except AudioTooLong as error:
                 if i == 0:
                     raise
                 total = self.runtime.limits.max_audio_seconds
                 raise InvalidRequest(f"{error}: what the recordings before it leave of {total:g} s") from None
-            left -= len(samples) / SAMPLE_RATE
             new = split_clips(samples)
             clips += new
             index += [i] * len(new)
         return clips, index
-
-    def _check_positions(self, frames: Int32Array) -> None:
-        """The audio alone must fit the prompt table and leave the prompt room for a word."""
-        runtime = self.runtime
-        for length in frames:
-            mel.check_clip(int(length), runtime.model.audio.n_audio_ctx)
-        tokens = sum(mel.token_count(int(length), runtime.length_rule) for length in frames)
-        if tokens > runtime.max_prompt_table_rows:
-            raise InvalidRequest(
-                f"audio: {tokens} audio tokens (12.5 a second), the limit of the prompt table is "
-                f"{runtime.max_prompt_table_rows}; send less audio"
-            )
-        if (positions := tokens + 2 * len(frames)) >= runtime.max_seq_len:
-            raise InvalidRequest(
-                f"audio: {positions} prompt positions, which leaves no room in max_seq_len {runtime.max_seq_len}"
-            )
 
 
 class FeaturizerStep:

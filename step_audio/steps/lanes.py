@@ -6,8 +6,12 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from itertools import count
+from typing import ParamSpec, TypeVar
 
 from step_audio.steps.tensors import Reply, Tensors
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Lane:
@@ -26,16 +30,16 @@ class Lane:
     def _run(self) -> None:
         while True:
             _, _, inputs, reply = self._queue.get()
-            try:
-                reply(self._work(inputs))
-            except Exception as error:
-                reply(error)
+            _answer(reply, attempt(self._work, inputs))
 
 
 class BatchLane:
-    """One thread that does all the work at hand at once."""
+    """One thread that does all the work at hand at once.
 
-    def __init__(self, work: Callable[[Sequence[Tensors]], list[Tensors]], most: int):
+    `work` returns each request's outputs or its error. What it raises concerns them all: each is then tried alone.
+    """
+
+    def __init__(self, work: Callable[[Sequence[Tensors]], Sequence[Tensors | Exception]], most: int):
         self._work = work
         self._most = most
         self._queue: queue.SimpleQueue[tuple[Tensors, Reply]] = queue.SimpleQueue()
@@ -52,14 +56,26 @@ class BatchLane:
             self._do(batch)
 
     def _do(self, batch: list[tuple[Tensors, Reply]]) -> None:
-        try:
-            results = self._work([inputs for inputs, _ in batch])
-        except Exception as error:
+        results = attempt(self._work, [inputs for inputs, _ in batch])
+        if isinstance(results, Exception):
             if len(batch) > 1:  # the fault is one's, and the others' answers are theirs
                 for entry in batch:
                     self._do([entry])
-            else:
-                batch[0][1](error)
-            return
+                return
+            results = [results]
         for (_, reply), result in zip(batch, results, strict=True):
-            reply(result)
+            _answer(reply, result)
+
+
+def attempt(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | Exception:
+    """What `work` returns, or what it raises."""
+    try:
+        return work(*args, **kwargs)
+    except Exception as error:
+        return error
+
+
+def _answer(reply: Reply, result: Tensors | Exception) -> None:
+    """An answer that cannot be sent is this request's fault, and not the thread's."""
+    if (failure := attempt(reply, result)) is not None:
+        reply(failure)

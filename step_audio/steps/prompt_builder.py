@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -11,10 +10,10 @@ from step_audio.arrays import AnyArray, Int32Array, UInt64Array
 from step_audio.chat import ClipInfo, build_prompt
 from step_audio.conversation import parse_conversation
 from step_audio.errors import InvalidRequest
-from step_audio.mel import token_count
+from step_audio.steps.clip_limits import check_hashes, clip_tokens
 from step_audio.steps.lanes import Lane
 from step_audio.steps.runtime import Runtime
-from step_audio.steps.tensors import Reply, Tensors, byte_strings, one, required, row
+from step_audio.steps.tensors import Reply, Tensors, byte_strings, one, required, row, scalar
 from step_audio.tokenizer import Tokenizer, check_vocabulary
 from step_audio.word_list import pack_word_list, unpack_word_list
 
@@ -46,10 +45,10 @@ class PromptBuilder:
 
     def build(self, request: PromptRequest) -> dict[str, AnyArray]:
         """Inputs of `tensorrt_llm` by name, without a batch dimension. Raises InvalidRequest."""
+        suffix = self._suffix(request.suffix_ids)
+        stop_set = self._stop_set(request)
         conversation = parse_conversation(request.messages, request.tools)
-        clips: list[list[ClipInfo]] = [[] for _ in range(conversation.audio_count)]
-        for frames, index, digest in zip(request.frames, request.audio_index, request.content_hash, strict=True):
-            clips[index].append(ClipInfo(token_count(int(frames), self.runtime.length_rule), int(digest)))
+        clips = self._clips(request, conversation.audio_count)
         proceed = bool(request.continue_final_message)
         # Who continues a message wants no new turn; who asks for both is refused.
         new_turn = not proceed if request.add_generation_prompt is None else bool(request.add_generation_prompt)
@@ -61,8 +60,8 @@ class PromptBuilder:
             template=self.runtime.chat_template,
             add_generation_prompt=new_turn,
             continue_final_message=proceed,
+            max_positions=self.runtime.max_seq_len,
         )
-        suffix = self._suffix(request.suffix_ids)
         length = len(prompt.input_ids) + len(suffix)
         outputs: dict[str, AnyArray] = {
             "input_ids": np.concatenate([prompt.input_ids, suffix]),
@@ -70,11 +69,29 @@ class PromptBuilder:
             "prompt_table_extra_ids": np.concatenate([prompt.extra_ids, np.zeros(len(suffix), np.uint64)]),
             "request_output_len": np.array([self._output_len(length, request.request_output_len)], np.int32),
         }
-        return outputs | self._stop_set(request)
+        return outputs | stop_set
+
+    def _clips(self, request: PromptRequest, audios: int) -> list[list[ClipInfo]]:
+        """Of each of the messages' audio parts."""
+        if not len(request.frames) == len(request.audio_index) == len(request.content_hash):
+            raise InvalidRequest("frames, audio_index and content_hash differ in their number of clips")
+        tokens = clip_tokens(request.frames, self.runtime)
+        check_hashes(request.content_hash)
+        index = request.audio_index.tolist()
+        if index != sorted(index) or list(dict.fromkeys(index)) != list(range(audios)):
+            raise InvalidRequest(
+                f"audio_index must name the messages' {audios} audio parts from 0 on, each, and in their order"
+            )
+        clips: list[list[ClipInfo]] = [[] for _ in range(audios)]
+        for audio, count, digest in zip(index, tokens, request.content_hash.tolist(), strict=True):
+            clips[audio].append(ClipInfo(count, digest))
+        return clips
 
     def _suffix(self, ids: Int32Array | None) -> Int32Array:
         if ids is None:
             return np.zeros(0, np.int32)
+        if len(ids) >= self.runtime.max_seq_len:
+            raise InvalidRequest(f"suffix_ids has {len(ids)} ids and max_seq_len is {self.runtime.max_seq_len}")
         vocab_size = self.runtime.model.text.vocab_size
         if np.any((ids < 0) | (ids >= vocab_size)):  # from there on they are the recordings' positions
             raise InvalidRequest(f"suffix_ids must be token ids from 0 to {vocab_size - 1}")
@@ -95,15 +112,14 @@ class PromptBuilder:
 
     def _stop_set(self, request: PromptRequest) -> dict[str, Int32Array]:
         """The engine takes one `end_id` and a list of words: the checkpoint's stop ids are spread over both."""
+        words = [] if request.stop_words_list is None else unpack_word_list(request.stop_words_list)
         if request.end_id is not None:
             outputs = {"end_id": np.array([request.end_id], np.int32)}
             if request.stop_words_list is not None:
                 outputs["stop_words_list"] = request.stop_words_list
             return outputs
         first, *others = self.tokenizer.special.stop_ids
-        words = [[token] for token in others]
-        if request.stop_words_list is not None:
-            words += unpack_word_list(request.stop_words_list)
+        words = [*([token] for token in others), *words]
         return {"end_id": np.array([first], np.int32), "stop_words_list": pack_word_list(words)}
 
 
@@ -121,20 +137,15 @@ class PromptBuilderStep:
         messages = one(inputs, "messages")
         if messages is None:
             raise InvalidRequest("missing required input 'messages'")
-
-        def scalar(name: str) -> Any:
-            value = row(inputs, name)
-            return None if value is None else value.item()
-
         outputs = self._builder.build(
             PromptRequest(
                 messages=messages,
                 **{name: required(inputs, name) for name in ("frames", "audio_index", "content_hash")},
                 tools=one(inputs, "tools"),
-                add_generation_prompt=scalar("add_generation_prompt"),
-                continue_final_message=scalar("continue_final_message"),
-                request_output_len=scalar("request_output_len"),
-                end_id=scalar("end_id"),
+                add_generation_prompt=scalar(inputs, "add_generation_prompt"),
+                continue_final_message=scalar(inputs, "continue_final_message"),
+                request_output_len=scalar(inputs, "request_output_len"),
+                end_id=scalar(inputs, "end_id"),
                 stop_words_list=row(inputs, "stop_words_list"),
                 suffix_ids=row(inputs, "suffix_ids"),
             )

@@ -19,6 +19,8 @@ from step_audio.steps.worker_client import WorkerClient, python_command
 # One thread: the libraries' own pools would take the cores from the LLM.
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"}
 
+log = logging.getLogger(__name__)
+
 
 class StepStub:
     """`pb_utils` is handed in, because that module exists only inside Triton's Python backend."""
@@ -49,12 +51,21 @@ class StepStub:
         self._worker.close()
 
     def _send(self, sender: Any, result: Tensors | Exception) -> None:
+        """Never raises: all requests' answers come through the thread that calls it."""
+        try:
+            response = self._response(result)
+        except Exception as error:  # of this answer's making
+            response = self._response(error)
+        try:
+            sender.send(response, flags=self._pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        except Exception:
+            log.warning("a response could not be sent", exc_info=True)
+
+    def _response(self, result: Tensors | Exception) -> Any:
         pb = self._pb_utils
         if isinstance(result, Exception):
-            response = pb.InferenceResponse(error=pb.TritonError(readable(result)))
-        else:
-            response = pb.InferenceResponse([self._write(name, tensor) for name, tensor in result.items()])
-        sender.send(response, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            return pb.InferenceResponse(error=pb.TritonError(readable(result)))
+        return pb.InferenceResponse([self._write(name, tensor) for name, tensor in result.items()])
 
     def _write(self, name: str, tensor: Tensor) -> Any:
         if isinstance(tensor, Bfloat16):

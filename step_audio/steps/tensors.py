@@ -101,6 +101,16 @@ def row(inputs: Tensors, name: str) -> npt.NDArray[Any] | None:
     return inner
 
 
+def scalar(inputs: Tensors, name: str) -> Any:
+    """As `row`, of a tensor that holds one value. Raises InvalidRequest, too, for one that does not."""
+    value = row(inputs, name)
+    if value is None:
+        return None
+    if value.size != 1:
+        raise InvalidRequest(f"{name}: {value.size} values, send one")
+    return value.item()
+
+
 def required(inputs: Tensors, name: str) -> AnyArray:
     """As `row`. Raises InvalidRequest, too, for one that was not sent."""
     value = row(inputs, name)

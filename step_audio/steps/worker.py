@@ -20,7 +20,7 @@ class Step(Protocol):
     """What a worker does. One request's failure is its own."""
 
     def submit(self, inputs: Tensors, reply: Reply) -> None:
-        """Have it done, in a thread of the step's; `reply` is called once."""
+        """Have it done, in a thread of the step's; `reply` is called once, unless this raises."""
 
 
 def load(name: str, runtime: Runtime) -> Step:
@@ -67,7 +67,10 @@ def main(name: str, runtime_file: str, descriptor: str) -> None:
         def reply(result: Tensors | Exception, number: int = number) -> None:
             send(number, Failed.of(result) if isinstance(result, Exception) else result)
 
-        step.submit(unpacked(inputs), reply)
+        try:
+            step.submit(unpacked(inputs), reply)
+        except Exception as error:
+            reply(error)
 
 
 if __name__ == "__main__":

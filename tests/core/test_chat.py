@@ -20,6 +20,9 @@ def rendered(messages, tools=None, template="default", generate=True, resume=Fal
 
 USER = {"role": "user", "content": "a"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "wetter", "arguments": {"stadt": "Köln", "n": 1}}}
+DEEP: list = []
+for _ in range(5000):
+    DEEP = [DEEP]
 HISTORY = [USER, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
 GENERATE = "<|BOT|>assistant\n<think>\n"
 SAME_IN_BOTH = [
@@ -164,7 +167,9 @@ def test_the_tokenizer_must_fit_the_embedding(tokenizer):
         ("[", "messages is not valid JSON"),
         (b"\xff", "messages is not valid JSON"),
         ('[{"role": "user", "content": NaN}]', "NaN is not JSON"),
-        ("[" * 100_000, "messages is not valid JSON"),
+        ("[" * 100_000, "messages and tools are nested too deeply"),
+        ([{"role": DEEP}], "messages and tools are nested too deeply"),
+        ([{"role": "user", "content": [{"type": DEEP}]}], "messages and tools are nested too deeply"),
         ("{}", "messages must be a list"),
         (None, "messages must be a list"),
         ([], "messages is empty"),
@@ -217,6 +222,7 @@ def test_malformed_messages(messages, message):
 @pytest.mark.parametrize(
     "tools, message",
     [
+        ([{"a": DEEP}], "messages and tools are nested too deeply"),
         ("{", "tools is not valid JSON"),
         ({}, "tools must be a list"),
         ("null", "tools must be a list"),

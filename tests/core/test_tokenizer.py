@@ -90,6 +90,27 @@ def test_surrogates(tokenizer):
     assert tokenizer.encode("\ud83d\ude42") == tokenizer.encode("🙂")
 
 
+def test_the_least_number_of_tokens_is_never_more_than_there_are(tokenizer):
+    noise = random.Random(0)
+    pieces = [
+        *CORPUS,
+        "a",
+        " ",
+        "\n",
+        "é",
+        "e\u0301",
+        "\u1100\u1161\u11a8",
+        "\u03b1\u0314\u0301\u0345",
+        "\ud800",
+        "🙂",
+        "中",
+    ]
+    for _ in range(300):
+        text = "".join(noise.choices(pieces, k=noise.randint(0, 30))) * noise.randint(1, 3)
+        assert tokenizer.least_tokens(text) <= len(tokenizer.encode(text))
+    assert tokenizer.least_tokens("") == 0 and tokenizer.least_tokens("中" * 1000) > 50
+
+
 @pytest.mark.parametrize("ignore_merges", [False, True])
 @pytest.mark.parametrize("merge_form", [list, " ".join])
 def test_an_added_token_that_merges_could_build_is_still_unreachable(ignore_merges, merge_form):

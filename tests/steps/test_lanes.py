@@ -1,0 +1,57 @@
+"""Lanes: each request has its own end, whatever becomes of the others."""
+
+import queue
+
+import pytest
+
+from step_audio.steps.lanes import BatchLane, Lane
+from waiting import SECONDS
+
+
+def answers(lane, *requests):
+    """By request; one whose name is "mute" cannot be answered with outputs."""
+    found = queue.SimpleQueue()
+
+    def reply_to(name):
+        def reply(result):
+            if name == "mute" and not isinstance(result, Exception):
+                raise MemoryError
+            found.put((name, result))
+
+        return reply
+
+    for name in requests:
+        lane.put({"name": [name.encode()]}, reply_to(name))
+    return dict(found.get(timeout=SECONDS) for _ in requests)
+
+
+def work(inputs):
+    (name,) = inputs["name"]
+    if name == b"bad":
+        raise ZeroDivisionError
+    return {"name": [name]}
+
+
+def batches(batch):
+    if any(inputs["name"] == [b"bad"] for inputs in batch):
+        raise ZeroDivisionError
+    return [KeyError("own") if inputs["name"] == [b"own"] else inputs for inputs in batch]
+
+
+@pytest.mark.parametrize("lane", [Lane(work), BatchLane(batches, 8)])
+def test_a_fault_is_its_request_s_alone(lane):
+    for _ in range(3):  # the thread goes on
+        found = answers(lane, "good", "bad", "mute", "other")
+        assert [type(found[name]) for name in ("bad", "mute")] == [ZeroDivisionError, MemoryError]
+        assert found["good"] == {"name": [b"good"]} and found["other"] == {"name": [b"other"]}
+
+
+def test_an_error_in_a_batch_is_not_tried_again():
+    seen = []
+
+    def counted(batch):
+        seen.extend(inputs["name"] for inputs in batch)
+        return batches(batch)
+
+    found = answers(BatchLane(counted, 8), "good", "own", "other")
+    assert isinstance(found["own"], KeyError) and found["good"] == {"name": [b"good"]} and len(seen) == 3

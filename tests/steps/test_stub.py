@@ -1,0 +1,89 @@
+"""The stub's side of a step, with stand-ins of Triton and of the worker: what cannot be read or sent fails alone."""
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from step_audio.errors import InvalidRequest
+from step_audio.steps.stub import StepStub
+from step_audio.steps.tensors import INTERNAL_ERROR, Bfloat16
+
+
+class Sender:
+    def __init__(self, gone=False):
+        self.sent, self.gone = [], gone
+
+    def send(self, response, flags):
+        if self.gone:
+            raise RuntimeError("the client is gone")
+        self.sent.append((response, flags))
+
+
+class Input:
+    def __init__(self, name, array):
+        self._name, self._array = name, array
+
+    def name(self):
+        return self._name
+
+    def as_numpy(self):
+        if self._array is None:
+            raise RuntimeError("/dev/shm/region_of_ours")
+        return self._array
+
+
+class Tensor:
+    def __new__(cls, name, array):
+        return name, array
+
+    @staticmethod
+    def from_dlpack(name, capsule):
+        raise RuntimeError("DLPack of nothing in triton_python_backend_shm_region_7")
+
+
+def triton_error(text):
+    text.encode()  # as the C++ side does
+    return text
+
+
+PB = SimpleNamespace(
+    InferenceResponse=lambda outputs=None, error=None: error if error else outputs,
+    TritonError=triton_error,
+    Tensor=Tensor,
+    TRITONSERVER_RESPONSE_COMPLETE_FINAL=1,
+)
+
+
+class Worker:
+    """Answers at once with what `answers` has for the request's number."""
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def submit(self, inputs, answer):
+        found = self.answers[int(inputs["n"][0])]
+        answer(found)
+
+
+def sent(answers, arrays, gone=()):
+    stub = StepStub.__new__(StepStub)
+    stub._pb_utils, stub._worker = PB, Worker(answers)
+    senders = [Sender(n in gone) for n in range(len(arrays))]
+    requests = [
+        SimpleNamespace(get_response_sender=lambda s=sender: s, inputs=lambda a=array: [Input("n", a)])
+        for sender, array in zip(senders, arrays, strict=True)
+    ]
+    assert stub.execute(requests) == [None] * len(requests)
+    return [sender.sent for sender in senders]
+
+
+def test_inputs_that_cannot_be_read_are_their_request_s_fault():
+    good = {"out": np.ones(1)}
+    first, bad, last = sent([good, good, good], [np.array([0]), None, np.array([2])])
+    assert first == last == [([("out", good["out"])], 1)] and bad == [(INTERNAL_ERROR, 1)]
+
+
+def test_outputs_that_cannot_be_sent_are_their_request_s_fault():
+    answers = [{"table": Bfloat16(np.zeros((1, 0, 4), np.uint16))}, InvalidRequest("\ud800"), {"out": np.ones(1)}, {}]
+    table, text, good, gone = sent(answers, [np.array([n]) for n in range(4)], gone={3})
+    assert table == text == [(INTERNAL_ERROR, 1)] and len(good) == 1 and gone == []
