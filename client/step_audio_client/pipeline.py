@@ -164,7 +164,7 @@ class Pipeline:
         """Of the first server of the route. Raises RequestError."""
         server = run.route[0]
         request = wire.infer_request(model, request_id, inputs)
-        responses = wire.stream(server.stub, request, run.time_left())
+        responses = wire.stream(server.stub, request, run.time_left(), leased=True)
         entry = (request_id, server, responses)
         self._open.add(entry)
         try:

@@ -19,6 +19,8 @@ from tritonclient.utils import deserialize_bytes_tensor, np_to_triton_dtype, ser
 
 from step_audio.arrays import AnyArray
 
+LEASE, LEASE_PREFIX = "lease", "lease:"  # the model, and what it wants in front of the id of an answer
+
 # Two bytes that are handed on as they came: numpy has no such numbers.
 BFLOAT16 = np.dtype("V2")
 
@@ -93,27 +95,41 @@ class ConnectionLost(Exception):
 
 
 async def stream(
-    stub: service_pb2_grpc.GRPCInferenceServiceStub, request: service_pb2.ModelInferRequest, timeout: float | None
+    stub: service_pb2_grpc.GRPCInferenceServiceStub,
+    request: service_pb2.ModelInferRequest,
+    timeout: float | None,
+    leased: bool = False,
 ) -> AsyncGenerator[Response]:
     """Responses of one request up to and including the final one.
 
-    Raises StreamError, ConnectionLost, and grpc.aio.AioRpcError for what did not reach the server or took too long.
+    `leased`: by the model `lease` the server ends the LLM's work when this stream breaks, or its time is up. Raises
+    StreamError, ConnectionLost, and grpc.aio.AioRpcError for what did not reach the server or took too long.
     """
     sent = False
+    ended = asyncio.Event()
 
     async def requests() -> AsyncIterator[service_pb2.ModelInferRequest]:
         nonlocal sent
         yield request
+        if leased:
+            yield _lease(request.id, True, timeout)
         sent = True
+        if leased:
+            await ended.wait()
+            yield _lease(request.id, False)
 
     call = stub.ModelStreamInfer(requests(), timeout=timeout)
     try:
         async for message in call:
+            if message.infer_response.id.startswith(LEASE_PREFIX):
+                continue
             if message.error_message:
+                ended.set()
                 await _read_out(call)
                 raise StreamError(message.error_message)
             response = infer_response(message.infer_response)
             if response.final:  # before it is handed on, for a caller who has all may leave at once
+                ended.set()
                 await _read_out(call)
             yield response
             if response.final:
@@ -126,6 +142,13 @@ async def stream(
     finally:
         if not call.done():
             call.cancel()
+
+
+def _lease(request_id: str, open_: bool, seconds: float | None = None) -> service_pb2.ModelInferRequest:
+    inputs = {"open": scalar(open_, np.bool_)}
+    if seconds is not None:
+        inputs["seconds"] = scalar(seconds, np.float32)
+    return infer_request(LEASE, f"{LEASE_PREFIX}{request_id}", inputs)
 
 
 async def _read_out(call: grpc.aio.StreamStreamCall[Any, Any]) -> None:

@@ -34,7 +34,7 @@ def test_serves_survives_a_dead_model_and_stops(command):
     assert b"<html" in command.get("/").lower()  # the playground
 
     stubs = [pid for pid in command.family() if "triton_python" in Path(f"/proc/{pid}/comm").read_text()]
-    assert len(stubs) == 5  # one a model
+    assert len(stubs) == 6  # one a model
     os.kill(stubs[0], signal.SIGKILL)
     command.wait_for("died: starting again")
     command.wait_for("ready")

@@ -13,7 +13,7 @@ def steps(configs, ensemble=ENSEMBLE):
 
 def test_the_ensemble_holds_together(configs):
     assert wiring_faults(configs) == []
-    assert {step.model_name for step in steps(configs)} == set(configs) - ENSEMBLES - {"tokenizer"}
+    assert {step.model_name for step in steps(configs)} == set(configs) - ENSEMBLES - {"tokenizer", "lease"}
 
 
 def test_the_prompt_s_ensemble_is_the_other_one_up_to_the_llm(configs):

@@ -74,6 +74,10 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelStreamInfer(self, requests, context):
         async for request in requests:
             inputs = read(request)
+            if request.model_name == "lease":
+                if not inputs["open"].item():
+                    self.seen.append(("returned", request.id))
+                continue
             if request.model_name == "tensorrt_llm":
                 self.seen.append(("stop", request.id, inputs["stop"].item()))
                 yield message(final=True)
@@ -81,8 +85,13 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
             self.seen.append(("generate", request.id, inputs))
             self.time_left.append(context.time_remaining())
             try:
+                part = None
                 async for part in self.script():
                     yield part
+                if part is None or not (
+                    part.error_message or part.infer_response.parameters["triton_final_response"].bool_param
+                ):
+                    return  # it breaks off
             except asyncio.CancelledError:
                 self.seen.append(("cancelled", request.id))
                 raise

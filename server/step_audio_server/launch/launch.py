@@ -24,6 +24,9 @@ KILL_AFTER_ON_GPU = 30
 RESTRICTED = ("shared-memory", "model-repository", "logging", "trace")
 
 
+KEEPALIVE_MS = 10_000
+
+
 @dataclass(frozen=True)
 class Launch:
     """How a server is started, and how its processes and shared memory are known again."""
@@ -56,6 +59,10 @@ def serving_flags(ports: Ports, drain_timeout: int) -> tuple[str, ...]:
         f"--http-port={ports.http}",
         f"--metrics-port={ports.metrics}",
         f"--exit-timeout-secs={drain_timeout}",
+        # A client whose machine is gone is found out, and its leases end.
+        f"--grpc-keepalive-time={KEEPALIVE_MS}",
+        f"--grpc-keepalive-timeout={KEEPALIVE_MS // 2}",
+        "--grpc-http2-max-pings-without-data=0",
         *restrictions(),
     )
 
