@@ -144,6 +144,7 @@ class Footprint:
     """What the processes below `step-audio serve` hold."""
 
     memory_mb: float
+    memory_mb_of: dict[str, float]  # by process
     descriptors: int
     threads: int
     shared_mb: float
@@ -152,10 +153,13 @@ class Footprint:
     @classmethod
     def of(cls, pid: int) -> Footprint:
         family = tree(pid)
-        status = [text for text in (_read(f"/proc/{one}/status") for one in family) if text]
+        statuses = {one: text for one in family if (text := _read(f"/proc/{one}/status"))}
+        status = list(statuses.values())
+        memory = {one: _field(text, "RssAnon") / 1024 for one, text in statuses.items()}
         regions = [path for path in Path("/dev/shm").glob(f"step_audio_{pid}_*")]
         return cls(
-            memory_mb=round(sum(_field(text, "RssAnon") for text in status) / 1024, 1),
+            memory_mb=round(sum(memory.values()), 1),
+            memory_mb_of={f"{name(one)} {one}": round(value, 1) for one, value in memory.items()},
             descriptors=sum(_count(f"/proc/{one}/fd") for one in family),
             threads=sum(_field(text, "Threads") for text in status),
             shared_mb=round(sum(path.stat().st_size for path in regions) / 1e6, 1),
@@ -170,6 +174,17 @@ def tree(pid: int) -> set[int]:
         new = {child for one in new for child in processes.children(one)} - found
         found |= new
     return found
+
+
+def name(pid: int) -> str:
+    """What a process is for: its model, or its module."""
+    words = processes.arguments(pid)
+    paths = [word for word in words if word.endswith("/model.py")]
+    if paths:
+        return f"stub of {Path(paths[0]).parts[-3]}"
+    if "step_audio.steps.worker" in words:
+        return f"worker of {words[words.index('step_audio.steps.worker') + 1]}"
+    return next((word for word in words if word.startswith("step_audio_")), Path((words or ["gone"])[0]).name)
 
 
 def _read(path: str) -> str:
@@ -235,7 +250,13 @@ async def soak(pid: int, url: str, grpc: str, minutes: float, wide: int, memory_
         if warm is None and passed > WARM_UP * minutes * 60:
             warm = Footprint.of(pid)
             limit = MemoryLimit(pid, memory_limit) if memory_limit else None
-        print(f"{passed:.0f} s: {outcomes.total()} requests, {Footprint.of(pid)}", file=sys.stderr, flush=True)
+        now = Footprint.of(pid)
+        print(
+            f"{passed:.0f} s: {outcomes.total()} requests, {now.memory_mb} MB, {now.descriptors} descriptors, "
+            f"{now.threads} threads, {now.shared_mb} MB shared, {now.processes} processes",
+            file=sys.stderr,
+            flush=True,
+        )
     await running
     for traffic in traffics:
         await traffic.http.aclose()
