@@ -270,7 +270,9 @@ class Engine:
             token, log_prob, cumulative = sequence.sampler.draw(row, sequence.history())
         except NoToken:
             if guide is None:
-                raise
+                raise InvalidRequest(
+                    "no token can be drawn: the prompt table, the penalties or bad_words leave none"
+                ) from None
             raise InvalidRequest("bad_words or min_tokens forbid every token that the guide allows next") from None
         now = time.monotonic_ns()
         sequence.first_token_ns = sequence.first_token_ns or now

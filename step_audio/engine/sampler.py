@@ -119,7 +119,7 @@ class TokenSampler:
             best = row[token]
         elif self.top_k:
             order = largest(row, self.top_k)
-            best = row[order[0]]
+            best = row[order[0]] if order.size else -np.inf
         else:
             best = row.max()
         if not np.isfinite(best):
@@ -162,11 +162,12 @@ class TokenSampler:
         """Touches seen tokens only. The row stays unscaled: order and thresholds do not depend on the scale."""
         params = self.params
         ids, counts = self._ids[: self._seen], self._counts[: self._seen]
-        values = row[ids] * np.float32(self.scale)
-        factor = np.float32(params.repetition_penalty)
-        values = np.where(values < 0, values * factor, values / factor)
-        values -= np.float32(params.presence_penalty) + np.float32(params.frequency_penalty) * counts
-        row[ids] = values / np.float32(self.scale)
+        with np.errstate(over="ignore", invalid="ignore"):  # then no token has a finite logit
+            values = row[ids] * np.float32(self.scale)
+            factor = np.float32(params.repetition_penalty)
+            values = np.where(values < 0, values * factor, values / factor)
+            values -= np.float32(params.presence_penalty) + np.float32(params.frequency_penalty) * counts
+            row[ids] = values / np.float32(self.scale)
 
     def _accept(self, token: int) -> None:
         self.drawn += 1

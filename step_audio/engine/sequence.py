@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -35,23 +36,10 @@ class Sequence:
         self.block_size = block_size
         self.prompt_length = len(request.input_ids)
         self.max_length = self.prompt_length + max_new_tokens
-        self.tokens = np.empty(self.max_length, np.int32)
-        self.tokens[: self.prompt_length] = request.input_ids
+        self.vocab_size = vocab_size
+        self.normalize_log_probs = normalize_log_probs
         self.length = self.prompt_length
         self.computed = 0
-        self.stop_words: dict[int, list[list[int]]] = {}  # by their last token: looked up, not searched, every step
-        for word in request.stop_words:
-            self.stop_words.setdefault(word[-1], []).append(list(word))
-        self.sampler = TokenSampler(
-            request.sampling,
-            request.input_ids,
-            vocab_size,
-            index=index,
-            end_id=request.end_id,
-            bad_words=request.bad_words,
-            log_probs=request.return_log_probs,
-            normalize_log_probs=normalize_log_probs,
-        )
         self.guide: TokenGuide | None = None  # if the request has one, made when that is compiled
         self.cum_log_prob = 0.0
         # KV cache
@@ -62,13 +50,46 @@ class Sequence:
         self.reused_blocks = 0
         self.new_blocks = 0
         self._keys: list[bytes] = []
-        table_positions = np.flatnonzero(request.input_ids >= vocab_size)
-        # No prompt table is needed from here on.
-        self.table_end = int(table_positions[-1]) + 1 if len(table_positions) else 0
         # Times, monotonic nanoseconds
         self.first_scheduled_ns = 0
         self.first_token_ns = 0
         self.last_token_ns = 0
+
+    # What takes memory or time is made when the answer gets its turn: a request may ask for many.
+
+    @cached_property
+    def tokens(self) -> Int32Array:
+        tokens = np.empty(self.max_length, np.int32)
+        tokens[: self.prompt_length] = self.request.input_ids
+        return tokens
+
+    @cached_property
+    def sampler(self) -> TokenSampler:
+        request = self.request
+        return TokenSampler(
+            request.sampling,
+            request.input_ids,
+            self.vocab_size,
+            index=self.index,
+            end_id=request.end_id,
+            bad_words=request.bad_words,
+            log_probs=request.return_log_probs,
+            normalize_log_probs=self.normalize_log_probs,
+        )
+
+    @cached_property
+    def stop_words(self) -> dict[int, list[list[int]]]:
+        """By their last token: looked up, not searched, every step."""
+        found: dict[int, list[list[int]]] = {}
+        for word in self.request.stop_words:
+            found.setdefault(word[-1], []).append(word)
+        return found
+
+    @cached_property
+    def table_end(self) -> int:
+        """No prompt table is needed from here on."""
+        positions = np.flatnonzero(self.request.input_ids >= self.vocab_size)
+        return int(positions[-1]) + 1 if len(positions) else 0
 
     @property
     def pending(self) -> int:

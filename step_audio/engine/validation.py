@@ -7,7 +7,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from step_audio.arrays import AnyArray
+from step_audio.arrays import AnyArray, all_finite
 from step_audio.engine.request import GenerationRequest
 from step_audio.engine.trtllm_checkpoint import EngineSpec
 from step_audio.errors import InvalidRequest
@@ -55,6 +55,8 @@ def _check_prompt_table(request: GenerationRequest, spec: EngineSpec, ids: AnyAr
             raise InvalidRequest(
                 f"the prompt table must be [rows, {spec.hidden_size}] for this model, not {list(table.shape)}"
             )
+        if not all_finite(table):
+            raise InvalidRequest("the prompt table holds NaN or infinity")
         rows = len(table)
         if rows > spec.max_prompt_vocab_size:
             raise InvalidRequest(

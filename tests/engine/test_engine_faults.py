@@ -10,10 +10,12 @@ import pytest
 
 from engine_fixture import VOCAB, Answer, ask, generate, prompt, submit
 from engine_runs import TABLE, SlowExecutor, idle
-from step_audio.engine import GenerationRequest
+from step_audio.engine import GenerationRequest, validation
 from step_audio.engine.sampler import TokenSampler
-from step_audio.errors import StepAudioError
+from step_audio.errors import InvalidRequest, StepAudioError
 from waiting import wait_until
+
+NOTHING_LEFT = "no token can be drawn: the prompt table, the penalties or bad_words leave none"
 
 # --- cancelling, faults, the end ---
 
@@ -69,12 +71,47 @@ def test_a_fault_in_one_request_harms_no_neighbour(start, monkeypatch):
     assert idle(engine).healthy
 
 
-def test_a_prompt_table_of_no_numbers_ends_its_own_request_only(engine):
+def test_a_prompt_table_of_no_numbers_ends_its_own_request_only(engine, monkeypatch):
     ids = np.array([1, VOCAB, 2], np.int32)
-    bad = submit(engine, "bad", ids, prompt_table=TABLE * np.nan, extra_ids=np.array([0, 5, 0]))
-    good = submit(engine, "good", prompt(40))
-    assert str(bad.wait().last.error) == "internal error"
-    assert good.wait().tokens() == generate(prompt(40))
+    extra = np.array([0, 5, 0])
+    for value in (np.nan, np.inf):
+        with pytest.raises(InvalidRequest, match="the prompt table holds NaN or infinity"):
+            submit(engine, "bad", ids, prompt_table=TABLE + value, extra_ids=extra)
+    monkeypatch.setattr(validation, "all_finite", lambda values: True)
+    for _ in range(3):  # as if they had come about on the way; the blocks are used again
+        bad = submit(engine, "bad", np.repeat(ids, 40), prompt_table=TABLE * np.nan, extra_ids=np.repeat(extra, 40))
+        good = submit(engine, "good", prompt(40))
+        assert str(bad.wait().last.error) == NOTHING_LEFT
+        assert good.wait().tokens() == generate(prompt(40))
+    used = engine.stats().kv_blocks_max * 32
+    for seed in range(used // 400 + 2):  # every block of the cache is written over
+        ask(engine, prompt(400, seed), 2)
+    assert ask(engine, prompt(40)).tokens() == generate(prompt(40))
+
+
+def test_penalties_that_leave_no_token_end_their_own_request_only(engine):
+    for faulty in (
+        {"repetition_penalty": 1e-38},
+        {"frequency_penalty": -3e38, "top_k": 5},
+        {"presence_penalty": -3e38},
+    ):
+        bad = submit(engine, "bad", prompt(40, 1), **{"temperature": 0.5, **faulty})
+        good = submit(engine, "good", prompt(40))
+        last = bad.wait().last
+        assert last.error is None or str(last.error) == NOTHING_LEFT
+        assert good.wait().tokens() == generate(prompt(40))
+
+
+def test_a_request_for_many_answers_takes_memory_for_those_at_work(start):
+    """With all that a penalty counts."""
+    engine = start({"max_batch_size": 2, "max_seq_len": 512})
+    engine._executor = SlowExecutor(engine._executor, 0.02)
+    answer = submit(engine, "many", prompt(300), 200, num_return_sequences=64, repetition_penalty=1.5)
+    wait_until(lambda: len(answer.outputs) >= 5)
+    made = [sequence for sequence in engine._active["many"].sequences if "sampler" in vars(sequence)]
+    assert len(made) <= 3
+    engine.cancel("many")
+    answer.wait()
 
 
 def test_a_listener_that_fails_loses_its_request_only(engine):

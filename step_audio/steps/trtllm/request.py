@@ -46,6 +46,15 @@ OTHERS = (
 SAMPLING = {one.input: one.name for one in PARAMETERS if one.input not in (*REQUIRED, *FLAGS)}
 SUPPORTED = frozenset((*REQUIRED, *SAMPLING, *FLAGS, *OTHERS))
 
+# Of those that are not one value a row.
+NDIM = {
+    "input_ids": 2,
+    "stop_words_list": 3,
+    "bad_words_list": 3,
+    "prompt_embedding_table": 3,
+    "prompt_table_extra_ids": 2,
+}
+
 # Of the unsupported ones these may be sent with the one value that asks for nothing.
 NEUTRAL = {
     "beam_width": 1,
@@ -80,7 +89,7 @@ class TritonRequest:
 
 def is_stop(tensors: Mapping[str, AnyArray]) -> bool:
     """Whether this request is only to end another; then none of its other inputs is looked at."""
-    return "stop" in tensors and bool(tensors["stop"].reshape(-1)[0])
+    return "stop" in tensors and bool(tensors["stop"].any())
 
 
 def parse(
@@ -98,6 +107,11 @@ def parse(
         if name in NEUTRAL:
             raise InvalidRequest(f"input '{name}' is supported only as {str(NEUTRAL[name]).lower()} by the CPU backend")
         raise InvalidRequest(f"input '{name}' is not supported by the CPU backend")
+
+    for name in REQUIRED:
+        if name not in tensors:
+            raise InvalidRequest(f"missing required input '{name}'")
+    _check_shapes(tensors)
 
     def flag(name: str, default: bool = False) -> bool:
         if name not in tensors:
@@ -117,11 +131,20 @@ def parse(
         num_output_tokens=flag("return_num_output_tokens"),
         several_answers=several is not None and bool((several > 1).any()),
     )
-    for name in REQUIRED:
-        if name not in tensors:
-            raise InvalidRequest(f"missing required input '{name}'")
     rows = [_row(tensors, row, options, on_output) for row in range(tensors["input_ids"].shape[0])]
     return TritonRequest(options, rows)
+
+
+def _check_shapes(tensors: Mapping[str, AnyArray]) -> None:
+    ids = tensors["input_ids"]
+    if not len(ids):
+        raise InvalidRequest("input_ids has no rows")
+    for name, tensor in tensors.items():
+        fits = tensor.ndim == NDIM[name] if name in NDIM else tensor.size == len(ids)
+        if not fits or len(tensor) != len(ids):
+            raise InvalidRequest(
+                f"input '{name}' of shape {list(tensor.shape)} does not fit input_ids {list(ids.shape)}"
+            )
 
 
 def _row(
