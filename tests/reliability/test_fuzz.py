@@ -1,0 +1,223 @@
+"""Every model is asked what nobody should ask: an answer or one clear error, and the next request is answered as ever.
+
+RELIABILITY_ROUNDS: `make reliability` sets it, for 100,000 tries in process and 3,000 through a server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+import tokenizer_fixture
+from engine_fixture import HIDDEN, VOCAB, write_engine
+from fuzz_fixture import Fuzz, check_text, good_requests
+from model_fixture import runtime
+from raw_triton import scalar
+from step_audio.errors import StepAudioError
+from step_audio.mel import token_count
+from step_audio.steps.encoder_engine import AudioEncoderStep
+from step_audio.steps.featurizer import FeaturizerStep
+from step_audio.steps.prompt_builder import PromptBuilderStep
+from step_audio.steps.trtllm.backend import TrtllmBackend
+from step_audio_client import wire
+from step_audio_server import processes
+from waiting import SECONDS
+
+LONG = bool(os.environ.get("RELIABILITY_ROUNDS"))
+STEPS = {"audio_featurizer": 20_000, "prompt_builder": 40_000, "audio_encoder": 30_000}
+MODELS = STEPS | {"tensorrt_llm": 10_000}
+SHORT = 150
+GROWTH = 200 << 20  # bytes that a process may have more after the tries than after a tenth of them
+
+
+def tries(count: int):
+    return settings(
+        max_examples=count, deadline=None, database=None, derandomize=not LONG, suppress_health_check=list(HealthCheck)
+    )
+
+
+class Engine:
+    """Of the encoder: what it is asked is what it can take."""
+
+    max_clips = 8
+
+    def run(self, features, frames):
+        assert np.isfinite(features).all() and 3 <= frames.min() <= frames.max() <= features.shape[2] <= 3000
+        rows = token_count(int(frames.max()), "L-2")
+        return np.broadcast_to(features[:, :1, :1], (len(features), rows, HIDDEN)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def fuzz(tmp_path_factory):
+    return Fuzz(tmp_path_factory.mktemp("fuzz") / "work")
+
+
+@pytest.fixture(scope="module")
+def settings_of_steps(tmp_path_factory):
+    file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    file.write_text(tokenizer_fixture.build_json(), encoding="utf-8")
+    return runtime().model_copy(update={"tokenizer_file": file, "chat_template": "default"})
+
+
+class Memory:
+    """Of processes, looked at when a tenth of the tries is done, and at the end."""
+
+    def __init__(self, count: int, pids: list[int]):
+        self.warm, self.done, self.pids, self.before = count // 10, 0, pids, {}
+        self.outcomes: Counter[str] = Counter()
+
+    def count(self, outcome: str) -> None:
+        self.outcomes[outcome] += 1
+        self.done += 1
+        if self.done == self.warm:
+            self.before = self.now()
+
+    def now(self) -> dict[int, int]:
+        return {pid: 4096 * int(open(f"/proc/{pid}/statm").read().split()[1]) for pid in self.pids}
+
+    def check(self, model: str) -> None:
+        grown = {pid: size - self.before.get(pid, size) for pid, size in self.now().items()}
+        print(f"{model}: {dict(self.outcomes)}, grown by {max(grown.values()) >> 20} MiB")
+        assert max(grown.values()) < GROWTH
+
+
+@pytest.mark.parametrize("model", STEPS)
+def test_a_step_in_process(fuzz, settings_of_steps, model):
+    """Beside a good request, whose answer is what it always is."""
+    step = {
+        "audio_featurizer": FeaturizerStep,
+        "prompt_builder": PromptBuilderStep,
+        "audio_encoder": lambda given: AudioEncoderStep(given, Engine()),
+    }[model](settings_of_steps)
+    good = good_requests(settings_of_steps.model.text.vocab_size, HIDDEN)[model]
+
+    def ask(*requests):
+        """All at once, as the worker hands them over."""
+        found: list[queue.SimpleQueue] = [queue.SimpleQueue() for _ in requests]
+        for inputs, answer in zip(requests, found, strict=True):
+            tensors = {n: list(a.reshape(-1)) if a.dtype == object else a for n, a in inputs.items()}
+            try:
+                step.submit(tensors, answer.put)
+            except Exception as error:  # as in the worker
+                answer.put(error)
+        answers = [answer.get(timeout=SECONDS) for answer in found]
+        assert all(answer.empty() for answer in found)
+        return answers
+
+    (expected,) = ask(good)
+    memory = Memory(count := MODELS[model] if LONG else SHORT, [os.getpid()])
+
+    @tries(count)
+    @given(inputs=fuzz.requests(model, good))
+    def run(inputs):
+        answer, control = ask(inputs, good)
+        assert {name: repr(value) for name, value in control.items()} == {n: repr(v) for n, v in expected.items()}
+        if isinstance(answer, Exception):
+            assert isinstance(answer, StepAudioError), repr(answer)
+            check_text(str(answer))
+        memory.count("refused" if isinstance(answer, Exception) else "answered")
+
+    run()
+    memory.check(model)
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory):
+    build = {"max_seq_len": 64, "max_num_tokens": 64}
+    engine = write_engine(tmp_path_factory.mktemp("engine") / "tiny", build=build)
+    backend = TrtllmBackend({"gpt_model_path": str(engine), "enable_chunked_context": "true"})
+    yield backend
+    backend.shutdown()
+
+
+def test_the_llm_in_process(fuzz, backend):
+    good = good_requests(VOCAB, HIDDEN)["tensorrt_llm"]
+
+    def begin(inputs):
+        sent: queue.SimpleQueue = queue.SimpleQueue()
+        backend.submit("", inputs, {"output_ids", "sequence_length"}, lambda *response: sent.put(response), bool)
+        return sent
+
+    def end(sent):
+        """The tokens, or the error."""
+        tokens = []
+        while True:
+            tensors, error, final = sent.get(timeout=SECONDS)
+            if tensors:
+                tokens += tensors["output_ids"].reshape(-1).tolist()
+            if final:
+                assert sent.empty()
+                return error or tokens
+
+    expected = end(begin(good))
+    memory = Memory(count := MODELS["tensorrt_llm"] if LONG else SHORT // 3, [os.getpid()])
+
+    @tries(count)
+    @given(inputs=fuzz.requests("tensorrt_llm", good))
+    def run(inputs):
+        fuzzed, control = begin(inputs), begin(good)
+        assert end(control) == expected
+        outcome = end(fuzzed)
+        if isinstance(outcome, str):
+            check_text(outcome)
+        memory.count("refused" if isinstance(outcome, str) else "answered")
+
+    run()
+    memory.check("tensorrt_llm")
+    assert backend.engine.alive and backend.stats().kv_blocks_used == 0
+
+
+def test_through_a_server(fuzz, service):
+    """Each followed by a request through the whole pipeline."""
+    good = good_requests(700, 64)
+    whole = {
+        "messages": good["audio_featurizer"]["messages"],
+        "audio": good["audio_featurizer"]["audio"],
+        "request_output_len": scalar(4, np.int32),
+        "temperature": scalar(0, np.float32),
+        "streaming": scalar(True, np.bool_),
+    }
+    pids = [service.server.process.pid, *processes.session(service.server.process.pid)]
+    each = 750 if LONG else 10
+    memory = Memory(4 * each, sorted({*pids}))
+
+    async def ask(stub, model, inputs):
+        request = wire.infer_request(model, "", {n: a[:, None] if a.ndim == 1 else a for n, a in inputs.items()})
+        try:
+            responses = [response async for response in wire.stream(stub, request, SECONDS)]
+        except wire.StreamError as error:
+            return str(error)
+        return [token for one in responses if "output_ids" in one.outputs for token in one.outputs["output_ids"].flat]
+
+    async def with_stub(model, *requests):
+        from tritonclient.grpc import service_pb2_grpc
+
+        async with wire.channel(service.address) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            first = await ask(stub, model, requests[0]) if requests else None
+            return first, await ask(stub, "step_audio_r1", whole)
+
+    _, expected = asyncio.run(with_stub("step_audio_r1"))
+    assert len(expected) == 4
+
+    def fuzzed(model):
+        @tries(each)
+        @given(inputs=fuzz.requests(model, good[model]))
+        def run(inputs):
+            outcome, control = asyncio.run(with_stub(model, inputs))
+            if isinstance(outcome, str):
+                check_text(outcome)
+            assert control == expected and service.server.fault() is None
+            memory.count(f"{model} {'refused' if isinstance(outcome, str) else 'answered'}")
+
+        run()
+
+    for model in good:
+        fuzzed(model)
+    memory.check("the server")
