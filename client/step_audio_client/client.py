@@ -86,6 +86,11 @@ class StepAudioClient:
         """Stops what is under way, and waits for it, so that no slot stays taken on the server."""
         await self._pipeline.close()
 
+    @property
+    def reachable(self) -> int:
+        """How many of its servers are not known to be out of reach."""
+        return self._pipeline.reachable
+
     async def ready(self) -> bool:
         """Whether the whole pipeline is loaded, on one server at least."""
         return await self._pipeline.ready()

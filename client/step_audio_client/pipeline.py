@@ -56,6 +56,11 @@ class Pipeline:
         self._runs.add(run)
         return run
 
+    @property
+    def reachable(self) -> int:
+        """How many servers are not known to be out of reach."""
+        return self._servers.reachable
+
     async def ready(self) -> bool:
         """Whether one server at least has everything loaded, and every model of it answers."""
         return any(await asyncio.gather(*(self._ready(server) for server in self._servers.all)))

@@ -57,6 +57,11 @@ class Servers:
         self._turn += 1
         return sorted(self.all[turn:] + self.all[:turn], key=Server.rank)
 
+    @property
+    def reachable(self) -> int:
+        """Those to which the last attempt to connect has not failed."""
+        return sum(server.rank() < max(_ORDER.values()) for server in self.all)
+
     async def close(self) -> None:
         for server in self.all:
             await server.channel.close()

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from step_audio_client import StepAudioClient
 from step_audio_gateway import errors
+from step_audio_gateway.admission import Admission
 from step_audio_gateway.auth import Keys
 from step_audio_gateway.chat import FAILURES, chat_routes
 from step_audio_gateway.core import Gateway
@@ -32,15 +33,17 @@ def create_app(settings: GatewaySettings, client: StepAudioClient, fetcher: Fetc
     """
     gateway = Gateway(settings, client, fetcher)
     keys = Keys(settings.keys())
+    admission = Admission(settings, client, len(keys), gateway.metrics)
     app = FastAPI(title="Step-Audio-R1", version=version("step-audio-triton"), redoc_url=None, docs_url=None)
     app.state.log_content = settings.log_content
+    app.state.metrics = gateway.metrics
     errors.install(app)
     app.include_router(chat_routes(gateway))
     app.include_router(transcription_routes(gateway))
     _service_routes(app, gateway)
     app.routes.extend(page_routes())
     # The last one added is the outermost.
-    app.add_middleware(Guard, keys=keys, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(Guard, keys=keys, settings=settings, admission=admission, metrics=gateway.metrics)
     if settings.allowed_origins:
         app.add_middleware(
             CORSMiddleware,

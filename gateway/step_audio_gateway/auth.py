@@ -15,17 +15,18 @@ class Keys:
     def __init__(self, keys: Iterable[str]):
         self._digests = [_digest(key) for key in keys]
 
-    def __bool__(self) -> bool:
-        return bool(self._digests)
+    def __len__(self) -> int:
+        return len(self._digests)
 
-    def check(self, authorization: str) -> None:
-        """`authorization`: the header's value, empty if there is none. Raises ApiError (401)."""
+    def check(self, authorization: str) -> int:
+        """Which of the keys it is; `authorization`: the header's value, empty if none. Raises ApiError (401)."""
         scheme, _, key = authorization.partition(" ")
         given = _digest(key.strip())
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]  # all of them: no early end
         if scheme.lower() != "bearer" or not any(matches):
             said = "the API key is not valid" if key else "an API key is needed: Authorization: Bearer KEY"
             raise ApiError(401, said, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        return matches.index(True)
 
 
 def _digest(key: str) -> bytes:

@@ -17,7 +17,13 @@ from step_audio_gateway.completions import Completion, Deltas, Item
 from step_audio_gateway.core import Gateway
 from step_audio_gateway.errors import ApiError, ErrorBody, refused
 from step_audio_gateway.generations import EventStream, unless_gone
-from step_audio_gateway.options import chat_options, check_mind_paced, check_unsupported, split_final_message
+from step_audio_gateway.options import (
+    answers_at_once,
+    chat_options,
+    check_mind_paced,
+    check_unsupported,
+    split_final_message,
+)
 from step_audio_gateway.responses import ChatCompletion, FinishReason
 from step_audio_gateway.schemas import ChatRequest
 
@@ -27,9 +33,10 @@ FAILURES: dict[int | str, dict[str, Any]] = {
         400: "the request cannot be served as it is",
         401: "no valid API key",
         404: "no such model",
+        408: "the body came too slowly",
         413: "larger than the limit",
         415: "the body is not JSON by its Content-Type",
-        429: "too many are waiting; see Retry-After",
+        429: "too much is under way; see Retry-After",
         500: "a fault of the server's",
         503: "the served model cannot be reached",
         504: "not done in time",
@@ -82,6 +89,7 @@ def chat_routes(gateway: Gateway) -> APIRouter:
         model = await gateway.model_name(body.model)
         fields |= {"model": model, "stream": bool(body.stream)}
         check_unsupported(body)
+        request.state.admitted.answers(answers_at_once(body))
         messages, proceed = split_final_message(body)
         separate = settings.separate_reasoning if body.separate_reasoning is None else body.separate_reasoning
         options = chat_options(body, await gateway.client.tokenizer(), proceed, separate, settings.request_timeout)

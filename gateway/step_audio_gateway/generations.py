@@ -15,6 +15,8 @@ from step_audio_gateway.errors import ClientGone
 
 Result = TypeVar("Result")
 
+WAITING = 256  # deltas that are not sent yet; then the answers wait for their reader
+
 
 async def merged(answers: Sequence[AsyncGenerator[ChatDelta]]) -> AsyncGenerator[tuple[int, ChatDelta]]:
     """Deltas of all answers as they come, each with its answer's index.
@@ -22,10 +24,12 @@ async def merged(answers: Sequence[AsyncGenerator[ChatDelta]]) -> AsyncGenerator
     The first answer that fails ends all. Left early or not, every answer is closed when this ends.
     """
     queue: asyncio.Queue[tuple[int, ChatDelta] | asyncio.Task[None]] = asyncio.Queue()
+    room = asyncio.Semaphore(WAITING)
 
     async def pump(index: int, answer: AsyncGenerator[ChatDelta]) -> None:
         async with contextlib.aclosing(answer):
             async for delta in answer:
+                await room.acquire()
                 queue.put_nowait((index, delta))
 
     tasks = [asyncio.create_task(pump(i, answer)) for i, answer in enumerate(answers)]
@@ -39,6 +43,7 @@ async def merged(answers: Sequence[AsyncGenerator[ChatDelta]]) -> AsyncGenerator
                 item.result()
                 running -= 1
             else:
+                room.release()
                 yield item
     finally:
         await _end(tasks)

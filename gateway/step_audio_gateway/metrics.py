@@ -50,6 +50,23 @@ class Metrics:
         self.unfinished = Counter(
             "step_audio_answers_unfinished", "Answers that failed or were hung up on", registry=self.registry
         )
+        self.requests_in_flight = Gauge(
+            "step_audio_requests_in_flight", "Places taken by requests, one for each answer", registry=self.registry
+        )
+        self.requests_limit = Gauge(
+            "step_audio_requests_in_flight_limit", "Places that there are", registry=self.registry
+        )
+        self.bytes_in_flight = Gauge(
+            "step_audio_body_bytes_in_flight", "Bytes of the bodies of requests under way", registry=self.registry
+        )
+        self.refused = Counter(
+            "step_audio_refused",
+            "Turned away: no place, too many bytes, a key beyond its share, too slow, too many connections",
+            ["reason"],
+            registry=self.registry,
+        )
+        for reason in ("queue", "bytes", "share", "slow", "connections"):
+            self.refused.labels(reason)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -12,9 +12,12 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from step_audio_gateway.admission import Admission, Admitted
 from step_audio_gateway.auth import Keys
+from step_audio_gateway.body import Body, too_large
 from step_audio_gateway.errors import ApiError
 from step_audio_gateway.metrics import Metrics
+from step_audio_gateway.settings import GatewaySettings
 
 log = logging.getLogger("step_audio_gateway")
 
@@ -79,36 +82,36 @@ class Observe:
 
 
 class Guard:
-    """Refuses before a body is read: without a key, or too large by its own word; then counts what comes."""
+    """Refuses before a body is read: without a key, too large by its own word, or when there is no place."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, max_body_bytes: int):
+    def __init__(self, app: ASGIApp, keys: Keys, settings: GatewaySettings, admission: Admission, metrics: Metrics):
         self.app = app
         self.keys = keys
-        self.max_body_bytes = max_body_bytes
+        self.settings = settings
+        self.admission = admission
+        self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        headers = Headers(scope=scope)
         try:
-            if self.keys and scope["path"].startswith("/v1/"):
-                self.keys.check(headers.get("authorization", ""))
-            if (stated := headers.get("content-length", "")).isdecimal() and int(stated) > self.max_body_bytes:
-                raise self._too_large()
+            admitted = await self._admitted(scope)
         except ApiError as error:
             scope["state"]["log"]["error"] = error.code
             return await error.response()(scope, receive, send)
-        read = 0
+        scope["state"]["admitted"] = admitted
+        try:
+            await self.app(scope, Body(receive, self.settings, admitted, self.metrics).receive, send)
+        finally:
+            if admitted is not None:
+                admitted.leave()
 
-        async def counted() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > self.max_body_bytes:
-                raise self._too_large()  # within the application, which answers it
-            return message
-
-        await self.app(scope, counted, send)
-
-    def _too_large(self) -> ApiError:
-        return ApiError(413, f"the request is larger than {self.max_body_bytes} bytes", code="request_too_large")
+    async def _admitted(self, scope: Scope) -> Admitted | None:
+        """None for what generates nothing. Raises ApiError."""
+        headers, ours = Headers(scope=scope), scope["path"].startswith("/v1/")
+        key = self.keys.check(headers.get("authorization", "")) if self.keys and ours else 0
+        length = headers.get("content-length", "")
+        stated = int(length) if length.isdecimal() else 0
+        if stated > self.settings.max_body_bytes:
+            raise too_large(self.settings.max_body_bytes)
+        return await self.admission.enter(key, stated) if ours and scope["method"] == "POST" else None

@@ -84,6 +84,12 @@ def check_mind_paced(request: ChatRequest, options: ChatOptions, separate: bool)
         raise refused(said, "separate_reasoning", "unsupported_parameter")
 
 
+def answers_at_once(request: ChatRequest) -> int:
+    """How many generations run side by side for it: thought and answer of a mind-paced one do."""
+    pace = request.mind_paced_speaking
+    return 2 if pace and pace.mode in ("think_first", "speak_first") else request.n or 1
+
+
 def split_final_message(request: ChatRequest) -> tuple[list[ChatMessage], bool]:
     """The messages to send, and whether the last one is to be continued.
 

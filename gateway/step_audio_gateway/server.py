@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import resource
 import socket
 import sys
 import threading
+from functools import partial
+from typing import cast
 
 import uvicorn
 
 from step_audio.errors import SettingsError
 from step_audio_client import StepAudioClient
 from step_audio_gateway.app import create_app
+from step_audio_gateway.connections import Connection, Connections
 from step_audio_gateway.middleware import JsonLines
 from step_audio_gateway.settings import GatewaySettings
 
 SHUTDOWN_TIMEOUT = 10  # seconds that answers under way may still take
+SEND_BUFFER = 1 << 17  # bytes
 
 
 def serve(settings: GatewaySettings) -> None:
@@ -29,23 +34,31 @@ async def _serve(settings: GatewaySettings, leave_with_stdin: bool) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    _raise_descriptor_limit()
     with listen(settings) as listener:
         async with StepAudioClient(settings.triton) as client:
-            server = uvicorn.Server(
-                uvicorn.Config(
-                    create_app(settings, client),
-                    log_config=None,
-                    log_level="warning",  # the middleware has a line for every request
-                    access_log=False,
-                    server_header=False,
-                    timeout_graceful_shutdown=SHUTDOWN_TIMEOUT,
-                    ssl_certfile=settings.ssl_certfile,
-                    ssl_keyfile=settings.ssl_keyfile,
-                )
-            )
+            server = server_of(settings, client)
             if leave_with_stdin:
                 threading.Thread(target=_leave_at_end_of_stdin, args=[server], daemon=True).start()
             await server.serve(sockets=[listener])
+
+
+def server_of(settings: GatewaySettings, client: StepAudioClient) -> uvicorn.Server:
+    """To be given a listening socket. Raises SettingsError."""
+    app = create_app(settings, client)
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=cast(type[asyncio.Protocol], partial(Connection, Connections(settings, app.state.metrics))),
+            log_config=None,
+            log_level="warning",  # the middleware has a line for every request
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=SHUTDOWN_TIMEOUT,
+            ssl_certfile=settings.ssl_certfile,
+            ssl_keyfile=settings.ssl_keyfile,
+        )
+    )
 
 
 def listen(settings: GatewaySettings) -> socket.socket:
@@ -60,7 +73,15 @@ def listen(settings: GatewaySettings) -> socket.socket:
     # Connections inherit it, and asyncio does not set it for a socket that is handed in. Without it a chunk waits for
     # the client's acknowledgement of the one before, which may take 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # Inherited, too. The kernel would take megabytes of an answer that its client does not read.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     return listener
+
+
+def _raise_descriptor_limit() -> None:
+    """To what the system allows: the usual 1024 are fewer than the connections that may be open, and what else is."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _leave_at_end_of_stdin(server: uvicorn.Server) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from step_audio.errors import SettingsError
 from step_audio.settings import Settings
@@ -47,6 +47,25 @@ class GatewaySettings(Settings):
     )
     media_timeout: PositiveFloat = Field(20.0, description="seconds for fetching one audio_url")
     max_body_bytes: PositiveInt = Field(256 << 20, description="largest request; base64 makes audio a third larger")
+    max_bytes_in_flight: PositiveInt = Field(
+        1 << 30, description="of the bodies of all requests under way; then 429 (at least max-body-bytes)"
+    )
+    max_concurrent_requests: PositiveInt | None = Field(
+        None,
+        description="answers under way or waiting; then 429 (default: what the reachable servers compute at once, "
+        "and max-waiting)",
+    )
+    max_waiting: NonNegativeInt = Field(4, description="requests let in that the servers have no room for yet")
+    max_connections: PositiveInt = Field(1000, description="open connections; then the one idle for longest is closed")
+    receive_timeout: PositiveFloat = Field(
+        20.0, description="seconds for a request's headers, and between two pieces of its body; then 408"
+    )
+    min_receive_rate: PositiveInt = Field(
+        16384, description="bytes a second that a body must come with, the first receive-timeout aside; then 408"
+    )
+    send_timeout: PositiveFloat = Field(
+        60.0, description="seconds for which a client may read nothing of its answer, before that is stopped"
+    )
     request_timeout: PositiveFloat | None = Field(None, description="seconds for a whole answer (default: no limit)")
     separate_reasoning: bool = Field(
         True, description="the thought in reasoning_content; if not, all stays in content as the model wrote it"

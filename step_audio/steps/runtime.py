@@ -31,6 +31,7 @@ class Runtime(Strict):
     chat_template: str  # "default", "published", or a path
     length_rule: LengthRule
     max_seq_len: PositiveInt
+    max_batch_size: PositiveInt  # generations that the LLM computes at once
     max_prompt_table_rows: PositiveInt
     encoder_batch_clips: PositiveInt
     encoder_cache_bytes: NonNegativeInt
@@ -49,6 +50,7 @@ class Runtime(Strict):
             "model": self.name,
             "vocab_size": self.model.text.vocab_size,
             "max_seq_len": self.max_seq_len,
+            "max_batch_size": self.max_batch_size,
             "chat_template": load_template(self.chat_template).source,
             "limits": ServedLimits(
                 max_audios=limits.max_audios,

@@ -12,7 +12,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import uvicorn
 
 import tokenizer_fixture
 from step_audio import sampling_parameters
@@ -21,7 +20,9 @@ from step_audio.tokenizer import Tokenizer
 from step_audio_client import ChatDelta, ChatOptions, ChatUsage, TokenLogprob, ToolCall
 from step_audio_client.messages import split_audio
 from step_audio_gateway.app import create_app
+from step_audio_gateway.server import listen, server_of
 from step_audio_gateway.settings import GatewaySettings
+from step_audio_server.launch.ports import free_ports
 
 USAGE = ChatUsage(prompt_tokens=20, completion_tokens=6, audio_tokens=13, reasoning_tokens=4)
 THOUGHT, ANSWER = "It says four.", "Four."
@@ -62,6 +63,8 @@ class FakeClient:
         self.asked: list[tuple[list[dict[str, Any]], ChatOptions]] = []
         self.begun = self.closed = 0
         self.up = True
+        self.max_batch_size = 32
+        self.reachable = 1
 
     async def chat(
         self, messages: list[dict[str, Any]], options: ChatOptions, *, request_id: str | None = None
@@ -89,6 +92,7 @@ class FakeClient:
             "model": "tiny",
             "vocab_size": 700,
             "max_seq_len": 4096,
+            "max_batch_size": self.max_batch_size,
             "chat_template": "",
             "limits": LIMITS,
             "sampling_parameters": PARAMETERS,
@@ -115,14 +119,16 @@ def http(fake: FakeClient, fetcher: Any = None, **settings: Any) -> httpx.AsyncC
 @contextlib.contextmanager
 def listening(fake: FakeClient, **settings: Any) -> Iterator[str]:
     """A gateway on a real port, in a thread; its base URL."""
-    app = create_app(GatewaySettings.create(**settings), fake)  # type: ignore[arg-type]
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=2))
-    thread = threading.Thread(target=server.run)
+    chosen = GatewaySettings.create(port=free_ports(1)[0], **settings)
+    server = server_of(chosen, fake)  # type: ignore[arg-type]
+    server.config.timeout_graceful_shutdown = 2
+    listener = listen(chosen)
+    thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
         while not server.started:
             time.sleep(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield f"http://127.0.0.1:{chosen.port}"
     finally:
         server.should_exit = True
         thread.join(20)

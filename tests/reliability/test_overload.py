@@ -1,0 +1,136 @@
+"""More than can be served, slow clients and rude ones, over real sockets.
+
+RELIABILITY_ROUNDS, which `make reliability` sets, adds the measurement: an open loop against a served model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from gateway_calls import CHAT, HELLO
+from gateway_fixture import REPLY, FakeClient, listening
+from step_audio_client import ChatDelta
+from waiting import SECONDS, wait_until
+
+HEAD = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+@contextlib.contextmanager
+def connected(url: str):
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=SECONDS) as connection:
+        yield connection
+
+
+def reply(connection: socket.socket) -> tuple[int, bytes]:
+    """Status and body of what comes until the other end closes; status 0 if nothing does."""
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while data := connection.recv(65536):
+            received += data
+    head, _, body = received.partition(b"\r\n\r\n")
+    return (int(head.split()[1]) if head else 0), body
+
+
+def metric(url: str, name: str) -> float:
+    lines = httpx.get(f"{url}/metrics", timeout=SECONDS).text.splitlines()
+    return float(next(line.rpartition(" ")[2] for line in lines if line.startswith(name + " ")))
+
+
+def slow(url: str) -> float:
+    return metric(url, 'step_audio_refused_total{reason="slow"}')
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /v1/chat", HEAD.encode()])
+def test_headers_that_do_not_come(sent):
+    """Many of them at once; others are served meanwhile."""
+    with listening(FakeClient(), receive_timeout=2) as url, contextlib.ExitStack() as stack:
+        half = [stack.enter_context(connected(url)) for _ in range(50)]
+        for connection in half:
+            connection.sendall(sent)
+        assert httpx.post(f"{url}{CHAT}", json={"messages": HELLO}, timeout=SECONDS).status_code == 200
+        for connection in half:
+            status, body = reply(connection)
+            assert status == (408 if sent else 0)
+            assert not sent or json.loads(body)["error"]["code"] == "request_timeout"
+        assert slow(url) == 50
+
+
+def test_a_body_that_does_not_come():
+    with listening(FakeClient(), receive_timeout=2) as url, connected(url) as connection:
+        connection.sendall(f"{HEAD}Content-Length: 100000000\r\n\r\n".encode() + b" " * 1_000_000)
+        wait_until(lambda: metric(url, "step_audio_body_bytes_in_flight") == 100_000_000)
+        status, body = reply(connection)
+        assert status == 408 and json.loads(body.splitlines()[-1])["error"]["code"] == "request_timeout"
+        assert metric(url, "step_audio_body_bytes_in_flight") == 0
+
+
+def test_an_answered_request_whose_body_never_ends():
+    """Refused by its headers; what comes of the body is thrown away, but not for ever."""
+    with listening(FakeClient(), receive_timeout=2, max_body_bytes=1000) as url, connected(url) as connection:
+        connection.sendall(f"{HEAD}Content-Length: 2000\r\n\r\n".encode())
+        connection.settimeout(0.2)
+        received = b""
+        with contextlib.suppress(ConnectionError):
+            while True:
+                try:
+                    if not (data := connection.recv(65536)):
+                        break
+                    received += data
+                except TimeoutError:
+                    connection.sendall(b" ")
+        assert received.startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_reader_that_stops():
+    """Its answer is stopped, and its place is free."""
+    long = [ChatDelta(content="x" * 2000, raw="x" * 2000)] * 20_000
+    fake = FakeClient(lambda messages, options: long)
+    with listening(fake, send_timeout=2) as url, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        host, port = url.removeprefix("http://").split(":")
+        connection.connect((host, int(port)))
+        body = json.dumps({"messages": HELLO, "stream": True})
+        connection.sendall(f"{HEAD}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        wait_until(lambda: fake.begun and fake.closed, "the end of the answer")
+        wait_until(lambda: metric(url, "step_audio_requests_in_flight") == 0)
+        assert slow(url) == 1
+
+
+def test_more_connections_than_are_kept():
+    """The one that has been idle for longest goes; whoever comes is served."""
+    with listening(FakeClient(), max_connections=3) as url, contextlib.ExitStack() as stack:
+        first, *others = [stack.enter_context(connected(url)) for _ in range(3)]
+        assert httpx.post(f"{url}{CHAT}", json={"messages": HELLO}, timeout=SECONDS).status_code == 200
+        assert reply(first) == (0, b"")
+        for connection in others:
+            connection.settimeout(0.2)
+            with pytest.raises(TimeoutError):  # still open
+                connection.recv(1)
+
+
+def test_twenty_times_more_than_can_be_served():
+    """Those that are let in are whole; the others are told at once, before any of the first has ended."""
+    places, count = 5, 100
+    release = ChatDelta(content="end", raw="end")
+    fake = FakeClient(lambda messages, options: [REPLY[0], 0.5, release, REPLY[-1]])
+    with listening(fake, max_concurrent_requests=places) as url:
+
+        def ask(_: int) -> httpx.Response:
+            return client.post(f"{url}{CHAT}", json={"messages": HELLO})
+
+        limits = httpx.Limits(max_connections=count)
+        with httpx.Client(timeout=SECONDS, limits=limits) as client, ThreadPoolExecutor(count) as pool:
+            replies = list(pool.map(ask, range(count)))
+        statuses = [reply.status_code for reply in replies]
+        whole = [reply for reply in replies if reply.status_code == 200]
+        assert set(statuses) == {200, 429} and len(whole) >= places and fake.begun == len(whole)
+        assert all(reply.json()["choices"][0]["message"]["content"] == "end" for reply in whole)
+        assert all("Retry-After" in reply.headers for reply in replies if reply.status_code == 429)
+        assert metric(url, 'step_audio_refused_total{reason="queue"}') == statuses.count(429)
