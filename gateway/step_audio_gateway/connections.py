@@ -50,8 +50,11 @@ class Connections:
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._period, self._look)
         if len(self.open) > self.settings.max_connections:
-            self.metrics.refused.labels("connections").inc()
-            next(iter(self.idle)).drop()
+            longest = next(iter(self.idle))
+            # What has only just come may have said all, and not been heard yet: it is to get its 429.
+            if longest.waited or len(self.open) > 2 * self.settings.max_connections:
+                self.metrics.refused.labels("connections").inc()
+                (longest if longest.waited else connection).drop()
 
     def remove(self, connection: Connection) -> None:
         self.open.discard(connection)
@@ -74,6 +77,11 @@ class Connection(H11Protocol):
         self._phase = Phase.US
         self._looks = 0  # in this phase
 
+    @property
+    def waited(self) -> bool:
+        """It has been looked at since it became idle."""
+        return self._looks > 0
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._all.add(self)
@@ -90,6 +98,7 @@ class Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         self._all.idle[self] = None
+        self._looks = 0
         super().on_response_complete()
 
     def look(self) -> None:

@@ -56,7 +56,9 @@ class GatewaySettings(Settings):
         "and max-waiting)",
     )
     max_waiting: NonNegativeInt = Field(4, description="requests let in that the servers have no room for yet")
-    max_connections: PositiveInt = Field(1000, description="open connections; then the one idle for longest is closed")
+    max_connections: PositiveInt = Field(
+        1000, description="open connections; then the one idle for longest is closed; twice as many at most"
+    )
     receive_timeout: PositiveFloat = Field(
         20.0, description="seconds for a request's headers, and between two pieces of its body; then 408"
     )

@@ -5,9 +5,12 @@ RELIABILITY_ROUNDS, which `make reliability` sets, adds the measurement: an open
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import os
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -15,7 +18,13 @@ import pytest
 
 from gateway_calls import CHAT, HELLO
 from gateway_fixture import REPLY, FakeClient, listening
+from open_loop import Seen, ask, beside, closed_loop, open_loop
+from server_settings import settings_for
 from step_audio_client import ChatDelta
+from step_audio_gateway.gateway_process import GatewayProcess
+from step_audio_gateway.settings import GatewaySettings
+from step_audio_server.launch.ports import free_ports
+from step_audio_server.serve import Service
 from waiting import SECONDS, wait_until
 
 HEAD = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -107,6 +116,7 @@ def test_more_connections_than_are_kept():
     """The one that has been idle for longest goes; whoever comes is served."""
     with listening(FakeClient(), max_connections=3) as url, contextlib.ExitStack() as stack:
         first, *others = [stack.enter_context(connected(url)) for _ in range(3)]
+        time.sleep(3)  # idle, not only just come
         assert httpx.post(f"{url}{CHAT}", json={"messages": HELLO}, timeout=SECONDS).status_code == 200
         assert reply(first) == (0, b"")
         for connection in others:
@@ -134,3 +144,43 @@ def test_twenty_times_more_than_can_be_served():
         assert all(reply.json()["choices"][0]["message"]["content"] == "end" for reply in whole)
         assert all("Retry-After" in reply.headers for reply in replies if reply.status_code == 429)
         assert metric(url, 'step_audio_refused_total{reason="queue"}') == statuses.count(429)
+
+
+BATCH, TOKENS = 8, 48  # that the measured server computes at once, and an answer has
+
+
+@contextlib.contextmanager
+def gateway(address: str, **settings):
+    """Its port."""
+    (port,) = free_ports(1)
+    process = GatewayProcess(GatewaySettings.create(port=port, triton=[address], max_waiting=1, **settings))
+    process.start()
+    try:
+        yield port
+    finally:
+        process.stop()
+
+
+@pytest.mark.skipif("RELIABILITY_ROUNDS" not in os.environ, reason="a measurement of minutes")
+def test_an_open_loop(checkpoint, work_dir, capsys):
+    """Prints the median and the 99th percentile: of the first token of what is let in, of the time to a 429."""
+
+    async def measure(port: int) -> dict[str, Seen]:
+        alone = Seen()
+        for _ in range(20):
+            await ask(port, alone, TOKENS)
+        capacity = await closed_loop(port, BATCH, 10, TOKENS)
+        seen = {"unloaded": alone}
+        for times in (1, 4, 20):
+            seen[f"{times}x"] = await open_loop(port, times * capacity, 20, TOKENS)
+        return seen
+
+    with Service(settings_for(checkpoint, work_dir, max_batch_size=BATCH, max_seq_len=4096)) as service:
+        with gateway(service.address) as port:
+            seen = asyncio.run(measure(port))
+        with gateway(service.address, api_key=["greedy", "modest"]) as port:
+            seen["alone"], seen["beside"] = asyncio.run(beside(port, 100, TOKENS))
+    with capsys.disabled():
+        print(*(one.line(name) for name, one in seen.items()), sep="\n")
+    assert not any(one.others for one in seen.values())
+    assert len(seen["beside"].first) == 14
