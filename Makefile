@@ -33,7 +33,7 @@ test: lint ## lint and all tests, a real tritonserver included
 test-fast: $(VENV)/.test ## the tests that need no server, no browser and no training
 	$(BIN)/pytest -n 2 -m 'not server and not browser and not training'
 
-reliability: $(VENV)/.test ## the long form of tests/reliability: each process killed 20 times under 20 answers
+reliability: $(VENV)/.test ## the long form of tests/reliability: each process killed 20 times, 103,000 wrong requests
 	RELIABILITY_ROUNDS=20 $(BIN)/pytest tests/reliability
 
 lint: $(VENV)/.test ## style, the layers of docs/structure.md, types

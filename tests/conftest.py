@@ -23,6 +23,7 @@ ONE_WORKER = {  # beginnings of the names of tests that share what takes long to
         "tests/engine/guide/test_guide.py",
         "tests/evaluation/test_evaluate_command.py",
         "tests/gateway/test_gateway_mind_paced.py",
+        "tests/reliability/test_fuzz.py",
     ),
 }
 

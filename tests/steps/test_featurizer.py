@@ -1,0 +1,77 @@
+"""The featurizer as anybody may call it: what a request's recordings may cost, and clips of every length."""
+
+import json
+import queue
+
+import numpy as np
+import pytest
+
+from audio_fixture import wav
+from model_fixture import runtime
+from step_audio.errors import InvalidRequest
+from step_audio.steps.featurizer import Featurizer, FeaturizerStep
+from step_audio.steps.runtime import Limits
+from waiting import SECONDS
+
+
+def featurizer(**changes) -> Featurizer:
+    return Featurizer(runtime().model_copy(update={"limits": Limits(max_audio_seconds=10), **changes}))
+
+
+def messages(count: int) -> bytes:
+    return json.dumps([{"role": "user", "content": [{"type": "audio"}] * count}]).encode()
+
+
+def sound(samples: int, rate: int = 16_000, channels: int = 1) -> bytes:
+    return wav(bytes(samples * channels), rate, channels, bits=8)
+
+
+REFUSED = {
+    "many channels": (
+        [sound(4 * 192_000, 192_000, 8)],
+        "audio[0]: too long to decode at 192000 Hz with 8 channels; send up to 96000 Hz in mono or stereo",
+    ),
+    "many channels in all": (
+        [sound(2 * 96_000, 96_000, 8)] * 2,
+        "audio[1]: too long to decode at 96000 Hz with 8 channels; send up to 96000 Hz in mono or stereo",
+    ),
+    "seconds in all": (
+        [sound(6 * 16_000), sound(6 * 16_000)],
+        "audio[1]: 6.0 s long, the limit is 4 s: what the recordings before it leave of 10 s",
+    ),
+    "too loud": (
+        [wav(np.full(1000, 1e30, "<f4").tobytes(), bits=32, tag=3)],
+        "audio[0]: the samples hold NaN or infinity, or reach 1e+12",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_refused(kind):
+    audio, text = REFUSED[kind]
+    with pytest.raises(InvalidRequest) as caught:
+        featurizer().featurize(messages(len(audio)), audio)
+    assert str(caught.value) == text
+
+
+def test_a_deep_text_is_refused():
+    with pytest.raises(InvalidRequest, match="messages and tools are nested too deeply"):
+        featurizer().featurize(b"[" * 100_000, [])
+
+
+@pytest.mark.parametrize("samples", [1, 320])
+def test_a_clip_that_has_no_tokens_by_rule_l_2_is_taken(samples):
+    """As a recording, and as what is left behind the last 25 seconds of one."""
+    alone = featurizer(length_rule="L-2").featurize(messages(1), [sound(samples)])
+    assert alone.frames.tolist() == [(samples + 479) // 160] and np.isfinite(alone.mel).all()
+    limits = Limits(max_audio_seconds=60)
+    ending = featurizer(length_rule="L-2", limits=limits).featurize(messages(1), [sound(25 * 16_000 + samples)])
+    assert ending.frames.tolist() == [2502, (samples + 479) // 160] and ending.audio_index.tolist() == [0, 0]
+
+
+def test_a_request_that_is_refused_does_not_end_the_step():
+    step, answers = FeaturizerStep(runtime()), queue.SimpleQueue()
+    for audio in ([b"no sound"], [sound(16_000)]):
+        step.submit({"messages": [messages(1)], "audio": audio}, answers.put)
+        found = answers.get(timeout=SECONDS)
+        assert isinstance(found, InvalidRequest) == (audio == [b"no sound"])
