@@ -16,7 +16,7 @@ from gateway_fixture import PARAMETERS, REPLY, FakeClient, http
 from step_audio_client import ChatDelta, RequestError
 from step_audio_gateway import metrics
 from step_audio_gateway.app import create_app
-from step_audio_gateway.generations import EventStream
+from step_audio_gateway.generations import WAITING, EventStream, merged
 from step_audio_gateway.server import listen
 from step_audio_gateway.settings import GatewaySettings
 from step_audio_server.launch.ports import free_ports
@@ -220,3 +220,24 @@ async def test_a_client_that_stops_reading_and_hangs_up():
     scope = {"type": "http", "state": {"log": {}}}
     await asyncio.wait_for(EventStream(events, events)(scope, receive, send), SECONDS)
     assert closed and scope["state"]["log"] == {"error": "client_gone"}
+
+
+async def test_an_answer_waits_for_its_reader():
+    made = 0
+
+    async def answer():
+        nonlocal made
+        while True:
+            made += 1
+            await asyncio.sleep(0)
+            yield REPLY[0]
+
+    deltas = merged([answer()])
+    await anext(deltas)
+    await until(lambda: made > WAITING)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert made == WAITING + 2, "one has been taken, one has no room"
+    await anext(deltas)
+    await until(lambda: made == WAITING + 3)
+    await deltas.aclose()
