@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 PREFIX = "lease:"  # of a request's id; what follows is the answer's own
@@ -31,8 +31,22 @@ class Holder(Protocol):
 
 @dataclass(eq=False)
 class _Lease:
+    """Triton frees a request with its answer, and a question about it from another thread then crashes the server: so
+    the two exclude each other, and after the answer nothing is asked."""
+
     holder: Holder
     until: float
+    _ended: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def is_gone(self) -> bool:
+        with self._lock:
+            return not self._ended and self.holder.is_gone()
+
+    def end(self) -> None:
+        with self._lock:
+            self._ended = True
+            self.holder.end()
 
 
 class Leases:
@@ -56,7 +70,7 @@ class Leases:
             with self._lock:
                 lease = self._leases.pop(answer, None)
             if lease is not None:
-                lease.holder.end()
+                lease.end()
             holder.end()
         elif seconds is not None and not 0 < seconds <= MAX_SECONDS:
             holder.end(f"seconds must be above 0 and at most {MAX_SECONDS:.0f}, not {seconds:g}")
@@ -71,7 +85,7 @@ class Leases:
             left = list(self._leases.values())
             self._leases.clear()
         for lease in left:
-            lease.holder.end()
+            lease.end()
 
     def _open(self, answer: str, seconds: float, holder: Holder) -> str | None:
         """What is against it, if anything is."""
@@ -89,22 +103,16 @@ class Leases:
             with self._lock:
                 held = list(self._leases.items())
             for answer, lease in held:
-                if now > lease.until or self._is_gone(lease.holder):
+                if now > lease.until or lease.is_gone():
                     with self._lock:
                         if self._leases.pop(answer, None) is None:  # closed meanwhile
                             continue
                     self._end(answer, now)
-                    lease.holder.end()
+                    lease.end()
             due = [answer for when, answer in self._again if when <= now]
             self._again = [(when, answer) for when, answer in self._again if when > now]
             for answer in due:
                 self._try_stop(answer)
-
-    def _is_gone(self, holder: Holder) -> bool:
-        try:
-            return holder.is_gone()
-        except Exception:  # it was closed, and answered, in between
-            return False
 
     def _end(self, answer: str, now: float) -> None:
         self._try_stop(answer)

@@ -110,3 +110,25 @@ def test_the_end_answers_all(stopped):
     held.handle("lease:a", True, None, holder := Holder())
     held.close()
     assert holder.ends == [None] and stopped == []
+
+
+def test_a_holder_is_not_asked_while_it_is_answered(held):
+    """In Triton that is a crash of the server."""
+
+    class Slow(Holder):
+        def is_gone(self):
+            self.looked.set()
+            go.wait()
+            answered.append(bool(self.ends))
+            return False
+
+    go, answered = threading.Event(), []
+    held.handle("lease:a", True, None, holder := Slow())
+    holder.looked.wait()
+    closing = threading.Thread(target=held.handle, args=("lease:a", False, None, Holder()))
+    closing.start()
+    closing.join(0.2)
+    go.set()
+    closing.join()
+    wait_until(lambda: answered)
+    assert holder.ends == [None] and not any(answered)
