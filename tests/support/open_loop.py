@@ -17,7 +17,7 @@ class Seen:
 
     first: list[float] = field(default_factory=list)
     refused: list[float] = field(default_factory=list)
-    others: list[int] = field(default_factory=list)  # statuses that should not be
+    others: list[int] = field(default_factory=list)  # statuses that should not be; 0: no reply
 
     def line(self, name: str) -> str:
         told = f"{name:>8}: {len(self.first):5} let in, first token {quantiles(self.first)}"
@@ -39,7 +39,7 @@ async def ask(port: int, seen: Seen, tokens: int, key: str = "") -> int:
     })  # fmt: skip
     authorization = f"Authorization: Bearer {key}\r\n" if key else ""
     head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{authorization}Connection: close\r\n"
-    start = time.monotonic()
+    start, status = time.monotonic(), 0
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
@@ -50,6 +50,8 @@ async def ask(port: int, seen: Seen, tokens: int, key: str = "") -> int:
                 seen.first.append(time.monotonic() - start)
                 break
         await reader.read()
+    except ConnectionError:
+        status = 0
     finally:
         writer.close()
     if status == 429:
