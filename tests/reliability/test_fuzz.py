@@ -33,13 +33,21 @@ LONG = bool(os.environ.get("RELIABILITY_ROUNDS"))
 STEPS = {"audio_featurizer": 20_000, "prompt_builder": 40_000, "audio_encoder": 30_000}
 MODELS = STEPS | {"tensorrt_llm": 10_000}
 SHORT = 150
+PART = 1000
 GROWTH = 200 << 20  # bytes that a process may have more after the tries than after a tenth of them
 
 
-def tries(count: int):
-    return settings(
-        max_examples=count, deadline=None, database=None, derandomize=not LONG, suppress_health_check=list(HealthCheck)
-    )
+def draw(requests, count: int, run) -> None:
+    """In parts, for hypothesis keeps all that it has drawn in one go, and is ever slower."""
+    for done in range(0, count, PART):
+        several = settings(
+            max_examples=min(PART, count - done),
+            deadline=None,
+            database=None,
+            derandomize=not LONG,
+            suppress_health_check=list(HealthCheck),
+        )
+        several(given(inputs=requests)(run))()
 
 
 class Engine:
@@ -113,8 +121,6 @@ def test_a_step_in_process(fuzz, settings_of_steps, model):
     (expected,) = ask(good)
     memory = Memory(count := MODELS[model] if LONG else SHORT, [os.getpid()])
 
-    @tries(count)
-    @given(inputs=fuzz.requests(model, good))
     def run(inputs):
         answer, control = ask(inputs, good)
         assert {name: repr(value) for name, value in control.items()} == {n: repr(v) for n, v in expected.items()}
@@ -123,7 +129,7 @@ def test_a_step_in_process(fuzz, settings_of_steps, model):
             check_text(str(answer))
         memory.count("refused" if isinstance(answer, Exception) else "answered")
 
-    run()
+    draw(fuzz.requests(model, good), count, run)
     memory.check(model)
 
 
@@ -158,8 +164,6 @@ def test_the_llm_in_process(fuzz, backend):
     expected = end(begin(good))
     memory = Memory(count := MODELS["tensorrt_llm"] if LONG else SHORT // 3, [os.getpid()])
 
-    @tries(count)
-    @given(inputs=fuzz.requests("tensorrt_llm", good))
     def run(inputs):
         fuzzed, control = begin(inputs), begin(good)
         assert end(control) == expected
@@ -168,7 +172,7 @@ def test_the_llm_in_process(fuzz, backend):
             check_text(outcome)
         memory.count("refused" if isinstance(outcome, str) else "answered")
 
-    run()
+    draw(fuzz.requests("tensorrt_llm", good), count, run)
     memory.check("tensorrt_llm")
     assert backend.engine.alive and backend.stats().kv_blocks_used == 0
 
@@ -206,9 +210,7 @@ def test_through_a_server(fuzz, service):
     _, expected = asyncio.run(with_stub("step_audio_r1"))
     assert len(expected) == 4
 
-    def fuzzed(model):
-        @tries(each)
-        @given(inputs=fuzz.requests(model, good[model]))
+    def compared(model):
         def run(inputs):
             outcome, control = asyncio.run(with_stub(model, inputs))
             if isinstance(outcome, str):
@@ -216,8 +218,8 @@ def test_through_a_server(fuzz, service):
             assert control == expected and service.server.fault() is None
             memory.count(f"{model} {'refused' if isinstance(outcome, str) else 'answered'}")
 
-        run()
+        return run
 
-    for model in good:
-        fuzzed(model)
+    for model, usual in good.items():
+        draw(fuzz.requests(model, usual), each, compared(model))
     memory.check("the server")
