@@ -8,6 +8,7 @@ description is the flag's help.
 from __future__ import annotations
 
 import argparse
+import os
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from step_audio.errors import SettingsError
 from step_audio.validation import first_fault
 
 MIB = 1 << 20
+PREFIX = "STEP_AUDIO_"  # of names in the environment
 
 
 class Settings(Strict):
@@ -35,6 +37,11 @@ class Settings(Strict):
         except ValidationError as error:
             secret = [name for name, field in cls.model_fields.items() if not field.repr]
             raise SettingsError(first_fault(error, secret=secret)) from None
+
+
+def children_environment() -> dict[str, str]:
+    """Ours without the settings, keys among them: whoever may look at a child process would read them there."""
+    return {name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)}
 
 
 def fields_of(settings: type[BaseModel], leave_out: Collection[str] = ()) -> dict[str, FieldInfo]:
@@ -87,7 +94,7 @@ def said(fields: Mapping[str, FieldInfo], arguments: argparse.Namespace) -> dict
     class Layers(BaseSettings):
         """In their order; values of any type, for the settings themselves are to validate them."""
 
-        model_config = SettingsConfigDict(extra="forbid", env_prefix="STEP_AUDIO_", env_prefix_target="all")
+        model_config = SettingsConfigDict(extra="forbid", env_prefix=PREFIX, env_prefix_target="all")
 
         @classmethod
         def settings_customise_sources(

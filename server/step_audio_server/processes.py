@@ -83,6 +83,13 @@ def ranks_regions(pids: Iterable[int]) -> set[Path]:
     return found
 
 
+def close_regions(prefix: str) -> None:
+    """To other users. Triton makes them 0644, whatever the umask (boost's shared_memory_object does an fchmod)."""
+    for region in SHARED_MEMORY.glob(f"{prefix}*"):
+        with contextlib.suppress(FileNotFoundError):
+            region.chmod(0o600)
+
+
 def remove_regions(prefix: str, others: Iterable[Path] = ()) -> None:
     """Those whose names begin with `prefix`, and `others`."""
     for region in [*SHARED_MEMORY.glob(f"{prefix}*"), *others]:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+from step_audio.settings import children_environment
 from step_audio_server import processes
 
 
@@ -24,6 +25,7 @@ class Reaper:
     def __init__(self, leader: int, prefix: str, patience: float):
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "step_audio_server.reaper", str(leader), prefix, str(patience)],
+            env=children_environment(),
             stdin=subprocess.PIPE,
             start_new_session=True,
         )

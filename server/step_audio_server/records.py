@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,10 +29,15 @@ class Death:
         return self.text
 
 
+def private(path: str, flags: int) -> int:
+    """An opener for `open`: a file that it creates is for this user alone."""
+    return os.open(path, flags, 0o600)
+
+
 def record(file: Path, death: Death, restarts: int) -> None:
     """Adds a line to `file`: the fields of Death, the time, and how many of them there have been since the start."""
     line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **asdict(death), "restarts": restarts}
-    with file.open("a", encoding="utf-8") as stream:
+    with open(file, "a", encoding="utf-8", opener=private) as stream:
         stream.write(json.dumps(line) + "\n")
 
 

@@ -8,6 +8,7 @@ its clips by content hash, and neither features nor embeddings travel.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -47,6 +48,7 @@ class OnnxEncoderEngine:
     max_clips = float("inf")
 
     def __init__(self, path: Path, threads: int = 0):
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # else it writes to the home directory, and to Microsoft
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

@@ -22,7 +22,7 @@ from waiting import SECONDS
 class ServeProcess:
     """A running `step-audio serve`; its lines are read as they come."""
 
-    def __init__(self, settings, *extra: str):
+    def __init__(self, settings, *extra: str, **environment: str):
         self.settings = settings
         (self.port,) = free_ports(1)
         arguments = [
@@ -33,6 +33,7 @@ class ServeProcess:
         ]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "step_audio_server", "serve", *arguments, *extra],
+            env=os.environ | environment,
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from step_audio.command_line import Echo
 from step_audio.errors import ArtefactError
+from step_audio.settings import children_environment
 
 SHOW_EVERY = 15.0  # seconds between two lines of a program's output
 PATIENCE = 20.0  # seconds that a program has to end by itself when it is told to; mpirun stops its ranks meanwhile
@@ -55,7 +56,7 @@ def run(
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**(environment or {}), **os.environ},
+                env={**(environment or {}), **children_environment()},
             )
         except FileNotFoundError:
             raise ArtefactError(f"{argv[0]} is not installed; build inside the image for GPUs") from None
