@@ -43,6 +43,7 @@ def _for_cpu(settings: ServeSettings, ports: Ports, echo: Echo) -> Launch:
 
 def build_for_cpu(settings: ServeSettings, echo: Echo) -> tuple[ModelConfig, Artefacts]:
     """Everything that a server without a GPU needs. Raises StepAudioError; interrupted, the next call goes on."""
+    from step_audio_build.artefacts.lock import building
     from step_audio_build.stages.cpu_build import CpuBuild, build
 
     model = ModelConfig.from_directory(settings.checkpoint)
@@ -56,7 +57,8 @@ def build_for_cpu(settings: ServeSettings, echo: Echo) -> tuple[ModelConfig, Art
         length_rule=settings.length_rule,
         limits=engine_limits(settings, model),
     )
-    return model, build(job, echo)
+    with building(settings.work_dir, echo):
+        return model, build(job, echo)
 
 
 def engine_limits(settings: ServeSettings, model: ModelConfig) -> BuildConfig:
