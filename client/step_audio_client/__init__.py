@@ -28,6 +28,7 @@ from step_audio_client.messages import Audio, user
 from step_audio_client.reasoning import ReasoningSplitter, reasoning_ended
 from step_audio_client.replies import Reply, ReplyDelta, ReplyParser, parse_reply
 from step_audio_client.sampling import Sampling
+from step_audio_client.tls import Tls
 from step_audio_client.tool_calls import ToolCall, ToolCallParser
 from step_audio_client.tts import TtsParser
 
@@ -53,6 +54,7 @@ __all__ = [
     "SpeechTiming",
     "StepAudioClient",
     "Thinking",
+    "Tls",
     "TokenLogprob",
     "ToolCall",
     "ToolCallParser",

@@ -19,6 +19,7 @@ from step_audio_client.columns import DIM, PLAIN, Columns, Lines, can_show_colum
 from step_audio_client.errors import RequestError
 from step_audio_client.messages import Audio, user
 from step_audio_client.sampling import Sampling
+from step_audio_client.tls import Tls
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
@@ -37,6 +38,7 @@ def chat(
     tokenizer: Path | None = None,
     out: TextIO = sys.stdout,
     mind_paced: MindPaced | None = None,
+    tls: Tls | None = None,
 ) -> int:
     """Print the answer on `out`, the thought before it and a line of figures on stderr; returns the exit status.
 
@@ -47,7 +49,7 @@ def chat(
     messages = _messages(audio, text, system, prefix)
     own = Tokenizer.from_directory(tokenizer) if tokenizer else None
     options = ChatOptions(sampling=sampling, continue_final_message=prefix is not None, mind_paced=mind_paced)
-    return asyncio.run(_ask(address, messages, options, own, out))
+    return asyncio.run(_ask(address, tls, messages, options, own, out))
 
 
 def _messages(
@@ -97,6 +99,7 @@ class _Printer:
 
 async def _ask(
     address: str,
+    tls: Tls | None,
     messages: list[dict[str, Any]],
     options: ChatOptions,
     tokenizer: Tokenizer | None,
@@ -107,7 +110,7 @@ async def _ask(
     with contextlib.suppress(NotImplementedError, RuntimeError):  # not the main thread, or not Unix
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the last when the terminal is closed
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    async with StepAudioClient(address, tokenizer) as client:
+    async with StepAudioClient(address, tokenizer, tls=tls) as client:
         start, first = time.monotonic(), None
         mind_paced = options.mind_paced is not None
         show: Columns | Lines | _Printer = _Printer(out, in_turns=not mind_paced)

@@ -22,6 +22,7 @@ from step_audio_client.pipeline import Pipeline
 from step_audio_client.prepared import PreparedRequest
 from step_audio_client.run import Run
 from step_audio_client.sampling import Sampling
+from step_audio_client.tls import Tls
 from step_audio_client.tokens import FinishReason, TokenRequest, Tokens
 
 
@@ -58,12 +59,16 @@ class Generation:
 class StepAudioClient:
     """Speaks gRPC to the model repository. `async with`, or `close()` when done.
 
-    `address`: of one server, or of several that serve the same, as "host1:8001,host2:8001" or a sequence. Answers
+    `address`: of one server, or of several that serve the same, as "host1:8001,host2:8001" or a sequence; with
+    "grpcs://" before a host the connection is TLS, `tls` says whom it trusts. Answers
     take them in turns; one that a server did not begin, out of reach or its queue full, goes to the next.
     A server that dies is seen as a pause: what it had begun goes on elsewhere, or when it is back. Greedy answers are
     the same, token for token; sampled ones go on from another seed.
     `tokenizer`: taken from the server at first use if not given.
     `patience`: seconds for which an answer waits where no server is left, one having answered before.
+
+    Raises ValueError for an empty address or certificates that do not belong together, OSError where a certificate
+    cannot be read.
     """
 
     def __init__(
@@ -71,8 +76,9 @@ class StepAudioClient:
         address: str | Sequence[str] = "127.0.0.1:8001",
         tokenizer: Tokenizer | None = None,
         patience: float = PATIENCE,
+        tls: Tls | None = None,
     ):
-        self._pipeline = Pipeline(address, patience)
+        self._pipeline = Pipeline(address, patience, tls)
         self._tokenizer = tokenizer
         self._info: ServingInfo | None = None
 

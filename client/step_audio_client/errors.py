@@ -54,6 +54,8 @@ BUSY = ("requests are waiting already", "Maximum queue size of", "Exceeds maximu
 # tritonserver's, while it shuts down and when a model's process is dead.
 GONE = ("Server is stopping", "has stopped accepting new inference requests")
 DEAD = ("is not healthy",)
+# gRPC's, of a server's certificate that is by somebody unknown, and of one that is for another name.
+UNTRUSTED = ("CERTIFICATE_VERIFY_FAILED", "is not in peer certificate", "Hostname Verification Check failed")
 
 TOO_LATE = "the answer took longer than the timeout"
 
@@ -79,5 +81,7 @@ def call_error(error: grpc.aio.AioRpcError, address: str, connected: bool = Fals
     if error.code() == grpc.StatusCode.UNAVAILABLE:
         if connected:
             return ServerLost(f"the server at {address} went away: try again later")
+        if any(words in (error.details() or "") for words in UNTRUSTED):
+            return Unavailable(f"the certificate of the server at {address} is not trusted here, or for another name")
         return Unavailable(f"no server answers at {address}")
     return request_error(error.details() or error.code().name)

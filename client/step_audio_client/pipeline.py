@@ -20,6 +20,7 @@ from step_audio_client.prepared import PreparedPrompt, PreparedRequest
 from step_audio_client.quarantine import Quarantine, digest_of
 from step_audio_client.run import Run, new_request_id
 from step_audio_client.servers import Server, Servers
+from step_audio_client.tls import Tls
 from step_audio_client.tokens import TokenRequest, Tokens
 
 READY_TIMEOUT = 4  # seconds in which every model has to answer
@@ -28,10 +29,10 @@ FEATURIZER = "audio_featurizer"
 
 
 class Pipeline:
-    """The models of the repository on one server or several; `patience`: as for `Failover`."""
+    """The models of the repository on one server or several; `patience`: as for `Failover`, `tls`: for `Server`."""
 
-    def __init__(self, addresses: str | Sequence[str], patience: float = PATIENCE):
-        self._servers = Servers(addresses)
+    def __init__(self, addresses: str | Sequence[str], patience: float = PATIENCE, tls: Tls | None = None):
+        self._servers = Servers(addresses, tls)
         self._patience = patience
         self._quarantine = Quarantine()
         self._open: set[tuple[str, Server, AsyncGenerator[wire.Response]]] = set()  # generations under way

@@ -16,6 +16,7 @@ import grpc
 from tritonclient.grpc import service_pb2_grpc
 
 from step_audio_client import wire
+from step_audio_client.tls import Tls
 
 _ORDER = {  # the best first
     grpc.ChannelConnectivity.READY: 0,
@@ -29,9 +30,9 @@ _ORDER = {  # the best first
 class Server:
     """One address. It must stand for one server: behind a balancer a `stop` would reach another."""
 
-    def __init__(self, address: str):
+    def __init__(self, address: str, tls: Tls | None):
         self.address = address
-        self.channel = wire.channel(address)
+        self.channel = wire.channel(address, tls)
         self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
         self.seen = False  # it has answered, at some time
 
@@ -41,14 +42,14 @@ class Server:
 
 
 class Servers:
-    """`addresses`: `host:port`, several of them with commas between or in a sequence."""
+    """`addresses`: `host:port` or `grpcs://host:port`, several of them with commas between or in a sequence."""
 
-    def __init__(self, addresses: str | Sequence[str]):
+    def __init__(self, addresses: str | Sequence[str], tls: Tls | None = None):
         text = addresses if isinstance(addresses, str) else ",".join(addresses)
         names = [name for name in re.split(r"[,\s]+", text) if name]
         if not names:
             raise ValueError("a client needs the address of a server, such as 127.0.0.1:8001")
-        self.all = [Server(name) for name in dict.fromkeys(names)]
+        self.all = [Server(name, tls) for name in dict.fromkeys(names)]
         self._turn = 0
 
     def route(self) -> list[Server]:

@@ -18,6 +18,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, np_to_triton_dtype, serialize_byte_tensor, triton_to_np_dtype
 
 from step_audio.arrays import AnyArray
+from step_audio_client.tls import SCHEME, Tls
 
 LEASE, LEASE_PREFIX = "lease", "lease:"  # the model, and what it wants in front of the id of an answer
 
@@ -161,6 +162,11 @@ async def _read_out(call: grpc.aio.StreamStreamCall[Any, Any]) -> None:
                 pass
 
 
-def channel(address: str) -> grpc.aio.Channel:
-    """Plain-text."""
-    return grpc.aio.insecure_channel(address, options=CHANNEL)
+def channel(address: str, tls: Tls | None = None) -> grpc.aio.Channel:
+    """Plain text to `host:port`, TLS to `grpcs://host:port`. Raises as `Tls.check` does."""
+    tls = tls or Tls()
+    tls.check(address)
+    if not address.startswith(SCHEME):
+        return grpc.aio.insecure_channel(address, options=CHANNEL)
+    name = [("grpc.ssl_target_name_override", tls.name)] if tls.name else []
+    return grpc.aio.secure_channel(address.removeprefix(SCHEME), tls.credentials(), options=[*CHANNEL, *name])

@@ -12,7 +12,8 @@ from step_audio_gateway.settings import GatewaySettings
 DESCRIPTION = "Open the OpenAI-compatible HTTP API and the playground in front of servers that run already."
 
 FIELDS = fields_of(GatewaySettings)
-SERVE_FIELDS = fields_of(GatewaySettings, leave_out=("triton",))  # `step-audio serve` knows that address by itself
+# `step-audio serve` knows by itself where the server is.
+SERVE_FIELDS = fields_of(GatewaySettings, leave_out=("triton", "triton_ca", "triton_cert", "triton_key", "triton_name"))
 
 
 def add_parser(commands: Commands) -> argparse.ArgumentParser:

@@ -10,6 +10,7 @@ import sys
 import time
 
 from step_audio.errors import SettingsError
+from step_audio.settings import children_environment
 from step_audio_gateway.server import SHUTDOWN_TIMEOUT, listen
 from step_audio_gateway.settings import GatewaySettings
 
@@ -35,6 +36,7 @@ class GatewayProcess:
     def check(self) -> None:
         """What would keep it from starting, before anything slow is begun. Raises SettingsError."""
         self.settings.keys()
+        self.settings.tls()
         listen(self.settings).close()
 
     def start(self) -> None:
@@ -42,7 +44,10 @@ class GatewayProcess:
         self.check()
         # A session of its own: a Ctrl-C in the terminal reaches the parent alone, which stops us in order.
         self._process = process = subprocess.Popen(
-            [sys.executable, "-m", "step_audio_gateway.server"], stdin=subprocess.PIPE, start_new_session=True
+            [sys.executable, "-m", "step_audio_gateway.server"],
+            env=children_environment(),
+            stdin=subprocess.PIPE,
+            start_new_session=True,
         )
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):

@@ -36,7 +36,7 @@ async def _serve(settings: GatewaySettings, leave_with_stdin: bool) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     _raise_descriptor_limit()
     with listen(settings) as listener:
-        async with StepAudioClient(settings.triton) as client:
+        async with StepAudioClient(settings.triton, tls=settings.tls()) as client:
             server = server_of(settings, client)
             if leave_with_stdin:
                 threading.Thread(target=_leave_at_end_of_stdin, args=[server], daemon=True).start()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from step_audio.errors import SettingsError
 from step_audio.settings import Settings
+
+if TYPE_CHECKING:
+    from step_audio_client import Tls
 
 
 def _several(value: Any) -> Any:
@@ -36,6 +39,12 @@ class GatewaySettings(Settings):
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all, then set --api-key")
     port: int = Field(9999, ge=1, le=65535, description="port to listen on")
     triton: Several = Field(("127.0.0.1:8001",), min_length=1, description="gRPC addresses of the served model")
+    triton_ca: Path | None = Field(
+        None, description="PEM certificates of those who sign the servers' at grpcs:// addresses (default: public ones)"
+    )
+    triton_cert: Path | None = Field(None, description="PEM certificate of the gateway, for servers that want one")
+    triton_key: Path | None = Field(None, description="PEM key of triton-cert")
+    triton_name: str | None = Field(None, description="name in the servers' certificates (default: the address's)")
     served_model_name: Several = Field(
         (), description="names that requests may use, the first one in replies (default: the checkpoint's)"
     )
@@ -78,6 +87,20 @@ class GatewaySettings(Settings):
     log_content: bool = Field(False, description="put texts of requests and replies into the log")
     ssl_certfile: Path | None = Field(None, description="PEM certificate: serve https; browsers want it for recording")
     ssl_keyfile: Path | None = Field(None, description="PEM key of the certificate")
+
+    def tls(self) -> Tls:
+        """To the servers. Raises SettingsError."""
+        from step_audio_client import Tls
+
+        tls = Tls(self.triton_ca, self.triton_cert, self.triton_key, self.triton_name)
+        try:
+            for address in self.triton:
+                tls.check(address)
+        except ValueError as error:
+            raise SettingsError(f"--triton: {error}") from None
+        except OSError as error:
+            raise SettingsError(f"--triton: {error.filename} cannot be read: {error.strerror}") from None
+        return tls
 
     def keys(self) -> tuple[str, ...]:
         """All API keys; none means that everybody may call. Raises SettingsError."""

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from typing import TYPE_CHECKING
 
+from step_audio_client import Tls
 from step_audio_client.control import heartbeat
 from step_audio_client.wire import channel
 
@@ -19,8 +20,8 @@ PATIENCE = 8.0  # seconds that a model may take, and on a machine with all cores
 class Heartbeat:
     """Of the server at `address`, from now on until `stop()`."""
 
-    def __init__(self, address: str):
-        self._address = address
+    def __init__(self, address: str, tls: Tls):
+        self._address, self._tls = address, tls
         self._fault: str | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._beat()), name="heartbeat", daemon=True)
@@ -36,7 +37,7 @@ class Heartbeat:
     async def _beat(self) -> None:
         from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
-        async with channel(self._address) as open_channel:
+        async with channel(self._address, self._tls) as open_channel:
             stub: GRPCInferenceServiceStub = GRPCInferenceServiceStub(open_channel)
             while not self._stopping.is_set():
                 self._fault = await heartbeat(stub, PATIENCE)

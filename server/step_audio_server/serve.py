@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import signal
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
 from step_audio.audio import SAMPLE_RATE, encode_wav
 from step_audio.command_line import Echo
-from step_audio_client import Audio, RequestError, Sampling, StepAudioClient, user
+from step_audio_build.artefacts.lock import lock
+from step_audio_client import Audio, RequestError, Sampling, StepAudioClient, Tls, user
+from step_audio_client.tls import SCHEME
 from step_audio_server.errors import ServerError
 from step_audio_server.launch.ports import Ports
 from step_audio_server.prepare import prepare
@@ -37,18 +39,35 @@ class Service:
 
     def __init__(self, settings: ServeSettings, echo: Echo = lambda line: None, gateway: GatewaySettings | None = None):
         self.settings = settings
-        self.ports = Ports(settings.grpc_port, settings.http_port, settings.metrics_port, settings.triton_host)
+        self.ports = Ports(
+            settings.grpc_port, settings.http_port, settings.metrics_port, settings.triton_host, settings.certificates()
+        )
         self.echo = echo
         self.server: TritonServer | None = None
+        self._lock: TextIO | None = None  # of the run directory
         self.gateway: GatewayProcess | None = None
         if gateway is not None:
             from step_audio_gateway.gateway_process import GatewayProcess
 
-            self.gateway = GatewayProcess(gateway.model_copy(update={"triton": (self.address,)}))
+            self.gateway = GatewayProcess(gateway.model_copy(update=self._behind_gateway()))
 
     @property
     def address(self) -> str:
-        return f"{self.ports.reached_at}:{self.ports.grpc}"
+        scheme = "" if self.ports.certificates is None else SCHEME
+        return f"{scheme}{self.ports.reached_at}:{self.ports.grpc}"
+
+    @property
+    def tls(self) -> Tls:
+        """With which we ask our own server: we know it by its very certificate, and where it wants one of us, too, it
+        gets that one."""
+        own = self.ports.certificates
+        if own is None:
+            return Tls()
+        return Tls(own.cert, name=self.settings.grpc_server_name, **own.shown_to_itself())
+
+    def _behind_gateway(self) -> dict[str, object]:
+        tls = {f"triton_{name}": value for name, value in vars(self.tls).items()}
+        return {"triton": (self.address,)} | tls
 
     def __enter__(self) -> Service:
         self.start()
@@ -61,20 +80,28 @@ class Service:
         """Returns when a warm-up request has gone through. Raises StepAudioError; then nothing is left running."""
         settings = self.settings
         self.ports.check_free()
-        launch = prepare(settings, self.ports, self.echo)
+        self._lock = lock(settings.run_dir)
+        if self._lock is None:
+            raise ServerError(f"another `step-audio serve` is using {settings.run_dir}: choose another --grpc-port")
+        try:
+            launch = prepare(settings, self.ports, self.echo)
+        except BaseException:
+            self._unlock()
+            raise
         self.echo("tritonserver: loading the models")
         for last in (False, True):
             self.server = TritonServer(launch, self.ports, settings.run_dir / "tritonserver.log")
             try:
                 self.server.wait_live(settings.resolved_startup_timeout())
-                asyncio.run(warm_up(self.address))
-                self.server.watch(self.address)
+                asyncio.run(warm_up(self.address, self.tls))
+                self.server.watch(self.address, self.tls)
                 return
             except (ServerError, RequestError) as error:
                 crashed, reason = self.server.crashed, self.server.reason()
-                self.kill()
                 if last or not crashed:
+                    self.kill()
                     raise ServerError(f"{error}: {reason}") from None
+                self.server.kill()
                 self.echo("tritonserver crashed while loading: trying once more")
             except BaseException:
                 self.kill()
@@ -84,12 +111,19 @@ class Service:
         if self.server is not None:
             self.server.stop()
             self.server = None
+        self._unlock()
 
     def kill(self) -> None:
         """As `stop`, but nothing that is under way is waited for."""
         if self.server is not None:
             self.server.kill()
             self.server = None
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM; start a server or gateway that died again, each by itself."""
@@ -188,10 +222,10 @@ class _Interrupt:
             raise KeyboardInterrupt
 
 
-async def warm_up(address: str) -> None:
+async def warm_up(address: str, tls: Tls) -> None:
     """One second of faint noise and a word through every model. Raises RequestError."""
     noise = np.random.default_rng(0).normal(0, 0.01, SAMPLE_RATE).astype(np.float32)
-    async with StepAudioClient(address) as client:
+    async with StepAudioClient(address, tls=tls) as client:
         await client.complete(
             [user("hello", Audio(encode_wav(noise)))], Sampling(max_tokens=2, temperature=0), timeout=WARM_UP_TIMEOUT
         )

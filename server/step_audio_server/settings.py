@@ -3,10 +3,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    Field,
+    FilePath,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from step_audio.chat_template import TEMPLATES
 from step_audio.config import DType, ModelConfig
@@ -21,6 +31,18 @@ IPv4 = Annotated[str, Field(pattern=r"^\d{1,3}(\.\d{1,3}){3}$")]
 DECIDED_BY_PROFILE = (
     "tp", "dtype", "max_batch_size", "max_seq_len", "max_num_tokens", "max_prompt_table_rows", "kv_cache_tokens",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """Of the gRPC port, PEM files. `root`: of those who sign clients' certificates; None: clients need none."""
+
+    cert: Path
+    key: Path
+    root: Path | None = None
+
+    def shown_to_itself(self) -> dict[str, Path]:
+        return {} if self.root is None else {"cert": self.cert, "key": self.key}
 
 
 class ServeSettings(Settings):
@@ -70,6 +92,13 @@ class ServeSettings(Settings):
     grpc_port: int = Field(8001, ge=1, le=65535, description="Triton's own")
     http_port: int = Field(8000, ge=1, le=65535, description="Triton's own")
     metrics_port: int = Field(8002, ge=1, le=65535, description="Triton's own")
+    grpc_server_cert: FilePath | None = Field(None, description="PEM certificate: TLS on the gRPC port")
+    grpc_server_key: FilePath | None = Field(None, description="PEM key of the certificate")
+    grpc_root_cert: FilePath | None = Field(
+        None,
+        description="PEM certificates of those who sign clients' (mutual TLS) and the server's own",
+    )
+    grpc_server_name: str = Field("localhost", description="a name in the certificate")
     startup_timeout: PositiveFloat | None = Field(None, description="seconds to load in (default: 600, on GPUs 1800)")
     drain_timeout: NonNegativeInt = Field(5, description="seconds for running requests at the end")
 
@@ -78,6 +107,19 @@ class ServeSettings(Settings):
         if self.profile is not None and (said := sorted(self.model_fields_set.intersection(DECIDED_BY_PROFILE))):
             raise ValueError(f"{said[0]} is decided by the profile the engine was built for; leave it out")
         return self
+
+    @model_validator(mode="after")
+    def _certificates_together(self) -> ServeSettings:
+        if (self.grpc_server_cert is None) != (self.grpc_server_key is None):
+            raise ValueError("--grpc-server-cert and --grpc-server-key belong together: give both or none")
+        if self.grpc_root_cert is not None and self.grpc_server_cert is None:
+            raise ValueError("--grpc-root-cert needs --grpc-server-cert")
+        return self
+
+    def certificates(self) -> Certificates | None:
+        if self.grpc_server_cert is None or self.grpc_server_key is None:
+            return None
+        return Certificates(self.grpc_server_cert, self.grpc_server_key, self.grpc_root_cert)
 
     @property
     def run_dir(self) -> Path:

@@ -17,13 +17,14 @@ import time
 from pathlib import Path
 from typing import TypedDict
 
+from step_audio_client import Tls
 from step_audio_server import processes
 from step_audio_server.errors import ServerError
 from step_audio_server.heartbeat import Heartbeat
 from step_audio_server.launch.launch import Launch, shm_flag
 from step_audio_server.launch.ports import Ports
 from step_audio_server.reaper import Reaper
-from step_audio_server.records import Death, rotate
+from step_audio_server.records import Death, private, rotate
 
 MPIRUN_ENDS_IN = 5.0  # seconds from its SIGTERM; it gives its ranks one of them before it kills them
 RANKS_END_IN = 10.0  # seconds in which mpirun ends the other ranks after one has died; then it does not
@@ -49,7 +50,7 @@ class TritonServer:
         self._regions: set[Path] = set()  # that the ranks share with one another
         self._heartbeat: Heartbeat | None = None
         rotate(log)
-        with log.open("wb") as stream:
+        with open(log, "wb", opener=private) as stream:
             # Its own session: a Ctrl-C in the terminal reaches us alone, and we stop it in order.
             self.process = subprocess.Popen(
                 launch.command,
@@ -57,6 +58,7 @@ class TritonServer:
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
+                umask=0o077,
                 start_new_session=True,
             )
         self._reaper = Reaper(self.process.pid, launch.prefix, launch.kill_after)
@@ -79,7 +81,9 @@ class TritonServer:
                 raise ServerError(f"rank {lost} of tritonserver ended, and the others wait for it")
             if time.monotonic() > deadline:
                 raise ServerError(f"tritonserver was not ready within {timeout:.0f} s")
+            processes.close_regions(self.launch.prefix)
             time.sleep(0.05 if self.launch.ranks == 1 else 0.25)
+        processes.close_regions(self.launch.prefix)
         if self.launch.ranks > 1:
             self._lost_rank()  # sees those that it has not seen yet, the leader among them
             self._regions = processes.ranks_regions(self._ranks.values())
@@ -99,9 +103,9 @@ class TritonServer:
             return Death(silent, silent.partition(" ")[0], in_flight=self._in_flight())
         return None
 
-    def watch(self, address: str) -> None:
+    def watch(self, address: str, tls: Tls) -> None:
         """From now on a model that does not answer at `address` is a fault, too."""
-        self._heartbeat = Heartbeat(address)
+        self._heartbeat = Heartbeat(address, tls)
 
     def reason(self) -> str:
         """The log's first error, for people: those that follow come of it."""

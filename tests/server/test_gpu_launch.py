@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 from gpu_stand_ins import Machine
+from step_audio_client import Tls
 from step_audio_server import tritonserver
 from step_audio_server.errors import ServerError
 from step_audio_server.launch import launch
@@ -263,10 +264,10 @@ def test_a_stub_that_dies(gpus):
 def test_a_server_that_does_not_answer(gpus, monkeypatch):
     """A rank that hangs, hangs them all, and no process dies."""
     beats = [None, "tensorrt_llm does not answer", None]
-    monkeypatch.setattr(tritonserver, "Heartbeat", lambda address: SimpleNamespace(fault=beats.pop, stop=lambda: None))
+    monkeypatch.setattr(tritonserver, "Heartbeat", lambda *_: SimpleNamespace(fault=beats.pop, stop=lambda: None))
     server = started(gpus)
     assert server.fault() is None
-    server.watch("127.0.0.1:8001")
+    server.watch("127.0.0.1:8001", Tls())
     assert server.fault() is None
     death = server.fault()
     assert (death.text, death.model, death.signal) == ("tensorrt_llm does not answer", "tensorrt_llm", None)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from step_audio.errors import StepAudioError
 from step_audio.sampling_parameters import offered
+
+if TYPE_CHECKING:
+    from step_audio_client import Tls
 
 SAMPLING_NAMES = tuple(one.name for one in offered("command"))
 
@@ -23,6 +27,29 @@ def add_sampling(parser: argparse.ArgumentParser, **defaults: float) -> None:
 def sampling_given(arguments: argparse.Namespace) -> dict[str, Any]:
     """What was said about sampling."""
     return {name: value for name in SAMPLING_NAMES if (value := getattr(arguments, name)) is not None}
+
+
+TLS_NAMES = ("ca", "cert", "key", "name")
+
+
+def add_tls(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("TLS, for --url grpcs://host:port")
+    group.add_argument("--ca", type=Path, metavar="FILE", help="PEM certificates of those who sign the server's")
+    group.add_argument("--cert", type=Path, metavar="FILE", help="PEM certificate of ours, for a server that wants one")
+    group.add_argument("--key", type=Path, metavar="FILE", help="PEM key of --cert")
+    group.add_argument("--name", help="name in the server's certificate (default: the address's)")
+
+
+def tls_given(arguments: argparse.Namespace) -> Tls:
+    """Raises StepAudioError, and OSError where a file cannot be read."""
+    from step_audio_client import Tls
+
+    tls = Tls(*(getattr(arguments, name) for name in TLS_NAMES))
+    try:
+        tls.check(arguments.url or "")
+    except ValueError as error:
+        raise StepAudioError(str(error)) from None
+    return tls
 
 
 MODES = ("think-first", "speak-first", "think-before-speak", "no-think")

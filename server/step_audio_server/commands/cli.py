@@ -14,7 +14,14 @@ from step_audio.containers import ADVICE
 from step_audio.errors import StepAudioError
 from step_audio.extras import install_for
 from step_audio.settings import add_flags, fields_of
-from step_audio_server.commands.arguments import add_mind_paced, add_sampling, mind_paced_given, sampling_given
+from step_audio_server.commands.arguments import (
+    add_mind_paced,
+    add_sampling,
+    add_tls,
+    mind_paced_given,
+    sampling_given,
+    tls_given,
+)
 
 BROKEN_PIPE = 141  # exit status where nobody reads on, as shells have it for who dies of SIGPIPE
 
@@ -127,6 +134,7 @@ def _add_chat(commands: Commands) -> None:
     parser.add_argument("--prefix", help="begin the answer with this text, e.g. $'<think>\\n'")
     parser.add_argument("--url", default="127.0.0.1:8001", help="the server's gRPC address (default %(default)s)")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: asked from the server")
+    add_tls(parser)
     add_mind_paced(parser)
     add_sampling(parser)
 
@@ -145,6 +153,7 @@ def _chat(arguments: argparse.Namespace) -> int:
         tokenizer=arguments.tokenizer,
         sampling=Sampling(**sampling_given(arguments)),
         mind_paced=MindPaced(**pace) if pace else None,
+        tls=tls_given(arguments),
     )
 
 

@@ -17,7 +17,7 @@ from step_audio.config import ModelConfig
 from step_audio.extras import install_for
 from step_audio.progress import Progress
 from step_audio_build.stages.cpu_build import default_work_dir
-from step_audio_client import RequestError, Sampling, StepAudioClient
+from step_audio_client import RequestError, Sampling, StepAudioClient, Tls
 from step_audio_evaluation.agreement import Agreement, agreement
 from step_audio_evaluation.answers import AnswerFile, DataSetSettings, Settings
 from step_audio_evaluation.data_set import load_data_set
@@ -43,6 +43,7 @@ class EvaluationOptions:
 
     output: Path
     url: str | None = None
+    tls: Tls | None = None
     checkpoint: Path | None = None
     data: Path | None = None
     audio_first: bool = False
@@ -139,7 +140,7 @@ async def _answers(
     assert task is not None
     with contextlib.suppress(NotImplementedError, RuntimeError):  # not the main thread, or not Unix
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # SIGINT does so by itself
-    async with StepAudioClient(address) as client:
+    async with StepAudioClient(address, tls=options.tls) as client:
         try:
             model = (await client.serving_info())["model"]
         except RequestError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from step_audio.command_line import Commands, add_command, count, echo
 from step_audio_evaluation.presets import PRESETS
-from step_audio_server.commands.arguments import SAMPLING_NAMES, add_sampling
+from step_audio_server.commands.arguments import SAMPLING_NAMES, TLS_NAMES, add_sampling, add_tls, tls_given
 
 
 def noise_level(text: str) -> float | str:
@@ -45,6 +45,7 @@ def add_eval(commands: Commands) -> None:
         "--against-torch", type=Path, metavar="DIR", help="compare tokens with this checkpoint's in torch"
     )
     parser.add_argument("--preset", choices=PRESETS, help="sampling of a published evaluation (default: greedy)")
+    add_tls(parser)
     add_sampling(parser, temperature=0)
 
 
@@ -52,8 +53,9 @@ def _eval(arguments: argparse.Namespace) -> int:
     from step_audio_evaluation.held_out import SNRS
     from step_audio_server.commands.evaluate import EvaluationOptions, evaluate
 
-    given = {name: value for name, value in vars(arguments).items() if value is not None and name != "run"}
+    ours = vars(arguments).keys() - {"run", *TLS_NAMES}
+    given = {name: value for name in ours if (value := getattr(arguments, name)) is not None}
     sampling = {name: given.pop(name) for name in SAMPLING_NAMES if name in given and name != "seed"}
     if "snr" in given:
         given["snr"] = given["snr"] or SNRS
-    return evaluate(EvaluationOptions(**given, sampling=sampling), echo)
+    return evaluate(EvaluationOptions(**given, sampling=sampling, tls=tls_given(arguments)), echo)

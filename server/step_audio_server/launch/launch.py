@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from step_audio.errors import ArtefactError
+from step_audio.settings import children_environment
 from step_audio_server.launch.ports import Ports
+from step_audio_server.settings import Certificates
 
 # Seconds beyond those that it grants requests until it is killed: 2.51 then trips over its own heap instead of
 # leaving, and a large model's memory takes a while to be given back.
@@ -63,20 +65,35 @@ def serving_flags(ports: Ports, drain_timeout: int) -> tuple[str, ...]:
         f"--grpc-keepalive-time={KEEPALIVE_MS}",
         f"--grpc-keepalive-timeout={KEEPALIVE_MS // 2}",
         "--grpc-http2-max-pings-without-data=0",
-        *restrictions(),
+        *restrictions(encrypted=ports.certificates is not None),
+        *(() if ports.certificates is None else _tls_flags(ports.certificates)),
     )
 
 
-def restrictions() -> tuple[str, ...]:
-    """Flags that close what is RESTRICTED to all who do not know a value that is told to nobody."""
-    lock = f"{','.join(RESTRICTED)}:closed={secrets.token_hex(32)}"
-    return f"--grpc-restricted-protocol={lock}", f"--http-restricted-api={lock}"
+def restrictions(encrypted: bool = False) -> tuple[str, ...]:
+    """Flags that close what is RESTRICTED to all who do not know a value that is told to nobody.
+
+    `encrypted`: and inference over HTTP, for which Triton has no TLS.
+    """
+    value = secrets.token_hex(32)
+    http = (*RESTRICTED, "inference") if encrypted else RESTRICTED
+    return (
+        f"--grpc-restricted-protocol={','.join(RESTRICTED)}:closed={value}",
+        f"--http-restricted-api={','.join(http)}:closed={value}",
+    )
+
+
+def _tls_flags(files: Certificates) -> tuple[str, ...]:
+    own = (f"--grpc-server-cert={files.cert}", f"--grpc-server-key={files.key}")
+    if files.root is None:
+        return ("--grpc-use-ssl=true", *own)
+    return ("--grpc-use-ssl-mutual=true", *own, f"--grpc-root-cert={files.root}")
 
 
 def python_environment() -> dict[str, str]:
-    """Ours, less what would lead the stub's interpreter astray, with this interpreter as the first on PATH."""
+    """Ours without settings and what would lead the stub's interpreter astray, this interpreter the first on PATH."""
     bin_folder = Path(sys.executable).parent
     if not (bin_folder / "python3").exists():
         raise ArtefactError(f"{bin_folder} has no python3: run step-audio from a virtual environment")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    environment = {key: value for key, value in children_environment().items() if not key.startswith("PYTHON")}
     return environment | {"PATH": f"{bin_folder}:{environment.get('PATH', '/usr/bin:/bin')}"}

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from step_audio_server.errors import ServerError
+from step_audio_server.settings import Certificates
 
 LOOPBACK = "127.0.0.1"
 
@@ -20,6 +21,7 @@ class Ports:
     http: int
     metrics: int
     host: str = LOOPBACK  # the address they are opened on
+    certificates: Certificates | None = None  # of the gRPC port; None: no TLS
 
     @property
     def reached_at(self) -> str:
