@@ -39,6 +39,7 @@ MODULES = {
     "reasoning": "Thought and answer",
     "tool_calls": "Tool calls",
     "tts": "Speech",
+    "tls": "TLS",
 }
 
 Schema = dict[str, Any]
