@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,23 +26,25 @@ if TYPE_CHECKING:
     from step_audio_build.convert.engine_dir import BuildConfig
 
 
-def prepare(settings: ServeSettings, ports: Ports, echo: Echo) -> Launch:
-    """Raises StepAudioError."""
+def prepare(settings: ServeSettings, ports: Ports, echo: Echo, claim: Callable[[], None]) -> Launch:
+    """`claim` is called before anything is written; it may refuse, too. Raises StepAudioError."""
     if settings.profile is None:
-        return _for_cpu(settings, ports, echo)
-    return _for_gpus(settings, settings.profile, ports, echo)
+        return _for_cpu(settings, ports, echo, claim)
+    return _for_gpus(settings, settings.profile, ports, echo, claim)
 
 
-def _for_cpu(settings: ServeSettings, ports: Ports, echo: Echo) -> Launch:
+def _for_cpu(settings: ServeSettings, ports: Ports, echo: Echo, claim: Callable[[], None]) -> Launch:
     gpu_image.require_no_gpu_image()
-    model, artefacts = build_for_cpu(settings, echo)
+    model, artefacts = build_for_cpu(settings, echo, claim)
     installation = Installation.find()
     repository = assemble(settings, model, artefacts)
     backends = assemble_backends(settings.run_dir, installation.backends, installation.stub)
     return cpu_launch(installation, repository, backends, ports, settings.drain_timeout)
 
 
-def build_for_cpu(settings: ServeSettings, echo: Echo) -> tuple[ModelConfig, Artefacts]:
+def build_for_cpu(
+    settings: ServeSettings, echo: Echo, claim: Callable[[], None] = lambda: None
+) -> tuple[ModelConfig, Artefacts]:
     """Everything that a server without a GPU needs. Raises StepAudioError; interrupted, the next call goes on."""
     from step_audio_build.artefacts.lock import building
     from step_audio_build.stages.cpu_build import CpuBuild, build
@@ -57,6 +60,7 @@ def build_for_cpu(settings: ServeSettings, echo: Echo) -> tuple[ModelConfig, Art
         length_rule=settings.length_rule,
         limits=engine_limits(settings, model),
     )
+    claim()
     with building(settings.work_dir, echo):
         return model, build(job, echo)
 
@@ -75,7 +79,9 @@ def engine_limits(settings: ServeSettings, model: ModelConfig) -> BuildConfig:
     )
 
 
-def _for_gpus(settings: ServeSettings, profile_name: str, ports: Ports, echo: Echo) -> Launch:
+def _for_gpus(
+    settings: ServeSettings, profile_name: str, ports: Ports, echo: Echo, claim: Callable[[], None]
+) -> Launch:
     """Builds nothing, for that takes an hour of the GPUs: it uses what `step-audio build` has made."""
     from step_audio_build.planning.profiles import audio_seconds, load_profile
     from step_audio_build.stages.repository import read_built
@@ -94,6 +100,7 @@ def _for_gpus(settings: ServeSettings, profile_name: str, ports: Ports, echo: Ec
         encoder_batch_clips=profile.encoder_batch_clips,
         max_audio_seconds=audio_seconds(artefacts.max_prompt_table_rows),
     )
+    claim()
     repository = assemble(settings, model, artefacts, profile)
     return gpu_launch(binary, repository, ports, profile.gpus, settings.drain_timeout)
 

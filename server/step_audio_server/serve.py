@@ -80,11 +80,8 @@ class Service:
         """Returns when a warm-up request has gone through. Raises StepAudioError; then nothing is left running."""
         settings = self.settings
         self.ports.check_free()
-        self._lock = lock(settings.run_dir)
-        if self._lock is None:
-            raise ServerError(f"another `step-audio serve` is using {settings.run_dir}: choose another --grpc-port")
         try:
-            launch = prepare(settings, self.ports, self.echo)
+            launch = prepare(settings, self.ports, self.echo, self._claim)
         except BaseException:
             self._unlock()
             raise
@@ -119,6 +116,13 @@ class Service:
             self.server.kill()
             self.server = None
         self._unlock()
+
+    def _claim(self) -> None:
+        self._lock = lock(self.settings.run_dir)
+        if self._lock is None:
+            raise ServerError(
+                f"another `step-audio serve` is using {self.settings.run_dir}: choose another --grpc-port"
+            )
 
     def _unlock(self) -> None:
         if self._lock is not None:
