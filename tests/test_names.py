@@ -73,7 +73,7 @@ def test_files_are_there():
     wrong = [
         f"{name} in {where}"
         for name, where in named(quoted) | named(bare)
-        for path in _alternatives(name.rstrip("/").replace("NAME", "*"))
+        for path in _alternatives(name.partition("::")[0].rstrip("/").replace("NAME", "*"))
         if not list(ROOT.glob(path)) and not (where.endswith(".py") and path.startswith(THEIRS))
     ]
     assert not wrong

@@ -51,8 +51,11 @@ class Quarantined(Unavailable):
 
 # The words of our engine, of NVIDIA's, and of tritonserver when a burst fills the queue in front of the engine.
 BUSY = ("requests are waiting already", "Maximum queue size of", "Exceeds maximum queue size")
-# tritonserver's, while it shuts down and when a model's process is dead.
-GONE = ("Server is stopping", "has stopped accepting new inference requests")
+# tritonserver's, while it shuts down (the second to last, of models that it has unloaded) or loads its models.
+GONE = (
+    "Server is stopping", "has stopped accepting new inference requests", "Request for unknown model", "is not ready",
+)  # fmt: skip
+# And when a model's process is dead.
 DEAD = ("is not healthy",)
 # gRPC's, of a server's certificate that is by somebody unknown, and of one that is for another name.
 UNTRUSTED = ("CERTIFICATE_VERIFY_FAILED", "is not in peer certificate", "Hostname Verification Check failed")

@@ -311,7 +311,7 @@ async def test_a_server_that_dies_midway():
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Fake(script(message(5), then=for_ever)), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    async with StepAudioClient(f"127.0.0.1:{port}", TOKENIZER) as client:
+    async with StepAudioClient(f"127.0.0.1:{port}", TOKENIZER, patience=0.2) as client:
         stream = client.generate([user("x")])
         await anext(stream)
         await server.stop(0)

@@ -53,7 +53,10 @@ def ids_behind(inputs) -> list[int]:
     return inputs["suffix_ids"].reshape(-1).tolist() if "suffix_ids" in inputs else []
 
 
-@pytest.mark.parametrize("fault", [DEAD, STOPPING, BUSY, None])
+UNLOADED = message(error="Request for unknown model: 'step_audio_r1' has no available versions")
+
+
+@pytest.mark.parametrize("fault", [DEAD, STOPPING, UNLOADED, BUSY, None])
 async def test_the_next_server_goes_on_behind_the_ids_that_have_come(fault):
     """However the first one went: a model died, it was stopped, its queue is full, the connection broke."""
     first = script(message(5, 6, prompt=10), *([fault] if fault else []))

@@ -21,6 +21,7 @@ from step_audio.errors import ArtefactError
 from step_audio_build.convert.make_tiny import make_tiny
 from step_audio_build.planning.profiles import load_profile
 from step_audio_build.stages import repository as building
+from step_audio_client.tls import Tls
 from step_audio_server import prepare, serve, supervision, tritonserver
 from step_audio_server.errors import ServerError
 from step_audio_server.launch import gpu_image
@@ -58,14 +59,14 @@ def service(gpus, tmp_path, monkeypatch):
     )
     monkeypatch.setattr(building, "read_built", lambda *_: built)
 
-    async def warm_up(address: str) -> None:
+    async def warm_up(address: str, tls: Tls) -> None:
         warmed.append(address)
 
     warmed: list[str] = []
     monkeypatch.setattr(serve, "warm_up", warm_up)
     monkeypatch.setattr(supervision, "WATCH_PERIOD", 0.05)
     nothing = SimpleNamespace(fault=lambda: None, stop=lambda: None)
-    monkeypatch.setattr(tritonserver, "Heartbeat", lambda address: nothing)
+    monkeypatch.setattr(tritonserver, "Heartbeat", lambda *_: nothing)
     grpc, http, metrics = free_ports(3)
     settings = ServeSettings.create(
         checkpoint=checkpoint, work_dir=work, profile=PROFILE, grpc_port=grpc, http_port=http, metrics_port=metrics
@@ -95,6 +96,10 @@ def run(service: Service, *steps) -> None:
     finally:
         ended.set()
         walker.join()
+
+
+def nothing_claimed() -> None:
+    pass
 
 
 def ready(service: Service, times: int):
@@ -183,29 +188,29 @@ def test_what_the_machine_lacks(gpus, service, monkeypatch):
     ports = Ports(*free_ports(3))
     monkeypatch.setattr(gpu_image.shutil, "which", lambda name: None)
     with pytest.raises(MachineError, match=r"mpirun is not on PATH.*26\.07-trtllm-python-py3"):
-        prepare.prepare(service.settings, ports, print)
+        prepare.prepare(service.settings, ports, print, nothing_claimed)
     (gpus.triton / "backends/tensorrtllm/libtriton_tensorrtllm.so").unlink()
     with pytest.raises(MachineError, match=r"libtriton_tensorrtllm\.so is missing: serve on GPUs inside nvcr\.io"):
-        prepare.prepare(service.settings, ports, print)
+        prepare.prepare(service.settings, ports, print, nothing_claimed)
 
 
 def test_a_forgotten_profile(gpus, service, monkeypatch):
     monkeypatch.setattr(gpu_image.importlib.util, "find_spec", lambda name: None)
     settings = service.settings.model_copy(update={"profile": None})
     with pytest.raises(MachineError, match="this image serves on GPUs: give --profile"):
-        prepare.prepare(settings, Ports(*free_ports(3)), print)
+        prepare.prepare(settings, Ports(*free_ports(3)), print, nothing_claimed)
 
 
 def test_an_unknown_profile(service):
     settings = service.settings.model_copy(update={"profile": "3xA100"})
     with pytest.raises(SettingsError, match="there is no profile 3xA100; use 1xH200-16k"):
-        prepare.prepare(settings, Ports(*free_ports(3)), print)
+        prepare.prepare(settings, Ports(*free_ports(3)), print, nothing_claimed)
 
 
 def test_engines_that_are_not_there(service, monkeypatch):
     monkeypatch.setattr(building, "read_built", READ_BUILT)
     with pytest.raises(ArtefactError, match=r"there are no engines of profile 4xH100-16k in .*run `step-audio build"):
-        prepare.prepare(service.settings, Ports(*free_ports(3)), print)
+        prepare.prepare(service.settings, Ports(*free_ports(3)), print, nothing_claimed)
 
 
 def test_a_broken_engine_directory(service):
@@ -213,7 +218,7 @@ def test_a_broken_engine_directory(service):
     for text in ("", "{}", '{"build_config": {"max_batch_size": 1}}'):
         config.write_text(text)
         with pytest.raises(ArtefactError, match=r"config\.json is missing or not that of an engine"):
-            prepare.prepare(service.settings, Ports(*free_ports(3)), print)
+            prepare.prepare(service.settings, Ports(*free_ports(3)), print, nothing_claimed)
 
 
 @pytest.mark.parametrize("name", ["tp", "max_batch_size", "max_seq_len", "kv_cache_tokens"])
