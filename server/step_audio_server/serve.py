@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from step_audio_gateway.settings import GatewaySettings
 
 DEATHS = "deaths.jsonl"
+LOADS = 4  # times that a server is tried that crashes while it loads
 WARM_UP_TIMEOUT = 120.0  # seconds
 
 
@@ -86,7 +87,7 @@ class Service:
             self._unlock()
             raise
         self.echo("tritonserver: loading the models")
-        for last in (False, True):
+        for attempt in range(1, LOADS + 1):
             self.server = TritonServer(launch, self.ports, settings.run_dir / "tritonserver.log")
             try:
                 self.server.wait_live(settings.resolved_startup_timeout())
@@ -95,11 +96,11 @@ class Service:
                 return
             except (ServerError, RequestError) as error:
                 crashed, reason = self.server.crashed, self.server.reason()
-                if last or not crashed:
+                if attempt == LOADS or not crashed:
                     self.kill()
                     raise ServerError(f"{error}: {reason}") from None
                 self.server.kill()
-                self.echo("tritonserver crashed while loading: trying once more")
+                self.echo("tritonserver crashed while loading: trying again")
             except BaseException:
                 self.kill()
                 raise

@@ -65,8 +65,9 @@ class TritonServer:
 
     @property
     def crashed(self) -> bool:
-        """Ended by a signal, as 2.51 now and then does while it loads on a busy machine."""
-        return (self.process.poll() or 0) < 0
+        """Ended by a signal, it or a model's process, as 2.51 now and then does while it loads on a busy machine."""
+        death = self.fault()
+        return death is not None and death.signal is not None
 
     def wait_live(self, timeout: float) -> None:
         """Until every model is loaded. Raises ServerError."""
