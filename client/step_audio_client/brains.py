@@ -17,7 +17,6 @@ from step_audio_client.chat_types import ChatOptions
 from step_audio_client.markers import partial_marker
 from step_audio_client.prepared import PreparedPrompt, PreparedRequest
 from step_audio_client.reasoning import END_MARKERS
-from step_audio_client.sampling import Sampling
 
 MARKER_TOKENS = 8  # in which an end marker would lie
 
@@ -93,7 +92,5 @@ class Brains:
 
     def _request(self, prompt: PreparedPrompt, suffix_ids: Sequence[int], number: int, most: int) -> PreparedRequest:
         """`number`: of the generation, which has a seed of its own."""
-        sampling: Sampling = self._options.sampling
-        seed = None if sampling.seed is None else (sampling.seed + number) % 2**64
-        sampling = replace(sampling, max_tokens=most, seed=seed)
+        sampling = replace(self._options.sampling.with_seed_after(number), max_tokens=most)
         return PreparedRequest(prompt, sampling, tuple(suffix_ids), self._options.stop_token_ids)

@@ -28,6 +28,10 @@ class Sampling(SamplingParameters):
             return self
         return replace(self, seed=secrets.randbits(63))
 
+    def with_seed_after(self, n: int) -> Sampling:
+        """With the seed that is `n` behind its own, for another draw; as it is where it has none."""
+        return self if self.seed is None else replace(self, seed=(self.seed + n) % 2**64)  # the engine's: not negative
+
     def behind(self, tokens: int) -> Sampling:
         """For the rest of an answer that has so many already."""
         if not tokens:
@@ -37,19 +41,16 @@ class Sampling(SamplingParameters):
             max_tokens=None if self.max_tokens is None else self.max_tokens - tokens,
             min_tokens=None if self.min_tokens is None else max(self.min_tokens - tokens, 0),
         )
-        # Not the numbers once more that the first tokens were drawn with.
-        return rest if self.seed is None else replace(rest, seed=(self.seed + tokens) % 2**64)
+        return rest.with_seed_after(tokens)  # not the numbers once more that the first tokens were drawn with
 
     def inputs(self) -> dict[str, AnyArray]:
         """Under the names of the `tensorrt_llm` model, each of shape [1, 1]. Raises RequestError."""
         if self.max_tokens is not None and self.max_tokens < 1:
             raise RequestError(f"max_tokens must be at least 1, not {self.max_tokens}")
-        tensors = {one.input: _tensor(one, value) for one, value in self._asked()}
+        # To the engine no seed is seed 0: everybody would always get the same answer.
+        tensors = {one.input: _tensor(one, value) for one, value in self.with_seed()._asked()}
         if self.temperature == 0:
             tensors["runtime_top_k"] = scalar(1, np.int32)
-        elif "seed" not in tensors:
-            # To the engine no seed is seed 0: everybody would always get the same answer.
-            tensors["seed"] = scalar(secrets.randbits(63), np.uint64)
         return tensors
 
     def check_supported(self, names: Collection[str]) -> None:

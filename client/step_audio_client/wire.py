@@ -18,9 +18,10 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, np_to_triton_dtype, serialize_byte_tensor, triton_to_np_dtype
 
 from step_audio.arrays import AnyArray
+from step_audio.steps.leases import PREFIX as LEASE_ID
 from step_audio_client.tls import SCHEME, Tls
 
-LEASE, LEASE_PREFIX = "lease", "lease:"  # the model, and what it wants in front of the id of an answer
+LEASE = "lease"  # the model; its ids are LEASE_ID and the answer's own
 
 # Two bytes that are handed on as they came: numpy has no such numbers.
 BFLOAT16 = np.dtype("V2")
@@ -122,7 +123,7 @@ async def stream(
     call = stub.ModelStreamInfer(requests(), timeout=timeout)
     try:
         async for message in call:
-            if message.infer_response.id.startswith(LEASE_PREFIX):
+            if message.infer_response.id.startswith(LEASE_ID):
                 continue
             if message.error_message:
                 ended.set()
@@ -149,7 +150,7 @@ def _lease(request_id: str, open_: bool, seconds: float | None = None) -> servic
     inputs = {"open": scalar(open_, np.bool_)}
     if seconds is not None:
         inputs["seconds"] = scalar(seconds, np.float32)
-    return infer_request(LEASE, f"{LEASE_PREFIX}{request_id}", inputs)
+    return infer_request(LEASE, f"{LEASE_ID}{request_id}", inputs)
 
 
 async def _read_out(call: grpc.aio.StreamStreamCall[Any, Any]) -> None:

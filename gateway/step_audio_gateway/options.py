@@ -154,10 +154,7 @@ def _sampling(request: ChatRequest) -> Sampling:
 
 
 def _with_seed(options: ChatOptions, i: int) -> ChatOptions:
-    if options.sampling.seed is None:
-        return options
-    seed = (options.sampling.seed + i) % 2**64  # the engine's are not negative
-    return dataclasses.replace(options, sampling=dataclasses.replace(options.sampling, seed=seed))
+    return dataclasses.replace(options, sampling=options.sampling.with_seed_after(i))
 
 
 def _tool_choice(request: ChatRequest) -> str:

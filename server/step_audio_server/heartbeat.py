@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import TYPE_CHECKING
 
 from step_audio_client import Tls
 from step_audio_client.control import heartbeat
-from step_audio_client.wire import channel
-
-if TYPE_CHECKING:
-    from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
+from step_audio_client.servers import Server
 
 PERIOD = 1.5  # seconds between an answer and the next question
 PATIENCE = 8.0  # seconds that a model may take, and on a machine with all cores taken does
@@ -35,10 +31,8 @@ class Heartbeat:
         self._stopping.set()
 
     async def _beat(self) -> None:
-        from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
-
-        async with channel(self._address, self._tls) as open_channel:
-            stub: GRPCInferenceServiceStub = GRPCInferenceServiceStub(open_channel)
+        server = Server(self._address, self._tls)
+        async with server.channel:
             while not self._stopping.is_set():
-                self._fault = await heartbeat(stub, PATIENCE)
+                self._fault = await heartbeat(server.stub, PATIENCE)
                 await asyncio.sleep(PERIOD)
