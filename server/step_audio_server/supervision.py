@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from step_audio.command_line import Echo
@@ -11,9 +12,9 @@ from step_audio.errors import StepAudioError
 from step_audio_server.records import Death
 
 WATCH_PERIOD = 0.25  # seconds
-# Seconds before a start, by the faults in a row before it: the first is mended at once.
+# Seconds before a start, by the starts in a row before it that came to nothing: the first fault is mended at once.
 PAUSES = (0.0, 0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
-STEADY = 60.0  # seconds of running, after which the next fault is the first one again
+STEADY = 2.0  # seconds of working, with which a start has not come to nothing
 
 
 class Kept(Protocol):
@@ -33,12 +34,15 @@ class Kept(Protocol):
 
 
 class Keeper:
-    """Watches over `kept`, which is running, until `stopping` is set. It never gives up."""
+    """Watches over `kept`, which is running, until `stopping` is set. It never gives up.
 
-    def __init__(self, kept: Kept, echo: Echo, stopping: threading.Event):
-        self._kept, self._echo, self._stopping = kept, echo, stopping
+    `clock`: seconds, from any beginning.
+    """
+
+    def __init__(self, kept: Kept, echo: Echo, stopping: threading.Event, clock: Callable[[], float] = time.monotonic):
+        self._kept, self._echo, self._stopping, self._clock = kept, echo, stopping, clock
         self._failures = 0  # in a row
-        self._since = time.monotonic()  # when it was last started
+        self._since = clock()  # when it last began to work
 
     def run(self) -> None:
         while not self._stopping.wait(WATCH_PERIOD):
@@ -46,7 +50,7 @@ class Keeper:
                 self._restart(death)
 
     def _restart(self, death: Death) -> None:
-        if time.monotonic() - self._since > STEADY:
+        if self._clock() - self._since > STEADY:
             self._failures = 0
         self._kept.end()
         reason = str(death)
@@ -63,6 +67,6 @@ class Keeper:
                     return
                 reason = str(error)
             else:
-                self._since = time.monotonic()
+                self._since = self._clock()
                 self._kept.restarted(death)
                 return

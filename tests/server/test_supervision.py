@@ -2,7 +2,6 @@
 
 import json
 import threading
-from types import SimpleNamespace
 
 import pytest
 
@@ -56,30 +55,38 @@ class Kept:
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    clock = Clock(2000)
-    monkeypatch.setattr(supervision, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    return clock
+def clock():
+    return Clock(2000)
+
+
+def keep(kept, clock, said=None):
+    Keeper(kept, (lambda line: None) if said is None else said.append, clock, clock=lambda: clock.now).run()
 
 
 def test_ever_longer_pauses_but_no_end(clock):
     kept, said = Kept(30), []
-    Keeper(kept, said.append, clock).run()
+    keep(kept, clock, said)
     assert kept.deaths == 0 and len(said) == 30 == kept.events.count("start") == kept.events.count("end")
     assert clock.pauses()[: len(PAUSES)] == list(PAUSES) and set(clock.pauses()[len(PAUSES) :]) == {PAUSES[-1]}
     assert kept.events[:3] == ["end", "start", "death 29"]
     assert said[0] == "death 29: starting again" and said[2] == "death 27: starting again in 1 s"
 
 
-def test_after_a_long_life_a_death_is_the_first_again(clock):
-    kept = Kept(5, lives=int(supervision.STEADY / supervision.WATCH_PERIOD) + 2)
-    Keeper(kept, lambda line: None, clock).run()
-    assert kept.deaths == 0 and clock.pauses() == [0.0] * 5
+def test_what_has_worked_for_a_few_seconds_is_started_again_at_once(clock):
+    kept = Kept(20, lives=int(3 / supervision.WATCH_PERIOD))
+    keep(kept, clock)
+    assert kept.deaths == 0 and clock.pauses() == [0.0] * 20
+
+
+def test_starts_that_failed_count_no_more_when_one_has_worked(clock):
+    kept = Kept(2, lives=int(3 / supervision.WATCH_PERIOD), failing=4)
+    keep(kept, clock)
+    assert kept.deaths == 0 and clock.pauses() == [*PAUSES[:5], 0.0]
 
 
 def test_a_start_that_fails_is_tried_again(clock):
     kept, said = Kept(1, failing=3), []
-    Keeper(kept, said.append, clock).run()
+    keep(kept, clock, said)
     assert kept.events == ["end", *["start"] * 4, "death 0"]
     assert said == [
         "death 0: starting again",
@@ -92,7 +99,7 @@ def test_a_start_that_fails_is_tried_again(clock):
 def test_a_stop_ends_the_waiting(clock):
     clock.ends = 6
     kept = Kept(1, failing=1000)
-    Keeper(kept, lambda line: None, clock).run()
+    keep(kept, clock)
     assert kept.events.count("start") == 5 and clock.pauses()[-1] == PAUSES[5]
 
 
