@@ -3,7 +3,9 @@
     python tests/reliability/recovery.py --rounds 5 --starts 50
 
 Each model's process and the server itself are killed, and each step's process is stopped for 2.6 seconds with requests
-at hand; `--starts` starts the server so often and counts those that fail. With the small trained model, if no other.
+at hand; `--starts` starts the server so often and counts those that fail, and those whose server crashed while loading
+and was tried again. `--busy` processes, each in a session of its own, take the processors meanwhile. With the small
+trained model, if no other.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import contextlib
 import os
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -89,12 +92,13 @@ def measure(process: ServeProcess, rounds: int) -> list[tuple[str, ...]]:
     return rows
 
 
-def starts(settings, count: int) -> tuple[int, float]:
-    """How many of `count` starts failed, and the median of the others in seconds."""
-    failed, taken = 0, []
-    for _ in range(count):
+def starts(settings, count: int) -> str:
+    """How many of `count` starts failed, or came to pass only by trying again, and what the others took."""
+    failed, crashes, taken = 0, [], []
+    for number in range(1, count + 1):
         begin = time.monotonic()
-        service = Service(settings)
+        said: list[str] = []
+        service = Service(settings, said.append)
         try:
             service.start()
             taken.append(time.monotonic() - begin)
@@ -102,7 +106,27 @@ def starts(settings, count: int) -> tuple[int, float]:
             failed += 1
             print(error, file=sys.stderr, flush=True)
         service.stop()
-    return failed, statistics.median(taken or [float("nan")])
+        crashes.append(sum("trying again" in line for line in said))
+        print(f"start {number}: {time.monotonic() - begin:.1f} s, {crashes[-1]} crashes", file=sys.stderr, flush=True)
+    retried = sum(n > 0 for n in crashes)
+    took = f"median {statistics.median(taken or [0.0]):.1f} s, longest {max(taken, default=0.0):.1f} s"
+    return f"{failed} failed, {retried} tried again ({sum(crashes)} crashes), {took}"
+
+
+@contextlib.contextmanager
+def busy(count: int):
+    """Processes that compute, each in a session of its own, so that the scheduler gives each a full share."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+def load() -> str:
+    return f"load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} processors"
 
 
 def main() -> None:
@@ -110,18 +134,19 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=embedded_checkpoint())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--starts", type=int, default=0)
+    parser.add_argument("--busy", type=int, default=0)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, busy(given.busy):
         settings = settings_for(given.checkpoint, Path(folder), max_seq_len=4096)
         if given.starts:
-            failed, median = starts(settings, given.starts)
-            print(f"{given.starts} starts, {failed} failed, median {median:.1f} s")
+            print(f"{given.starts} starts: {starts(settings, given.starts)}; {load()}")
         if given.rounds:
             process = ServeProcess(settings)
             process.wait_for("ready")
             rows = measure(process, given.rounds)
             process.end()
             print(markdown_table([("fault", "median", "longest"), *rows]))
+            print(load())
 
 
 if __name__ == "__main__":
