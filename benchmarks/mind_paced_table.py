@@ -12,8 +12,9 @@ from typing import TypeAlias
 import numpy as np
 from bench import median_ms
 
-from step_audio.audio import SAMPLE_RATE, encode_wav
+from step_audio.audio import encode_wav
 from step_audio.chat_template import OPEN_THOUGHT
+from step_audio.clips import SAMPLE_RATE
 from step_audio.markdown import markdown_table
 from step_audio.progress import Progress
 from step_audio_client import Audio, Sampling, StepAudioClient, user

@@ -1,4 +1,4 @@
-"""Any recording in, 16 kHz mono float32 out; and the clips that the encoder takes.
+"""Any recording in, 16 kHz mono float32 out.
 
 The route is the reference's: mean over the channels at the source's rate, then soxr HQ to 16 kHz,
 so that a stereo or 48 kHz recording gives the model what it was evaluated with. What the bytes are
@@ -7,7 +7,6 @@ is read from the bytes; a file's name or a declared format is often wrong.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import struct
@@ -20,12 +19,9 @@ import numpy as np
 import soxr
 
 from step_audio.arrays import Float32Array
+from step_audio.clips import SAMPLE_RATE
 from step_audio.containers import ADVICE, CONTAINERS, RAW_DEMUXERS
 from step_audio.errors import AudioTooLong, InvalidRequest
-
-SAMPLE_RATE = 16_000  # Hz, the only rate that the model knows
-CLIP_SECONDS = 25  # the model was served with clips of 25 s; its positions end at 30 s
-CLIP_SAMPLES = CLIP_SECONDS * SAMPLE_RATE
 
 SOURCE_RATES = range(1_000, 768_001)  # Hz; outside is a damaged header, which could ask for any amount of memory
 VALUES_PER_SECOND = 192_000  # samples of all channels that a second may cost: those of 96 kHz in stereo
@@ -95,17 +91,6 @@ def encode_wav(samples: Float32Array, rate: int = SAMPLE_RATE) -> bytes:
         writer.setframerate(rate)
         writer.writeframes(np.round(np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
     return file.getvalue()
-
-
-def split_clips(samples: Float32Array, clip_samples: int = CLIP_SAMPLES) -> list[Float32Array]:
-    """Cut [n] into consecutive views of `clip_samples`, the last one shorter but never empty."""
-    return [samples[start : start + clip_samples] for start in range(0, len(samples), clip_samples)]
-
-
-def content_hash(clip: Float32Array) -> int:
-    """A clip's identity for reusing its KV cache: the same samples give the same id, 1 <= id < 2**63."""
-    digest = hashlib.sha256(np.ascontiguousarray(clip, "<f4").data).digest()
-    return int.from_bytes(digest[:8], "little") >> 1 or 1
 
 
 def _check_wav_header(data: bytes, name: str) -> None:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from step_audio.arrays import Float32Array
-from step_audio.audio import content_hash, decode_audio, split_clips
+from step_audio.audio import decode_audio
 from step_audio.chat import ClipInfo, build_prompt
 from step_audio.checkpoint import Checkpoint, decoder_tensors, to_float32
+from step_audio.clips import content_hash, split_clips
 from step_audio.config import ModelConfig
 from step_audio.conversation import parse_conversation
 from step_audio.encoder import load_encoder

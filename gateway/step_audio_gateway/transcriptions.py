@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, File, Form, Request, UploadFile
 from starlette.responses import PlainTextResponse, Response
 
-from step_audio.audio import SAMPLE_RATE, Budget, decode_audio
+from step_audio.audio import Budget, decode_audio
+from step_audio.clips import SAMPLE_RATE
 from step_audio_client import Audio, ChatOptions, RequestError, Sampling, Thinking, user
 from step_audio_gateway.audio_parts import check_length
 from step_audio_gateway.chat import FAILURES, events_of, first_of

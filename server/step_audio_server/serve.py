@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
-from step_audio.audio import SAMPLE_RATE, encode_wav
+from step_audio.audio import encode_wav
+from step_audio.clips import SAMPLE_RATE
 from step_audio.command_line import Echo
 from step_audio_build.artefacts.lock import lock
 from step_audio_client import Audio, RequestError, Sampling, StepAudioClient, Tls, user

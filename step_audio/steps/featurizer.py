@@ -14,7 +14,8 @@ import numpy as np
 
 from step_audio import mel
 from step_audio.arrays import Float32Array, Int32Array, UInt64Array
-from step_audio.audio import Budget, content_hash, decode_audio, split_clips
+from step_audio.audio import Budget, decode_audio
+from step_audio.clips import content_hash, split_clips
 from step_audio.conversation import parse_conversation
 from step_audio.errors import AudioTooLong, InvalidRequest
 from step_audio.steps.clip_limits import clip_tokens

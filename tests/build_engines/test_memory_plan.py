@@ -7,7 +7,7 @@ import pytest
 from safetensors import safe_open
 
 from published_config import NESTED
-from step_audio.audio import SAMPLE_RATE, split_clips
+from step_audio.clips import SAMPLE_RATE, split_clips
 from step_audio.config import ModelConfig
 from step_audio.mel import frame_count, token_count
 from step_audio_build.commands.plan import PUBLISHED, report

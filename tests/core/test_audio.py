@@ -10,17 +10,8 @@ import pytest
 
 from audio_fixture import TONE, encode, peak, tone, wav
 from paths import SHARED
-from step_audio.audio import (
-    CLIP_SAMPLES,
-    HEADER_SLACK,
-    SAMPLE_RATE,
-    Budget,
-    content_hash,
-    decode_audio,
-    encode_wav,
-    split_clips,
-    stated_seconds,
-)
+from step_audio.audio import HEADER_SLACK, Budget, decode_audio, encode_wav, stated_seconds
+from step_audio.clips import CLIP_SAMPLES, SAMPLE_RATE, content_hash, split_clips
 
 SAMPLES = ["big_bench_audio_test", "mmar_test", "mmsu_test", "spoken_mqa_test"]
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from audio_fixture import TONE, encode, peak, tone, wav
-from step_audio.audio import SAMPLE_RATE, Budget, decode_audio
+from step_audio.audio import Budget, decode_audio
+from step_audio.clips import SAMPLE_RATE
 from step_audio.errors import InvalidRequest
 from step_audio.mel import log_mel
 

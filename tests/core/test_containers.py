@@ -12,7 +12,8 @@ import pytest
 
 from audio_fixture import TONE, encode, peak, tone
 from paths import ROOT
-from step_audio.audio import SAMPLE_RATE, decode_audio, stated_seconds
+from step_audio.audio import decode_audio, stated_seconds
+from step_audio.clips import SAMPLE_RATE
 from step_audio.containers import ADVICE, CONTAINERS, EXTENSIONS, MIME_TYPES
 from step_audio.errors import InvalidRequest
 from step_audio_gateway.page import PLAYGROUND, offers_module

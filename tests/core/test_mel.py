@@ -1,5 +1,6 @@
 """log_mel against the golden numbers and against torch; lengths against the table of the reference's own code."""
 
+import librosa
 import numpy as np
 import pytest
 import torch
@@ -73,6 +74,12 @@ def test_log_mel_of_speech_like_dynamics_and_other_bands():
     samples = noise(48_000) * np.linspace(0, 1, 48_000, dtype=np.float32) ** 8  # from silence to loud
     np.testing.assert_allclose(mel.log_mel(samples), reference(samples), rtol=0, atol=1e-4)
     np.testing.assert_allclose(mel.log_mel(samples, 80), reference(samples, 80), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("bands", [80, 128])
+def test_the_filters_are_librosas(bands):
+    expected = librosa.filters.mel(sr=16_000, n_fft=400, n_mels=bands)
+    np.testing.assert_array_equal(mel._filterbank(bands), expected, strict=True)
 
 
 def test_log_mel_of_silence_and_of_nothing():

@@ -17,7 +17,8 @@ from selenium.webdriver.common.keys import Keys
 
 from browser import Page, needs_browser
 from playground_fixture import ANSWER, THOUGHT, TONE_HZ, FakeGateway, Handler, thinks_and_answers, tone
-from step_audio.audio import SAMPLE_RATE, encode_wav
+from step_audio.audio import encode_wav
+from step_audio.clips import SAMPLE_RATE
 from step_audio.containers import ADVICE, EXTENSIONS, MIME_TYPES
 
 pytestmark = needs_browser

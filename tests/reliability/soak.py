@@ -31,7 +31,7 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 from audio_fixture import wav
-from step_audio.audio import SAMPLE_RATE
+from step_audio.clips import SAMPLE_RATE
 from step_audio_client import Audio, RequestError, Sampling, StepAudioClient, user
 from step_audio_server import processes
 

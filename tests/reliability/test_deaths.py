@@ -21,7 +21,7 @@ import pytest
 from audio_fixture import wav
 from serve_process import ServeProcess
 from server_settings import settings_for
-from step_audio.audio import SAMPLE_RATE
+from step_audio.clips import SAMPLE_RATE
 from step_audio_client import Audio, Guide, Sampling, StepAudioClient, user
 from step_audio_client.tokens import TokenRequest
 

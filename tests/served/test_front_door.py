@@ -19,7 +19,8 @@ from selenium.webdriver.common.keys import Keys
 from browser import Page, browser, needs_browser
 from front_door_fixture import door, messages
 from raw_triton import active
-from step_audio.audio import SAMPLE_RATE, decode_audio, encode_wav
+from step_audio.audio import decode_audio, encode_wav
+from step_audio.clips import SAMPLE_RATE
 from step_audio_evaluation.held_out import held_out
 from step_audio_evaluation.items import Item
 from step_audio_server.commands.demo import VOICE

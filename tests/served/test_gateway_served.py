@@ -14,7 +14,8 @@ import pytest
 
 from gateway_fixture import events
 from paths import SHARED
-from step_audio.audio import CLIP_SAMPLES, SAMPLE_RATE, decode_audio, encode_wav
+from step_audio.audio import decode_audio, encode_wav
+from step_audio.clips import CLIP_SAMPLES, SAMPLE_RATE
 from step_audio_gateway.gateway_process import GatewayProcess
 from step_audio_gateway.settings import GatewaySettings
 from step_audio_server.launch.ports import free_ports

@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from step_audio.audio import SAMPLE_RATE
+from step_audio.clips import SAMPLE_RATE
 
 TONE = 440  # Hz
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from step_audio.audio import SAMPLE_RATE
 from step_audio.checkpoint import Checkpoint, expected_tensors
+from step_audio.clips import SAMPLE_RATE
 from step_audio.config import ModelConfig
 from step_audio.errors import ArtefactError
 from step_audio.mel import token_count

@@ -10,9 +10,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from step_audio.arrays import Float32Array, Int64Array
-from step_audio.audio import content_hash
 from step_audio.chat import ClipInfo, build_prompt
 from step_audio.chat_template import CLOSE_THOUGHT, NO_THOUGHT
+from step_audio.clips import content_hash
 from step_audio.conversation import parse_conversation
 from step_audio.mel import (
     ADAPTOR_STRIDE,

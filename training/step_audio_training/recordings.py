@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from step_audio.arrays import Float32Array
-from step_audio.audio import SAMPLE_RATE
+from step_audio.clips import SAMPLE_RATE
 from step_audio_training import sound
 from step_audio_training.arithmetic import Sum, draw_large_sum, draw_sum, in_words
 from step_audio_training.sentences import COLOURS, THINGS, sentence

@@ -11,7 +11,7 @@ from scipy.fft import next_fast_len
 from scipy.signal import oaconvolve
 
 from step_audio.arrays import Float32Array, Float64Array
-from step_audio.audio import SAMPLE_RATE
+from step_audio.clips import SAMPLE_RATE
 
 TRAIN_NOISES = ("white", "pink", "hum", "babble", "band", "band")
 HELD_OUT_NOISES = ("brown", "fan", "clicks")

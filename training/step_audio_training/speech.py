@@ -15,7 +15,7 @@ import numpy as np
 import soxr
 
 from step_audio.arrays import AnyArray, Float32Array
-from step_audio.audio import SAMPLE_RATE
+from step_audio.clips import SAMPLE_RATE
 
 # espeak-ng's speak_lib.h.
 _OUTPUT_SYNCHRONOUS = 2

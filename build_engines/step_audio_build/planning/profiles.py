@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from step_audio.audio import CLIP_SAMPLES, SAMPLE_RATE
+from step_audio.clips import CLIP_SAMPLES, SAMPLE_RATE
 from step_audio.config import Strict
 from step_audio.errors import SettingsError
 from step_audio.mel import TOKENS_PER_SECOND, frame_count, token_count

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from step_audio.arrays import Float32Array
-from step_audio.audio import content_hash
 from step_audio.chat import ClipInfo, build_prompt
 from step_audio.checkpoint import Checkpoint, from_float32, to_float32
+from step_audio.clips import content_hash
 from step_audio.config import Strict
 from step_audio.conversation import parse_conversation
 from step_audio.errors import ArtefactError

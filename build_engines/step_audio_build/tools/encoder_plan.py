@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import PositiveInt
 
 from step_audio.arrays import Float32Array, Int64Array
-from step_audio.audio import CLIP_SECONDS
+from step_audio.clips import CLIP_SECONDS
 from step_audio.config import Strict
 from step_audio.errors import ArtefactError, StepAudioError
 from step_audio.mel import FRAMES_PER_SECOND, LengthRule, log_mel, pad_batch, token_count

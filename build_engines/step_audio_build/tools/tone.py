@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from step_audio.arrays import Float32Array
-from step_audio.audio import SAMPLE_RATE
+from step_audio.clips import SAMPLE_RATE
 
 
 def gliding_tone(seconds: float, seed: int) -> Float32Array:
