@@ -6,7 +6,9 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
+from typing import ParamSpec
 
 from step_audio.arrays import Float32Array
 from step_audio.engine.executor import Executor, TokenEmbedding
@@ -14,7 +16,7 @@ from step_audio.engine.guide import CompiledGuide, GuideCompiler, TokenGuide
 from step_audio.engine.kv_cache import BlockPool
 from step_audio.engine.options import EngineOptions, EngineStats
 from step_audio.engine.request import Finished, GenerationRequest, SequenceOutput
-from step_audio.engine.sampler import NoToken
+from step_audio.engine.sampler import Draw, draw, penalize
 from step_audio.engine.scheduler import Scheduler
 from step_audio.engine.sequence import Sequence, assemble
 from step_audio.engine.trtllm_checkpoint import EngineSpec, Weights, load_engine
@@ -22,6 +24,7 @@ from step_audio.engine.validation import validate
 from step_audio.errors import InvalidRequest, Overloaded, StepAudioError
 
 logger = logging.getLogger(__name__)
+P = ParamSpec("P")
 
 
 class _Active:
@@ -248,33 +251,57 @@ class Engine:
         self._healthy = True
         completing = [chunk.sequence for chunk in plan if chunk.completes]
         self._scheduler.advance(plan)
-        for row, sequence in zip(logits, completing, strict=True):
-            active = self._active.get(sequence.request.request_id)
-            if active is None or sequence not in active.sequences:
-                continue  # another answer to the same request has just failed
-            try:
-                self._extend(active, sequence, row)
-            except StepAudioError as error:
-                self._fail(active, error)
-            except Exception:
-                logger.exception("request %s failed", active.request.request_id)
-                self._fail(active)
+        self._draw(logits, completing)
 
-    def _extend(self, active: _Active, sequence: Sequence, row: Float32Array) -> None:
-        """Draw the sequence's next token and tell the request. What goes wrong here is this request's alone."""
-        request, guide = sequence.request, sequence.guide
-        if guide is not None and not guide.mask(row):
-            self._finish(active, sequence, "stop")
-            return
-        try:
-            token, log_prob, cumulative = sequence.sampler.draw(row, sequence.history())
-        except NoToken:
-            if guide is None:
-                raise InvalidRequest(
-                    "no token can be drawn: the prompt table, the penalties or bad_words leave none"
-                ) from None
-            raise InvalidRequest("bad_words or min_tokens forbid every token that the guide allows next") from None
+    def _draw(self, logits: Float32Array, sequences: list[Sequence]) -> None:
+        """Draw the next token of each sequence from its row and tell its request. A fault in one is its alone."""
+        drawing: list[tuple[_Active, Sequence, Float32Array]] = []
+
+        def mask(active: _Active, sequence: Sequence, row: Float32Array) -> None:
+            if sequence.guide is None or sequence.guide.mask(row):
+                drawing.append((active, sequence, row))
+            else:
+                self._finish(active, sequence, "stop")
+
+        for row, sequence in zip(logits, sequences, strict=True):
+            active = self._active.get(sequence.request.request_id)
+            if active is not None and sequence in active.sequences:  # else another answer to it has just failed
+                self._alone(active, mask, active, sequence, row)
+        penalize([row for _, _, row in drawing], [sequence.sampler for _, sequence, _ in drawing])
+        drawing = [
+            (active, sequence, row)
+            for active, sequence, row in drawing
+            if self._alone(active, sequence.sampler.forbid, row, sequence.history())
+        ]
+        drawn = draw([row for _, _, row in drawing], [sequence.sampler for _, sequence, _ in drawing])
         now = time.monotonic_ns()
+        for (active, sequence, _), outcome in zip(drawing, drawn, strict=True):
+            if sequence in active.sequences:
+                self._alone(active, self._extend, active, sequence, outcome, now)
+
+    def _alone(self, active: _Active, work: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Do what concerns one request; False if it has failed, and with it that request and no other."""
+        try:
+            work(*args, **kwargs)
+        except StepAudioError as error:
+            self._fail(active, error)
+        except Exception:
+            logger.exception("request %s failed", active.request.request_id)
+            self._fail(active)
+        else:
+            return True
+        return False
+
+    def _extend(self, active: _Active, sequence: Sequence, drawn: Draw | None, now: int) -> None:
+        """Append the token drawn at `now` and tell the request."""
+        request, guide = sequence.request, sequence.guide
+        if drawn is None:
+            raise InvalidRequest(
+                "no token can be drawn: the prompt table, the penalties or bad_words leave none"
+                if guide is None
+                else "bad_words or min_tokens forbid every token that the guide allows next"
+            )
+        token, log_prob, cumulative = drawn
         sequence.first_token_ns = sequence.first_token_ns or now
         if token == request.end_id:
             self._finish(active, sequence, "stop")

@@ -53,9 +53,14 @@ class OpenVinoExecutor:
             compiled = core.compile_model(_decoder(spec, weights), "CPU", settings)
         self._request = compiled.create_infer_request()
         self._weights = weights  # the graph reads their memory but does not own it
+        # Bound once and written anew in every step: binding arrays takes 0.1 ms a step.
+        self._inputs: dict[str, ov.Tensor] = {}
         for port in compiled.inputs:
             name = port.get_any_name()
             if not name.startswith(("key_cache.", "value_cache.")):
+                axes = [axis.get_length() if axis.is_static else 0 for axis in port.get_partial_shape()]
+                self._inputs[name] = ov.Tensor(port.get_element_type(), axes)
+                self._request.set_tensor(name, self._inputs[name])
                 continue
             # Only after compiling is it known which type and layout the plug-in wants for its cache.
             shape = port.get_partial_shape()
@@ -69,12 +74,12 @@ class OpenVinoExecutor:
             self._request.set_tensor(name, cache)
 
     def forward(self, batch: Batch) -> Float32Array:
-        inputs = {name: getattr(batch, name) for name in RAGGED_INPUTS}
-        inputs["inputs_embeds"] = batch.embeddings
-        inputs["position_ids"] = batch.position_ids
-        inputs["max_context_len"] = np.array(batch.max_context_len, np.int32)
-        inputs["logit_indices"] = batch.logit_indices
-        logits: Float32Array = self._request.infer(inputs, share_inputs=True, share_outputs=True)[0]
+        for name, tensor in self._inputs.items():
+            values = np.asarray(getattr(batch, name))
+            tensor.shape = values.shape
+            tensor.data[...] = values
+        self._request.infer(share_outputs=True)
+        logits: Float32Array = self._request.get_output_tensor(0).data
         return logits
 
 
@@ -88,7 +93,7 @@ def _decoder(spec: EngineSpec, weights: Weights) -> ov.Model:
         parameters.append(node)
         return node
 
-    hidden = parameter("inputs_embeds", [-1, spec.hidden_size], ov.Type.f32)
+    hidden = parameter("embeddings", [-1, spec.hidden_size], ov.Type.f32)
     positions = parameter("position_ids", [-1], ov.Type.i32)
     ragged = [parameter(name, [-1], ov.Type.i32) for name in RAGGED_INPUTS]
     max_context_len = parameter("max_context_len", [], ov.Type.i32)

@@ -13,18 +13,16 @@ top_k they are relative to the top_k tokens instead, so 0 for greedy; the cumula
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from step_audio.arrays import Float32Array, Float64Array, IndexArray, Int32Array
+from step_audio.arrays import Float32Array, IndexArray, Int32Array
 from step_audio.engine.request import SamplingParams
 
 MAX_TOP_K = 1024
 _MASK64 = 2**64 - 1
-
-
-class NoToken(ValueError):
-    """Every token is forbidden, or the logits are not numbers."""
 
 
 def uniform(seed: int, position: int) -> float:
@@ -41,22 +39,42 @@ def uniform(seed: int, position: int) -> float:
     return ((state >> 11) + 1) * 2.0**-53
 
 
-def largest(row: Float32Array, k: int) -> IndexArray:
-    """Ids of the k largest values, falling; the lower id first among equals. -inf may be left out.
+class Draw(NamedTuple):
+    """What came of one row of logits."""
 
-    A partition of 158,720 values takes 1.7 ms. The k-th largest of the maxima of disjoint groups is a lower
-    bound of the k-th largest value, leaves few candidates, and is found in one pass: 0.06 ms.
+    token: int
+    log_prob: float  # of the token, and its share of the cumulative one; both 0.0 unless asked for
+    cumulative: float
+
+
+def largest(rows: Sequence[Float32Array], k: int) -> tuple[IndexArray, Float32Array]:
+    """Ids and values of each row's k largest, falling, the lower id first among equals: [rows, k] each.
+
+    What is -inf is at the end, and then its ids mean nothing. A partition of 158,720 values takes 1.7 ms. The k-th
+    largest of the maxima of disjoint groups is a lower bound of the k-th largest value, leaves few candidates, and
+    is found in one pass: 0.06 ms.
     """
-    columns = max(512, 4 * k)
-    rows = row.size // columns
-    if rows < 2:
-        return np.argsort(-row, kind="stable")[:k]
-    maxima = row[: rows * columns].reshape(rows, columns).max(0)
-    bound = np.partition(maxima, columns - k)[columns - k]
+    size = rows[0].size
+    k = min(k, size)
+    groups = max(1, size // max(512, 4 * k))
+    columns = size // groups
+    maxima = np.empty((len(rows), columns), np.float32)
+    for row, out in zip(rows, maxima, strict=True):
+        row[: groups * columns].reshape(groups, columns).max(0, out=out)
+    bounds = np.partition(maxima, columns - k, axis=1)[:, columns - k].tolist()
     # Under a guide few are above -inf, and then all of these are fewer than k.
-    candidates = np.flatnonzero(row >= bound if bound > -np.inf else row > bound)
-    order: IndexArray = candidates[np.argsort(-row[candidates], kind="stable")[:k]]
-    return order
+    candidates = [
+        np.flatnonzero(row >= bound if bound > -math.inf else row > bound)
+        for row, bound in zip(rows, bounds, strict=True)
+    ]
+    width = max(k, *(len(found) for found in candidates))
+    ids = np.zeros((len(rows), width), np.intp)
+    values = np.full((len(rows), width), -np.inf, np.float32)
+    for place, (row, found) in enumerate(zip(rows, candidates, strict=True)):
+        ids[place, : len(found)] = found
+        values[place, : len(found)] = row[found]
+    order = np.argsort(-values, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(ids, order, 1), np.take_along_axis(values, order, 1)
 
 
 class TokenSampler:
@@ -99,14 +117,12 @@ class TokenSampler:
             self._place = {int(token): place for place, token in enumerate(self._ids)}
             self._seen = len(self._ids)
 
-    def draw(self, row: Float32Array, history: Int32Array) -> tuple[int, float, float]:
-        """The next token, its log-probability, and its share of the cumulative one (0.0 unless asked for).
+    def counts(self) -> tuple[IndexArray, IndexArray]:
+        """The tokens that penalties count, and how often each was there."""
+        return self._ids[: self._seen], self._counts[: self._seen]
 
-        row: float32 [vocab], overwritten; history: int32, prompt and answer so far. Raises NoToken if
-        nothing can be drawn, and then only this answer is at fault.
-        """
-        if self.penalized:
-            self._penalize(row)
+    def forbid(self, row: Float32Array, history: Int32Array) -> None:
+        """Take out of the row [vocab] what may not come next; history: int32, prompt and answer so far."""
         if self.end_id is not None and self.drawn < self.params.min_tokens:
             row[self.end_id] = -np.inf
         for word in self.bad_words:
@@ -114,62 +130,12 @@ class TokenSampler:
                 row[word[-1]] = -np.inf
         if self.within > -math.inf:
             row[row < row.max() + self.within] = -np.inf
-        if self.top_k == 1:
-            token = int(row.argmax())
-            best = row[token]
-        elif self.top_k:
-            order = largest(row, self.top_k)
-            best = row[order[0]] if order.size else -np.inf
-        else:
-            best = row.max()
-        if not np.isfinite(best):
-            raise NoToken("no token has a finite logit")
-        total = self._total(row, best) if self.log_probs or not self.top_k else 1.0
-        within = 1.0  # mass of the top_k, relative to the best token
-        if self.top_k > 1:
-            cumulative = np.cumsum(np.exp((row[order] - best) * self.scale), dtype=np.float64)
-            within = cumulative[-1]
-            token = int(order[_reach(cumulative, self._threshold() * within)])
-        elif not self.top_k:
-            token = self._draw_from_all(row, best, total)
-        self._accept(token)
-        if not self.log_probs:
-            return token, 0.0, 0.0
-        log_prob = float((row[token] - best) * self.scale)
-        plain = log_prob - float(np.log(total))
-        return token, log_prob - float(np.log(within)) if self.normalize_log_probs and self.top_k else plain, plain
 
-    def _threshold(self) -> float:
+    def threshold(self) -> float:
+        """The share of the sum over what may be drawn, at which the next token is reached."""
         return uniform(self.seed, self.drawn) * self.top_p
 
-    def _total(self, row: Float32Array, best: np.float32) -> float:
-        weights = row - best
-        weights *= np.float32(self.scale)
-        np.exp(weights, out=weights)
-        return float(weights.sum(dtype=np.float64))
-
-    def _draw_from_all(self, row: Float32Array, best: np.float32, total: float) -> int:
-        """top_p without top_k: most draws end within the first few tokens, so sort no more than needed."""
-        threshold = self._threshold() * total
-        for count in (64, MAX_TOP_K, row.size):
-            order = largest(row, min(count, row.size))
-            cumulative = np.cumsum(np.exp((row[order] - best) * self.scale), dtype=np.float64)
-            if cumulative[-1] >= threshold:
-                break
-        return int(order[_reach(cumulative, threshold)])
-
-    def _penalize(self, row: Float32Array) -> None:
-        """Touches seen tokens only. The row stays unscaled: order and thresholds do not depend on the scale."""
-        params = self.params
-        ids, counts = self._ids[: self._seen], self._counts[: self._seen]
-        with np.errstate(over="ignore", invalid="ignore"):  # then no token has a finite logit
-            values = row[ids] * np.float32(self.scale)
-            factor = np.float32(params.repetition_penalty)
-            values = np.where(values < 0, values * factor, values / factor)
-            values -= np.float32(params.presence_penalty) + np.float32(params.frequency_penalty) * counts
-            row[ids] = values / np.float32(self.scale)
-
-    def _accept(self, token: int) -> None:
+    def accept(self, token: int) -> None:
         self.drawn += 1
         if not self.penalized:
             return
@@ -184,10 +150,115 @@ class TokenSampler:
         self._counts[place] += 1
 
 
+def penalize(rows: Sequence[Float32Array], samplers: Sequence[TokenSampler]) -> None:
+    """Apply the samplers' penalties to their rows of logits [vocab], in place.
+
+    Touches seen tokens only. Rows stay unscaled: order and thresholds do not depend on the scale.
+    """
+    which = [
+        (row, sampler, *sampler.counts()) for row, sampler in zip(rows, samplers, strict=True) if sampler.penalized
+    ]
+    if not which:
+        return
+    lengths = [len(ids) for _, _, ids, _ in which]
+
+    def each(values: Iterable[float]) -> Float32Array:
+        return np.repeat(np.fromiter(values, np.float32, len(which)), lengths)
+
+    scale = each(sampler.scale for _, sampler, _, _ in which)
+    factor = each(sampler.params.repetition_penalty for _, sampler, _, _ in which)
+    with np.errstate(over="ignore", invalid="ignore"):  # then no token has a finite logit
+        values = np.concatenate([row[ids] for row, _, ids, _ in which]) * scale
+        values = np.where(values < 0, values * factor, values / factor)
+        counts = np.concatenate([counts for _, _, _, counts in which]).astype(np.float32)
+        values -= each(sampler.params.frequency_penalty for _, sampler, _, _ in which) * counts
+        values -= each(sampler.params.presence_penalty for _, sampler, _, _ in which)
+        values /= scale
+    begin = 0
+    for (row, _, ids, _), length in zip(which, lengths, strict=True):
+        row[ids] = values[begin : begin + length]
+        begin += length
+
+
+def draw(rows: Sequence[Float32Array], samplers: Sequence[TokenSampler]) -> list[Draw | None]:
+    """The next token of each sampler from its row of logits [vocab]; None where none has a finite logit.
+
+    What one answer draws does not depend on who else is in the batch.
+    """
+    drawn: list[Draw | None] = [None] * len(samplers)
+    by_top_k: dict[int, list[int]] = {}
+    for place, sampler in enumerate(samplers):
+        by_top_k.setdefault(sampler.top_k, []).append(place)
+    for top_k, places in by_top_k.items():
+        group, its_rows = [samplers[place] for place in places], [rows[place] for place in places]
+        if top_k > 1:
+            outcomes = _draw_limited(its_rows, group)
+        elif top_k:
+            outcomes = [_draw_best(*pair) for pair in zip(group, its_rows, strict=True)]
+        else:
+            outcomes = [_draw_from_all(*pair) for pair in zip(group, its_rows, strict=True)]
+        for place, outcome in zip(places, outcomes, strict=True):
+            drawn[place] = outcome
+    return drawn
+
+
+def _draw_best(sampler: TokenSampler, row: Float32Array) -> Draw | None:
+    token = int(row.argmax())
+    return _outcome(sampler, row, token, float(row[token]), 1.0)
+
+
+def _draw_limited(rows: list[Float32Array], samplers: list[TokenSampler]) -> list[Draw | None]:
+    """For samplers of one and the same top_k, greater than 1."""
+    ids, values = largest(rows, samplers[0].top_k)
+    scales = np.array([sampler.scale for sampler in samplers], np.float32)
+    with np.errstate(invalid="ignore"):  # a row of -inf, which `_outcome` finds
+        cumulative = np.cumsum(np.exp((values - values[:, :1]) * scales[:, None]), axis=1, dtype=np.float64)
+    within = cumulative[:, -1]
+    thresholds = np.array([sampler.threshold() for sampler in samplers]) * within
+    reached = (cumulative < thresholds[:, None]).sum(1)  # never the end: no threshold is above the last sum
+    tokens = ids[np.arange(len(rows)), reached].tolist()
+    return [
+        _outcome(*drawing)
+        for drawing in zip(samplers, rows, tokens, values[:, 0].tolist(), within.tolist(), strict=True)
+    ]
+
+
+def _draw_from_all(sampler: TokenSampler, row: Float32Array) -> Draw | None:
+    """top_p without top_k: most draws end within the first few tokens, so sort no more than needed."""
+    best = float(row.max())
+    if not math.isfinite(best):
+        return None
+    total = _total(row, best, sampler.scale)
+    threshold = sampler.threshold() * total
+    for count in (64, MAX_TOP_K, row.size):
+        ids, values = largest([row], count)
+        cumulative = np.cumsum(np.exp((values[0] - np.float32(best)) * np.float32(sampler.scale)), dtype=np.float64)
+        if cumulative[-1] >= threshold:
+            break
+    # Rounding must not carry it past the end.
+    reached = min(int(np.searchsorted(cumulative, threshold)), len(cumulative) - 1)
+    return _outcome(sampler, row, int(ids[0, reached]), best, 1.0)
+
+
+def _outcome(sampler: TokenSampler, row: Float32Array, token: int, best: float, within: float) -> Draw | None:
+    """best: the row's largest logit; within: mass of the top_k, relative to the best token."""
+    if not math.isfinite(best):
+        return None
+    sampler.accept(token)
+    if not sampler.log_probs:
+        return Draw(token, 0.0, 0.0)
+    log_prob = (float(row[token]) - best) * sampler.scale
+    plain = log_prob - math.log(_total(row, best, sampler.scale))
+    normalized = sampler.normalize_log_probs and sampler.top_k
+    return Draw(token, log_prob - math.log(within) if normalized else plain, plain)
+
+
+def _total(row: Float32Array, best: float, scale: float) -> float:
+    weights = row - np.float32(best)
+    weights *= np.float32(scale)
+    np.exp(weights, out=weights)
+    return float(weights.sum(dtype=np.float64))
+
+
 def _ends_with(history: Int32Array, words: list[int]) -> bool:
     return len(words) <= len(history) and history[len(history) - len(words) :].tolist() == words
-
-
-def _reach(cumulative: Float64Array, threshold: float) -> int:
-    """First place whose sum reaches the threshold; rounding must not carry it past the end."""
-    return min(int(np.searchsorted(cumulative, threshold)), len(cumulative) - 1)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from step_audio.engine.request import SamplingParams
-from step_audio.engine.sampler import TokenSampler, largest, uniform
+from step_audio.engine.sampler import TokenSampler, draw, largest, penalize, uniform
 from step_audio.errors import InvalidRequest
 
 PROMPT = np.array([3, 3, 5, 900], np.int32)  # 900 is beyond the vocabulary: an audio position
@@ -18,6 +18,14 @@ def sampler(vocab=200, prompt=PROMPT, index=0, **fields):
         key: fields.pop(key) for key in ("end_id", "bad_words", "log_probs", "normalize_log_probs") if key in fields
     }
     return TokenSampler(SamplingParams(**fields), prompt, vocab, index=index, **kept)
+
+
+def next_token(ours, row, history=PROMPT):
+    """Token, its log-probability, its share of the cumulative one. The row is written over."""
+    penalize([row], [ours])
+    ours.forbid(row, history)
+    (drawn,) = draw([row], [ours])
+    return drawn
 
 
 def modified(row, history, *, temperature=1.0, repetition=1.0, presence=0.0, frequency=0.0):
@@ -48,7 +56,7 @@ def support(row, top_k, top_p):
 def test_draws_have_the_brute_force_distribution(top_k, top_p, temperature):
     row, count = logits(), 20_000
     ours = sampler(top_k=top_k, top_p=top_p, temperature=temperature, seed=1)
-    drawn = np.bincount([ours.draw(row, PROMPT)[0] for _ in range(count)], minlength=len(row)) / count
+    drawn = np.bincount([next_token(ours, row, PROMPT)[0] for _ in range(count)], minlength=len(row)) / count
     expected = support(modified(row, [], temperature=temperature), top_k, top_p)
     assert set(np.flatnonzero(drawn)) <= set(expected)
     for token, probability in expected.items():
@@ -72,7 +80,7 @@ def test_min_p_keeps_what_transformers_and_numpy_keep(min_p, temperature):
     theirs = {int(token) for token in torch.nonzero(MinPLogitsWarper(min_p)(None, scores)[0].isfinite())}
     assert theirs == kept_by_numpy(row, min_p, temperature)
     ours = sampler(60, top_p=1, min_p=min_p, temperature=temperature, seed=2)
-    assert {ours.draw(row.copy(), PROMPT)[0] for _ in range(4000)} == theirs
+    assert {next_token(ours, row.copy(), PROMPT)[0] for _ in range(4000)} == theirs
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1), (0, 0.6), (10, 0.9), (4, 0)])
@@ -80,7 +88,7 @@ def test_min_p_goes_before_top_k_and_top_p(top_k, top_p):
     """As in TensorRT-LLM: what min_p leaves is the whole for top_p."""
     row, count, min_p = logits(), 20_000, 0.15
     ours = sampler(top_k=top_k, top_p=top_p, min_p=min_p, temperature=1.4, seed=4)
-    drawn = np.bincount([ours.draw(row.copy(), PROMPT)[0] for _ in range(count)], minlength=len(row)) / count
+    drawn = np.bincount([next_token(ours, row.copy(), PROMPT)[0] for _ in range(count)], minlength=len(row)) / count
     scaled = modified(row, [], temperature=1.4)
     scaled[[token for token in range(len(row)) if token not in kept_by_numpy(row, min_p, 1.4)]] = -np.inf
     expected = support(scaled, top_k, top_p)
@@ -93,7 +101,7 @@ def test_min_p_counts_after_penalties_and_in_log_probabilities():
     row = np.zeros(200, np.float32)
     row[[3, 7, 9]] = [10.0, 9.5, 9.0]  # 3 is in the prompt twice
     ours = sampler(top_p=1, min_p=0.5, presence_penalty=2.0, log_probs=True, normalize_log_probs=False, seed=1)
-    token, log_prob, _ = ours.draw(row, PROMPT)
+    token, log_prob, _ = next_token(ours, row, PROMPT)
     left = np.array([9.5, 9.0])  # 3 has 8.0 then, a fifth of the likeliest
     assert token in (7, 9)
     assert log_prob == pytest.approx(left[(7, 9).index(token)] - np.log(np.exp(left).sum()), abs=1e-5)
@@ -102,13 +110,15 @@ def test_min_p_counts_after_penalties_and_in_log_probabilities():
 def test_without_min_p_nothing_changes():
     plain, zero = sampler(top_p=1, seed=8), sampler(top_p=1, min_p=0, seed=8)
     rows = [logits(seed=n) for n in range(50)]
-    assert [plain.draw(r.copy(), PROMPT)[0] for r in rows] == [zero.draw(r.copy(), PROMPT)[0] for r in rows]
+    assert [next_token(plain, r.copy(), PROMPT)[0] for r in rows] == [
+        next_token(zero, r.copy(), PROMPT)[0] for r in rows
+    ]
 
 
 @pytest.mark.parametrize("top_p", [0.1, 0.9, 1.0])
 def test_top_p_alone_reaches_the_tail_of_a_large_flat_vocabulary(top_p):
     row = logits(20_000, scale=0.01)
-    drawn = {sampler(20_000, top_p=top_p, seed=seed).draw(row.copy(), PROMPT)[0] for seed in range(300)}
+    drawn = {next_token(sampler(20_000, top_p=top_p, seed=seed), row.copy(), PROMPT)[0] for seed in range(300)}
     ranks = np.argsort(np.argsort(-row, kind="stable"))[list(drawn)]
     assert ranks.max() < 20_000 * top_p * 1.02 and ranks.max() > 20_000 * top_p * 0.9
 
@@ -118,13 +128,58 @@ def test_top_p_alone_reaches_the_tail_of_a_large_flat_vocabulary(top_p):
 def test_largest_is_exact_with_ties(vocab, k):
     row = np.round(logits(vocab, seed=k), 2)
     row[:3] = -np.inf
-    assert np.array_equal(largest(row, k), np.argsort(-row, kind="stable")[:k])
+    ids, values = largest([row[::-1].copy(), row], k)
+    expected = np.argsort(-row, kind="stable")[:k]
+    finite = np.isfinite(row[expected])  # what is -inf has no order
+    assert np.array_equal(ids[1][finite], expected[finite]) and np.array_equal(values[1], row[expected])
+
+
+def test_who_else_is_in_the_batch_does_not_matter():
+    """Every kind of drawing at once, in two orders, beside each answer alone."""
+    kinds: list[dict] = [
+        {},
+        {"top_k": 5},
+        {"top_k": 50, "top_p": 0.9, "temperature": 0.7, "repetition_penalty": 1.05},
+        {"top_k": 50, "temperature": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.2},
+        {"top_p": 0.8, "log_probs": True},
+        {"top_k": 50, "log_probs": True, "normalize_log_probs": False},
+        {"min_p": 0.1, "top_p": 1},
+        {"end_id": 7, "min_tokens": 3, "repetition_penalty": 1.4},
+    ]
+
+    def answers(batches):
+        """Twenty tokens of each kind; in each step one call for each batch."""
+        samplers = [sampler(2000, seed=n, **fields) for n, fields in enumerate(kinds)]
+        found: list[list] = [[] for _ in kinds]
+        for step in range(20):
+            for batch in batches:
+                rows = [logits(2000, seed=100 * n + step) for n in batch]
+                group = [samplers[n] for n in batch]
+                penalize(rows, group)
+                for ours, row in zip(group, rows, strict=True):
+                    ours.forbid(row, PROMPT)
+                for n, drawn in zip(batch, draw(rows, group), strict=True):
+                    found[n].append(drawn)
+        return found
+
+    everyone = list(range(len(kinds)))
+    alone = answers([[n] for n in everyone])
+    assert answers([everyone]) == answers([everyone[::-1]]) == answers([everyone[:3], everyone[3:]]) == alone
+
+
+def test_an_answer_without_a_finite_logit_is_the_only_one_without_a_token():
+    for fields in ({}, {"top_k": 5}, {"top_p": 0.5}, {"top_k": 5, "repetition_penalty": 1.2}):
+        rows = [logits(), np.full(200, -np.inf, np.float32), np.full(200, np.nan, np.float32), logits()]
+        group = [sampler(**fields) for _ in rows]
+        penalize(rows, group)
+        drawn = draw(rows, group)
+        assert drawn[0] == drawn[3] is not None and drawn[1] is None and drawn[2] is None
 
 
 def test_defaults_are_greedy_even_with_a_temperature():
     row = logits()
     for fields in ({}, {"temperature": 1.7}, {"temperature": 0, "top_k": 50, "top_p": 0.9}, {"top_k": 1, "top_p": 0.9}):
-        assert {sampler(seed=seed, **fields).draw(row.copy(), PROMPT)[0] for seed in range(20)} == {row.argmax()}
+        assert {next_token(sampler(seed=seed, **fields), row.copy(), PROMPT)[0] for seed in range(20)} == {row.argmax()}
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -140,7 +195,7 @@ def test_penalties_follow_the_formula(temperature, repetition, presence, frequen
         expected = modified(
             row, history, temperature=temperature, repetition=repetition, presence=presence, frequency=frequency
         )
-        token, log_prob, _ = ours.draw(row, np.array(history))
+        token, log_prob, _ = next_token(ours, row, np.array(history))
         reference = torch.log_softmax(torch.from_numpy(expected), 0)[token].item()
         assert log_prob == pytest.approx(reference, abs=1e-4)
         assert token in np.argsort(-expected)[:20]
@@ -153,7 +208,7 @@ def test_penalties_match_transformers_where_the_definitions_agree():
     row, history = logits(), [1, 4, 4, 9, int(logits().argmax())]
     ours = sampler(prompt=np.array(history), repetition_penalty=1.8)
     theirs = RepetitionPenaltyLogitsProcessor(1.8)(torch.tensor([history]), torch.from_numpy(row.copy())[None])
-    assert ours.draw(row, np.array(history))[0] == theirs.argmax()
+    assert next_token(ours, row, np.array(history))[0] == theirs.argmax()
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(7, 0.8), (0, 0.8), (0, 0)])
@@ -162,9 +217,9 @@ def test_log_probabilities(top_k, top_p):
     over_all = torch.log_softmax(torch.from_numpy(row) / (0.7 + 1e-6), 0).numpy()
     for seed in range(5):
         fields = {"seed": seed, "top_k": top_k, "top_p": top_p, "temperature": 0.7, "log_probs": True}
-        token, log_prob, cumulative = sampler(normalize_log_probs=False, **fields).draw(row.copy(), PROMPT)
+        token, log_prob, cumulative = next_token(sampler(normalize_log_probs=False, **fields), row.copy(), PROMPT)
         assert log_prob == cumulative == pytest.approx(over_all[token], abs=1e-5)
-        again, normalized, cumulative = sampler(normalize_log_probs=True, **fields).draw(row.copy(), PROMPT)
+        again, normalized, cumulative = next_token(sampler(normalize_log_probs=True, **fields), row.copy(), PROMPT)
         assert again == token and cumulative == pytest.approx(over_all[token], abs=1e-5)
         # Relative to the top_k, of which greedy is the smallest; top_p alone has no top_k to be relative to.
         kept = top_k or (1 if not top_p else len(row))
@@ -176,16 +231,16 @@ def test_end_id_waits_for_min_tokens():
     row = logits()
     row[17] = 100
     ours = sampler(end_id=17, min_tokens=3)
-    assert [ours.draw(row.copy(), PROMPT)[0] == 17 for _ in range(5)] == [False] * 3 + [True] * 2
+    assert [next_token(ours, row.copy(), PROMPT)[0] == 17 for _ in range(5)] == [False] * 3 + [True] * 2
 
 
 def test_bad_words_are_banned_where_they_would_be_completed():
     row = logits()
     row[[10, 11, 12]] = [30, 20, 10]
     ours = sampler(bad_words=[[10], [4, 5, 11]])
-    assert ours.draw(row.copy(), np.array([4, 5]))[0] == 12
-    assert ours.draw(row.copy(), np.array([5, 4]))[0] == 11
-    assert ours.draw(row.copy(), np.array([5]))[0] == 11  # shorter than the word
+    assert next_token(ours, row.copy(), np.array([4, 5]))[0] == 12
+    assert next_token(ours, row.copy(), np.array([5, 4]))[0] == 11
+    assert next_token(ours, row.copy(), np.array([5]))[0] == 11  # shorter than the word
 
 
 def test_uniform_numbers_are_uniform_and_independent():
@@ -197,9 +252,9 @@ def test_uniform_numbers_are_uniform_and_independent():
 
 
 def test_same_seed_same_tokens_and_each_answer_its_own():
-    draw = lambda **fields: [sampler(top_k=50, **fields).draw(logits(seed=s), PROMPT)[0] for s in range(30)]  # noqa: E731
+    draw = lambda **fields: [next_token(sampler(top_k=50, **fields), logits(seed=s), PROMPT)[0] for s in range(30)]  # noqa: E731
     first, second = sampler(top_k=50, seed=9), sampler(top_k=50, seed=9, index=1)
-    tokens = [(first.draw(logits(), PROMPT)[0], second.draw(logits(), PROMPT)[0]) for _ in range(30)]
+    tokens = [(next_token(first, logits(), PROMPT)[0], next_token(second, logits(), PROMPT)[0]) for _ in range(30)]
     assert len(set(tokens)) > 10 and any(a != b for a, b in tokens)
     assert draw() == draw(seed=0)  # no seed is seed 0, as on a GPU
 
@@ -207,8 +262,7 @@ def test_same_seed_same_tokens_and_each_answer_its_own():
 def test_logits_that_are_no_numbers_are_a_fault():
     for row in (np.full(200, np.nan, np.float32), np.full(200, -np.inf, np.float32)):
         for fields in ({}, {"top_k": 5}, {"top_p": 0.5}):
-            with pytest.raises(ValueError):
-                sampler(**fields).draw(row.copy(), PROMPT)
+            assert next_token(sampler(**fields), row.copy(), PROMPT) is None
 
 
 @pytest.mark.parametrize(
