@@ -343,6 +343,8 @@ class Engine:
             stats=sequence.stats(active.arrival_ns),
         )
         self._send(active, output)
+        if self._guides is not None and finished != "cancelled":
+            self._guides.prepare()
 
     def _cancel(self, active: _Active) -> None:
         """Finish what is left of a request; harmless if nothing is."""

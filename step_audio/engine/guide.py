@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,8 +59,7 @@ class GuideCompiler:
         """`tokenizer_info`: see `step_audio.tokenizer_info`. `vocab_size`: rows of logits; those beyond the
         tokenizer's are never allowed. Raises ArtefactError.
 
-        Returns before xgrammar is imported, which takes seconds with the torch that it brings: the first guide waits
-        for that, and a server's start does not.
+        xgrammar is not imported yet: see `prepare`.
         """
         if find_spec("xgrammar") is None:  # servers without guided decoding need not have it
             raise ArtefactError(
@@ -73,10 +73,23 @@ class GuideCompiler:
             raise ArtefactError(f"{path.name} is not a file of xgrammar tokenizer info: build it again") from None
         if len(vocab) > vocab_size:
             raise ArtefactError(f"{path.name} has {len(vocab)} tokens, but the engine's vocabulary is {vocab_size}")
-        self._vocab_size = vocab_size
+        self._vocab, self._vocab_size = vocab, vocab_size
         self._stop_bits = _bits(self._stop_ids, vocab_size)
         self._threads = ThreadPoolExecutor(COMPILE_THREADS, thread_name_prefix="guide")
-        self._loaded = self._threads.submit(self._load, vocab)
+        self._lock = threading.Lock()
+        self._loaded: Future[tuple[xgrammar.GrammarCompiler, Int32Array]] | None = None
+
+    def prepare(self) -> Future[tuple[xgrammar.GrammarCompiler, Int32Array]]:
+        """Has xgrammar imported by another thread, unless that has begun already.
+
+        With the torch and the Transformers that it brings it takes seconds of the processor, which a server that
+        starts has better uses for: so this is called when an answer has ended, or by the first guide.
+        """
+        with self._lock:
+            if self._loaded is None:
+                vocab, self._vocab = self._vocab, []
+                self._loaded = self._threads.submit(self._load, vocab)
+            return self._loaded
 
     def _load(self, vocab: list[str]) -> tuple[xgrammar.GrammarCompiler, Int32Array]:
         """The compiler, and the bits of the ids that JSON has no place for."""
@@ -98,7 +111,7 @@ class GuideCompiler:
 
     def compile(self, guide: Guide) -> CompiledGuide:
         """Raises InvalidRequest if the guide is not what its kind says, or asks for what xgrammar lacks."""
-        compiler, not_json = self._loaded.result()
+        compiler, not_json = self.prepare().result()
         try:
             match guide.kind:
                 case "json":
@@ -128,6 +141,7 @@ class GuideCompiler:
                 outcome = StepAudioError("internal error")
             done(outcome)
 
+        self.prepare()  # before `work` takes one of the threads, of which that needs one
         self._threads.submit(work)
 
     def shutdown(self) -> None:

@@ -11,6 +11,7 @@ from engine_fixture import ask, generate, model, options, prompt, submit
 from guide_fixture import EOT, text
 from step_audio.engine import Engine, Guide
 from step_audio.engine.guide import CompiledGuide, GuideCompiler
+from waiting import SECONDS
 
 # Beside others
 
@@ -40,6 +41,19 @@ def test_an_evicted_answer_goes_on_in_its_guide(info):
         running = [submit(engine, f"{i}", prompt(9, i), 120, guide=Guide("regex", "[0-9]{100}")) for i in range(4)]
         for answer in running:
             assert re.fullmatch("[0-9]{100}", text(answer.wait()))
+    finally:
+        engine.shutdown()
+
+
+def test_the_library_is_imported_when_the_first_answer_has_ended(info, monkeypatch):
+    """A server that starts does not wait for it."""
+    begun = threading.Event()
+    monkeypatch.setattr(GuideCompiler, "_load", lambda self, vocab: begun.set())
+    engine = Engine(options(xgrammar_tokenizer_info_path=info), model())
+    try:
+        assert engine.alive and not begun.is_set()
+        ask(engine, prompt(9), 5)
+        assert begun.wait(SECONDS)
     finally:
         engine.shutdown()
 

@@ -109,5 +109,5 @@ def test_the_same_guide_is_compiled_once(compiler):
     sizes = []
     for text_ in ("[0-9]{7}", "[0-9]{7}", "[0-9]{8}"):
         compiler.compile(Guide("regex", text_))
-        sizes.append(compiler._loaded.result()[0].get_cache_size_bytes())
+        sizes.append(compiler.prepare().result()[0].get_cache_size_bytes())
     assert 0 < sizes[0] == sizes[1] < sizes[2]
