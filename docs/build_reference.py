@@ -9,20 +9,25 @@ import importlib
 import inspect
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+from prometheus_client.metrics import MetricWrapperBase
 
 import step_audio_client
+from step_audio import counters
 from step_audio.containers import CONTAINERS
 from step_audio.conversation import ROLES, SAME_ROLES
+from step_audio.engine import EngineStats
 from step_audio.markdown import markdown_table
 from step_audio.sampling_parameters import PARAMETERS, Parameter
+from step_audio.steps.trtllm.metrics import FAMILIES, readings
 from step_audio_client import StepAudioClient
 from step_audio_gateway.app import create_app
+from step_audio_gateway.metrics import REFUSALS, Metrics
 from step_audio_gateway.settings import GatewaySettings
 
 FOLDER = Path(__file__).parent / "reference"
@@ -35,6 +40,7 @@ MODULES = {
     "sampling": "Sampling",
     "chat_types": "Options and results of a chat",
     "errors": "Errors",
+    "counts": "Counts",
     "replies": "Replies taken apart",
     "reasoning": "Thought and answer",
     "tool_calls": "Tool calls",
@@ -42,12 +48,19 @@ MODULES = {
     "tls": "TLS",
 }
 
+METRIC_HEADING = ("name", "type", "labels", "")
+
 Schema = dict[str, Any]
 
 
 def pages() -> dict[str, str]:
     """File name in docs/reference/ -> text."""
-    return {"client.md": client_page(), "http.md": http_page(), "requests.md": requests_page()}
+    return {
+        "client.md": client_page(),
+        "http.md": http_page(),
+        "metrics.md": metrics_page(),
+        "requests.md": requests_page(),
+    }
 
 
 def client_page() -> str:
@@ -260,6 +273,57 @@ def requests_page() -> str:
         "`step_audio/chat_template.py`.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def metrics_page() -> str:
+    parts = [
+        "# Metrics",
+        NOTE,
+        "In Prometheus' text format. What to make of them: [monitoring.md](../monitoring.md).",
+        "## The gateway's `/metrics`",
+        "Since the gateway was started.",
+        markdown_table([METRIC_HEADING, *_gateway_metrics()], numbers=False),
+        "Reasons of `step_audio_refused_total`:",
+        markdown_table([("reason", ""), *((f"`{name}`", text) for name, text in REFUSALS.items())], numbers=False),
+        "## tritonserver's `/metrics`, port 8002",
+        "The counters hold over all restarts, for the work directory keeps them.",
+        markdown_table(
+            [
+                METRIC_HEADING,
+                *(
+                    (f"`{one.name}`", "counter", f"`{one.label}`", one.description)
+                    for one in counters.FAMILIES.values()
+                ),
+            ],
+            numbers=False,
+        ),
+        "Of the LLM, under the names of TensorRT-LLM's backend, which on GPUs reports more of them:",
+        markdown_table([METRIC_HEADING, *_llm_metrics()], numbers=False),
+        "tritonserver's own begin with `nv_inference_`, each with the label `model`: NVIDIA's "
+        "[list](https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/user_guide/metrics.html).",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _gateway_metrics() -> Iterator[tuple[str, ...]]:
+    made = Metrics()
+    labels = {one._name: one._labelnames for one in vars(made).values() if isinstance(one, MetricWrapperBase)}
+    for family in sorted(made.registry.collect(), key=lambda family: family.name):
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        yield f"`{name}`", family.type, _labels(labels.get(family.name, ())), family.documentation
+
+
+def _llm_metrics() -> Iterator[tuple[str, ...]]:
+    zeros = {field.name: 1 for field in dataclasses.fields(EngineStats)}
+    values: dict[str, list[str]] = {}
+    for reading in readings(EngineStats(**zeros)):
+        values.setdefault(reading.family, []).append(f"`{reading.value_of}`")
+    for name, (description, label) in FAMILIES.items():
+        yield f"`{name}`", "gauge", f"`{label}`", f"{description}: {', '.join(values[name])}"
+
+
+def _labels(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _values(one: Parameter) -> str:

@@ -23,6 +23,7 @@ from step_audio_client.chat_types import (
     TtsContent,
 )
 from step_audio_client.client import Delta, Generation, StepAudioClient, Usage
+from step_audio_client.counts import Counts
 from step_audio_client.errors import RequestError, RequestTimeout, ServerBusy, Unavailable, UnsupportedParameter
 from step_audio_client.messages import Audio, user
 from step_audio_client.reasoning import ReasoningSplitter, reasoning_ended
@@ -37,6 +38,7 @@ __all__ = [
     "ChatDelta",
     "ChatOptions",
     "ChatUsage",
+    "Counts",
     "Delta",
     "Generation",
     "Guide",

@@ -15,6 +15,7 @@ from step_audio.tokenizer import IncrementalDecoder, Tokenizer
 from step_audio_client.chat_stream import ChatStream
 from step_audio_client.chat_stream import check as check_options
 from step_audio_client.chat_types import ChatDelta, ChatOptions
+from step_audio_client.counts import Counts
 from step_audio_client.failover import PATIENCE
 from step_audio_client.mind_paced import MindPacedSpeaker
 from step_audio_client.mind_paced import check as check_mind_paced
@@ -91,6 +92,11 @@ class StepAudioClient:
     async def close(self) -> None:
         """Stops what is under way, and waits for it, so that no slot stays taken on the server."""
         await self._pipeline.close()
+
+    @property
+    def counts(self) -> Counts:
+        """What has happened to its requests besides going well."""
+        return self._pipeline.counts
 
     @property
     def reachable(self) -> int:

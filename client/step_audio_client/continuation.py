@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from step_audio.arrays import AnyArray
+from step_audio_client.counts import Counts
 from step_audio_client.errors import AnswerLost
 from step_audio_client.prepared import PreparedRequest
 from step_audio_client.tokens import FinishReason, TokenRequest, Tokens
@@ -36,6 +37,20 @@ class Continuation:
     @property
     def model(self) -> str:
         return self._request.model
+
+    @property
+    def begun(self) -> bool:
+        """Something of it has come."""
+        return bool(self._ids)
+
+    def count_again(self, counts: Counts) -> None:
+        """The next server is tried."""
+        if not self._ids:
+            counts.moved += 1
+        elif self._request.has_memory:
+            counts.replayed += 1
+        else:
+            counts.continued += 1
 
     def inputs(self) -> dict[str, AnyArray]:
         """For the next server. Raises RequestError."""

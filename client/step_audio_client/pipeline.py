@@ -14,7 +14,16 @@ from step_audio.arrays import AnyArray
 from step_audio_client import wire
 from step_audio_client.continuation import Continuation
 from step_audio_client.control import PROMPT, heartbeat, stop
-from step_audio_client.errors import EmbeddingsGone, RequestError, ServerLost, Unavailable, call_error, request_error
+from step_audio_client.counts import Counts
+from step_audio_client.errors import (
+    EmbeddingsGone,
+    Quarantined,
+    RequestError,
+    ServerLost,
+    Unavailable,
+    call_error,
+    request_error,
+)
 from step_audio_client.failover import PATIENCE, Failover
 from step_audio_client.prepared import PreparedPrompt, PreparedRequest
 from step_audio_client.quarantine import Quarantine, digest_of
@@ -35,6 +44,7 @@ class Pipeline:
         self._servers = Servers(addresses, tls)
         self._patience = patience
         self._quarantine = Quarantine()
+        self.counts = Counts()
         self._open: set[tuple[str, Server, AsyncGenerator[wire.Response]]] = set()  # generations under way
         self._stops: set[asyncio.Task[None]] = set()
         self._runs: weakref.WeakSet[Run] = weakref.WeakSet()
@@ -124,7 +134,7 @@ class Pipeline:
             if mel is not None:
                 inputs["mel"] = mel
             digest = digest or digest_of(inputs)
-            self._quarantine.check(digest)
+            self._check(digest)
             try:
                 responses = self._responses(run, answer.model, run.next_id(), inputs)
                 async with contextlib.aclosing(responses):
@@ -139,11 +149,25 @@ class Pipeline:
                 mel = await self._features(run, request.prompt)
             except RequestError as error:
                 if isinstance(error, ServerLost):
+                    self.counts.servers_lost += 1
                     self._quarantine.died(digest)
                 if isinstance(error, Unavailable) and (last := answer.ended()):
                     yield last
                     return
-                await failover.after(error)
+                try:
+                    await failover.after(error)
+                except RequestError:
+                    self.counts.answers_lost += answer.begun and isinstance(error, Unavailable)
+                    raise
+                answer.count_again(self.counts)
+
+    def _check(self, digest: bytes) -> None:
+        """Raises Quarantined."""
+        try:
+            self._quarantine.check(digest)
+        except Quarantined:
+            self.counts.quarantined += 1
+            raise
 
     async def _features(self, run: Run, prompt: PreparedPrompt) -> AnyArray:
         """Log-mel of a prompt's recordings, from which their embeddings are made. Raises RequestError."""

@@ -20,7 +20,7 @@ class Gateway:
     def __init__(self, settings: GatewaySettings, client: StepAudioClient, fetcher: Fetcher | None = None):
         self.settings = settings
         self.client = client
-        self.metrics = Metrics()
+        self.metrics = Metrics(client.counts)
         self.fetcher = fetcher or Fetcher(settings.allowed_media_domains, settings.media_timeout)
 
     async def model_names(self) -> tuple[str, ...]:

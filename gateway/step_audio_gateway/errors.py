@@ -129,6 +129,8 @@ def install(app: FastAPI) -> None:
     """Every error that a route may raise becomes a response in OpenAI's shape."""
 
     def answer(request: Request, error: ApiError) -> Response:
+        if error.status_code == 413:
+            request.app.state.metrics.refused.labels("size").inc()
         request.state.log["error"] = error.code or error.body().error.type
         if error.status_code >= 500 or request.app.state.log_content:  # a refusal may quote what was sent
             request.state.log["message"] = error.detail
@@ -147,6 +149,8 @@ def install(app: FastAPI) -> None:
 
     async def client(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestError)
+        if isinstance(error, ServerBusy):
+            request.app.state.metrics.refused.labels("busy").inc()
         return answer(request, from_client(error))
 
     async def invalid(request: Request, error: Exception) -> Response:

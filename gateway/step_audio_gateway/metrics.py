@@ -3,20 +3,58 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
-from step_audio_client import ChatDelta
+from step_audio_client import ChatDelta, Counts
 
 LATENCY = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)  # seconds
 TOKEN_LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)  # seconds
 
 
+REFUSALS = {
+    "queue": "no place is left",
+    "bytes": "the bodies under way are too large together",
+    "share": "the API key has its share",
+    "slow": "the client sent or read too slowly",
+    "connections": "there were too many",
+    "size": "the body is too large",
+    "key": "no valid API key",
+    "busy": "the servers' queues are full",
+}
+# Name -> field of Counts, and what it counts.
+OF_CLIENT = {
+    "step_audio_servers_lost": (
+        "servers_lost",
+        "Attempts whose server, or connection, went away",
+    ),
+    "step_audio_requests_moved": ("moved", "Requests made again elsewhere, or later, before anything had come"),
+    "step_audio_answers_continued": ("continued", "Answers that went on behind the tokens that had come"),
+    "step_audio_answers_replayed": ("replayed", "Answers with a schema, made again from their beginning"),
+    "step_audio_answers_lost": ("answers_lost", "Answers that had begun, and that no server could go on with"),
+    "step_audio_requests_quarantined": ("quarantined", "Requests refused because servers had died with them"),
+}
+
+
+class _OfClient(Collector):
+    """What the client library counts by itself."""
+
+    def __init__(self, counts: Counts):
+        self._counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        for name, (field, text) in OF_CLIENT.items():
+            yield CounterMetricFamily(name, text, value=getattr(self._counts, field))
+
+
 class Metrics:
     """A registry of its own: several gateways in one process do not meet."""
 
-    def __init__(self) -> None:
+    def __init__(self, counts: Counts | None = None) -> None:
+        """`counts`: of the client that is used."""
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "step_audio_http_requests", "Responses by route and status", ["route", "status"], registry=self.registry
@@ -61,12 +99,13 @@ class Metrics:
         )
         self.refused = Counter(
             "step_audio_refused",
-            "Turned away: no place, too many bytes, a key beyond its share, too slow, too many connections",
+            f"Requests turned away: {', '.join(REFUSALS)}",
             ["reason"],
             registry=self.registry,
         )
-        for reason in ("queue", "bytes", "share", "slow", "connections"):
+        for reason in REFUSALS:
             self.refused.labels(reason)
+        self.registry.register(_OfClient(counts or Counts()))
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -109,9 +109,14 @@ class Guard:
     async def _admitted(self, scope: Scope) -> Admitted | None:
         """None for what generates nothing. Raises ApiError."""
         headers, ours = Headers(scope=scope), scope["path"].startswith("/v1/")
-        key = self.keys.check(headers.get("authorization", "")) if self.keys and ours else 0
+        try:
+            key = self.keys.check(headers.get("authorization", "")) if self.keys and ours else 0
+        except ApiError:
+            self.metrics.refused.labels("key").inc()
+            raise
         length = headers.get("content-length", "")
         stated = int(length) if length.isdecimal() else 0
         if stated > self.settings.max_body_bytes:
+            self.metrics.refused.labels("size").inc()
             raise too_large(self.settings.max_body_bytes)
         return await self.admission.enter(key, stated) if ours and scope["method"] == "POST" else None

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import threading
+from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal, get_args
 
+from step_audio.counters import DEATHS, RESTARTS, Counters
+
+FILE = "deaths.jsonl"
 KEPT_LOGS = 10  # of earlier servers
+# The models that have a process, or are asked by the heartbeat.
+MODELS = (
+    "audio_encoder", "audio_featurizer", "lease", "prompt_builder", "step_audio_prompt", "tensorrt_llm", "tokenizer",
+)  # fmt: skip
+
+Process = Literal["tritonserver", "gateway"]
+PROCESSES: tuple[Process, ...] = get_args(Process)
 
 
 @dataclass(frozen=True)
@@ -34,11 +48,35 @@ def private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def record(file: Path, death: Death, restarts: int) -> None:
-    """Adds a line to `file`: the fields of Death, the time, and how many of them there have been since the start."""
-    line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **asdict(death), "restarts": restarts}
-    with open(file, "a", encoding="utf-8", opener=private) as stream:
-        stream.write(json.dumps(line) + "\n")
+class Records:
+    """Of the deaths of one service, tritonserver's and the gateway's. Thread-safe."""
+
+    def __init__(self, run_dir: Path):
+        self._run_dir = run_dir
+        self._deaths: Counter[str] = Counter()  # by process, since the start
+        self._lock = threading.Lock()
+
+    def begin(self) -> None:
+        """When the run directory is ours, and before anything else."""
+        shown = [(DEATHS, name) for name in (*MODELS, *PROCESSES)] + [(RESTARTS, process) for process in PROCESSES]
+        self._counters = Counters(self._run_dir, "serve", shown)
+
+    def died(self, process: Process, death: Death) -> None:
+        """A line of `deaths.jsonl`: the fields of Death, the time, and how many of the process' deaths there have been
+        since the start."""
+        with self._lock:
+            self._deaths[process] += 1
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            line = {"time": now, **asdict(death), "restarts": self._deaths[process]}
+            with (
+                contextlib.suppress(OSError),  # a full disk is no reason not to mend it
+                open(self._run_dir / FILE, "a", encoding="utf-8", opener=private) as stream,
+            ):
+                stream.write(json.dumps(line) + "\n")
+        self._counters.count(DEATHS, death.model or process)
+
+    def restarted(self, process: Process) -> None:
+        self._counters.count(RESTARTS, process)
 
 
 def rotate(log: Path) -> None:

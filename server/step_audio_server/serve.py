@@ -19,7 +19,7 @@ from step_audio_client.tls import SCHEME
 from step_audio_server.errors import ServerError
 from step_audio_server.launch.ports import Ports
 from step_audio_server.prepare import prepare
-from step_audio_server.records import Death, record
+from step_audio_server.records import Death, Records
 from step_audio_server.settings import ServeSettings
 from step_audio_server.supervision import Keeper
 from step_audio_server.tritonserver import TritonServer
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from step_audio_gateway.gateway_process import GatewayProcess
     from step_audio_gateway.settings import GatewaySettings
 
-DEATHS = "deaths.jsonl"
 LOADS = 4  # times that a server is tried that crashes while it loads
 WARM_UP_TIMEOUT = 120.0  # seconds
 
@@ -45,6 +44,7 @@ class Service:
             settings.grpc_port, settings.http_port, settings.metrics_port, settings.triton_host, settings.certificates()
         )
         self.echo = echo
+        self.records = Records(settings.run_dir)
         self.server: TritonServer | None = None
         self._lock: TextIO | None = None  # of the run directory
         self.gateway: GatewayProcess | None = None
@@ -140,6 +140,7 @@ class Service:
             if self.gateway is not None:
                 self.gateway.check()
             self.start()
+            self.records.begin()
             if self.gateway is not None:
                 self.gateway.start()
                 keeper = Keeper(_KeptGateway(self, self.gateway), self.echo, stopping)
@@ -172,18 +173,16 @@ class Service:
 
 
 class _KeptServer:
-    """The server of a service; each death of it goes to `deaths.jsonl` in its run directory."""
+    """The server of a service."""
 
     def __init__(self, service: Service):
         self._service = service
-        self._restarts = 0
 
     def fault(self) -> Death | None:
         server = self._service.server
         death = None if server is None else server.fault()
         if death is not None:
-            self._restarts += 1
-            record(self._service.settings.run_dir / DEATHS, death, self._restarts)
+            self._service.records.died("tritonserver", death)
         return death
 
     def start(self) -> None:
@@ -193,6 +192,7 @@ class _KeptServer:
         self._service.kill()
 
     def restarted(self, death: Death) -> None:
+        self._service.records.restarted("tritonserver")
         self._service.tell_ready()
 
 
@@ -203,8 +203,11 @@ class _KeptGateway:
         self._service, self._gateway = service, gateway
 
     def fault(self) -> Death | None:
-        fault = self._gateway.fault()
-        return None if fault is None else Death(fault)
+        if (fault := self._gateway.fault()) is None:
+            return None
+        death = Death(fault, "gateway")
+        self._service.records.died("gateway", death)
+        return death
 
     def start(self) -> None:
         self._gateway.start()
@@ -213,6 +216,7 @@ class _KeptGateway:
         """It has ended."""
 
     def restarted(self, death: Death) -> None:
+        self._service.records.restarted("gateway")
         self._service.tell_ready()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 import math
 import threading
@@ -17,6 +18,13 @@ MAX_LEASES = 4096
 MAX_SECONDS = 1e6
 
 log = logging.getLogger(__name__)
+
+
+class Reason(enum.StrEnum):
+    """Why a lease has expired."""
+
+    GONE = "gone"  # its client is
+    TIME = "time"  # is up
 
 
 class Holder(Protocol):
@@ -50,10 +58,13 @@ class _Lease:
 
 
 class Leases:
-    """`stop` ends the answer of an id at the LLM; a thread of its own calls it, and an unknown id is no error."""
+    """`stop` ends the answer of an id at the LLM; a thread of its own calls it, and an unknown id is no error.
 
-    def __init__(self, stop: Callable[[str], None]):
-        self._stop = stop
+    `expired` is called by the same thread, once for each answer that is ended, and may not raise.
+    """
+
+    def __init__(self, stop: Callable[[str], None], expired: Callable[[Reason], None] = lambda reason: None):
+        self._stop, self._expired = stop, expired
         self._lock = threading.Lock()
         self._leases: dict[str, _Lease] = {}
         self._again: list[tuple[float, str]] = []
@@ -103,11 +114,13 @@ class Leases:
             with self._lock:
                 held = list(self._leases.items())
             for answer, lease in held:
-                if now > lease.until or lease.is_gone():
+                late = now > lease.until
+                if late or lease.is_gone():
                     with self._lock:
                         if self._leases.pop(answer, None) is None:  # closed meanwhile
                             continue
                     self._end(answer, now)
+                    self._expired(Reason.TIME if late else Reason.GONE)
                     lease.end()
             due = [answer for when, answer in self._again if when <= now]
             self._again = [(when, answer) for when, answer in self._again if when > now]

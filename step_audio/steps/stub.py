@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from step_audio.arrays import AnyArray
+from step_audio.counters import WORKER_RESTARTS, Counters
 from step_audio.steps import dlpack
 from step_audio.steps.tensors import Bfloat16, Tensor, Tensors, readable
 from step_audio.steps.worker_client import WorkerClient, python_command
@@ -30,7 +32,9 @@ class StepStub:
         self._pb_utils = pb_utils
         runtime_file = json.loads(args["model_config"])["parameters"]["runtime_file"]["string_value"]
         command = python_command("step_audio.steps.worker", args["model_name"], runtime_file)
-        self._worker = WorkerClient(command, ENVIRONMENT)
+        step = args["model_name"]
+        counters = Counters(Path(runtime_file).parent, step, [(WORKER_RESTARTS, step)])
+        self._worker = WorkerClient(command, ENVIRONMENT, lambda: counters.count(WORKER_RESTARTS, step))
 
     def execute(self, requests: Sequence[Any]) -> list[None]:
         """Each request is answered for itself, when its own work is done."""

@@ -49,10 +49,17 @@ class _Pending:
 
 
 class WorkerClient:
-    """`command`: what starts the worker; the number of its socket's descriptor is put behind."""
+    """`command`: what starts the worker; the number of its socket's descriptor is put behind. `restarted` is called
+    when a worker has died and another is started, and may not raise."""
 
-    def __init__(self, command: list[str], environment: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        command: list[str],
+        environment: Mapping[str, str] | None = None,
+        restarted: Callable[[], None] = lambda: None,
+    ):
         self._command = command
+        self._restarted = restarted
         self._environment = {**os.environ, **(environment or {})}
         self._lock = threading.Lock()
         self._pending: OrderedDict[int, _Pending] = OrderedDict()  # sent or to be sent, not answered
@@ -181,6 +188,7 @@ class WorkerClient:
         for pending in deadly:
             pending.frame.close()
             pending.answer(StepAudioError(INTERNAL_ERROR))
+        self._restarted()
 
     def _count_deaths(self, numbers: list[int]) -> list[_Pending]:
         """Takes those out that have seen too many."""

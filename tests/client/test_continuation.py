@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from types import SimpleNamespace
 
 import pytest
 
 from fake_triton import TOKENIZER, message, script, serving
 from step_audio_client import (
+    Counts,
     Guide,
     RequestError,
     RequestTimeout,
@@ -31,12 +33,13 @@ BUSY = message(error="in ensemble 'step_audio_r1', [request id: 1] Exceeds maxim
 STOP_ID = next(iter(TOKENIZER.special.stop_ids))
 
 
-async def made(runs, request: TokenRequest, timeout=None, patience=5.0, **limits):
+async def made(runs, request: TokenRequest, timeout=None, patience=5.0, counts: Counts | None = None):
     """(ids, last tokens, the servers' fakes) of `request`, which begins on the first of the servers that do `runs`."""
     async with serving(*runs) as servers:
         async with StepAudioClient([address for _, address, _ in servers], TOKENIZER, patience=patience) as client:
             await client.serving_info()
             pipeline = client._pipeline
+            pipeline.counts = counts or pipeline.counts
             run = pipeline.run(timeout=timeout)
             run.route = list(pipeline._servers.all)
             ids = []
@@ -163,3 +166,25 @@ async def test_a_request_present_at_two_deaths_is_refused(monkeypatch):
         runs += [[DEAD], [message(5, final=True)]] * 3
         for _ in range(3):
             assert (await client.complete(QUESTION, GREEDY)).token_ids == [5]
+
+
+async def counted(*runs, guide: Guide | None = None) -> Counts:
+    counts = Counts()
+    with contextlib.suppress(Unavailable):
+        await made(list(runs), TokenRequest(QUESTION, GREEDY, guide=guide), patience=0.1, counts=counts)
+    return counts
+
+
+async def test_what_happened_is_counted():
+    ending = script(message(7, final=True))
+    regex = Guide("regex", "[a-z]+")
+    assert await counted(ending) == Counts()
+    assert await counted(script(BUSY), ending) == Counts(moved=1)
+    assert await counted(script(DEAD), ending) == Counts(servers_lost=1, moved=1)
+    assert await counted(script(message(5), DEAD), ending) == Counts(servers_lost=1, continued=1)
+    again = script(message(5), message(7, final=True))
+    assert await counted(script(message(5), DEAD), again, guide=regex) == Counts(servers_lost=1, replayed=1)
+    other = await counted(script(message(5), DEAD), ending, guide=regex)
+    assert other == Counts(servers_lost=1, replayed=1, answers_lost=1)
+    twice = await counted(script(DEAD), script(DEAD), ending)
+    assert twice == Counts(servers_lost=2, moved=2, quarantined=1)

@@ -25,11 +25,12 @@ def test_every_object_is_what_kubernetes_expects(case, version):
     kinds = set()
     for document in documents(CASES[case]):
         kinds.add(document["kind"])
-        if document["kind"] != "PodMonitor":  # not Kubernetes' own: tested below
+        if document["kind"] not in ("PodMonitor", "PrometheusRule"):  # not Kubernetes' own: tested below
             kubernetes_validate.validate(document, version, strict=True)
     assert {"StatefulSet", "Deployment", "Service", "Pod"} <= kinds
     if case == "everything":
-        assert kinds >= {"Job", "HorizontalPodAutoscaler", "PodDisruptionBudget", "NetworkPolicy", "PodMonitor"}
+        assert kinds >= {"Job", "HorizontalPodAutoscaler", "PodDisruptionBudget", "NetworkPolicy"}
+        assert kinds >= {"PodMonitor", "PrometheusRule"}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -109,6 +110,16 @@ def test_the_volume_holds_all_that_is_built():
 
 def _product(shape: tuple[int, ...]) -> int:
     return shape[0] * _product(shape[1:]) if shape else 1
+
+
+def test_alerts_know_what_is_scraped_by_its_job():
+    """Whatever the release is called."""
+    (rule,) = (d for d in documents(EVERYTHING) if d["kind"] == "PrometheusRule")
+    assert rule["spec"] == yaml.safe_load((CHART / "files/alerts.yaml").read_text())
+    assert rule["metadata"]["labels"]["release"] == "prometheus"
+    monitors = [d["spec"]["podMetricsEndpoints"][0] for d in documents(EVERYTHING) if d["kind"] == "PodMonitor"]
+    jobs = {relabeling["replacement"] for endpoint in monitors for relabeling in endpoint["relabelings"]}
+    assert jobs == {"step-audio-engine", "step-audio-gateway"}
 
 
 def test_only_the_gateway_reaches_the_engines():

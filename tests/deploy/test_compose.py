@@ -1,4 +1,4 @@
-"""Compose file and monitoring: valid by their own tools, and held against what the code exports."""
+"""Compose file: valid by its own tools, and held against what the code takes."""
 
 from __future__ import annotations
 
@@ -14,29 +14,12 @@ import yaml
 
 import dockerfile
 from dockerfile import ROOT, executable, pins
-from step_audio.steps.trtllm.metrics import FAMILIES
 from step_audio_build.commands.build import add_build
 from step_audio_build.planning.profiles import load_profile
-from step_audio_gateway.metrics import Metrics
 from step_audio_server.doctor.command import add_doctor
 
 DOCKER = ROOT / "docker"
 GPU, CPU = DOCKER / "Dockerfile", DOCKER / "Dockerfile.cpu"
-DASHBOARD = DOCKER / "grafana/dashboards/step-audio.json"
-
-# tritonserver's own, CPU and GPU build alike (server docs/user_guide/metrics.md @r26.07).
-TRITON_METRICS = {
-    "nv_inference_request_success",
-    "nv_inference_request_failure",
-    "nv_inference_count",
-    "nv_inference_exec_count",
-    "nv_inference_request_duration_us",
-    "nv_inference_queue_duration_us",
-    "nv_inference_compute_input_duration_us",
-    "nv_inference_compute_infer_duration_us",
-    "nv_inference_compute_output_duration_us",
-    "nv_inference_pending_request_count",
-}
 
 
 # Compose
@@ -136,69 +119,3 @@ def test_prometheus_reads_what_is_on_the_server_s_loopback():
     assert compose()["services"]["prometheus"]["network_mode"] == "service:serve"
     (source,) = yaml.safe_load((DOCKER / "grafana/provisioning/datasources/prometheus.yaml").read_text())["datasources"]
     assert source["url"] == "http://serve:9090"
-
-
-# Dashboard
-
-
-def exported() -> set[str]:
-    """The names of all series, of the gateway, of TensorRT-LLM's backend and of tritonserver itself."""
-    names = {*TRITON_METRICS, *FAMILIES}
-    for family in Metrics().registry.collect():
-        suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(family.type, [""])
-        names |= {family.name + suffix for suffix in suffixes}
-    return names
-
-
-def selectors(expression: str) -> list:
-    """Every `name{label="value"}` of a PromQL expression, which must parse."""
-    parser = pytest.importorskip("promql_parser")
-    found = []
-
-    def walk(node) -> None:
-        if isinstance(node, parser.VectorSelector):
-            found.append(node)
-        for name in ("lhs", "rhs", "expr", "args", "vector_selector", "param"):
-            below = getattr(node, name, None)
-            for child in below if isinstance(below, list) else [below]:
-                if child is not None and type(child).__module__ == type(node).__module__:
-                    walk(child)
-
-    walk(parser.parse(expression.replace("$__rate_interval", "5m")))
-    return found
-
-
-def test_dashboard_shows_only_what_is_exported():
-    panels = json.loads(DASHBOARD.read_text("utf-8"))["panels"]
-    known, shown = exported(), set()
-    for panel in panels:
-        for target in panel["targets"]:
-            found = selectors(target["expr"])
-            assert found, target["expr"]
-            shown |= {selector.name for selector in found}
-    assert shown <= known, shown - known
-    assert {"step_audio_time_to_first_token_seconds_bucket", "nv_trt_llm_kv_cache_block_metrics"} <= shown
-
-
-def test_dashboard_asks_for_labels_that_there_are():
-    from step_audio.engine.engine import EngineStats
-    from step_audio.steps.trtllm.metrics import readings
-
-    blocks = {name: 1 for name in EngineStats.__dataclass_fields__}
-    labels = {(reading.family, reading.label, reading.value_of) for reading in readings(EngineStats(**blocks))}
-    text = DASHBOARD.read_text("utf-8").replace('\\"', '"')
-    asked = re.findall(r'(nv_trt_llm_\w+)\{(\w+)="(\w+)"\}', text)
-    assert asked and set(asked) <= labels
-    kinds = set(re.findall(r'step_audio_tokens_total\{kind="(\w+)"\}', text))
-    assert kinds <= {"prompt", "audio", "completion", "reasoning"}
-    models = set(re.findall(r'model=~"([\w|]+)"', text))
-    for model in {name for several in models for name in several.split("|")}:
-        assert (ROOT / "model_repository" / model).is_dir()
-
-
-def test_dashboard_has_room_for_every_panel():
-    panels = json.loads(DASHBOARD.read_text("utf-8"))["panels"]
-    cells = [(p["gridPos"]["x"] + x, p["gridPos"]["y"] + y) for p in panels for x in range(8) for y in range(8)]
-    assert len(cells) == len(set(cells)) and max(x for x, _ in cells) < 24
-    titles = {panel["title"] for panel in panels}
-    assert {"Time to first token", "Inter-token latency", "Queue", "KV cache", "Audio seconds per second"} <= titles

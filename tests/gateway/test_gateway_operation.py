@@ -13,7 +13,7 @@ import pytest
 
 from gateway_calls import CHAT, HELLO, WAV, WAV64, ask
 from gateway_fixture import PARAMETERS, REPLY, FakeClient, http
-from step_audio_client import ChatDelta, RequestError
+from step_audio_client import ChatDelta, RequestError, ServerBusy
 from step_audio_gateway import metrics
 from step_audio_gateway.app import create_app
 from step_audio_gateway.generations import WAITING, EventStream, merged
@@ -133,6 +133,27 @@ async def test_metrics():
     assert "step_audio_time_to_first_token_seconds_count 3.0" in lines
     assert "step_audio_answers_running 0.0" in lines and "step_audio_answers_unfinished_total 1.0" in lines
     assert not any("/made/up" in line for line in lines)
+
+
+async def test_refusals_are_counted_by_reason():
+    fake = FakeClient(lambda m, o: [ServerBusy("full")])
+    fake.counts.continued = 3
+    async with http(fake, api_key=["k"], max_body_bytes=1000) as client:
+        allowed = {"Authorization": "Bearer k"}
+        await client.post(CHAT, json={"messages": HELLO})
+        await client.post(CHAT, json={"messages": HELLO}, headers=allowed)
+        for sent in (b"x" * 2000, aiter_of(b"x" * 600, b"x" * 600)):
+            response = await client.post(CHAT, content=sent, headers=allowed | {"Content-Type": "application/json"})
+            assert response.status_code == 413
+        lines = (await client.get("/metrics")).text.splitlines()
+    expected = dict.fromkeys(metrics.REFUSALS, 0.0) | {"key": 1.0, "busy": 1.0, "size": 2.0}
+    assert {f'step_audio_refused_total{{reason="{reason}"}} {n}' for reason, n in expected.items()} <= set(lines)
+    assert "step_audio_answers_continued_total 3.0" in lines and "step_audio_answers_lost_total 0.0" in lines
+
+
+async def aiter_of(*pieces: bytes):
+    for piece in pieces:
+        yield piece
 
 
 async def test_time_between_tokens(monkeypatch):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import re
 import signal
@@ -24,6 +25,7 @@ from server_settings import settings_for
 from step_audio.clips import SAMPLE_RATE
 from step_audio_client import Audio, Guide, Sampling, StepAudioClient, user
 from step_audio_client.tokens import TokenRequest
+from waiting import wait_until
 
 pytestmark = pytest.mark.server
 
@@ -32,6 +34,7 @@ STREAMS = 20 if ROUNDS else 6
 MODELS = ("tensorrt_llm", "audio_encoder", "audio_featurizer", "prompt_builder", "tokenizer")
 # In the short form, one of each kind: the LLM, a step, the server itself.
 VICTIMS = (*MODELS, "tritonserver") if ROUNDS else ("tensorrt_llm", "audio_encoder", "tritonserver")
+RESTARTS = 'step_audio_restarts_total{process="tritonserver"}'
 TOKENS = 120
 CLIP = wav(np.random.default_rng(0).normal(0, 300, 2 * SAMPLE_RATE).astype("<i2").tobytes())
 
@@ -81,10 +84,20 @@ def test_no_stream_is_lost(running, victim):
             for ids, request in zip(found, asked, strict=True):
                 assert ids == await ids_of(client, request)
 
+    died = f'step_audio_deaths_total{{model="{victim}"}}'
+    before = {counted: metric(running, counted) for counted in (died, RESTARTS)}
     for _ in range(max(ROUNDS, 1)):
         asyncio.run(round_())
+    for counted, value in before.items():  # over the restarts, with which tritonserver's own begin anew
+        wait_until(lambda counted=counted, value=value: metric(running, counted) == value + max(ROUNDS, 1), counted)
     deaths = [json.loads(line) for line in (running.settings.run_dir / "deaths.jsonl").read_text().splitlines()]
     assert deaths[-1]["signal"] == "SIGKILL" and deaths[-1]["model"] == (victim if victim in MODELS else None)
+
+
+def metric(running, name: str) -> float:
+    """Of tritonserver; NaN before its first report."""
+    text = httpx.get(f"http://127.0.0.1:{running.settings.metrics_port}/metrics").text
+    return next((float(line.split()[-1]) for line in text.splitlines() if line.startswith(name)), math.nan)
 
 
 def test_the_gateway_is_started_again_by_itself(running):

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import urllib.request
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from step_audio.audio import encode_wav
 from step_audio_client import Audio, Sampling, StepAudioClient, user
 from step_audio_server import processes
 from step_audio_server.serve import Service
+from waiting import wait_until
 
 STEPS = ("audio_featurizer", "prompt_builder", "audio_encoder")
 PAUSE = 2.6  # seconds: a stub that is paused so long with a request at hand is given up by tritonserver
@@ -68,6 +70,12 @@ def test_a_worker_dies_and_nobody_notices(server, step, number):
 
     assert ask(server, through_the_death) == expected
     assert worker_of(server, step) != pid and server.server.fault() is None
+    counted = f'step_audio_worker_restarts_total{{step="{step}"}} '
+    wait_until(lambda: f"{counted}{1 if number == signal.SIGKILL else 2}" in raw_metrics(server))
+
+
+def raw_metrics(service) -> str:
+    return urllib.request.urlopen(f"http://127.0.0.1:{service.ports.metrics}/metrics", timeout=10).read().decode()
 
 
 @pytest.mark.parametrize("step", STEPS)

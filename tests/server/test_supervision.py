@@ -5,9 +5,10 @@ import threading
 
 import pytest
 
+from step_audio import counters
 from step_audio_server import records, supervision
 from step_audio_server.errors import ServerError
-from step_audio_server.records import Death, record, rotate
+from step_audio_server.records import Death, Records, rotate
 from step_audio_server.supervision import PAUSES, Keeper
 
 
@@ -104,16 +105,30 @@ def test_a_stop_ends_the_waiting(clock):
 
 
 def test_deaths_are_lines_of_json(tmp_path):
-    file = tmp_path / "deaths.jsonl"
-    record(file, Death("the process of audio_encoder died", "audio_encoder", "SIGKILL", in_flight=3), 1)
-    record(file, Death("tritonserver ended with status 1", status=1), 2)
-    first, second = map(json.loads, file.read_text().splitlines())
+    kept = Records(tmp_path)
+    kept.begin()
+    kept.died("tritonserver", Death("the process of audio_encoder died", "audio_encoder", "SIGKILL", in_flight=3))
+    kept.died("tritonserver", Death("tritonserver ended with status 1", status=1))
+    first, second = map(json.loads, (tmp_path / "deaths.jsonl").read_text().splitlines())
     assert first.pop("time").endswith("+00:00")
     assert first == {
         "text": "the process of audio_encoder died", "model": "audio_encoder", "signal": "SIGKILL", "status": None,
         "in_flight": 3, "restarts": 1,
     }  # fmt: skip
     assert (second["status"], second["model"], second["restarts"]) == (1, None, 2)
+
+
+def test_deaths_and_restarts_are_counted_over_all_starts(tmp_path):
+    for _ in range(2):
+        kept = Records(tmp_path)
+        kept.begin()
+        kept.died("tritonserver", Death("the process of audio_encoder died", "audio_encoder"))
+        kept.restarted("tritonserver")
+        kept.died("gateway", Death("the gateway ended with status 1", "gateway"))
+    found = counters.read(tmp_path / "counters/serve.json")
+    assert found["step_audio_deaths_total", "audio_encoder"] == found["step_audio_deaths_total", "gateway"] == 2
+    assert found["step_audio_restarts_total", "tritonserver"] == 2
+    assert found["step_audio_restarts_total", "gateway"] == found["step_audio_deaths_total", "tritonserver"] == 0
 
 
 def test_logs_are_numbered_and_the_oldest_is_dropped(tmp_path, monkeypatch):

@@ -105,6 +105,19 @@ def test_a_stop_that_fails_does_not_end_the_watch(monkeypatch):
     held.close()
 
 
+def test_what_expires_is_counted_by_its_reason(monkeypatch):
+    monkeypatch.setattr(leases, "PERIOD", 0.01)
+    expired = []
+    held = Leases(lambda answer: None, expired.append)
+    held.handle("lease:stays", True, None, Holder())
+    held.handle("lease:goes", True, 1e6, Holder(gone=True))
+    held.handle("lease:late", True, 1e-6, Holder())
+    wait_until(lambda: sorted(expired) == ["gone", "time"])
+    held.handle("lease:stays", False, None, Holder())
+    held.close()
+    assert len(expired) == 2
+
+
 def test_the_end_answers_all(stopped):
     held = Leases(stopped.append)
     held.handle("lease:a", True, None, holder := Holder())

@@ -44,7 +44,9 @@ class Answers:
 
 @pytest.fixture
 def answers():
-    client = WorkerClient([sys.executable, str(WORKER), "frail"])
+    restarts = []
+    client = WorkerClient([sys.executable, str(WORKER), "frail"], restarted=lambda: restarts.append(1))
+    client.restarts = restarts
     yield Answers(client)
     client.close()
 
@@ -98,6 +100,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(answers):
     answers.ask("later", b"hello")
     back = answers.wait(*names, "later")
     assert [result["value"].item() for result in back[:-1]] == list(range(10))
+    assert answers.client.restarts == [1]
 
 
 def test_the_deadly_request_alone_is_refused(answers):

@@ -17,7 +17,7 @@ import tokenizer_fixture
 from step_audio import sampling_parameters
 from step_audio.audio import encode_wav
 from step_audio.tokenizer import Tokenizer
-from step_audio_client import ChatDelta, ChatOptions, ChatUsage, TokenLogprob, ToolCall
+from step_audio_client import ChatDelta, ChatOptions, ChatUsage, Counts, TokenLogprob, ToolCall
 from step_audio_client.messages import split_audio
 from step_audio_gateway.app import create_app
 from step_audio_gateway.server import listen, server_of
@@ -65,6 +65,7 @@ class FakeClient:
         self.up = True
         self.max_batch_size = 32
         self.reachable = 1
+        self.counts = Counts()
 
     async def chat(
         self, messages: list[dict[str, Any]], options: ChatOptions, *, request_id: str | None = None

@@ -52,6 +52,7 @@ EVERYTHING: dict[str, Any] = {
         "podAnnotations": {"team": "speech"},
     },
     "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+    "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
     "networkPolicy": {"gatewayFrom": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]},
     "serviceAccount": {"name": "speech"},
 }

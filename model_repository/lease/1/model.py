@@ -1,9 +1,16 @@
-"""Triton model `lease`: ends answers whose clients are gone; what it knows is `step_audio.steps.leases`."""
+"""Triton model `lease`: ends answers whose clients are gone; what it knows is `step_audio.steps.leases`.
+
+It shows the counters of the run directory, too, for it is the one model that always computes nothing."""
+
+import json
+from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from step_audio.steps.leases import Leases
+from step_audio.counters import LEASES_EXPIRED, Counters
+from step_audio.steps.counter_report import CounterReport
+from step_audio.steps.leases import Leases, Reason
 
 LLM = "tensorrt_llm"
 
@@ -12,7 +19,10 @@ class TritonPythonModel:
     """Triton's name for it."""
 
     def initialize(self, args):
-        self.leases = Leases(_stop)
+        run_dir = Path(json.loads(args["model_config"])["parameters"]["run_dir"]["string_value"])
+        counters = Counters(run_dir, "lease", [(LEASES_EXPIRED, reason) for reason in Reason])
+        self.leases = Leases(_stop, lambda reason: counters.count(LEASES_EXPIRED, reason))
+        self.report = CounterReport(pb_utils, run_dir)
 
     def execute(self, requests):
         for request in requests:
@@ -21,6 +31,7 @@ class TritonPythonModel:
         return None
 
     def finalize(self):
+        self.report.close()
         self.leases.close()
 
 
