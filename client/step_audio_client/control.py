@@ -12,6 +12,7 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2_grpc
 
+from step_audio.steps.leases import PREFIX
 from step_audio_client import wire
 from step_audio_client.errors import ServerLost, Unavailable, call_error, request_error
 from step_audio_client.prepared import LLM
@@ -30,10 +31,13 @@ async def heartbeat(stub: service_pb2_grpc.GRPCInferenceServiceStub, timeout: fl
     prompt = wire.infer_request(PROMPT, "", {"messages": wire.byte_strings([MESSAGES])})
     info = wire.infer_request(TOKENIZER, "", {})
     info.outputs.add(name="serving_info")
+    nobodys = uuid4().hex
+    lease = wire.infer_request(wire.LEASE, f"{PREFIX}{nobodys}", {"open": wire.scalar(False, np.bool_)})
     asked = {
         PROMPT: stub.ModelInfer(prompt, timeout=timeout),
         TOKENIZER: stub.ModelInfer(info, timeout=timeout),
-        LLM: stop(stub, uuid4().hex, timeout),  # of a request that nobody has made
+        wire.LEASE: stub.ModelInfer(lease, timeout=timeout),
+        LLM: stop(stub, nobodys, timeout),  # of a request that nobody has made
     }
     answers = await asyncio.gather(*asked.values(), return_exceptions=True)
     faults = (_fault(model, answer) for model, answer in zip(asked, answers, strict=True))

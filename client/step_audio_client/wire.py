@@ -123,7 +123,7 @@ async def stream(
     call = stub.ModelStreamInfer(requests(), timeout=timeout)
     try:
         async for message in call:
-            if message.infer_response.id.startswith(LEASE_ID):
+            if leased and message.infer_response.id.startswith(LEASE_ID):
                 continue
             if message.error_message:
                 ended.set()

@@ -11,6 +11,7 @@ from pydantic import (
     AliasChoices,
     Field,
     FilePath,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -68,6 +69,9 @@ class ServeSettings(Settings):
         None, description="audio tokens of a request (default: max-seq-len)"
     )
     max_queue_size: NonNegativeInt = Field(256, description="requests waiting for a slot; 0: no bound")
+    max_seconds_without_lease: NonNegativeFloat = Field(
+        600.0, description="of an answer whose client may be gone: docs/triton.md, Stopping; 0: no bound"
+    )
     kv_cache_tokens: PositiveInt | None = Field(
         None, description="positions in the KV cache (default and least: 4 and 1 x max-seq-len)"
     )

@@ -9,6 +9,7 @@ import asyncio
 import os
 import queue
 from collections import Counter
+from uuid import uuid4
 
 import grpc
 import numpy as np
@@ -24,6 +25,7 @@ from step_audio.errors import StepAudioError
 from step_audio.mel import token_count
 from step_audio.steps.encoder_engine import AudioEncoderStep
 from step_audio.steps.featurizer import FeaturizerStep
+from step_audio.steps.leases import Leases
 from step_audio.steps.prompt_builder import PromptBuilderStep
 from step_audio.steps.trtllm.backend import TrtllmBackend
 from step_audio_client import wire
@@ -31,12 +33,13 @@ from step_audio_server import processes
 from waiting import SECONDS
 
 LONG = bool(os.environ.get("RELIABILITY_ROUNDS"))
-STEPS = {"audio_featurizer": 20_000, "prompt_builder": 40_000, "audio_encoder": 30_000}
-MODELS = STEPS | {"tensorrt_llm": 10_000}
+STEPS = {"audio_featurizer": 20_000, "prompt_builder": 40_000, "audio_encoder": 25_000}
+MODELS = STEPS | {"tensorrt_llm": 10_000, "lease": 5_000}
 SHORT = 150
 PART = 1000
-LLM = "tensorrt_llm"
-PATIENCE = 5.0  # seconds
+LLM, LEASE = "tensorrt_llm", "lease"
+PATIENCE = {LLM: 5.0, LEASE: 0.3}  # seconds, for what may last
+IDS = ["lease:fuzz", "lease:", "", "fuzz", "lease:" + "x" * 300, "lease:\n/ü", "x" * 257]
 GROWTH = 200 << 20  # bytes that a process may have more after the tries than after a tenth of them
 
 
@@ -136,6 +139,42 @@ def test_a_step_in_process(fuzz, settings_of_steps, model):
     memory.check(model)
 
 
+class Held:
+    """A request of the model `lease`."""
+
+    def __init__(self):
+        self.answers = []
+
+    def is_gone(self):
+        return False
+
+    def end(self, answer):
+        self.answers.append(answer)
+
+
+def test_leases_in_process(fuzz):
+    leases = Leases(lambda answer: None, unleased_seconds=60)
+    memory = Memory(count := MODELS[LEASE] if LONG else SHORT, [os.getpid()])
+
+    def run(inputs):
+        found = Held()
+        try:
+            leases.handle(IDS[memory.done % len(IDS)], inputs, found)
+        except Exception as error:
+            assert isinstance(error, StepAudioError), repr(error)
+            check_text(str(error))
+            assert not found.answers
+            memory.count("refused")
+        else:
+            memory.count("answered")
+        leases.handle("lease:fuzz", {"open": scalar(False, np.bool_)}, closer := Held())
+        assert len(found.answers) <= 1 and list(closer.answers[0]) == ["ended"]
+
+    draw(fuzz.requests(LEASE, good_requests(VOCAB, HIDDEN)[LEASE]), count, run)
+    leases.close()
+    memory.check(LEASE)
+
+
 @pytest.fixture(scope="module")
 def backend(tmp_path_factory):
     build = {"max_seq_len": 64, "max_num_tokens": 64}
@@ -192,18 +231,17 @@ def test_through_a_server(fuzz, service):
     }
     pids = [service.server.process.pid, *processes.session(service.server.process.pid)]
     each = 750 if LONG else 10
-    memory = Memory(4 * each, sorted({*pids}))
+    memory = Memory(len(good) * each, sorted({*pids}))
 
     async def ask(stub, model, inputs):
-        request = wire.infer_request(model, "", {n: a[:, None] if a.ndim == 1 else a for n, a in inputs.items()})
+        id_ = IDS[memory.done % len(IDS)] if model == LEASE else uuid4().hex
+        request = wire.infer_request(model, id_, {n: a[:, None] if a.ndim == 1 else a for n, a in inputs.items()})
         try:
-            responses = [
-                response async for response in wire.stream(stub, request, PATIENCE if model == LLM else SECONDS)
-            ]
+            responses = [response async for response in wire.stream(stub, request, PATIENCE.get(model, SECONDS))]
         except wire.StreamError as error:
-            return str(error)
+            return str(error).replace(f"[request id: {id_}]", "")  # tritonserver quotes it, whatever it is
         except grpc.aio.AioRpcError:  # as long an answer as it takes: hanging up ends it
-            assert model == LLM, [(name, value.dtype, value.shape) for name, value in inputs.items()]
+            assert model in PATIENCE, [(name, value.dtype, value.shape) for name, value in inputs.items()]
             return None
         return [token for one in responses if "output_ids" in one.outputs for token in one.outputs["output_ids"].flat]
 

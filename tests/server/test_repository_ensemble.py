@@ -13,12 +13,12 @@ def steps(configs, ensemble=ENSEMBLE):
 
 def test_the_ensemble_holds_together(configs):
     assert wiring_faults(configs) == []
-    assert {step.model_name for step in steps(configs)} == set(configs) - ENSEMBLES - {"tokenizer", "lease"}
+    assert {step.model_name for step in steps(configs)} == set(configs) - ENSEMBLES - {"tokenizer"}
 
 
 def test_the_prompt_s_ensemble_is_the_other_one_up_to_the_llm(configs):
     assert wiring_faults(configs, PROMPT) == []
-    assert [step.model_name for step in steps(configs, PROMPT)] == [step.model_name for step in steps(configs)][:-1]
+    assert [step.model_name for step in steps(configs, PROMPT)] == [step.model_name for step in steps(configs)][:-2]
     outputs, llm, builder = (
         declared(configs[PROMPT].output), declared(configs[LLM].input), declared(configs["prompt_builder"].input)
     )  # fmt: skip
@@ -32,7 +32,7 @@ def test_the_prompt_s_ensemble_is_the_other_one_up_to_the_llm(configs):
 def test_the_one_that_continues_is_the_other_one_from_the_encoder_on(configs):
     """The prompt's outputs are its inputs, the rest are the whole pipeline's own."""
     assert wiring_faults(configs, CONTINUE) == []
-    assert [step.model_name for step in steps(configs, CONTINUE)] == [step.model_name for step in steps(configs)][-2:]
+    assert [step.model_name for step in steps(configs, CONTINUE)] == [step.model_name for step in steps(configs)][-3:]
     made, whole, mine = (
         declared(tensors) for tensors in (configs[PROMPT].output, configs[ENSEMBLE].input, configs[CONTINUE].input)
     )
@@ -53,7 +53,7 @@ def test_no_ensemble_takes_or_gives_the_prompt_table(configs):
 @pytest.mark.parametrize("fault", ["twice", "never", "type", "dims", "unused", "required"])
 def test_the_checker_finds(configs, fault):
     broken = {name: type(config).FromString(config.SerializeToString()) for name, config in configs.items()}
-    featurizer, _, encoder, llm = steps(broken)
+    featurizer, _, encoder, _, llm = steps(broken)
     match fault:
         case "twice":
             featurizer.output_map["frames"] = "_mel"

@@ -65,6 +65,8 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
         }
 
     async def ModelInfer(self, request, context):
+        if request.model_name == "lease":
+            return answer({"ended": np.ones((1, 1), np.bool_)})
         self.seen.append(("asked", request.outputs[0].name))
         if request.model_name == "audio_featurizer":
             return answer({"mel": np.ones((1, 1, 128, 8), np.float32)})

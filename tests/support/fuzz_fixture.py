@@ -125,6 +125,7 @@ def good_requests(vocab_size: int, hidden: int, n_mels: int = 128) -> dict[str, 
             "input_lengths": array([9], np.int32),
             **clips,
         },
+        "lease": {"open": array([False], np.bool_), "seconds": array([1], np.float32)},
         "tensorrt_llm": {
             "input_ids": array(ids, np.int32),
             "input_lengths": np.array([len(ids)], np.int32),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import re
+from uuid import uuid4
 
 import numpy as np
 from tritonclient.grpc import service_pb2_grpc
@@ -32,7 +33,7 @@ async def send(address: str, model: str, inputs: dict[str, np.ndarray], request_
     """All responses of one request. Raises wire.StreamError."""
     async with wire.channel(address) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        request = wire.infer_request(model, request_id, inputs)
+        request = wire.infer_request(model, request_id or uuid4().hex, inputs)
         return [response async for response in wire.stream(stub, request, timeout)]
 
 

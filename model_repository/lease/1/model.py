@@ -3,6 +3,7 @@
 It shows the counters of the run directory, too, for it is the one model that always computes nothing."""
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -11,24 +12,39 @@ import triton_python_backend_utils as pb_utils
 from step_audio.counters import LEASES_EXPIRED, Counters
 from step_audio.steps.counter_report import CounterReport
 from step_audio.steps.leases import Leases, Reason
+from step_audio.steps.tensors import readable
 
 LLM = "tensorrt_llm"
+
+log = logging.getLogger(__name__)
 
 
 class TritonPythonModel:
     """Triton's name for it."""
 
     def initialize(self, args):
-        run_dir = Path(json.loads(args["model_config"])["parameters"]["run_dir"]["string_value"])
+        logging.basicConfig(format="lease: %(levelname)s: %(message)s")
+        parameters = {
+            key: value["string_value"] for key, value in json.loads(args["model_config"])["parameters"].items()
+        }
+        run_dir = Path(parameters["run_dir"])
         counters = Counters(run_dir, "lease", [(LEASES_EXPIRED, reason) for reason in Reason])
-        self.leases = Leases(_stop, lambda reason: counters.count(LEASES_EXPIRED, reason))
+        self.leases = Leases(
+            _stop,
+            float(parameters["max_seconds_without_lease"]),
+            lambda reason: counters.count(LEASES_EXPIRED, reason),
+        )
         self.report = CounterReport(pb_utils, run_dir)
 
     def execute(self, requests):
         for request in requests:
-            inputs = {tensor.name(): tensor.as_numpy().reshape(-1)[0].item() for tensor in request.inputs()}
-            self.leases.handle(request.request_id(), inputs["open"], inputs.get("seconds"), _Holder(request))
-        return None
+            holder = _Holder(request)
+            try:
+                inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+                self.leases.handle(request.request_id(), inputs, holder)
+            except Exception as error:  # this request's own
+                holder.end(error)
+        return [None] * len(requests)
 
     def finalize(self):
         self.report.close()
@@ -36,7 +52,7 @@ class TritonPythonModel:
 
 
 class _Holder:
-    """Who holds a lease: the request that opened it."""
+    """A request, answered by its sender: at once, or when its lease ends."""
 
     def __init__(self, request):
         self.sender = request.get_response_sender()
@@ -44,10 +60,16 @@ class _Holder:
     def is_gone(self):
         return self.sender.is_cancelled()
 
-    def end(self, error=None):
-        response = None if error is None else pb_utils.InferenceResponse(error=pb_utils.TritonError(error))
-        arguments = () if response is None else (response,)
-        self.sender.send(*arguments, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    def end(self, answer):
+        """Never raises: whose client is gone cannot be answered."""
+        if isinstance(answer, Exception):
+            response = pb_utils.InferenceResponse(error=pb_utils.TritonError(readable(answer)))
+        else:
+            response = pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in answer.items()])
+        try:
+            self.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        except Exception:
+            log.warning("a response could not be sent", exc_info=True)
 
 
 def _stop(request_id):

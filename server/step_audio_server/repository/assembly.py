@@ -94,7 +94,10 @@ def template_values(
         | {"encoder_placement": "kind: KIND_CPU" if profile is None else "kind: KIND_GPU, gpus: [ 0 ]"},
         "step_audio_continue": n_mels | sampling,
         "step_audio_r1": sampling,
-        "lease": {"run_dir": runtime_file.parent},
+        "lease": {
+            "run_dir": runtime_file.parent,
+            "max_seconds_without_lease": settings.max_seconds_without_lease,
+        },
         "tokenizer": {
             "tokenizer_json_file": runtime.tokenizer_file,
             "serving_info_file": runtime_file.with_name(SERVING_INFO),
