@@ -6,7 +6,7 @@ VENV   ?= .venv
 TORCH_INDEX ?=
 BIN     = $(VENV)/bin
 
-.PHONY: help install demo test test-fast reliability lint format docs picture lock clean
+.PHONY: help install demo test test-fast reliability bench lint format docs picture lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test-fast: $(VENV)/.test ## the tests that need no server, no browser and no tra
 
 reliability: $(VENV)/.test ## the long form of tests/reliability: each process killed 20 times, 103,000 wrong requests
 	RELIABILITY_ROUNDS=20 $(BIN)/pytest tests/reliability
+
+bench: $(VENV)/.cpu ## speed of the small model here, over gRPC and HTTP; tables in .work/bench
+	$(BIN)/step-audio bench --output .work/bench
 
 lint: $(VENV)/.test ## style, the layers of docs/structure.md, types
 	$(BIN)/ruff check .

@@ -18,9 +18,9 @@ import time
 from collections.abc import Awaitable, Callable
 
 import httpx
+
 from bench import serving_random
 from served import GREEDY, NEW_TOKENS, RECORDING, served
-
 from step_audio_client import Audio
 from step_audio_gateway.gateway_process import GatewayProcess
 from step_audio_gateway.settings import GatewaySettings

@@ -38,7 +38,6 @@ from mind_paced_latency import first_words, first_words_of_long_thoughts
 from mind_paced_reuse import reuse
 from mind_paced_table import WIDTH, published_tables, ways_to_go_on
 from served import RECORDING
-
 from step_audio.command_line import count
 from step_audio_client import Audio, user
 from step_audio_evaluation.held_out import held_out

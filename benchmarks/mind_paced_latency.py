@@ -10,7 +10,6 @@ from typing import Any
 
 from bench import median_ms, p95_ms
 from mind_paced_accuracy import MODES, greedy, speak
-
 from step_audio.markdown import markdown_table
 from step_audio.progress import Progress
 from step_audio_client import ChatOptions, MindPaced, Sampling, StepAudioClient, Thinking

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from mind_paced_accuracy import greedy, speak
 
+from mind_paced_accuracy import greedy, speak
 from step_audio.markdown import markdown_table
 from step_audio.progress import Progress
 from step_audio_client import PaceMode, Segment, StepAudioClient

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from bench import median_ms
 
+from bench import median_ms
 from step_audio.audio import encode_wav
 from step_audio.chat_template import OPEN_THOUGHT
 from step_audio.clips import SAMPLE_RATE

@@ -18,8 +18,8 @@ import threading
 import time
 
 import numpy as np
-from bench import serving_random
 
+from bench import serving_random
 from step_audio.engine.engine import Engine, EngineOptions
 from step_audio.engine.request import GenerationRequest
 from step_audio_client import Audio, Sampling, StepAudioClient, user

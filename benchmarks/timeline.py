@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from bench import serving
-
 from step_audio.audio import encode_wav
 from step_audio.command_line import count
 from step_audio_client import Audio, ChatOptions, MindPaced, Sampling, SpeechTiming, StepAudioClient, user

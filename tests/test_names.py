@@ -61,7 +61,7 @@ DOCUMENTS = [name for name in TEXTS if name.endswith((".md", "--help"))]
 
 def test_the_texts_are_found():
     assert {"README.md", "docs/structure.md", "docker/compose.yaml", "step-audio serve --help"} <= set(TEXTS)
-    assert len(PACKAGES) == 7
+    assert len(PACKAGES) == 8
 
 
 def test_files_are_there():

@@ -18,6 +18,7 @@ from paths import ROOT
 
 PACKAGES = {
     "step_audio": "step_audio",
+    "benchmarks/step_audio_benchmark": "step_audio_benchmark",
     "build_engines/step_audio_build": "step_audio_build",
     "client/step_audio_client": "step_audio_client",
     "evaluation/step_audio_evaluation": "step_audio_evaluation",

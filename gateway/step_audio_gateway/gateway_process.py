@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import sys
 import time
+from typing import IO
 
 from step_audio.errors import SettingsError
 from step_audio.settings import children_environment
@@ -18,10 +19,11 @@ START_TIMEOUT = 60.0  # seconds; imports alone take some on a busy machine
 
 
 class GatewayProcess:
-    """One gateway of `settings`; its log goes to stderr."""
+    """One gateway of `settings`; its log goes to `log`, else to stderr."""
 
-    def __init__(self, settings: GatewaySettings):
+    def __init__(self, settings: GatewaySettings, log: IO[bytes] | None = None):
         self.settings = settings
+        self._log = log
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -47,6 +49,7 @@ class GatewayProcess:
             [sys.executable, "-m", "step_audio_gateway.server"],
             env=children_environment(),
             stdin=subprocess.PIPE,
+            stderr=self._log,
             start_new_session=True,
         )
         assert process.stdin is not None

@@ -27,6 +27,31 @@ def children(pid: int) -> set[int]:
     return {child for child in found if alive(child)}
 
 
+def tree(pid: int) -> set[int]:
+    """`pid` and all living processes below it."""
+    found, new = {pid}, {pid}
+    while new:
+        new = {child for one in new for child in children(one)} - found
+        found |= new
+    return found
+
+
+def role(pid: int) -> str:
+    """What a process of ours is for: its model, or its module."""
+    words = arguments(pid)
+    if models := [word for word in words if word.endswith("/model.py")]:
+        return f"stub of {Path(models[0]).parts[-3]}"
+    if (worker := "step_audio.steps.worker") in words:
+        return f"worker of {words[words.index(worker) + 1]}"
+    return next((word for word in words if word.startswith("step_audio_")), Path((words or ["gone"])[0]).name)
+
+
+def processor_seconds(pid: int) -> float:
+    """User and system time of a process so far; 0.0 where it is gone."""
+    fields = _stat(pid)
+    return 0.0 if fields is None else (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def session(leader: int) -> set[int]:
     """The living processes of the session that `leader` began, itself included."""
     return {

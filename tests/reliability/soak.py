@@ -152,39 +152,19 @@ class Footprint:
 
     @classmethod
     def of(cls, pid: int) -> Footprint:
-        family = tree(pid)
+        family = processes.tree(pid)
         statuses = {one: text for one in family if (text := _read(f"/proc/{one}/status"))}
         status = list(statuses.values())
         memory = {one: _field(text, "RssAnon") / 1024 for one, text in statuses.items()}
         regions = [path for path in Path("/dev/shm").glob(f"step_audio_{pid}_*")]
         return cls(
             memory_mb=round(sum(memory.values()), 1),
-            memory_mb_of={f"{name(one)} {one}": round(value, 1) for one, value in memory.items()},
+            memory_mb_of={f"{processes.role(one)} {one}": round(value, 1) for one, value in memory.items()},
             descriptors=sum(_count(f"/proc/{one}/fd") for one in family),
             threads=sum(_field(text, "Threads") for text in status),
             shared_mb=round(sum(path.stat().st_size for path in regions) / 1e6, 1),
             processes=len(family),
         )
-
-
-def tree(pid: int) -> set[int]:
-    """`pid` and all below it."""
-    found, new = {pid}, {pid}
-    while new:
-        new = {child for one in new for child in processes.children(one)} - found
-        found |= new
-    return found
-
-
-def name(pid: int) -> str:
-    """What a process is for: its model, or its module."""
-    words = processes.arguments(pid)
-    paths = [word for word in words if word.endswith("/model.py")]
-    if paths:
-        return f"stub of {Path(paths[0]).parts[-3]}"
-    if "step_audio.steps.worker" in words:
-        return f"worker of {words[words.index('step_audio.steps.worker') + 1]}"
-    return next((word for word in words if word.startswith("step_audio_")), Path((words or ["gone"])[0]).name)
 
 
 def _read(path: str) -> str:
@@ -220,10 +200,10 @@ class MemoryLimit:
     def __init__(self, pid: int, times: float):
         self.folder = Path(f"/sys/fs/cgroup/memory/step-audio-soak-{pid}")
         self.folder.mkdir()
-        for one in tree(pid):
+        for one in processes.tree(pid):
             with contextlib.suppress(OSError):
                 (self.folder / "cgroup.procs").write_text(str(one))
-        held = sum(_field(_read(f"/proc/{one}/status"), "VmRSS") for one in tree(pid)) * 1024
+        held = sum(_field(_read(f"/proc/{one}/status"), "VmRSS") for one in processes.tree(pid)) * 1024
         self.limit = int(held * times)
         (self.folder / "memory.limit_in_bytes").write_text(str(self.limit))
 

@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     from step_audio_build.commands.convert import add_parts
     from step_audio_build.commands.plan import add_plan
     from step_audio_gateway.command import add_parser as add_gateway
+    from step_audio_server.commands.bench_arguments import add_bench
     from step_audio_server.commands.evaluate_arguments import add_eval
     from step_audio_server.doctor.command import add_doctor
     from step_audio_training.command import add_train
@@ -97,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     add_build(commands)
     add_parts(commands)
     add_eval(commands)
+    add_bench(commands)
     add_train(commands)
     return parser
 

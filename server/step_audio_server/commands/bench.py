@@ -1,0 +1,106 @@
+"""`step-audio bench`: load on a server, its figures, a results folder."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from step_audio.command_line import Echo
+from step_audio.extras import install_for
+from step_audio_benchmark.machine import machine
+from step_audio_benchmark.plot import plot
+from step_audio_benchmark.report import tables, write
+from step_audio_benchmark.run import Cell, Plan, measure
+from step_audio_benchmark.targets import connected
+from step_audio_build.stages.cpu_build import default_work_dir
+from step_audio_client import Tls
+from step_audio_gateway.gateway_process import GatewayProcess
+from step_audio_gateway.settings import GatewaySettings
+from step_audio_server import processes
+from step_audio_server.assets import embedded_checkpoint
+from step_audio_server.commands.demo import WORK_DIR as DEMO_WORK_DIR
+from step_audio_server.launch.ports import free_ports
+from step_audio_server.serve import Service
+from step_audio_server.settings import ServeSettings
+
+
+@dataclass(frozen=True)
+class Where:
+    """The server to ask. Without an address one is started on free ports, for `checkpoint`."""
+
+    grpc: str | None = None
+    http: str | None = None
+    triton_http: str | None = None
+    model: str | None = None
+    key: str | None = field(default=None, repr=False)
+    tls: Tls | None = None
+    checkpoint: Path | None = None
+    pid: int | None = None  # of a `step-audio serve` on this machine
+    doors: Sequence[str] = ("grpc", "http")  # of the server that is started
+
+
+def bench(plan: Plan, where: Where, output: Path, echo: Echo, arguments: Sequence[str] = ()) -> int:
+    """Returns the exit status: 1 where a request failed. Raises StepAudioError."""
+    about = machine(arguments)
+    with contextlib.ExitStack() as stack:
+        if where.grpc is None and where.http is None:
+            output.mkdir(parents=True, exist_ok=True)
+            where = _started(where, stack, output, echo)
+        cells = asyncio.run(_measure(plan, where))
+    write(output, plan, about, cells)
+    try:
+        plot(cells, output / "latency.svg")
+    except ModuleNotFoundError as error:
+        echo(f"no plot without {error.name}: {install_for(error.name or '')}")
+    print(tables(cells))
+    echo(f"{output}: report.md, results.json, requests.jsonl")
+    failed = [record.error for cell in cells for record in cell.run.records if record.error is not None]
+    if failed:
+        echo(f"{len(failed)} requests failed, the first with: {failed[0]}")
+    return 1 if failed else 0
+
+
+async def _measure(plan: Plan, where: Where) -> list[Cell]:
+    async with connected(where.grpc, where.http, tls=where.tls, model=where.model, key=where.key) as targets:
+        return await measure(plan, targets, where.triton_http, _processor_time(where.pid), sys.stderr)
+
+
+def _started(where: Where, stack: contextlib.ExitStack, output: Path, echo: Echo) -> Where:
+    checkpoint = where.checkpoint or embedded_checkpoint()
+    work_dir = default_work_dir(checkpoint) if where.checkpoint else DEMO_WORK_DIR / f"{checkpoint.name}.step-audio"
+    grpc, http, metrics, door = free_ports(4)
+    settings = ServeSettings.create(
+        checkpoint=checkpoint, work_dir=work_dir, grpc_port=grpc, http_port=http, metrics_port=metrics
+    )
+    service = stack.enter_context(Service(settings, echo))
+    url = None
+    if "http" in where.doors:
+        log = stack.enter_context((output / "gateway.log").open("wb"))
+        gateway = GatewayProcess(GatewaySettings.create(triton=[service.address], port=door), log)
+        gateway.start()
+        stack.callback(gateway.stop)
+        url = gateway.url
+    return Where(
+        grpc=service.address if "grpc" in where.doors else None,
+        http=url,
+        triton_http=f"http://127.0.0.1:{http}",
+        pid=os.getpid(),
+    )
+
+
+def _processor_time(pid: int | None) -> Callable[[], dict[str, float]]:
+    """Seconds by role, of the server's processes; this one is the client."""
+
+    def spent() -> dict[str, float]:
+        found: dict[str, float] = {}
+        for one in processes.tree(pid) | {os.getpid()} if pid else {os.getpid()}:
+            name = "this client" if one == os.getpid() else processes.role(one)
+            found[name] = found.get(name, 0.0) + processes.processor_seconds(one)
+        return found
+
+    return spent
