@@ -16,6 +16,7 @@ EXTRAS = {
     "pytriton": "cpu",
     "scipy": "cpu",
     "xgrammar": "cpu",
+    "opentelemetry": "trace",
     "matplotlib": "train",
     "transformers": "train",
     "tensorrt": "gpu",

@@ -17,7 +17,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 # Folder -> the extras that it may import from, besides what is always installed.
 FOLDERS = {
-    "step_audio": ("cpu", "train", "gpu"),
+    "step_audio": ("cpu", "train", "gpu", "trace"),
     "build_engines": ("build", "gpu"),
     "client": (),
     "gateway": (),
@@ -34,6 +34,8 @@ MODULES = {
     "grpcio": "grpc",
     "helm-python-sdk": "helm_python",
     "nvidia-pytriton": "pytriton",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
+    "opentelemetry-sdk": "opentelemetry",
     "protobuf": "google",
     "pytest-xdist": "xdist",
     "pyyaml": "yaml",
@@ -117,7 +119,7 @@ def test_what_is_declared_is_imported_or_said_to_be_run():
 def test_the_advice_names_the_extra_that_brings_a_module():
     """The smallest: cpu has all of build, train all of cpu."""
     smallest: dict[str, str] = {}
-    for extra in ("build", "cpu", "train", "gpu"):
+    for extra in ("build", "cpu", "trace", "train", "gpu"):
         for name in declared(extra) - declared(None):
             smallest.setdefault(module_of(name), extra)
     assert smallest | {"tensorrt": smallest["tensorrt_llm"]} == EXTRAS

@@ -45,7 +45,8 @@ class TritonPythonModel:
             except Exception as error:  # of this request's inputs
                 send(None, readable(error), True)
                 continue
-            self.backend.submit(request.request_id(), tensors, names, send, sender.is_cancelled)
+            context = request.trace().get_context() if self.backend.traced else None
+            self.backend.submit(request.request_id(), tensors, names, send, sender.is_cancelled, context)
         return None
 
     def finalize(self):

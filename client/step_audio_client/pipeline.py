@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 import grpc
 from tritonclient.grpc import service_pb2
 
+from step_audio import tracing
 from step_audio.arrays import AnyArray
 from step_audio_client import wire
 from step_audio_client.continuation import Continuation
@@ -107,7 +108,9 @@ class Pipeline:
             connected = server.rank() == 0
             try:
                 limits = [limit for limit in (patience, run.time_left()) if limit is not None]
-                answer = await server.stub.ModelInfer(request, timeout=min(limits, default=None))
+                answer = await server.stub.ModelInfer(
+                    request, timeout=min(limits, default=None), metadata=tracing.headers()
+                )
             except grpc.aio.AioRpcError as error:
                 await failover.after(call_error(error, server.address, connected))
             else:

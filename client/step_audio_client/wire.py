@@ -17,6 +17,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, np_to_triton_dtype, serialize_byte_tensor, triton_to_np_dtype
 
+from step_audio import tracing
 from step_audio.arrays import AnyArray
 from step_audio.steps.leases import PREFIX as LEASE_ID
 from step_audio_client.tls import SCHEME, Tls
@@ -120,7 +121,7 @@ async def stream(
             await ended.wait()
             yield _lease(request.id, False)
 
-    call = stub.ModelStreamInfer(requests(), timeout=timeout)
+    call = stub.ModelStreamInfer(requests(), timeout=timeout, metadata=tracing.headers())
     try:
         async for message in call:
             if leased and message.infer_response.id.startswith(LEASE_ID):

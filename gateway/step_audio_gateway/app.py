@@ -11,6 +11,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
+from step_audio.tracing import Tracer
 from step_audio_client import StepAudioClient
 from step_audio_gateway import errors
 from step_audio_gateway.admission import Admission
@@ -26,8 +27,11 @@ from step_audio_gateway.settings import GatewaySettings
 from step_audio_gateway.transcriptions import transcription_routes
 
 
-def create_app(settings: GatewaySettings, client: StepAudioClient, fetcher: Fetcher | None = None) -> FastAPI:
-    """The ASGI application. The client stays the caller's to close. `fetcher` replaces that of the settings.
+def create_app(
+    settings: GatewaySettings, client: StepAudioClient, fetcher: Fetcher | None = None, tracer: Tracer | None = None
+) -> FastAPI:
+    """The ASGI application. The client, and the tracer, stay the caller's to close. `fetcher` replaces that of the
+    settings.
 
     Raises SettingsError.
     """
@@ -52,7 +56,7 @@ def create_app(settings: GatewaySettings, client: StepAudioClient, fetcher: Fetc
             allow_headers=["*"],
             expose_headers=["X-Request-Id", "Retry-After"],
         )
-    app.add_middleware(Observe, metrics=gateway.metrics)
+    app.add_middleware(Observe, metrics=gateway.metrics, tracer=tracer)
     _describe(app, bool(keys))
     return app
 

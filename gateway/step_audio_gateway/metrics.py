@@ -9,7 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from step_audio_client import ChatDelta, Counts
+from step_audio import tracing
+from step_audio_client import ChatDelta, Counts, RequestError, RequestTimeout, Unavailable
 
 LATENCY = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)  # seconds
 TOKEN_LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)  # seconds
@@ -120,6 +121,7 @@ class Metrics:
                 if not told and delta.raw:
                     told = True
                     self.first.observe(time.monotonic() - start)
+                    tracing.event("first token")
                 if delta.token_ids:
                     now = time.monotonic()
                     if last is not None:
@@ -133,6 +135,10 @@ class Metrics:
                     self.tokens.labels("completion").inc(delta.usage.completion_tokens)
                     self.tokens.labels("reasoning").inc(delta.usage.reasoning_tokens)
                 yield delta
+        except RequestError as error:
+            if told or isinstance(error, Unavailable | RequestTimeout):  # else it has a status of its own
+                tracing.failed(error)
+            raise
         finally:
             self.in_flight.dec()
             if not finished:

@@ -12,6 +12,8 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from step_audio import tracing
+from step_audio.tracing import Tracer
 from step_audio_gateway.admission import Admission, Admitted
 from step_audio_gateway.auth import Keys
 from step_audio_gateway.body import Body, too_large
@@ -22,6 +24,16 @@ from step_audio_gateway.settings import GatewaySettings
 log = logging.getLogger("step_audio_gateway")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")  # nothing that could break a line of a log
+
+
+# Fields of the log that a trace has, too, under OpenTelemetry's names.
+TOLD = {
+    "error": "error.type",
+    "model": "gen_ai.response.model",
+    "prompt_tokens": "gen_ai.usage.input_tokens",
+    "completion_tokens": "gen_ai.usage.output_tokens",
+}
+REQUEST_ID = "step_audio.request_id"
 
 
 class JsonLines(logging.Formatter):
@@ -42,13 +54,22 @@ class JsonLines(logging.Formatter):
 class Observe:
     """Outermost. Routes put what is worth logging into `request.state.log`: never text nor audio, unless asked to."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics):
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracer: Tracer | None):
         self.app = app
         self.metrics = metrics
+        self.tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            return await self.app(scope, receive, send)
+            await self.app(scope, receive, send)
+        elif self.tracer is None or not scope["path"].startswith("/v1/"):
+            await self._observed(scope, receive, send, None)
+        else:
+            method = scope["method"]
+            with self.tracer.request(method, Headers(scope=scope), {"http.request.method": method}) as span:
+                await self._observed(scope, receive, send, span)
+
+    async def _observed(self, scope: Scope, receive: Receive, send: Send, span: tracing.Request | None) -> None:
         start = time.monotonic()
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
@@ -76,6 +97,10 @@ class Observe:
             route = getattr(scope.get("route"), "path", "other")  # not the path: anybody can make up new ones
             self.metrics.requests.labels(route, str(status)).inc()
             self.metrics.seconds.labels(route).observe(seconds)
+            if span is not None:
+                fields["trace_id"] = span.trace_id
+                told = {name: fields[field] for field, name in TOLD.items() if field in fields}
+                span.end(f"{scope['method']} {route}", status, told | {"http.route": route, REQUEST_ID: request_id})
             client = (scope.get("client") or ("",))[0]
             about = {"request_id": request_id, "client": client, "method": scope["method"], "path": scope["path"]}
             log.info("request", extra={"fields": about | {"status": status, "seconds": round(seconds, 4)} | fields})

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import resource
 import socket
 import sys
 import threading
+from collections.abc import Iterator
 from functools import partial
 from typing import cast
 
 import uvicorn
 
+from step_audio import tracing
 from step_audio.errors import SettingsError
+from step_audio.tracing import Tracer
 from step_audio_client import StepAudioClient
 from step_audio_gateway.app import create_app
 from step_audio_gateway.connections import Connection, Connections
@@ -35,17 +39,27 @@ async def _serve(settings: GatewaySettings, leave_with_stdin: bool) -> None:
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     _raise_descriptor_limit()
-    with listen(settings) as listener:
+    with listen(settings) as listener, closing_tracer() as tracer:
         async with StepAudioClient(settings.triton, tls=settings.tls()) as client:
-            server = server_of(settings, client)
+            server = server_of(settings, client, tracer)
             if leave_with_stdin:
                 threading.Thread(target=_leave_at_end_of_stdin, args=[server], daemon=True).start()
             await server.serve(sockets=[listener])
 
 
-def server_of(settings: GatewaySettings, client: StepAudioClient) -> uvicorn.Server:
+@contextlib.contextmanager
+def closing_tracer() -> Iterator[Tracer | None]:
+    tracer = tracing.tracer("step-audio-gateway")
+    try:
+        yield tracer
+    finally:
+        if tracer is not None:
+            tracer.close()
+
+
+def server_of(settings: GatewaySettings, client: StepAudioClient, tracer: Tracer | None = None) -> uvicorn.Server:
     """To be given a listening socket. Raises SettingsError."""
-    app = create_app(settings, client)
+    app = create_app(settings, client, tracer=tracer)
     return uvicorn.Server(
         uvicorn.Config(
             app,

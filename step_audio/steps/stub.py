@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from step_audio import tracing
 from step_audio.arrays import AnyArray
 from step_audio.counters import WORKER_RESTARTS, Counters
 from step_audio.steps import dlpack
 from step_audio.steps.tensors import Bfloat16, Tensor, Tensors, readable
 from step_audio.steps.worker_client import WorkerClient, python_command
+from step_audio.tracing import Tracer
 
 # One thread: the libraries' own pools would take the cores from the LLM.
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"}
+
+Told = Callable[["Tensors | Exception"], None]
 
 log = logging.getLogger(__name__)
 
@@ -34,14 +39,18 @@ class StepStub:
         command = python_command("step_audio.steps.worker", args["model_name"], runtime_file)
         step = args["model_name"]
         counters = Counters(Path(runtime_file).parent, step, [(WORKER_RESTARTS, step)])
+        self._tracer = tracing.tracer(step)
         self._worker = WorkerClient(command, ENVIRONMENT, lambda: counters.count(WORKER_RESTARTS, step))
 
     def execute(self, requests: Sequence[Any]) -> list[None]:
         """Each request is answered for itself, when its own work is done."""
         for request in requests:
             sender = request.get_response_sender()
+            told = None if self._tracer is None else _span(self._tracer, request)
 
-            def answer(result: Tensors | Exception, sender: Any = sender) -> None:
+            def answer(result: Tensors | Exception, sender: Any = sender, told: Told | None = told) -> None:
+                if told is not None:
+                    told(result)
                 self._send(sender, result)
 
             try:
@@ -53,6 +62,8 @@ class StepStub:
     def close(self) -> None:
         """No request is in flight."""
         self._worker.close()
+        if self._tracer is not None:
+            self._tracer.close()
 
     def _send(self, sender: Any, result: Tensors | Exception) -> None:
         """Never raises: all requests' answers come through the thread that calls it."""
@@ -75,6 +86,17 @@ class StepStub:
         if isinstance(tensor, Bfloat16):
             return self._pb_utils.Tensor.from_dlpack(name, dlpack.bfloat16_capsule(tensor.bits))
         return self._pb_utils.Tensor(name, tensor)
+
+
+def _span(tracer: Tracer, request: Any) -> Told:
+    """To be told the request's result: from now until then it waits for the worker and is worked on."""
+    context, start = request.trace().get_context(), time.time_ns()
+
+    def told(result: Tensors | Exception) -> None:
+        error = result if isinstance(result, Exception) else None
+        tracer.done("worker", context, start, time.time_ns(), error=error)
+
+    return told
 
 
 def _read(tensor: Any) -> Tensor:

@@ -65,13 +65,17 @@ class Worker:
         answer(found)
 
 
-def sent(answers, arrays, gone=()):
+def sent(answers, arrays, gone=(), tracer=None):
     stub = StepStub.__new__(StepStub)
-    stub._pb_utils, stub._worker = PB, Worker(answers)
+    stub._pb_utils, stub._worker, stub._tracer = PB, Worker(answers), tracer
     senders = [Sender(n in gone) for n in range(len(arrays))]
     requests = [
-        SimpleNamespace(get_response_sender=lambda s=sender: s, inputs=lambda a=array: [Input("n", a)])
-        for sender, array in zip(senders, arrays, strict=True)
+        SimpleNamespace(
+            get_response_sender=lambda s=sender: s,
+            inputs=lambda a=array: [Input("n", a)],
+            trace=lambda n=n: SimpleNamespace(get_context=lambda: f"context {n}"),
+        )
+        for n, (sender, array) in enumerate(zip(senders, arrays, strict=True))
     ]
     assert stub.execute(requests) == [None] * len(requests)
     return [sender.sent for sender in senders]
@@ -87,3 +91,17 @@ def test_outputs_that_cannot_be_sent_are_their_request_s_fault():
     answers = [{"table": Bfloat16(np.zeros((1, 0, 4), np.uint16))}, InvalidRequest("\ud800"), {"out": np.ones(1)}, {}]
     table, text, good, gone = sent(answers, [np.array([n]) for n in range(4)], gone={3})
     assert table == text == [(INTERNAL_ERROR, 1)] and len(good) == 1 and gone == []
+
+
+def test_each_request_has_a_span_with_the_type_of_its_error():
+    spans = []
+
+    class Tracer:
+        def done(self, name, within, start, end, error=None):
+            assert name == "worker" and 0 < start <= end
+            spans.append((within, type(error)))
+
+    answers = [{"out": np.ones(1)}, InvalidRequest("what was asked")]
+    sent(answers, [np.array([0]), np.array([1]), None], tracer=Tracer())
+    assert [span[0] for span in spans] == ["context 0", "context 1", "context 2"]
+    assert [span[1] for span in spans[:2]] == [type(None), InvalidRequest] and issubclass(spans[2][1], Exception)

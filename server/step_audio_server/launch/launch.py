@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from step_audio import tracing
 from step_audio.errors import ArtefactError
 from step_audio.settings import children_environment
 from step_audio_server.launch.ports import Ports
@@ -27,6 +28,7 @@ RESTRICTED = ("shared-memory", "model-repository", "logging", "trace")
 
 
 KEEPALIVE_MS = 10_000
+RARELY = 2**31 - 1  # one request in so many is traced unasked
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,25 @@ def serving_flags(ports: Ports, drain_timeout: int) -> tuple[str, ...]:
         f"--grpc-keepalive-time={KEEPALIVE_MS}",
         f"--grpc-keepalive-timeout={KEEPALIVE_MS // 2}",
         "--grpc-http2-max-pings-without-data=0",
+        *_trace_flags(),
         *restrictions(encrypted=ports.certificates is not None),
         *(() if ports.certificates is None else _tls_flags(ports.certificates)),
+    )
+
+
+def _trace_flags() -> tuple[str, ...]:
+    """Whoever calls says by its headers what is recorded; of other requests, the heartbeat's among them, none is.
+
+    Raises ModuleNotFoundError where traces are on, and our own processes could not send theirs.
+    """
+    if (url := tracing.endpoint()) is None:
+        return ()
+    tracing.check()
+    own = {"url": url, "resource": "service.name=tritonserver"}
+    everywhere = {"mode": "opentelemetry", "level": "TIMESTAMPS", "rate": RARELY}
+    return (
+        *(f"--trace-config={name}={value}" for name, value in everywhere.items()),
+        *(f"--trace-config=opentelemetry,{name}={value}" for name, value in own.items()),
     )
 
 

@@ -19,6 +19,7 @@ from step_audio.errors import ArtefactError, InvalidRequest, StepAudioError
 from step_audio.steps.tensors import readable
 from step_audio.steps.trtllm.request import is_stop, parse
 from step_audio.steps.trtllm.response import ResponseStream, Send, SenderPool
+from step_audio.steps.trtllm.traces import EngineTraces
 
 log = logging.getLogger(__name__)
 
@@ -84,11 +85,16 @@ class TrtllmBackend:
             )
         )
         self._senders = SenderPool()
+        self._traces = EngineTraces.begin()
         self._lock = threading.Lock()
         self._in_flight: set[_InFlight] = set()
         self._closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watcher", daemon=True)
         self._watcher.start()
+
+    @property
+    def traced(self) -> bool:
+        return self._traces is not None
 
     def stats(self) -> EngineStats:
         return self.engine.stats()
@@ -100,8 +106,9 @@ class TrtllmBackend:
         requested: set[str],
         send: Send,
         is_cancelled: Callable[[], bool],
+        trace: str | None = None,
     ) -> None:
-        """Start one request; `requested`: the outputs that it asks for.
+        """Start one request; `requested`: the outputs that it asks for, `trace`: its context, as Triton has it.
 
         Each outcome, a refusal too, goes to the client by `send`, exactly one of it final.
         """
@@ -111,6 +118,8 @@ class TrtllmBackend:
         def on_output(row: int, output: SequenceOutput) -> None:
             assert stream is not None
             stream.put(row, output)
+            if self._traces is not None:
+                self._traces.output(trace, output)
 
         try:
             if is_stop(tensors):
@@ -154,6 +163,8 @@ class TrtllmBackend:
         self._closing.set()
         self._watcher.join()
         self.engine.shutdown()
+        if self._traces is not None:
+            self._traces.close()
         self._senders.shutdown()
 
     def _finish(self, entry: _InFlight) -> None:

@@ -1,0 +1,173 @@
+"""OpenTelemetry traces: who did what of a request, and when; never what was asked or answered.
+
+They are on where OpenTelemetry's own OTEL_EXPORTER_OTLP_ENDPOINT is set, for every process of a server inherits the
+environment. Its other variables hold, too, such as OTEL_TRACES_SAMPLER. Elsewhere nothing of it is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span
+
+Attributes = Mapping[str, str | int | float | bool]
+
+
+def endpoint() -> str | None:
+    """Where traces go, OTLP over HTTP; None: nowhere."""
+    if url := os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
+        return url
+    base = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    return f"{base.rstrip('/')}/v1/traces" if base else None
+
+
+def tracer(service: str) -> Tracer | None:
+    """For this process, which the traces call `service`; None where traces are off.
+
+    Raises ModuleNotFoundError where they are on, and the extra `trace` is not installed.
+    """
+    return None if endpoint() is None else Tracer(service)
+
+
+def check() -> None:
+    """Raises ModuleNotFoundError as `tracer` does."""
+    if endpoint() is not None:
+        from opentelemetry.exporter.otlp.proto.http import trace_exporter  # noqa: F401
+
+
+def headers() -> list[tuple[str, str]]:
+    """W3C Trace Context of the current span, whoever has begun it, to be sent on; empty where there is none, or it is
+    not recorded: tritonserver 2.51 records whatever names a span."""
+    if "opentelemetry.trace" not in sys.modules:
+        return []
+    from opentelemetry.trace import get_current_span
+
+    if not get_current_span().get_span_context().trace_flags.sampled:
+        return []
+    return list(_carrier().items())
+
+
+class Tracer:
+    """Sends this process' spans, from a thread of its own. What does not reach the collector is dropped."""
+
+    def __init__(self, service: str):
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        self._provider = TracerProvider(resource=Resource.create({"service.name": service}))
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint())))
+        self._tracer = self._provider.get_tracer("step_audio")
+
+    @contextmanager
+    def request(self, name: str, given: Mapping[str, str], attributes: Attributes) -> Iterator[Request]:
+        """The current span while this lasts, and a child of the caller's, if `given`, its headers, names one."""
+        from opentelemetry.trace import SpanKind
+
+        with self._tracer.start_as_current_span(
+            name,
+            _context(given),
+            SpanKind.SERVER,
+            dict(attributes),
+            record_exception=False,  # its words may quote the request
+            set_status_on_exception=False,
+        ) as span:
+            yield Request(span)
+
+    def done(
+        self,
+        name: str,
+        within: str | None,
+        start: int,
+        end: int,
+        attributes: Attributes | None = None,
+        error: Exception | None = None,
+    ) -> str | None:
+        """A span that has ended, of `start` to `end` in nanoseconds since the epoch. Returns its own context.
+
+        `within`: the context of the one around it, JSON as Triton and this function write it; None, or one that the
+        caller does not record: no span. Of `error` its type is told, for its words may quote the request.
+        """
+        if within is None:
+            return None
+        from opentelemetry.trace import StatusCode, set_span_in_context
+
+        around = _context(json.loads(within))
+        span = self._tracer.start_span(name, around, attributes=dict(attributes or {}), start_time=start)
+        if error is not None:
+            span.set_attribute("error.type", type(error).__name__)
+            span.set_status(StatusCode.ERROR)
+        span.end(end)
+        return json.dumps(_carrier(set_span_in_context(span)))
+
+    def close(self) -> None:
+        """Sends what is left."""
+        self._provider.shutdown()
+
+
+class Request:
+    """The span of one request."""
+
+    def __init__(self, span: Span):
+        self._span = span
+
+    @property
+    def trace_id(self) -> str:
+        """32 hexadecimal digits."""
+        return f"{self._span.get_span_context().trace_id:032x}"
+
+    def end(self, name: str, status: int, attributes: Attributes) -> None:
+        """`status`: of the HTTP reply; 0: there is none. As OpenTelemetry has it, a 4xx is no error of the server's."""
+        from opentelemetry.trace import StatusCode
+
+        self._span.update_name(name)
+        self._span.set_attributes({"http.response.status_code": status, **attributes})
+        if status >= 500:
+            self._span.set_status(StatusCode.ERROR)
+
+
+def event(name: str) -> None:
+    """Something in the course of the current span, if there is one."""
+    if "opentelemetry.trace" in sys.modules:
+        from opentelemetry.trace import get_current_span
+
+        get_current_span().add_event(name)
+
+
+def failed(error: Exception) -> None:
+    """The current span, if there is one, for an error of this type."""
+    if "opentelemetry.trace" in sys.modules:
+        from opentelemetry.trace import StatusCode, get_current_span
+
+        get_current_span().set_attribute("error.type", type(error).__name__)
+        get_current_span().set_status(StatusCode.ERROR)
+
+
+def since_epoch() -> int:
+    """What is to be added to time.monotonic_ns() for nanoseconds since the epoch."""
+    return time.time_ns() - time.monotonic_ns()
+
+
+def _carrier(context: Context | None = None) -> dict[str, str]:
+    """The headers of a context's span; None: of the current one."""
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier, context)
+    return carrier
+
+
+def _context(carrier: Mapping[str, Any]) -> Context:
+    from opentelemetry.context import Context
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    return TraceContextTextMapPropagator().extract(carrier, Context())
