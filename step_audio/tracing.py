@@ -7,6 +7,7 @@ environment. Its other variables hold, too, such as OTEL_TRACES_SAMPLER. Elsewhe
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span
+
+TIMEOUT = 2.0  # seconds for sending, all tries together: at the end of a process it is waited for
 
 Attributes = Mapping[str, str | int | float | bool]
 
@@ -65,7 +68,10 @@ class Tracer:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
         self._provider = TracerProvider(resource=Resource.create({"service.name": service}))
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint())))
+        said = os.environ.keys() & {"OTEL_EXPORTER_OTLP_TIMEOUT", "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT"}
+        exporter = OTLPSpanExporter(endpoint(), timeout=None if said else TIMEOUT)
+        logging.getLogger(OTLPSpanExporter.__module__).setLevel(logging.ERROR)  # one line a loss, none a try
+        self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("step_audio")
 
     @contextmanager

@@ -33,6 +33,7 @@ TOLD = {
     "prompt_tokens": "gen_ai.usage.input_tokens",
     "completion_tokens": "gen_ai.usage.output_tokens",
 }
+SCRAPED = ("/health", "/metrics", "/ready")  # every few seconds, by probes and Prometheus
 REQUEST_ID = "step_audio.request_id"
 
 
@@ -103,7 +104,11 @@ class Observe:
                 span.end(f"{scope['method']} {route}", status, told | {"http.route": route, REQUEST_ID: request_id})
             client = (scope.get("client") or ("",))[0]
             about = {"request_id": request_id, "client": client, "method": scope["method"], "path": scope["path"]}
-            log.info("request", extra={"fields": about | {"status": status, "seconds": round(seconds, 4)} | fields})
+            about |= {"status": status, "seconds": round(seconds, 4)}
+            level = logging.DEBUG if route in SCRAPED and status < 400 else logging.INFO
+            log.log(
+                level, "request", extra={"fields": about | {"status": status, "seconds": round(seconds, 4)} | fields}
+            )
 
 
 class Guard:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import threading
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -15,7 +16,8 @@ from typing import Literal, get_args
 from step_audio.counters import DEATHS, RESTARTS, Counters
 
 FILE = "deaths.jsonl"
-KEPT_LOGS = 10  # of earlier servers
+KEPT_LOGS = 10  # before the one that is written
+MAX_LOG_BYTES = 50 << 20
 # The models that have a process, or are asked by the heartbeat.
 MODELS = (
     "audio_encoder", "audio_featurizer", "lease", "prompt_builder", "step_audio_prompt", "tensorrt_llm", "tokenizer",
@@ -68,11 +70,10 @@ class Records:
             self._deaths[process] += 1
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             line = {"time": now, **asdict(death), "restarts": self._deaths[process]}
-            with (
-                contextlib.suppress(OSError),  # a full disk is no reason not to mend it
-                open(self._run_dir / FILE, "a", encoding="utf-8", opener=private) as stream,
-            ):
-                stream.write(json.dumps(line) + "\n")
+            with contextlib.suppress(OSError):  # a full disk is no reason not to mend it
+                with open(self._run_dir / FILE, "a", encoding="utf-8", opener=private) as stream:
+                    stream.write(json.dumps(line) + "\n")
+                limit(self._run_dir / FILE)
         self._counters.count(DEATHS, death.model or process)
 
     def restarted(self, process: Process) -> None:
@@ -81,7 +82,27 @@ class Records:
 
 def rotate(log: Path) -> None:
     """Puts `log` aside as log.1, what that was as log.2, and so on; the last is dropped."""
-    names = [log, *(log.with_name(f"{log.name}.{number}") for number in range(1, KEPT_LOGS + 1))]
+    _shift([log, *_numbered(log)])
+
+
+def limit(log: Path) -> None:
+    """Puts what is in `log` aside, once it is MAX_LOG_BYTES long. Who writes, by appending, goes on in the emptied
+    file; what is written between the copy and that is lost."""
+    if log.stat().st_size < MAX_LOG_BYTES:
+        return
+    numbered = _numbered(log)
+    _shift(numbered)
+    with open(log, "rb") as full, open(numbered[0], "xb", opener=private) as aside:
+        shutil.copyfileobj(full, aside)
+    os.truncate(log, 0)
+
+
+def _numbered(log: Path) -> list[Path]:
+    return [log.with_name(f"{log.name}.{number}") for number in range(1, KEPT_LOGS + 1)]
+
+
+def _shift(names: list[Path]) -> None:
+    """Each to the next one's name; the last is dropped."""
     for older, newer in zip(reversed(names[1:]), reversed(names[:-1]), strict=True):
         if newer.exists():
             newer.replace(older)

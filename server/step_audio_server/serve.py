@@ -19,7 +19,7 @@ from step_audio_client.tls import SCHEME
 from step_audio_server.errors import ServerError
 from step_audio_server.launch.ports import Ports
 from step_audio_server.prepare import prepare
-from step_audio_server.records import Death, Records
+from step_audio_server.records import Death, Records, limit
 from step_audio_server.settings import ServeSettings
 from step_audio_server.supervision import Keeper
 from step_audio_server.tritonserver import TritonServer
@@ -180,6 +180,9 @@ class _KeptServer:
 
     def fault(self) -> Death | None:
         server = self._service.server
+        if server is not None:
+            with contextlib.suppress(OSError):  # a full disk: the log grows no more by itself
+                limit(server.log)
         death = None if server is None else server.fault()
         if death is not None:
             self._service.records.died("tritonserver", death)

@@ -50,7 +50,7 @@ class TritonServer:
         self._regions: set[Path] = set()  # that the ranks share with one another
         self._heartbeat: Heartbeat | None = None
         rotate(log)
-        with open(log, "wb", opener=private) as stream:
+        with open(log, "ab", opener=private) as stream:  # or it would go on where it was when `limit` empties it
             # Its own session: a Ctrl-C in the terminal reaches us alone, and we stop it in order.
             self.process = subprocess.Popen(
                 launch.command,

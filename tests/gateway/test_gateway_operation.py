@@ -104,6 +104,19 @@ async def test_request_ids_and_the_log(caplog):
         assert len((await ask(FakeClient(), headers={"X-Request-Id": bad})).headers["x-request-id"]) == 32
 
 
+async def test_probes_and_scrapes_have_no_line_of_their_own(caplog):
+    caplog.set_level(logging.DEBUG, "step_audio_gateway")
+    fake = FakeClient()
+    async with http(fake) as client:
+        for path in ("/health", "/ready", "/metrics", "/v1/models"):
+            await client.get(path)
+        fake.up = False
+        await client.get("/ready")
+    told = [(record.fields["path"], record.fields["status"]) for record in caplog.records if record.levelname == "INFO"]
+    assert told == [("/v1/models", 200), ("/ready", 503)]
+    assert len([record for record in caplog.records if record.name == "step_audio_gateway"]) == 5
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_chunks_do_not_wait_for_acknowledgements(host):
     """Not set by asyncio for a socket that is handed in."""

@@ -1,6 +1,7 @@
 """What keeps a server running, and what it leaves to be read."""
 
 import json
+import subprocess
 import threading
 
 import pytest
@@ -8,8 +9,9 @@ import pytest
 from step_audio import counters
 from step_audio_server import records, supervision
 from step_audio_server.errors import ServerError
-from step_audio_server.records import Death, Records, rotate
+from step_audio_server.records import Death, Records, limit, rotate
 from step_audio_server.supervision import PAUSES, Keeper
+from waiting import wait_until
 
 
 class Clock(threading.Event):
@@ -139,3 +141,24 @@ def test_logs_are_numbered_and_the_oldest_is_dropped(tmp_path, monkeypatch):
         log.write_text(str(number))
     found = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert found == {f"tritonserver.log{end}": text for end, text in zip(["", ".1", ".2", ".3"], "5432", strict=True)}
+
+
+def test_a_long_run_s_log_is_put_aside_in_pieces(tmp_path, monkeypatch):
+    """While another process writes it, which is told nothing."""
+    monkeypatch.setattr(records, "KEPT_LOGS", 2)
+    monkeypatch.setattr(records, "MAX_LOG_BYTES", 100)
+    log = tmp_path / "tritonserver.log"
+    with open(log, "ab") as stream:
+        writer = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=stream)
+    for number in range(4):
+        writer.stdin.write(f"{number}".encode() * 60)
+        writer.stdin.flush()
+        wait_until(lambda number=number: log.read_text().endswith(f"{number}"))
+        limit(log)
+    writer.stdin.write(b"end")
+    writer.stdin.close()
+    writer.wait()
+    found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    aside = {"tritonserver.log.1": "2" * 60 + "3" * 60, "tritonserver.log.2": "0" * 60 + "1" * 60}
+    assert found == {"tritonserver.log": "end"} | aside
+    assert (tmp_path / "tritonserver.log.1").stat().st_mode & 0o777 == 0o600
