@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from step_audio_benchmark.records import Record
 from step_audio_benchmark.targets import Target
@@ -32,17 +33,39 @@ class Run:
     seconds: float
 
 
-async def run_load(
-    level: Level, target: Target, questions: Sequence[Question], workload: Workload, on_done: Callable[[], None]
-) -> Run:
-    """Ask every question once."""
-    start = time.perf_counter()
-    if level.concurrency is not None:
-        records = await _closed(level.concurrency, target, questions, workload, on_done)
-    else:
-        assert level.rate is not None
-        records = await _open(level.rate, target, questions, workload, on_done)
-    return Run(records, max((one.ended or start for one in records), default=start) - start)
+class Way(Protocol):
+    """How a load reaches the model."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def run(
+        self, level: Level, questions: Sequence[Question], workload: Workload, on_done: Callable[[], None]
+    ) -> Run:
+        """Ask every question once."""
+        ...
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A load of our own on a target."""
+
+    target: Target
+
+    @property
+    def name(self) -> str:
+        return self.target.name
+
+    async def run(
+        self, level: Level, questions: Sequence[Question], workload: Workload, on_done: Callable[[], None]
+    ) -> Run:
+        start = time.perf_counter()
+        if level.concurrency is not None:
+            records = await _closed(level.concurrency, self.target, questions, workload, on_done)
+        else:
+            assert level.rate is not None
+            records = await _open(level.rate, self.target, questions, workload, on_done)
+        return Run(records, max((one.ended or start for one in records), default=start) - start)
 
 
 async def ask(target: Target, question: Question, workload: Workload) -> Record:

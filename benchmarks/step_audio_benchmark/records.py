@@ -38,3 +38,11 @@ class Record:
     def gaps(self) -> list[float]:
         """Seconds between messages, which is what a reader notices."""
         return [after[0] - before[0] for before, after in pairwise(self.pieces)]
+
+    def share_out(self) -> None:
+        """Where messages do not say how many tokens they carry: the first one, the others the rest evenly."""
+        rest = len(self.pieces) - 1
+        if rest > 0 and self.output_tokens > 1:
+            bounds = [1 + (self.output_tokens - 1) * n // rest for n in range(rest + 1)]
+            tokens = [1, *(after - before for before, after in pairwise(bounds))]
+            self.pieces = [(when, count) for (when, _), count in zip(self.pieces, tokens, strict=True)]

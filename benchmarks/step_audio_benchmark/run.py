@@ -1,4 +1,4 @@
-"""The cells of a benchmark, level by level and target by target, in interleaved rounds."""
+"""The cells of a benchmark, level by level and way by way, in interleaved rounds."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ import httpx
 from step_audio.errors import StepAudioError
 from step_audio.progress import Progress
 from step_audio_benchmark.figures import Figures, Objective, figures
-from step_audio_benchmark.load import Level, Run, ask, run_load
+from step_audio_benchmark.load import Level, Run, Way
 from step_audio_benchmark.stages import Counters, Stage, between, counters
-from step_audio_benchmark.targets import Target
 from step_audio_benchmark.workload import Workload
 
-WARM_UP = 4  # requests to each target before anything is measured
+WARM_UP = 4  # requests each way before anything is measured
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Cell:
-    """One round of one level at one target. processor: seconds by process; load: of the machine when it began."""
+    """One round of one level by one way. processor: seconds by process; load: of the machine when it began."""
 
     target: str
     level: Level
@@ -52,43 +51,43 @@ class Cell:
 
 async def measure(
     plan: Plan,
-    targets: Sequence[Target],
+    ways: Sequence[Way],
     triton_http: str | None = None,
     processor_time: Callable[[], Mapping[str, float]] = dict,
     stream: TextIO | None = None,
 ) -> list[Cell]:
-    """Each round asks each target new questions, of the same lengths: what one asks is cached by the server.
+    """Each round asks new questions each way, of the same lengths: what one asks is cached by the server.
 
     triton_http: of the server's HTTP port, for its statistics; processor_time: seconds by process, of a server on this
     machine. Raises StepAudioError where the first request fails.
     """
-    for target in targets:
-        for question in plan.workload.questions(WARM_UP, begin=10**9):
-            record = await ask(target, question, plan.workload)
-            if record.error is not None:
-                raise StepAudioError(f"{target.name}: {record.error}")
-    total = plan.rounds * len(targets) * sum(plan.count(level) for level in plan.levels)
+    for way in ways:
+        questions = plan.workload.questions(WARM_UP, begin=10**9)
+        warm_up = await way.run(Level(concurrency=1), questions, plan.workload, lambda: None)
+        if errors := [record.error for record in warm_up.records if record.error is not None]:
+            raise StepAudioError(f"{way.name}: {errors[0]}")
+    total = plan.rounds * len(ways) * sum(plan.count(level) for level in plan.levels)
     progress = Progress("requests", unit="", total=total, stream=stream)
     cells, asked = list[Cell](), 0
     try:
         for number in range(plan.rounds):
             for level in plan.levels:
                 count = plan.count(level)
-                for target in targets:
+                for way in ways:
                     questions = plan.workload.questions(count, asked)
                     asked += plan.workload.turns(count)
                     load, before, spent = os.getloadavg()[0], await _counters(triton_http), processor_time()
-                    run = await run_load(
+                    told = f"{way.name}, {level}"
+                    run = await way.run(
                         level,
-                        target,
                         questions,
                         plan.workload,
-                        lambda: progress.step(f"{target.name}, {level}"),  # noqa: B023  # called in this turn only
+                        lambda note=told: progress.step(note),  # type: ignore[misc]
                     )
                     stages = between(before, await _counters(triton_http))
                     processor = {name: seconds - spent.get(name, 0.0) for name, seconds in processor_time().items()}
                     made = figures(run, plan.objective)
-                    cells.append(Cell(target.name, level, number, run, made, stages, processor, load))
+                    cells.append(Cell(way.name, level, number, run, made, stages, processor, load))
     finally:
         progress.close()
     return cells

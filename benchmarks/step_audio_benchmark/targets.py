@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from itertools import pairwise
 from typing import Any, Protocol
 
 import httpx
@@ -78,7 +77,7 @@ class Http:
         except httpx.HTTPError as error:
             record.error = str(error) or type(error).__name__
         record.ended = time.perf_counter()
-        _share_out(record)
+        record.share_out()
         return record
 
     def _body(self, question: Question, workload: Workload) -> dict[str, Any]:
@@ -111,15 +110,6 @@ def _take(record: Record, chunk: dict[str, Any]) -> None:
             record.pieces.append((now, 1))
         if record.first_answer is None and delta.get("content"):
             record.first_answer = now
-
-
-def _share_out(record: Record) -> None:
-    """The first message is taken to be of one token, the others share the rest evenly."""
-    rest = len(record.pieces) - 1
-    if rest > 0 and record.output_tokens > 1:
-        bounds = [1 + (record.output_tokens - 1) * n // rest for n in range(rest + 1)]
-        tokens = [1, *(after - before for before, after in pairwise(bounds))]
-        record.pieces = [(when, count) for (when, _), count in zip(record.pieces, tokens, strict=True)]
 
 
 def _message(body: bytes, status: int) -> str:

@@ -5,6 +5,9 @@ import os
 
 import pytest
 
+from step_audio.errors import StepAudioError
+from step_audio_benchmark.perf_analyzer import find
+from step_audio_server.commands.bench import CACHE
 from step_audio_server.commands.cli import main
 
 COMMON = ["--requests", "2", "--rounds", "2", "--output-tokens", "12", "--clip-seconds", "0.5", "1"]
@@ -72,3 +75,35 @@ def test_answers_that_find_no_room_fail_the_command(listener, tmp_path, capsys):
 def test_what_cannot_be_measured_is_refused(arguments, text, tmp_path, capsys):
     assert main(["bench", "--output", str(tmp_path), *arguments]) == 1
     assert text in capsys.readouterr().err
+
+
+def test_perf_analyzer_beside_our_own_load(listener, tmp_path, capsys):
+    """The real one. It is fetched once, from the packages' index."""
+    try:
+        find(CACHE)
+    except StepAudioError as error:
+        pytest.skip(str(error))
+    status, results = run(
+        tmp_path, "--url", listener.address, "--perf-analyzer", "--concurrency", "2",
+        "--requests", "4", "--rounds", "1", "--output-tokens", "12", "--clip-seconds", "0.5", "1",
+    )  # fmt: skip
+    assert status == 0
+    ours, theirs = results["cells"]
+    assert (ours["target"], theirs["target"]) == ("gRPC", "perf_analyzer")
+    assert theirs["figures"]["requests"] == 4 and theirs["figures"]["failed"] == 0
+    assert theirs["figures"]["tokens_rate"] > 0 and theirs["figures"]["first_token.p50"] > 0
+    requests = [json.loads(line) for line in (tmp_path / "out" / "requests.jsonl").read_text().splitlines()]
+    assert sorted(one["audio_seconds"] for one in requests if one["target"] == "perf_analyzer") == [0.5, 0.5, 1.0, 1.0]
+    assert "perf_analyzer / gRPC" in capsys.readouterr().out
+
+
+def test_perf_analyzer_says_what_is_wrong(listener, tmp_path, capsys):
+    """With a stand-in on PATH, as where the SDK's image has it."""
+    program = tmp_path / "bin" / "perf_analyzer"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 'error: Failed to init manager inputs'\necho 'Usage: x'\nexit 99\n")
+    program.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+        status = main(["bench", "--output", str(tmp_path), "--url", listener.address, "--perf-analyzer", *COMMON])
+    assert status == 1 and "perf_analyzer: error: Failed to init manager inputs" in capsys.readouterr().err

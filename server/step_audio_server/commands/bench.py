@@ -12,7 +12,9 @@ from pathlib import Path
 
 from step_audio.command_line import Echo
 from step_audio.extras import install_for
+from step_audio_benchmark.load import Asked, Way
 from step_audio_benchmark.machine import machine
+from step_audio_benchmark.perf_analyzer import PerfAnalyzer, find
 from step_audio_benchmark.plot import plot
 from step_audio_benchmark.report import tables, write
 from step_audio_benchmark.run import Cell, Plan, measure
@@ -28,6 +30,8 @@ from step_audio_server.launch.ports import free_ports
 from step_audio_server.serve import Service
 from step_audio_server.settings import ServeSettings
 
+CACHE = Path.home() / ".cache" / "step-audio"
+
 
 @dataclass(frozen=True)
 class Where:
@@ -42,6 +46,7 @@ class Where:
     checkpoint: Path | None = None
     pid: int | None = None  # of a `step-audio serve` on this machine
     doors: Sequence[str] = ("grpc", "http")  # of the server that is started
+    perf_analyzer: bool = False  # over gRPC, too
 
 
 def bench(plan: Plan, where: Where, output: Path, echo: Echo, arguments: Sequence[str] = ()) -> int:
@@ -67,7 +72,10 @@ def bench(plan: Plan, where: Where, output: Path, echo: Echo, arguments: Sequenc
 
 async def _measure(plan: Plan, where: Where) -> list[Cell]:
     async with connected(where.grpc, where.http, tls=where.tls, model=where.model, key=where.key) as targets:
-        return await measure(plan, targets, where.triton_http, _processor_time(where.pid), sys.stderr)
+        ways: list[Way] = [Asked(target) for target in targets]
+        if where.perf_analyzer and where.grpc is not None:
+            ways.append(PerfAnalyzer(*find(CACHE), where.grpc))
+        return await measure(plan, ways, where.triton_http, _processor_time(where.pid), sys.stderr)
 
 
 def _started(where: Where, stack: contextlib.ExitStack, output: Path, echo: Echo) -> Where:
@@ -90,6 +98,7 @@ def _started(where: Where, stack: contextlib.ExitStack, output: Path, echo: Echo
         http=url,
         triton_http=f"http://127.0.0.1:{http}",
         pid=os.getpid(),
+        perf_analyzer=where.perf_analyzer,
     )
 
 

@@ -1,0 +1,63 @@
+"""What perf_analyzer is given and what is read of its export; the program itself runs in tests/served/test_bench.py."""
+
+import base64
+import json
+
+import pytest
+
+from audio_fixture import tone
+from step_audio.audio import decode_audio, encode_wav
+from step_audio.clips import SAMPLE_RATE
+from step_audio.errors import StepAudioError
+from step_audio_benchmark.load import Level
+from step_audio_benchmark.perf_analyzer import PerfAnalyzer, input_data, read_export
+from step_audio_benchmark.workload import Workload
+
+
+@pytest.fixture
+def workload(tmp_path):
+    path = tmp_path / "speech.wav"
+    path.write_bytes(encode_wav(tone(1.0, SAMPLE_RATE)[0]))
+    return Workload((path,), (0.25,), 9, text="What?")
+
+
+def test_input_data_is_json_with_the_tensors_of_each_request(workload):
+    first, second = json.loads(json.dumps(input_data(workload.questions(2), workload)))["data"]
+    assert json.loads(first["messages"]["content"][0])[0]["content"][1] == {"type": "text", "text": "What?"}
+    packed = base64.b64decode(first["audio"]["content"]["b64"])
+    assert int.from_bytes(packed[:4], "little") == len(packed) - 4 and first["audio"]["shape"] == [1]
+    assert len(decode_audio(packed[4:])) == 0.25 * SAMPLE_RATE
+    assert first["request_output_len"] == first["min_tokens"] == {"content": [9], "shape": [1]}
+    assert first["streaming"]["content"] == [True] and first["audio"] != second["audio"]
+    (text,) = input_data(Workload((), (), 9).questions(1), Workload((), (), 9))["data"]
+    assert "audio" not in text
+
+
+def test_the_export_is_read_although_it_is_no_json(workload):
+    audio = b'RIFF\x00\xee"timestamp":5,\x80'
+    request = (
+        b'{"timestamp":1000000000,"request_inputs":{"audio":"'
+        + audio
+        + b'"},"response_timestamps":[%s],"response_outputs":[]}'
+    )
+    export = b'{"experiments":[{"requests":[' + b",".join([
+        request % b"1500000000,1750000000,2000000000", request % b"",
+    ]) + b']}],"version":"2.51.0"}'  # fmt: skip
+    with pytest.raises(UnicodeDecodeError):
+        json.loads(export)
+    whole, nothing = read_export(export, workload.questions(1), 9)
+    assert whole.first_token == 0.5 and whole.pieces == [(1.5, 1), (1.75, 4), (2.0, 4)] and whole.ended == 2.0
+    assert whole.audio_seconds == 0.25 and whole.token_seconds == 0.5 / 8
+    assert nothing.error == "no response" and not nothing.pieces
+    with pytest.raises(StepAudioError, match="no requests"):
+        read_export(b"{}", workload.questions(1), 9)
+
+
+def test_levels_are_its_own_options(tmp_path):
+    way = PerfAnalyzer(tmp_path / "perf_analyzer", {}, "host:8001")
+    closed = way.command(Level(concurrency=8), 40, tmp_path / "in", tmp_path / "out")
+    assert (
+        closed[closed.index("--concurrency-range") + 1] == "8" and closed[closed.index("--request-count") + 1] == "40"
+    )
+    opened = way.command(Level(rate=2.5), 40, tmp_path / "in", tmp_path / "out")
+    assert opened[-4:] == ["--request-rate-range", "2.5", "--request-distribution", "poisson"]
