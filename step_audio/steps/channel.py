@@ -31,6 +31,11 @@ class Frame:
     data: bytes  # sizes of the buffers, pickle and, where there is no memory file, the buffers
     memory: int | None  # the memory file's descriptor
 
+    @property
+    def size(self) -> int:
+        """Bytes that it holds."""
+        return len(self.data) + self.shape[2]
+
     @classmethod
     def of(cls, message: Any) -> Frame:
         """`message`: anything that pickles. Arrays, and bytes as `pickle.PickleBuffer`, stay out of the pickle."""

@@ -13,9 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from step_audio import tracing
 from step_audio.arrays import AnyArray
 from step_audio.counters import WORKER_RESTARTS, Counters
+from step_audio.errors import InvalidRequest
 from step_audio.steps import dlpack
 from step_audio.steps.tensors import Bfloat16, Tensor, Tensors, readable
 from step_audio.steps.worker_client import WorkerClient, python_command
@@ -25,6 +29,7 @@ from step_audio.tracing import Tracer
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"}
 
 Told = Callable[["Tensors | Exception"], None]
+MAX_STRINGS = 4096  # of one tensor, as many as a conversation has parts; each costs time, even if it is empty
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +40,7 @@ class StepStub:
     def __init__(self, pb_utils: Any, args: dict[str, str]):
         logging.basicConfig(format=f"{args['model_name']}: %(levelname)s: %(message)s")
         self._pb_utils = pb_utils
+        pb_utils.deserialize_bytes_tensor = strings
         runtime_file = json.loads(args["model_config"])["parameters"]["runtime_file"]["string_value"]
         command = python_command("step_audio.steps.worker", args["model_name"], runtime_file)
         step = args["model_name"]
@@ -99,7 +105,38 @@ def _span(tracer: Tracer, request: Any) -> Told:
     return told
 
 
+class _TooMany:
+    """What `strings` returns for more than are read: Triton's backend calls nothing but `reshape`."""
+
+    @staticmethod
+    def reshape(shape: Sequence[int]) -> AnyArray:
+        return np.empty(shape, object)
+
+
+def strings(encoded: npt.NDArray[np.uint8]) -> AnyArray | _TooMany:
+    """uint8 [n], each string behind its length in four bytes -> bytes [strings], as objects.
+
+    In the place of Triton's own, which takes seconds over millions of them, before `execute` is asked.
+    """
+    data, start = encoded.data, 0
+    found: list[bytes] = []
+    while start < len(data):
+        if len(found) > MAX_STRINGS:
+            return _TooMany()
+        start += 4
+        end = start + int.from_bytes(data[start - 4 : start], "little")
+        found.append(bytes(data[start:end]))
+        start = end
+    made = np.empty(len(found), object)
+    made[:] = found
+    return made
+
+
 def _read(tensor: Any) -> Tensor:
     """A view of the request's memory, which is Triton's again when `execute` has returned."""
     array: AnyArray = tensor.as_numpy()
-    return list(array.reshape(-1)) if array.dtype == object else array
+    if array.dtype != object:
+        return array
+    if array.size > MAX_STRINGS:
+        raise InvalidRequest(f"{tensor.name()}: {array.size} elements, at most {MAX_STRINGS} are accepted")
+    return list(array.reshape(-1))

@@ -31,6 +31,7 @@ from step_audio.steps.tensors import INTERNAL_ERROR, Failed, Tensors, packed, un
 BROKEN = -1  # the number of a message that is about the worker itself
 
 MAX_PENDING = 1024  # requests that wait or are worked on
+MAX_PENDING_BYTES = 2 << 30  # of their inputs, which are kept until they are answered; one alone may have more
 MAX_DEATHS = 2  # of the worker, with the same request on its hands
 MAX_REFUSED = 256  # requests that are remembered as deadly
 PAUSES = (0.0, 0.2, 1.0, 3.0)  # seconds before the worker is started again, by its deaths in a row without an answer
@@ -87,9 +88,10 @@ class WorkerClient:
         frame = Frame.of(packed(inputs))
         pending = _Pending(frame, answer)
         with self._lock:
-            if len(self._pending) >= MAX_PENDING:
+            size = sum(other.frame.size for other in self._pending.values())
+            if len(self._pending) >= MAX_PENDING or (size and size + frame.size > MAX_PENDING_BYTES):
                 frame.close()
-                raise Overloaded(f"{len(self._pending)} requests are waiting already")
+                raise Overloaded(f"{len(self._pending)} requests are waiting already, {size >> 20} MiB")
             if self._refused and _digest(frame) in self._refused:
                 frame.close()
                 raise StepAudioError("this request has ended the process that worked on it, and is not tried again")

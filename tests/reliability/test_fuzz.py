@@ -15,12 +15,13 @@ import grpc
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
+from tritonclient.grpc import service_pb2_grpc
 
 import tokenizer_fixture
 from engine_fixture import HIDDEN, VOCAB, write_engine
 from fuzz_fixture import Fuzz, check_text, good_requests
 from model_fixture import runtime
-from raw_triton import scalar
+from raw_triton import scalar, texts
 from step_audio.errors import StepAudioError
 from step_audio.mel import token_count
 from step_audio.steps.encoder_engine import AudioEncoderStep
@@ -246,8 +247,6 @@ def test_through_a_server(fuzz, service):
         return [token for one in responses if "output_ids" in one.outputs for token in one.outputs["output_ids"].flat]
 
     async def with_stub(model, *requests):
-        from tritonclient.grpc import service_pb2_grpc
-
         async with wire.channel(service.address) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             first = await ask(stub, model, requests[0]) if requests else None
@@ -269,3 +268,20 @@ def test_through_a_server(fuzz, service):
     for model, usual in good.items():
         draw(fuzz.requests(model, usual), each, compared(model))
     memory.check("the server")
+
+
+def test_millions_of_strings_cost_nothing(service):
+    """Of the one input that takes any number of them: read as Triton does it they hold everybody up for a minute."""
+    count = 4_000_000
+    request = wire.infer_request("audio_featurizer", uuid4().hex, {"messages": texts("[]")})
+    request.inputs.add(name="audio", shape=[1, count], datatype="BYTES")
+    request.raw_input_contents.append(bytes(4 * count))
+
+    async def ask():
+        async with wire.channel(service.address) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await stub.ModelInfer(request)
+            return refused.value.details()
+
+    assert "audio: 4000000 elements, at most 4096 are accepted" in asyncio.run(ask())

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from step_audio.errors import InvalidRequest
-from step_audio.steps.stub import StepStub
+from step_audio.steps.stub import StepStub, strings
 from step_audio.steps.tensors import INTERNAL_ERROR, Bfloat16
 
 
@@ -105,3 +105,17 @@ def test_each_request_has_a_span_with_the_type_of_its_error():
     sent(answers, [np.array([0]), np.array([1]), None], tracer=Tracer())
     assert [span[0] for span in spans] == ["context 0", "context 1", "context 2"]
     assert [span[1] for span in spans[:2]] == [type(None), InvalidRequest] and issubclass(spans[2][1], Exception)
+
+
+def test_no_more_strings_than_are_read():
+    """Triton's backend asks the outcome for nothing but `reshape`, then gives it to us."""
+    encoded = b"".join(len(word).to_bytes(4, "little") + word for word in (b"a", b"", b"RIFF\x00" * 300))
+    found = strings(np.frombuffer(encoded, np.uint8)).reshape((1, 3))
+    assert found.tolist() == [[b"a", b"", b"RIFF\x00" * 300]]
+    assert strings(np.zeros(0, np.uint8)).reshape((1, 0)).shape == (1, 0)
+    many = strings(np.zeros(4 * 10_000_000, np.uint8)).reshape([1, 10_000_000])
+    good = {"out": np.ones(1)}
+    refused, answered = sent([good], [many, np.array([0])])
+    assert refused == [("n: 10000000 elements, at most 4096 are accepted", 1)] and answered == [
+        ([("out", good["out"])], 1)
+    ]

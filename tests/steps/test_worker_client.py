@@ -144,6 +144,18 @@ def test_waiting_requests_are_bounded(answers, monkeypatch):
     answers.wait("d")
 
 
+def test_their_bytes_are_bounded(answers, monkeypatch):
+    monkeypatch.setattr(worker_client, "MAX_PENDING_BYTES", 500_000)
+    large = {"large": np.zeros(400_000, np.uint8)}
+    answers.ask("a", b"late", large=np.zeros(600_000, np.uint8))  # alone it may have more
+    with pytest.raises(Overloaded, match="1 requests are waiting already, 0 MiB"):
+        answers.ask("b", b"late", **large)
+    answers.wait("a")
+    answers.ask("c", b"late", **large)
+    answers.ask("d", b"hello")
+    answers.wait("c", "d")
+
+
 def test_nothing_stays_open(answers):
     """Neither memory files of answered requests nor sockets of dead workers."""
     answers.ask("warm", b"hello")
