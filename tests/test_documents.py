@@ -54,7 +54,7 @@ def test_flags_named_alone_exist(page):
     docker, helm, nvidia = (
         {"--gpus", "--shm-size", "--ulimit"},
         {"--timeout"},
-        {"--streamingllm", "--backend-directory"},
+        {"--streamingllm", "--backend-directory", "--input-data", "--concurrency-range"},
     )
     benchmarks = {"--part", "--executor", "--starts"}  # test_benchmarks_know_their_flags
     text = (ROOT / page).read_text("utf-8")
