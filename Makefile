@@ -6,6 +6,9 @@ VENV   ?= .venv
 TORCH_INDEX ?=
 BIN     = $(VENV)/bin
 
+# Tests start hundreds of interpreters, each of which would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help install demo test test-fast reliability bench lint format docs picture lock clean
 
 help: ## this list

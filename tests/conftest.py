@@ -1,18 +1,20 @@
-"""What the tests share: one tiny checkpoint, its independent reference, and one running server."""
+"""What the tests share: one tiny checkpoint, its independent reference, and one running server.
+
+Imports are in the fixtures: pytest-xdist's controller reads this file, too, and runs no test.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import os
 from pathlib import Path
 
 import pytest
 
-from server_settings import settings_for
-from step_audio_build.convert.make_tiny import make_tiny
-from step_audio_client import StepAudioClient
-from step_audio_server.assets import embedded_checkpoint
-from step_audio_server.serve import Service
+# Before torch is loaded, here and in what the tests start: models are tiny, and tests run side by side, so more
+# threads only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The markers of pyproject.toml that a fixture brings; a test that needs one without its fixture says so itself.
 MARKERS = {"work_dir": "server", "driver": "browser", "tokenizer_json": "training"}
@@ -59,6 +61,8 @@ def pytest_xdist_make_scheduler(config, log):
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
     """float32, so that tokens can be compared one by one."""
+    from step_audio_build.convert.make_tiny import make_tiny
+
     directory = tmp_path_factory.mktemp("checkpoint") / "tiny"
     make_tiny(directory, dtype="float32", max_position_embeddings=32_768)
     return directory
@@ -73,6 +77,9 @@ def work_dir(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def service(checkpoint, work_dir):
     """The server that most tests talk to: TP 4, KV reuse on, all defaults but the length."""
+    from server_settings import settings_for
+    from step_audio_server.serve import Service
+
     with Service(settings_for(checkpoint, work_dir)) as running:
         yield running
 
@@ -80,6 +87,10 @@ def service(checkpoint, work_dir):
 @pytest.fixture(scope="session")
 def listener(work_dir):
     """The small trained model, served; in float32, so that tokens can be compared one by one."""
+    from server_settings import settings_for
+    from step_audio_server.assets import embedded_checkpoint
+    from step_audio_server.serve import Service
+
     with Service(
         settings_for(embedded_checkpoint(), work_dir / "listener", max_seq_len=None, dtype="float32")
     ) as running:
@@ -113,6 +124,7 @@ def reference(checkpoint):
 @pytest.fixture
 def ask(service):
     """Call a coroutine function with a client of the running server, and return its result."""
+    from step_audio_client import StepAudioClient
 
     def run(use):
         async def with_client():

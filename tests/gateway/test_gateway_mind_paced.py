@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
-import openai
 import pytest
 
 from front_door_fixture import door, messages
@@ -233,6 +232,8 @@ def test_played_at_a_rate(client):
 
 
 def test_the_package_sees_a_refusal(client):
+    import openai
+
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(**request(sums(1)[0], n=2))
     assert caught.value.param == "n" and "mind_paced_speaking" in caught.value.message

@@ -6,6 +6,7 @@ import argparse
 import re
 import shlex
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from paths import ROOT
@@ -38,6 +39,7 @@ def lines(page: Path) -> Iterator[list[str]]:
                 yield words
 
 
+@cache
 def subcommands() -> dict[str, argparse.ArgumentParser]:
     (action,) = [a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction)]
     return action.choices

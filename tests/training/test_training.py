@@ -16,7 +16,7 @@ from step_audio.config import ModelConfig
 from step_audio.errors import ArtefactError
 from step_audio.mel import token_count
 from step_audio.tokenizer import Tokenizer
-from step_audio_training import recordings, sound, train
+from step_audio_training import recordings, sound
 from step_audio_training.arithmetic import Sum, draw_large_sum, draw_sum, in_words, spell_numbers
 from step_audio_training.batches import IGNORED, WORD_IDS, WORDS, Batches, heard_when
 from step_audio_training.command import run
@@ -24,14 +24,23 @@ from step_audio_training.examples import SHARES, draw_example
 from step_audio_training.recordings import SOUNDS, Recording, draw_conditions, draw_recording, record
 from step_audio_training.sentences import sentence
 from step_audio_training.speech import PHONEMES, Voice, draw_variant, speak
-from step_audio_training.train import Recipe
 
 TASKS = tuple(SHARES)
 
 
 @pytest.fixture(scope="module")
-def tokenizer_json() -> str:
-    return train.make_tokenizer(0)
+def train():
+    """The recipe; it brings transformers, which takes seconds."""
+    from step_audio_training import train
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def tokenizer_json(train) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "CORPUS_EXAMPLES", 60)
+        return train.make_tokenizer(0)
 
 
 @pytest.fixture
@@ -40,11 +49,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def few_texts(monkeypatch):
-    monkeypatch.setattr(train, "CORPUS_EXAMPLES", 60)
 
 
 # Arithmetic.
@@ -285,7 +289,7 @@ def test_batches_hold_what_was_said(tokenizer_json):
 # The recipe.
 
 
-def test_training_resumes_and_exports(tmp_path, monkeypatch, tokenizer_json, one_thread):
+def test_training_resumes_and_exports(train, tmp_path, monkeypatch, tokenizer_json, one_thread):
     """Interrupted and resumed it gives the same weights as in one go, and a checkpoint that the product reads.
 
     On one thread: several may share the work out differently from one run to the next.
@@ -296,7 +300,7 @@ def test_training_resumes_and_exports(tmp_path, monkeypatch, tokenizer_json, one
     monkeypatch.setattr(train, "training_batches", lambda seed, step, steps, *_: iter(made[step:steps]))
     monkeypatch.setattr(train, "SAVE_EVERY", 2)
     monkeypatch.setattr(train, "WATCH_EVERY", 4)
-    recipe = Recipe(seed=3, steps=6, alignment_steps=2, warm_up_steps=2)
+    recipe = train.Recipe(seed=3, steps=6, alignment_steps=2, warm_up_steps=2)
     said: list[str] = []
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "matplotlib", None)  # not installed: only the picture is missing in the end
@@ -330,10 +334,10 @@ def test_training_resumes_and_exports(tmp_path, monkeypatch, tokenizer_json, one
     with pytest.raises(ArtefactError, match="is there already"):
         run(tmp_path / "whole", recipe, 0, "cpu", print)
     with pytest.raises(ArtefactError, match="other settings"):
-        train.train(tmp_path / "whole", Recipe(seed=4, steps=6), 0, "cpu")
+        train.train(tmp_path / "whole", train.Recipe(seed=4, steps=6), 0, "cpu")
 
     # A refinement begins with the weights of the other: at a rate of next to nothing it ends with them, too.
-    still = Recipe(seed=5, steps=1, alignment_steps=0, learning_rate=1e-12)
+    still = train.Recipe(seed=5, steps=1, alignment_steps=0, learning_rate=1e-12)
     refined, tokenizer = train.train(tmp_path / "refined", still, 0, "cpu", tmp_path / "whole")
     assert tokenizer == tokenizer_json
     with torch.no_grad():
@@ -344,12 +348,12 @@ def test_training_resumes_and_exports(tmp_path, monkeypatch, tokenizer_json, one
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "cut", "no state", "no dictionary"])
-def test_a_damaged_state_is_named_with_what_to_do(tmp_path, damage):
+def test_a_damaged_state_is_named_with_what_to_do(train, tmp_path, damage):
     file = tmp_path / "state.pt"
     torch.save([1] if damage == "no dictionary" else {"model": {}}, file)
     data = {"empty": b"", "text": b"hello", "cut": file.read_bytes()[:-100]}.get(damage, file.read_bytes())
     file.write_bytes(data)
-    recipe = Recipe(seed=3, steps=6)
+    recipe = train.Recipe(seed=3, steps=6)
     with pytest.raises(ArtefactError, match=r"state\.pt is damaged or .*: delete it to begin anew, or restore it$"):
         train.train(tmp_path, recipe, 0, "cpu")
     with pytest.raises(ArtefactError, match=r"state\.pt is damaged or .*: restore it, or give .* another training$"):

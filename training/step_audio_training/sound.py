@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
-from scipy.fft import next_fast_len
-from scipy.signal import oaconvolve
 
 from step_audio.arrays import Float32Array, Float64Array
 from step_audio.clips import SAMPLE_RATE
@@ -91,6 +89,8 @@ def reverberate(samples: Float32Array, seconds: float, random: np.random.Generat
     tail[: SAMPLE_RATE // 200] = 0  # the first reflection is 5 ms late
     tail *= random.uniform(0.2, 0.6) / (np.sqrt(np.sum(tail**2)) + 1e-9)
     tail[0] = 1
+    from scipy.signal import oaconvolve  # loading it takes a second
+
     return np.asarray(oaconvolve(samples, tail)[: len(samples)], np.float32)
 
 
@@ -105,6 +105,8 @@ def draw_response(random: np.random.Generator) -> tuple[float, ...]:
 
 def respond(samples: Float32Array, response: Sequence[float]) -> Float32Array:
     """Through a microphone with this `response`; same length."""
+    from scipy.fft import next_fast_len
+
     n = next_fast_len(len(samples), real=True)
     frequency = np.maximum(np.fft.rfftfreq(n, 1 / SAMPLE_RATE), 1)
     gain = 10 ** (np.interp(np.log2(frequency), _OCTAVES, response) / 20)

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import xgrammar
 
 from engine_fixture import VOCAB, prompt
 from guide_fixture import EOT, STOP, TOKEN, TOKENIZER
@@ -82,6 +81,8 @@ def _request(**fields) -> GenerationRequest:
 def test_the_file_says_what_the_tokenizer_says(info):
     """As TensorRT-LLM reads it: the kind of vocabulary is found in `tokenizer_str`."""
     fields = json.loads(info.read_text(encoding="utf-8"))
+    import xgrammar
+
     found = xgrammar.TokenizerInfo._detect_metadata_from_hf(fields["tokenizer_str"])
     assert found == {"vocab_type": xgrammar.VocabType.BYTE_LEVEL, "add_prefix_space": False}
     theirs = xgrammar.TokenizerInfo(
