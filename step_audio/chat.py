@@ -10,7 +10,7 @@ import numpy as np
 from step_audio.arrays import Int32Array, UInt64Array
 from step_audio.chat_template import Control, Template, render
 from step_audio.conversation import AudioPlace, Conversation, Text
-from step_audio.errors import InvalidRequest
+from step_audio.errors import ContextTooLong, InvalidRequest
 from step_audio.tokenizer import Tokenizer, check_vocabulary
 
 MARKS = 2  # positions around each clip: audio_start, audio_end
@@ -66,7 +66,7 @@ def build_prompt(
         least += sum(isinstance(segment, Control) for segment in segments)
         least += sum(2 + clip.tokens for audio in clips for clip in audio)
         if least >= max_positions:
-            raise InvalidRequest(
+            raise ContextTooLong(
                 f"the prompt has at least {least} positions and max_seq_len is {max_positions}; send less audio or text"
             )
     audios = iter(clips)

@@ -11,7 +11,7 @@ import triton_python_backend_utils as pb_utils
 
 from step_audio.errors import StepAudioError
 from step_audio.steps import dlpack
-from step_audio.steps.tensors import readable
+from step_audio.steps.tensors import triton_error
 from step_audio.steps.trtllm.backend import TrtllmBackend
 from step_audio.steps.trtllm.metrics import readings
 
@@ -43,7 +43,7 @@ class TritonPythonModel:
             try:
                 tensors = {tensor.name(): _array(tensor, self.bfloat16) for tensor in request.inputs()}
             except Exception as error:  # of this request's inputs
-                send(None, readable(error), True)
+                send(None, error, True)
                 continue
             context = request.trace().get_context() if self.backend.traced else None
             self.backend.submit(request.request_id(), tensors, names, send, sender.is_cancelled, context)
@@ -84,7 +84,7 @@ def _send(sender, names):
     def send(tensors, error, final):
         flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0
         if error is not None:
-            sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(error)), flags=flags)
+            sender.send(pb_utils.InferenceResponse(error=triton_error(pb_utils, error)), flags=flags)
         else:
             outputs = [pb_utils.Tensor(name, array) for name, array in tensors.items() if name in names]
             sender.send(pb_utils.InferenceResponse(outputs), flags=flags)

@@ -24,7 +24,16 @@ from step_audio_client.chat_types import (
 )
 from step_audio_client.client import Delta, Generation, StepAudioClient, Usage
 from step_audio_client.counts import Counts
-from step_audio_client.errors import RequestError, RequestTimeout, ServerBusy, Unavailable, UnsupportedParameter
+from step_audio_client.errors import (
+    ContextTooLong,
+    InvalidGuide,
+    RequestError,
+    RequestTimeout,
+    ServerBusy,
+    ServerFailed,
+    Unavailable,
+    UnsupportedParameter,
+)
 from step_audio_client.messages import Audio, user
 from step_audio_client.reasoning import ReasoningSplitter, reasoning_ended
 from step_audio_client.replies import Reply, ReplyDelta, ReplyParser, parse_reply
@@ -38,10 +47,12 @@ __all__ = [
     "ChatDelta",
     "ChatOptions",
     "ChatUsage",
+    "ContextTooLong",
     "Counts",
     "Delta",
     "Generation",
     "Guide",
+    "InvalidGuide",
     "MindPaced",
     "PaceMode",
     "ReasoningSplitter",
@@ -53,6 +64,7 @@ __all__ = [
     "Sampling",
     "Segment",
     "ServerBusy",
+    "ServerFailed",
     "SpeechTiming",
     "StepAudioClient",
     "Thinking",

@@ -30,7 +30,7 @@ from step_audio.chat_template import CLOSE_THOUGHT, NO_THOUGHT, OPEN_THOUGHT
 from step_audio.tokenizer import Tokenizer
 from step_audio_client.answer_parser import AnswerParser
 from step_audio_client.chat_types import ChatDelta, ChatOptions, ChatUsage, Guide
-from step_audio_client.errors import RequestError
+from step_audio_client.errors import InvalidGuide, RequestError
 from step_audio_client.reasoning import BEGIN_MARKERS, END_MARKERS, reasoning_ended, thought_of
 from step_audio_client.tokens import FinishReason, TokenRequest, Tokens
 from step_audio_client.tool_calls import BEGIN_CALL, END_CALL
@@ -141,10 +141,8 @@ class ChatStream:
                             self._end = end
                             break  # the server's work is ended before the caller gets the rest
                         yield self._parser.take()
-            except RequestError as error:
-                if guide and "guided_decoding" in str(error):  # the caller's word for it
-                    raise RequestError(f"{'tool_choice' if self._call_wanted else 'guide'}: {error}") from None
-                raise
+            except InvalidGuide as error:  # by the caller's word for it
+                raise InvalidGuide(f"{'tool_choice' if self._call_wanted else 'guide'}: {error}") from None
             if self._end == "next":
                 yield self._parser.take()
 

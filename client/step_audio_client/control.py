@@ -12,9 +12,10 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2_grpc
 
+from step_audio.errors import Retry
 from step_audio.steps.leases import PREFIX
 from step_audio_client import wire
-from step_audio_client.errors import ServerLost, Unavailable, call_error, request_error
+from step_audio_client.errors import RequestError, ServerLost, call_error, request_error
 from step_audio_client.prepared import LLM
 
 PROMPT = "step_audio_prompt"  # featurizer, prompt builder and encoder, one after the other
@@ -53,14 +54,17 @@ async def stop(stub: service_pb2_grpc.GRPCInferenceServiceStub, request_id: str,
 
 
 def _fault(model: str, answer: object) -> str | None:
+    error: RequestError
     if isinstance(answer, grpc.aio.AioRpcError):
         if answer.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
             return f"{model} does not answer"
-        answer = call_error(answer, "")
+        error = call_error(answer, "")
     elif isinstance(answer, wire.ConnectionLost):
-        answer = ServerLost(str(answer))
+        error = ServerLost(str(answer))
     elif isinstance(answer, wire.StreamError):
-        answer = request_error(str(answer))
+        error = request_error(str(answer))
     elif isinstance(answer, BaseException):
         raise answer
-    return f"{model} is gone" if isinstance(answer, Unavailable) else None
+    else:
+        return None
+    return f"{model} is gone" if error.code.retry is Retry.WAIT else None

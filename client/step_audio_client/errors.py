@@ -1,90 +1,151 @@
-"""What can go wrong with a request, as a caller sees it."""
+"""What can go wrong with a request, as a caller sees it. What is done about it hangs on `code` alone."""
 
 from __future__ import annotations
 
+import logging
 import re
 
 import grpc
 
-from step_audio.errors import NotCached
+from step_audio.errors import Code, StepAudioError, take_code
+from step_audio_client.known_texts import translate, untrusted
+
+TOO_LATE = "the answer took longer than the timeout"
+FAILED = "internal error: the server failed, its log has the details"
+
+log = logging.getLogger(__name__)
 
 
 class RequestError(Exception):
-    """The server refused or failed the request; the text is meant for a person."""
+    """The server refused or failed the request; the text is meant for a person. `code`: what that means."""
+
+    code = Code.INVALID_REQUEST
+
+    def __init__(self, text: str, code: Code | None = None):
+        super().__init__(text)
+        self.code = code or type(self).code
 
 
-class ServerBusy(RequestError):
-    """The server's queue is full; the same request may succeed later."""
+class ContextTooLong(RequestError):
+    """The prompt leaves no room for an answer."""
+
+    code = Code.CONTEXT_TOO_LONG
 
 
-class RequestTimeout(RequestError):
-    """The answer took longer than the caller's timeout."""
+class InvalidGuide(RequestError):
+    """The guide of an answer, or a schema that it is made from, cannot be used."""
+
+    code = Code.INVALID_GUIDE
 
 
 class UnsupportedParameter(RequestError):
     """The served LLM cannot do what a parameter asks for; `name` is the parameter's."""
+
+    code = Code.UNSUPPORTED
 
     def __init__(self, name: str):
         super().__init__(f"{name} is not supported: the served LLM's backend does not take it")
         self.name = name
 
 
-class Unavailable(RequestError):
-    """No server answers, or it went away in the middle."""
+class ServerFailed(RequestError):
+    """A fault of the server's, not of the request; what it said is in the log of this process, or in its own."""
+
+    code = Code.INTERNAL
+
+
+class ServerBusy(RequestError):
+    """The server's queue is full; the same request may succeed later."""
+
+    code = Code.QUEUE_FULL
+
+
+class RequestTimeout(RequestError):
+    """The answer took longer than the caller's timeout."""
+
+    code = Code.TIMED_OUT
 
 
 class EmbeddingsGone(RequestError):
     """The server has dropped the recordings' embeddings: they are to be made again."""
 
+    code = Code.NOT_CACHED
+
+
+class Unavailable(RequestError):
+    """No server answers, or it went away in the middle."""
+
+    code = Code.UNAVAILABLE
+
 
 class ServerLost(Unavailable):
     """A server died, or the connection to it, with the request in hand."""
+
+    code = Code.SERVER_LOST
 
 
 class AnswerLost(Unavailable):
     """A server died in the middle of an answer that no other server can go on with."""
 
+    code = Code.ANSWER_LOST
+
 
 class Quarantined(Unavailable):
-    """Servers have died with this request in hand: it is not tried again."""
+    """Servers, or their processes, have died with this request in hand: it is not tried again."""
+
+    code = Code.QUARANTINED
 
 
-# The words of our engine, of NVIDIA's, and of tritonserver when a burst fills the queue in front of the engine.
-BUSY = ("requests are waiting already", "Maximum queue size of", "Exceeds maximum queue size")
-# tritonserver's, while it shuts down (the second to last, of models that it has unloaded) or loads its models.
-GONE = (
-    "Server is stopping", "has stopped accepting new inference requests", "Request for unknown model", "is not ready",
-)  # fmt: skip
-# And when a model's process is dead.
-DEAD = ("is not healthy",)
-# gRPC's, of a server's certificate that is by somebody unknown, and of one that is for another name.
-UNTRUSTED = ("CERTIFICATE_VERIFY_FAILED", "is not in peer certificate", "Hostname Verification Check failed")
+_KINDS = {
+    kind.code: kind
+    for kind in (
+        ContextTooLong, InvalidGuide, ServerFailed, ServerBusy, RequestTimeout, EmbeddingsGone, Unavailable, ServerLost,
+        AnswerLost, Quarantined,
+    )
+}  # fmt: skip
 
-TOO_LATE = "the answer took longer than the timeout"
+# Triton's, before a text: they mean nothing to a caller.
+_PREFIXES = re.compile(r"(in ensemble '[^']*', |\[request id: [^]]*\] )*")
 
 
-def request_error(text: str) -> RequestError:
-    """The server's text without the ensemble's prefixes, which mean nothing to a caller."""
-    text = re.sub(r"^in ensemble '[^']*', |\[request id: [^]]*\] ", "", text)
-    if any(words in text for words in BUSY):
-        return ServerBusy("the server's queue is full: try again later")
-    if any(words in text for words in DEAD):
-        return ServerLost("the server is broken: try again later")
-    if any(words in text for words in GONE):
-        return Unavailable("the server is stopping: try again later")
-    if NotCached.TEXT in text:
-        return EmbeddingsGone(text)
-    return RequestError(text)
+def error_of(code: Code, text: str) -> RequestError:
+    return _KINDS.get(code, RequestError)(text, code)
 
 
-def call_error(error: grpc.aio.AioRpcError, address: str, connected: bool = False) -> RequestError:
+def refused(error: StepAudioError) -> RequestError:
+    """As if a server had said it."""
+    return error_of(error.code, str(error))
+
+
+def request_error(text: str, request_id: str = "") -> RequestError:
+    """The server's text as an error: by the code before it, or by the table of known texts.
+
+    Any other is a fault of the server's. It may name files, processes and memory there, so it goes into the log.
+    """
+    if meaning := _meaning(text):
+        return error_of(*meaning)
+    log.error("request %s: the server failed: %s", request_id or "without an id", text)
+    return ServerFailed(FAILED)
+
+
+def call_error(
+    error: grpc.aio.AioRpcError, address: str, connected: bool = False, request_id: str = ""
+) -> RequestError:
     """What gRPC says of a failed call; `connected`: when it was begun."""
-    if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+    details, status = error.details() or "", error.code()
+    if meaning := _meaning(details):
+        return error_of(*meaning)
+    if status == grpc.StatusCode.DEADLINE_EXCEEDED:
         return RequestTimeout(TOO_LATE)
-    if error.code() == grpc.StatusCode.UNAVAILABLE:
+    if status == grpc.StatusCode.UNAVAILABLE:
         if connected:
             return ServerLost(f"the server at {address} went away: try again later")
-        if any(words in (error.details() or "") for words in UNTRUSTED):
+        if untrusted(details):
             return Unavailable(f"the certificate of the server at {address} is not trusted here, or for another name")
         return Unavailable(f"no server answers at {address}")
-    return request_error(error.details() or error.code().name)
+    return request_error(details or status.name, request_id)
+
+
+def _meaning(text: str) -> tuple[Code, str] | None:
+    said = _PREFIXES.sub("", text, count=1)  # matches at the beginning, if it is nothing
+    return take_code(said) or translate(said)

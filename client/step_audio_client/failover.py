@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
-from step_audio_client.errors import AnswerLost, Quarantined, RequestError, ServerBusy, Unavailable
+from step_audio.errors import Retry
+from step_audio_client.errors import RequestError, Unavailable
 from step_audio_client.run import Run
 from step_audio_client.servers import Servers
 
@@ -33,8 +34,8 @@ class Failover:
 
     async def after(self, error: RequestError) -> None:
         """Returns when the first server of the run's route is to be tried. Raises `error` where no other helps, or
-        what the attempts on all servers come to."""
-        if not isinstance(error, (ServerBusy, Unavailable)) or isinstance(error, (AnswerLost, Quarantined)):
+        what the attempts on all servers come to. Its code decides."""
+        if error.code.retry not in (Retry.ELSEWHERE, Retry.WAIT):
             raise error from None
         self._failures.append(error)
         if len(self._run.route) > 1:
@@ -42,7 +43,7 @@ class Failover:
             return
         now = time.monotonic()
         self._since = self._since or now
-        busy = next((failure for failure in self._failures if isinstance(failure, ServerBusy)), None)
+        busy = next((failure for failure in self._failures if failure.code.retry is Retry.ELSEWHERE), None)
         if busy is not None and not self._begun:
             raise busy from None
         if now - self._since >= self._patience or not any(server.seen for server in self._servers.all):

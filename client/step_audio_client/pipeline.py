@@ -12,19 +12,12 @@ from tritonclient.grpc import service_pb2
 
 from step_audio import tracing
 from step_audio.arrays import AnyArray
+from step_audio.errors import Code, Retry
 from step_audio_client import wire
 from step_audio_client.continuation import Continuation
 from step_audio_client.control import PROMPT, heartbeat, stop
 from step_audio_client.counts import Counts
-from step_audio_client.errors import (
-    EmbeddingsGone,
-    Quarantined,
-    RequestError,
-    ServerLost,
-    Unavailable,
-    call_error,
-    request_error,
-)
+from step_audio_client.errors import Quarantined, RequestError, ServerLost, Unavailable, call_error, request_error
 from step_audio_client.failover import PATIENCE, Failover
 from step_audio_client.prepared import PreparedPrompt, PreparedRequest
 from step_audio_client.quarantine import Quarantine, digest_of
@@ -112,7 +105,7 @@ class Pipeline:
                     request, timeout=min(limits, default=None), metadata=tracing.headers()
                 )
             except grpc.aio.AioRpcError as error:
-                await failover.after(call_error(error, server.address, connected))
+                await failover.after(call_error(error, server.address, connected, run.request_id))
             else:
                 server.seen = True
                 return wire.infer_response(answer).outputs
@@ -146,17 +139,16 @@ class Pipeline:
                         yield answer.add(response)
                 self._quarantine.survived(digest)
                 return
-            except EmbeddingsGone:  # the server's encoder has begun anew or has had much to do, or it is another server
-                if mel is not None or not isinstance(request, PreparedRequest):
-                    raise
-                mel = await self._features(run, request.prompt)
             except RequestError as error:
-                if isinstance(error, ServerLost):
+                if error.code is Code.SERVER_LOST:
                     self.counts.servers_lost += 1
                     self._quarantine.died(digest)
-                if isinstance(error, Unavailable) and (last := answer.ended()):
+                if error.code.retry is Retry.WAIT and (last := answer.ended()):
                     yield last
                     return
+                if error.code.retry is Retry.HERE and mel is None and isinstance(request, PreparedRequest):
+                    mel = await self._features(run, request.prompt)  # the encoder has dropped what it knew of them
+                    continue
                 try:
                     await failover.after(error)
                 except RequestError:
@@ -209,14 +201,14 @@ class Pipeline:
         except wire.StreamError as error:
             server.seen = True
             self._open.discard(entry)
-            raise request_error(str(error)) from None
+            raise request_error(str(error), request_id) from None
         except wire.ConnectionLost:
             self._open.discard(entry)
             run.time_left()
             raise ServerLost(f"the server at {server.address} went away: try again later") from None
         except grpc.aio.AioRpcError as error:
             run.time_left()  # if it is up, that is the reason, however the server put it
-            raise call_error(error, server.address) from None
+            raise call_error(error, server.address, request_id=request_id) from None
         finally:
             # First the stream, which keeps steps from being scheduled; then the LLM, if it is already at work.
             await responses.aclose()

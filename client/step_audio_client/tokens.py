@@ -17,7 +17,7 @@ from step_audio.errors import StepAudioError
 from step_audio.tokenizer import Tokenizer
 from step_audio.word_list import pack_word_list
 from step_audio_client.chat_types import Guide
-from step_audio_client.errors import RequestError
+from step_audio_client.errors import RequestError, refused
 from step_audio_client.messages import split_audio
 from step_audio_client.sampling import Sampling
 from step_audio_client.wire import byte_strings, scalar
@@ -100,7 +100,7 @@ class TokenRequest:
             conversation = parse_conversation(inputs["messages"].item(), tools)
             return count_text(conversation, tokenizer, vocab_size, template, not proceed, proceed)
         except StepAudioError as error:
-            raise RequestError(str(error)) from None
+            raise refused(error) from None
 
     def audio_count(self) -> int:
         return len(split_audio(self.messages)[1])

@@ -13,10 +13,10 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from step_audio.errors import InvalidRequest
+from step_audio.errors import Code, InvalidRequest, one_line
 from step_audio.sampling_parameters import offered
 from step_audio.validation import words
-from step_audio_client import RequestError, RequestTimeout, ServerBusy, Unavailable, UnsupportedParameter
+from step_audio_client import RequestError, UnsupportedParameter
 
 RETRY_AFTER = 1  # seconds; a queue of short answers moves that fast
 CLIENT_GONE = 499  # nobody reads it; nginx's number, for the log
@@ -33,6 +33,9 @@ _PARAMS = {
     "stop_token_ids": "stop_token_ids",
 } | {one.name: one.name for one in offered("http")}
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+# What a caller is told where the client library names servers, or others their own inside.
+_GONE = "the server is not available: try again later"
+_TOLD = {Code.INTERNAL: "internal error", Code.UNAVAILABLE: _GONE, Code.SERVER_LOST: _GONE, Code.NOT_CACHED: _GONE}
 
 
 class ErrorDetail(BaseModel):
@@ -51,7 +54,8 @@ class ErrorBody(BaseModel):
 
 
 class ApiError(HTTPException):
-    """What a client gets instead of an answer. `param`: the request's field at fault."""
+    """What a client gets instead of an answer, in one line. `param`: the request's field at fault. `cause`: what the
+    log gets of it besides."""
 
     def __init__(
         self,
@@ -60,9 +64,10 @@ class ApiError(HTTPException):
         param: str | None = None,
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
+        cause: str | None = None,
     ):
-        super().__init__(status, message, headers)
-        self.param, self.code = param, code
+        super().__init__(status, one_line(message), headers)
+        self.param, self.code, self.cause = param, code, cause
 
     def body(self) -> ErrorBody:
         kind = _TYPES.get(self.status_code, "invalid_request_error" if self.status_code < 500 else "server_error")
@@ -88,22 +93,19 @@ def unsupported(param: str, instead: str) -> ApiError:
 
 
 def from_client(error: RequestError) -> ApiError:
-    """The client library's error as a status."""
-    message = str(error)
-    if isinstance(error, ServerBusy):
-        return ApiError(429, message, code="server_busy", headers={"Retry-After": str(RETRY_AFTER)})
-    if isinstance(error, RequestTimeout):
-        return ApiError(504, message, code="timeout")
-    if isinstance(error, Unavailable):
-        return ApiError(503, message, code="unavailable", headers={"Retry-After": str(RETRY_AFTER)})
-    if message.startswith("internal error"):  # the server's word for faults of its own
-        return ApiError(500, "internal error", code="internal_error")
+    """The client library's error as a status: its code says which."""
+    code, message = error.code, str(error)
+    headers = {"Retry-After": str(RETRY_AFTER)} if code.status in (429, 503) else None
+    if told := _TOLD.get(code):
+        return ApiError(code.status, told, code=code.openai, headers=headers, cause=message)
     if isinstance(error, UnsupportedParameter):
-        return refused(message, error.name, "unsupported_parameter")
-    if "max_seq_len" in message:
-        return refused(message, "messages", "context_length_exceeded")
-    param = _PARAMS.get(re.split(r"\W", message, maxsplit=1)[0])
-    return refused(message.replace("guide: guided_decoding_guide", "response_format"), param)
+        param: str | None = error.name
+    elif code is Code.CONTEXT_TOO_LONG:
+        param = "messages"
+    else:
+        param = _PARAMS.get(re.split(r"\W", message, maxsplit=1)[0])
+    message = message.replace("guide: guided_decoding_guide", "response_format")
+    return ApiError(code.status, message, param, code.openai, headers)
 
 
 def from_validation(error: RequestValidationError) -> ApiError:
@@ -133,7 +135,8 @@ def install(app: FastAPI) -> None:
             request.app.state.metrics.refused.labels("size").inc()
         request.state.log["error"] = error.code or error.body().error.type
         if error.status_code >= 500 or request.app.state.log_content:  # a refusal may quote what was sent
-            request.state.log["message"] = error.detail
+            request.state.log["message"] = error.cause or error.detail
+        request.state.told = error.detail
         return error.response()
 
     async def http(request: Request, error: Exception) -> Response:
@@ -149,7 +152,7 @@ def install(app: FastAPI) -> None:
 
     async def client(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestError)
-        if isinstance(error, ServerBusy):
+        if error.code is Code.QUEUE_FULL:
             request.app.state.metrics.refused.labels("busy").inc()
         return answer(request, from_client(error))
 

@@ -21,7 +21,7 @@ from step_audio.engine.scheduler import Scheduler
 from step_audio.engine.sequence import Sequence, assemble
 from step_audio.engine.trtllm_checkpoint import EngineSpec, Weights, load_engine
 from step_audio.engine.validation import validate
-from step_audio.errors import InvalidRequest, Overloaded, StepAudioError
+from step_audio.errors import InvalidGuide, InvalidRequest, NotServing, Overloaded, StepAudioError
 
 logger = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -87,7 +87,7 @@ class Engine:
             request, spec, reuse=options.enable_kv_cache_reuse, chunked=options.enable_chunked_context
         )
         if request.guide is not None and self._guides is None:
-            raise InvalidRequest(
+            raise InvalidGuide(
                 "input 'guided_decoding_guide_type' needs guided decoding, which this server is not set up for"
             )
         sequences = [
@@ -104,11 +104,13 @@ class Engine:
         active = _Active(request, sequences)
         with self._condition:
             if not self._running:
-                raise StepAudioError("the engine is shut down")
+                raise NotServing("the engine is shut down")
             if request.request_id in self._active:
                 raise InvalidRequest(f"request id {request.request_id!r} is in use: choose another")
             if options.max_queue_size and self._waiting() >= options.max_queue_size:
-                raise Overloaded(f"{options.max_queue_size} requests are waiting already: try again later")
+                raise Overloaded(  # NVIDIA's words
+                    f"Maximum queue size of {options.max_queue_size} has been reached, please try again later"
+                )
             self._active[request.request_id] = active
             self._total_requests += 1
             if request.guide is not None and self._guides is not None:  # arrives when that is compiled

@@ -22,7 +22,7 @@ import numpy as np
 
 from step_audio.arrays import Float32Array, Int32Array
 from step_audio.engine.request import GenerationRequest, Guide
-from step_audio.errors import ArtefactError, InvalidRequest, StepAudioError
+from step_audio.errors import ArtefactError, InvalidGuide, StepAudioError
 from step_audio.extras import install_for
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class GuideCompiler:
         return xgrammar.GrammarCompiler(info, max_threads=1, cache_limit_bytes=CACHE_BYTES), not_json
 
     def compile(self, guide: Guide) -> CompiledGuide:
-        """Raises InvalidRequest if the guide is not what its kind says, or asks for what xgrammar lacks."""
+        """Raises InvalidGuide if the guide is not what its kind says, or asks for what xgrammar lacks."""
         compiler, not_json = self.prepare().result()
         try:
             match guide.kind:
@@ -124,7 +124,7 @@ class GuideCompiler:
                     grammar = compiler.compile_grammar(guide.text)
         except (RuntimeError, ValueError) as error:
             reason = " ".join(_ECHO.sub("", _WHERE.sub("", str(error))).split())[:MAX_MESSAGE]
-            raise InvalidRequest(f"guided_decoding_guide cannot be used as {guide.kind}: {reason}") from None
+            raise InvalidGuide(f"guided_decoding_guide cannot be used as {guide.kind}: {reason}") from None
         never = self._stop_bits | not_json if guide.kind in ("json", "json_schema") else self._stop_bits
         return CompiledGuide(grammar, self._vocab_size, self._stop_ids, never)
 
@@ -172,7 +172,7 @@ class TokenGuide:
     def mask(self, row: Float32Array) -> bool:
         """Set what must not follow to -inf in `row`, float32 [vocab]. False if nothing may follow but the end.
 
-        Raises InvalidRequest for a guide that would hold up the batch.
+        Raises InvalidGuide for a guide that would hold up the batch.
         """
         start = time.thread_time()
         self._matcher.fill_next_token_bitmask(self._allowed[None])
@@ -185,7 +185,7 @@ class TokenGuide:
         np.copyto(row, -np.inf, where=allowed == 0)
         self._budget += MASK_SECONDS_PER_TOKEN - (time.thread_time() - start)
         if self._budget < 0:
-            raise InvalidRequest("guided_decoding_guide is too costly: use smaller repetition counts or lengths")
+            raise InvalidGuide("guided_decoding_guide is too costly: use smaller repetition counts or lengths")
         return True
 
     def accept(self, token: int) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeGuard, get_args
 
 from step_audio.arrays import AnyArray, Int32Array, UInt64Array
-from step_audio.errors import InvalidRequest, StepAudioError
+from step_audio.errors import InvalidGuide, InvalidRequest, StepAudioError
 
 Finished = Literal["stop", "length", "cancelled"]
 GuideKind = Literal["json", "json_schema", "regex", "ebnf_grammar"]
@@ -60,10 +60,10 @@ class Guide:
 
     @classmethod
     def of(cls, kind: str, text: str) -> Guide:
-        """Raises InvalidRequest for a kind that there is not."""
+        """Raises InvalidGuide for a kind that there is not."""
         if not _is_guide_kind(kind):
             kinds = ", ".join(get_args(GuideKind))
-            raise InvalidRequest(f"guided_decoding_guide_type must be one of {kinds}, not {kind[:40]!r}")
+            raise InvalidGuide(f"guided_decoding_guide_type must be one of {kinds}, not {kind[:40]!r}")
         return cls(kind, text)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from step_audio.arrays import AnyArray, all_finite
 from step_audio.engine.request import GenerationRequest
 from step_audio.engine.trtllm_checkpoint import EngineSpec
-from step_audio.errors import InvalidRequest
+from step_audio.errors import ContextTooLong, InvalidGuide, InvalidRequest
 
 MAX_WORDS = 1024  # bad words cost every step of the whole batch
 MAX_RETURN_SEQUENCES = 64  # each takes memory from the moment the request is queued
@@ -32,7 +32,7 @@ def validate(request: GenerationRequest, spec: EngineSpec, *, reuse: bool, chunk
         raise InvalidRequest("input_ids is empty: send at least one token")
     longest = spec.max_seq_len - 1 if chunked else min(spec.max_seq_len - 1, spec.max_num_tokens)
     if ids.size > longest:
-        raise InvalidRequest(f"Prompt length ({ids.size}) exceeds maximum input length ({longest}): shorten the prompt")
+        raise ContextTooLong(f"Prompt length ({ids.size}) exceeds maximum input length ({longest}): shorten the prompt")
     if request.max_new_tokens < 1:
         raise InvalidRequest(f"max_new_tokens must be at least 1, not {request.max_new_tokens}")
     if not 1 <= request.num_return_sequences <= MAX_RETURN_SEQUENCES:
@@ -99,13 +99,13 @@ def _check_guide(request: GenerationRequest) -> None:
     if guide is None:
         return
     if guide.kind != "json" and not guide.text:
-        raise InvalidRequest(f"guided_decoding_guide is missing: {guide.kind} needs one")
+        raise InvalidGuide(f"guided_decoding_guide is missing: {guide.kind} needs one")
     if len(guide.text) > MAX_GUIDE_LENGTH:
-        raise InvalidRequest(
+        raise InvalidGuide(
             f"guided_decoding_guide has {len(guide.text)} characters, at most {MAX_GUIDE_LENGTH} are allowed"
         )
     if guide.kind == "json_schema":
         marks = (match[0] for match in _STRING_OR_BRACKET.finditer(guide.text))
         depth = max(accumulate(1 if mark in "[{" else -1 if mark in "]}" else 0 for mark in marks), default=0)
         if depth > MAX_SCHEMA_DEPTH:
-            raise InvalidRequest(f"guided_decoding_guide is nested {depth} deep, at most {MAX_SCHEMA_DEPTH} is allowed")
+            raise InvalidGuide(f"guided_decoding_guide is nested {depth} deep, at most {MAX_SCHEMA_DEPTH} is allowed")

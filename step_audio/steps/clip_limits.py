@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from step_audio import mel
 from step_audio.arrays import Int32Array, UInt64Array
-from step_audio.errors import InvalidRequest
+from step_audio.errors import ContextTooLong, InvalidRequest
 from step_audio.steps.runtime import Runtime
 
 
@@ -15,7 +15,7 @@ def clip_tokens(frames: Int32Array, runtime: Runtime) -> list[int]:
     leaves the prompt no room for a word.
     """
     if 2 * len(frames) >= runtime.max_seq_len:  # each stands between two marks
-        raise InvalidRequest(f"audio: {len(frames)} clips, which leaves no room in max_seq_len {runtime.max_seq_len}")
+        raise ContextTooLong(f"audio: {len(frames)} clips, which leaves no room in max_seq_len {runtime.max_seq_len}")
     lengths = frames.tolist()
     if lengths and min(lengths) < mel.LEAST_FRAMES:
         raise InvalidRequest(f"frames: a clip has at least {mel.LEAST_FRAMES}, got {min(lengths)}")
@@ -27,7 +27,7 @@ def clip_tokens(frames: Int32Array, runtime: Runtime) -> list[int]:
             f"{runtime.max_prompt_table_rows}; send less audio"
         )
     if (positions := total + 2 * len(tokens)) >= runtime.max_seq_len:
-        raise InvalidRequest(
+        raise ContextTooLong(
             f"audio: {positions} prompt positions, which leaves no room in max_seq_len {runtime.max_seq_len}"
         )
     return tokens

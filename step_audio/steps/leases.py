@@ -19,7 +19,7 @@ from typing import Protocol
 
 import numpy as np
 
-from step_audio.errors import InvalidRequest, Overloaded
+from step_audio.errors import Code, Conflict, InvalidRequest, Overloaded, StepAudioError
 from step_audio.steps.tensors import Tensors, required, scalar
 
 PREFIX = "lease:"  # of a request's id; what follows is the answer's own
@@ -136,7 +136,7 @@ class Leases:
             if len(self._leases) >= MAX_LEASES:
                 raise Overloaded(f"{MAX_LEASES} leases are open already")
             if answer in self._leases:  # who guesses an id must not take its lease away
-                raise InvalidRequest("there is a lease for this id already")
+                raise Conflict("there is a lease for this id already")
             self._leases[answer] = _Lease(holder, time.monotonic() + seconds)
             self._unleased.pop(answer, None)
             self._ended.pop(answer, None)
@@ -152,7 +152,7 @@ class Leases:
         seconds = min(seconds, self._unleased_seconds)
         with self._lock:
             if answer in self._ended:
-                raise InvalidRequest("the lease of this answer has ended")
+                raise StepAudioError("the lease of this answer has ended", Code.CANCELLED)
             if answer in self._leases or math.isinf(seconds):
                 return
             if not answer:

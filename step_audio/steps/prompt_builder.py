@@ -9,7 +9,7 @@ import numpy as np
 from step_audio.arrays import AnyArray, Int32Array, UInt64Array
 from step_audio.chat import ClipInfo, build_prompt
 from step_audio.conversation import parse_conversation
-from step_audio.errors import InvalidRequest
+from step_audio.errors import ContextTooLong, InvalidRequest
 from step_audio.steps.clip_limits import check_hashes, clip_tokens
 from step_audio.steps.lanes import Lane
 from step_audio.steps.runtime import Runtime
@@ -91,7 +91,7 @@ class PromptBuilder:
         if ids is None:
             return np.zeros(0, np.int32)
         if len(ids) >= self.runtime.max_seq_len:
-            raise InvalidRequest(f"suffix_ids has {len(ids)} ids and max_seq_len is {self.runtime.max_seq_len}")
+            raise ContextTooLong(f"suffix_ids has {len(ids)} ids and max_seq_len is {self.runtime.max_seq_len}")
         vocab_size = self.runtime.model.text.vocab_size
         if np.any((ids < 0) | (ids >= vocab_size)):  # from there on they are the recordings' positions
             raise InvalidRequest(f"suffix_ids must be token ids from 0 to {vocab_size - 1}")
@@ -100,7 +100,7 @@ class PromptBuilder:
     def _output_len(self, prompt_length: int, asked: int | None) -> int:
         room = self.runtime.max_seq_len - prompt_length
         if room < 1:
-            raise InvalidRequest(
+            raise ContextTooLong(
                 f"the prompt has {prompt_length} positions and max_seq_len is {self.runtime.max_seq_len}; "
                 "send less audio or text"
             )

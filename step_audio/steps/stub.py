@@ -21,7 +21,7 @@ from step_audio.arrays import AnyArray
 from step_audio.counters import WORKER_RESTARTS, Counters
 from step_audio.errors import InvalidRequest
 from step_audio.steps import dlpack
-from step_audio.steps.tensors import Bfloat16, Tensor, Tensors, readable
+from step_audio.steps.tensors import Bfloat16, Tensor, Tensors, triton_error
 from step_audio.steps.worker_client import WorkerClient, python_command
 from step_audio.tracing import Tracer
 
@@ -85,7 +85,7 @@ class StepStub:
     def _response(self, result: Tensors | Exception) -> Any:
         pb = self._pb_utils
         if isinstance(result, Exception):
-            return pb.InferenceResponse(error=pb.TritonError(readable(result)))
+            return pb.InferenceResponse(error=triton_error(pb, result))
         return pb.InferenceResponse([self._write(name, tensor) for name, tensor in result.items()])
 
     def _write(self, name: str, tensor: Tensor) -> Any:

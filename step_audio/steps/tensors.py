@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from step_audio.arrays import AnyArray
-from step_audio.errors import InvalidRequest, Overloaded, StepAudioError
+from step_audio.errors import Code, InvalidRequest, StepAudioError
 
 INTERNAL_ERROR = "internal error; the server's log has the details"
 
@@ -30,31 +30,31 @@ Tensor = npt.NDArray[Any] | Bfloat16 | list[bytes]  # the last one is BYTES, fla
 Tensors = dict[str, Tensor]  # by name, with their batch dimension
 Reply = Callable[[Tensors | Exception], None]
 
-_KINDS: dict[str, type[StepAudioError]] = {kind.__name__: kind for kind in (InvalidRequest, Overloaded, StepAudioError)}
-
 
 @dataclass(frozen=True)
 class Failed:
     """A request's error on its way back."""
 
+    code: Code
     text: str
-    kind: str = "StepAudioError"
 
     @classmethod
     def of(cls, error: Exception) -> Failed:
-        kind = next((name for name, kind in _KINDS.items() if isinstance(error, kind)), "StepAudioError")
-        return cls(readable(error), kind)
+        """What a client may see: errors that are meant for it as they are, of any other only that there was one."""
+        if isinstance(error, StepAudioError) and error.code is not Code.INTERNAL:
+            return cls(error.code, str(error))
+        if not (isinstance(error, StepAudioError) and str(error) == INTERNAL_ERROR):  # it has been logged
+            log.error("a step failed", exc_info=error)
+        return cls(Code.INTERNAL, INTERNAL_ERROR)
 
     def error(self) -> StepAudioError:
-        return _KINDS[self.kind](self.text)
+        return StepAudioError(self.text, self.code)
 
 
-def readable(error: Exception) -> str:
-    """What a client may see: our own errors as they are, of any other only that there was one."""
-    if isinstance(error, StepAudioError):
-        return str(error)
-    log.error("a step failed", exc_info=error)
-    return INTERNAL_ERROR
+def triton_error(pb_utils: Any, error: Exception) -> Any:
+    """As Triton is to send it: `pb_utils.TritonError`."""
+    failed = Failed.of(error)
+    return pb_utils.TritonError(failed.code.put_before(failed.text), getattr(pb_utils.TritonError, failed.code.triton))
 
 
 def packed(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 
-from step_audio.errors import Overloaded, StepAudioError
+from step_audio.errors import Deadly, NotServing, Overloaded, StepAudioError
 from step_audio.steps.channel import Channel, Frame
 from step_audio.steps.tensors import INTERNAL_ERROR, Failed, Tensors, packed, unpacked
 
@@ -80,8 +80,8 @@ class WorkerClient:
     def submit(self, inputs: Tensors, answer: Answer) -> None:
         """`answer` is called once, by another thread, with the outputs or with what went wrong.
 
-        `inputs` are copied before this returns. Raises Overloaded, and StepAudioError for a request that has killed
-        workers, or where no worker can be started.
+        `inputs` are copied before this returns. Raises Overloaded, Deadly for a request that has killed workers,
+        and NotServing where no worker can be started.
         """
         if self._broken:
             raise self._broken
@@ -94,7 +94,7 @@ class WorkerClient:
                 raise Overloaded(f"{len(self._pending)} requests are waiting already, {size >> 20} MiB")
             if self._refused and _digest(frame) in self._refused:
                 frame.close()
-                raise StepAudioError("this request has ended the process that worked on it, and is not tried again")
+                raise Deadly("this request has ended the process that worked on it, and is not tried again")
             self._pending[pending.number] = pending
             if self._suspects:
                 self._held.append(pending)
@@ -145,8 +145,8 @@ class WorkerClient:
                     return
                 self._restart()
                 continue
-            if number == BROKEN:  # it cannot work, and says why
-                self._give_up(StepAudioError(result.text))
+            if number == BROKEN:  # it cannot work, and has logged why
+                self._give_up(NotServing("a step of the server could not be started: the server's log says why"))
                 return
             self._failures = 0
             self._finish(number, result)

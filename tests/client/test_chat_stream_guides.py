@@ -9,7 +9,7 @@ import pytest
 from chat_stream_fixture import ADDED, CALL, OFF, QUESTION, SMILE, TOOLS, Model, reply, tokens
 from fake_triton import TOKENIZER
 from step_audio.tokenizer import Tokenizer
-from step_audio_client import ChatOptions, Guide, RequestError, Sampling, Thinking, TtsContent
+from step_audio_client import ChatOptions, Guide, InvalidGuide, RequestError, Sampling, Thinking, TtsContent
 
 # Forms
 
@@ -100,7 +100,7 @@ def test_one_call_at_a_time():
 def test_a_server_without_guides_is_named():
     class Poor(Model):
         async def __call__(self, request):
-            raise RequestError("input 'guided_decoding_guide_type' needs what is not there")
+            raise InvalidGuide("input 'guided_decoding_guide_type' needs what is not there")
             yield
 
     for name, options in (

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from fake_triton import TOKENIZER, for_ever, message, script, serving
+from fake_triton import TOKENIZER, for_ever, message, refusal, script, serving
+from step_audio.errors import Code
 from step_audio_client import (
     Audio,
     ChatOptions,
@@ -75,7 +76,7 @@ async def test_what_was_not_begun_goes_to_the_next(fault):
 
 
 async def test_faults_of_the_request_are_not_retried():
-    bad = script(message(error="in ensemble 'step_audio_r1', messages is empty"))
+    bad = script(refusal(Code.INVALID_REQUEST, "messages is empty"))
     async with serving(bad, bad) as servers:
         async with client_of(*(address for _, address, _ in servers)) as client:
             with pytest.raises(RequestError, match=r"^messages is empty$"):

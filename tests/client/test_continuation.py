@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from fake_triton import TOKENIZER, message, script, serving
+from fake_triton import TOKENIZER, message, refusal, script, serving
+from step_audio.errors import Code
 from step_audio_client import (
     Counts,
     Guide,
@@ -72,7 +73,7 @@ async def test_the_next_server_goes_on_behind_the_ids_that_have_come(fault):
 
 
 async def test_a_fault_of_the_request_is_not_continued():
-    first = script(message(5), message(error="in ensemble 'step_audio_r1', it broke"))
+    first = script(message(5), refusal(Code.INVALID_REQUEST, "it broke"))
     with pytest.raises(RequestError, match=r"^it broke$"):
         await made([first, script(message(6, final=True))], TokenRequest(QUESTION, GREEDY))
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from fake_triton import EOT, message, script, serving
-from step_audio.errors import NotCached
+from step_audio.errors import Code, NotCached
 from step_audio_client import Audio, RequestError, Sampling, user
 from step_audio_client.pipeline import Pipeline
 from step_audio_client.prepared import PreparedPrompt, PreparedRequest
 from step_audio_client.tokens import TokenRequest
 
-GONE = f"in ensemble 'step_audio_continue', {NotCached.TEXT}"
+GONE = f"in ensemble 'step_audio_continue', {Code.NOT_CACHED.put_before(str(NotCached()))}"
 
 
 def request(*recordings: bytes) -> PreparedRequest:

@@ -81,7 +81,7 @@ def test_a_full_queue_is_said_and_drains(start):
     answers = [submit(engine, str(i), prompt(4, i), 30) for i in range(2)]
     wait_until(lambda: all(answer.outputs for answer in answers))
     answers += [submit(engine, str(i), prompt(4, i), 5) for i in range(2, 5)]
-    with pytest.raises(Overloaded, match="3 requests are waiting already"):
+    with pytest.raises(Overloaded, match="Maximum queue size of 3 has been reached"):
         submit(engine, "late", prompt(4))
     stats = engine.stats()
     assert (stats.active_requests, stats.waiting_requests, stats.generation) == (5, 3, 2)

@@ -6,23 +6,25 @@ import pytest
 
 from gateway_calls import CHAT, HELLO, TOOL, ask, asked, refusal
 from gateway_fixture import REPLY, FakeClient, events, http
-from step_audio_client import RequestError, RequestTimeout, ServerBusy, Unavailable, UnsupportedParameter
+from step_audio.errors import Code
+from step_audio_client import RequestError, Unavailable, UnsupportedParameter
+from step_audio_client.errors import error_of
 
 
 @pytest.mark.parametrize(
-    "said, param, code",
+    "said, param",
     [
-        ("guide: guided_decoding_guide cannot be used as json_schema: x", "response_format", None),
-        ("tool_choice: guided_decoding_guide cannot be used as json_schema: x", "tool_choice", None),
-        ("the prompt has 9 positions and max_seq_len is 5; send less", "messages", "context_length_exceeded"),
-        ("audio[0]: there are no bytes", "messages", None),
-        ("thinking: no", "thinking", None),
-        ("something else", None, None),
+        ("guide: guided_decoding_guide cannot be used as json_schema: x", "response_format"),
+        ("tool_choice: guided_decoding_guide cannot be used as json_schema: x", "tool_choice"),
+        ("audio[0]: there are no bytes", "messages"),
+        ("thinking: no", "thinking"),
+        ("something else", None),
+        ("max_seq_len is a word, too", None),
     ],
 )
-async def test_the_field_at_fault(said, param, code):
+async def test_the_field_at_fault(said, param):
     error = (await ask(FakeClient(lambda messages, options: [RequestError(said)]))).json()["error"]
-    assert (error["param"], error["code"]) == (param, code)
+    assert (error["param"], error["code"]) == (param, None)
     assert error["message"] == said.replace("guide: guided_decoding_guide", "response_format")
 
 
@@ -102,22 +104,46 @@ async def test_other_keys_are_tolerated():
     assert (await asked(messages=[message], wish="none", stream_options=None)).messages == HELLO
 
 
-@pytest.mark.parametrize(
-    "error, status, code",
-    [
-        (RequestError("too long"), 400, None),
-        (RequestError("internal error; the log has it"), 500, "internal_error"),
-        (ServerBusy("full"), 429, "server_busy"),
-        (Unavailable("nobody there"), 503, "unavailable"),
-        (RequestTimeout("too late"), 504, "timeout"),
-        (ZeroDivisionError("ours"), 500, "internal_error"),
-    ],
-)
+GONE = "the server is not available: try again later"
+# By code: HTTP's status, `code` and `type` of OpenAI's error, seconds to wait, what is told, the field at fault.
+STATUSES = {
+    Code.INVALID_REQUEST: (400, None, "invalid_request_error", None, "said", None),
+    Code.INVALID_GUIDE: (400, "invalid_guide", "invalid_request_error", None, "said", None),
+    Code.CONTEXT_TOO_LONG: (400, "context_length_exceeded", "invalid_request_error", None, "said", "messages"),
+    Code.UNSUPPORTED: (400, "unsupported_parameter", "invalid_request_error", None, "said", None),
+    Code.CONFLICT: (409, "conflict", "invalid_request_error", None, "said", None),
+    Code.NOT_CACHED: (503, "unavailable", "server_error", "1", GONE, None),
+    Code.QUEUE_FULL: (429, "server_busy", "rate_limit_error", "1", "said", None),
+    Code.UNAVAILABLE: (503, "unavailable", "server_error", "1", GONE, None),
+    Code.SERVER_LOST: (503, "unavailable", "server_error", "1", GONE, None),
+    Code.ANSWER_LOST: (503, "unavailable", "server_error", "1", "said", None),
+    Code.QUARANTINED: (500, "quarantined", "server_error", None, "said", None),
+    Code.TIMED_OUT: (504, "timeout", "server_error", None, "said", None),
+    Code.CANCELLED: (499, "cancelled", "invalid_request_error", None, "said", None),
+    Code.INTERNAL: (500, "internal_error", "server_error", None, "internal error", None),
+}
+
+
+@pytest.mark.parametrize("code", Code)
 @pytest.mark.parametrize("stream", [False, True])
-async def test_errors_before_the_first_token(error, status, code, stream):
-    response = await ask(FakeClient(lambda messages, options: [error]), stream=stream)
-    assert response.status_code == status and response.json()["error"]["code"] == code
-    assert response.headers.get("retry-after") == ("1" if status in (429, 503) else None)  # s, as a queue moves
+async def test_errors_before_the_first_token(code, stream):
+    said = "said" if code not in (Code.UNAVAILABLE, Code.SERVER_LOST, Code.INTERNAL) else "no server at 10.1.2.3:8001"
+    response = await ask(FakeClient(lambda messages, options: [error_of(code, said)]), stream=stream)
+    error = response.json()["error"]
+    wait = response.headers.get("retry-after")
+    told = (response.status_code, error["code"], error["type"], wait, error["message"], error["param"])
+    assert told == STATUSES[code]
+
+
+async def test_a_fault_of_ours():
+    response = await ask(FakeClient(lambda messages, options: [ZeroDivisionError("ours")]))
+    assert response.status_code == 500 and response.json()["error"]["code"] == "internal_error"
+
+
+async def test_a_message_is_one_short_line():
+    response = await ask(FakeClient(lambda messages, options: [RequestError("no:\n" + "ab\n" * 10_000)]))
+    message = response.json()["error"]["message"]
+    assert len(message) == 400 and "\n" not in message
 
 
 async def test_what_the_served_llm_does_not_take_is_refused_by_name():
@@ -151,7 +177,7 @@ async def test_an_error_in_the_middle_of_a_stream():
     response = await ask(FakeClient(lambda m, o: [REPLY[0], Unavailable("gone")]), stream=True)
     assert response.status_code == 200
     assert events(response.text)[-1]["error"] == {
-        "message": "gone", "type": "server_error", "param": None, "code": "unavailable",
+        "message": GONE, "type": "server_error", "param": None, "code": "unavailable",
     }  # fmt: skip
 
 

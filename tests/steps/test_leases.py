@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from step_audio.errors import StepAudioError
+from step_audio.errors import Code, StepAudioError
 from step_audio.steps import leases
 from step_audio.steps.leases import Leases
 from waiting import wait_until
@@ -17,7 +17,7 @@ class Holder:
     """`ends`: None for an end, else the error's text or what is passed on."""
 
     def __init__(self, gone=False):
-        self.gone, self.ends, self.looked = gone, [], threading.Event()
+        self.gone, self.ends, self.codes, self.looked = gone, [], [], threading.Event()
 
     def is_gone(self):
         self.looked.set()
@@ -28,6 +28,7 @@ class Holder:
     def end(self, answer):
         if isinstance(answer, Exception):
             self.ends.append(str(answer))
+            self.codes.append(answer.code)
         else:
             self.ends += [None if name == "ended" else {name: value.tolist()} for name, value in answer.items()]
 
@@ -255,3 +256,17 @@ def test_what_has_ended_is_forgotten(held, stopped, monkeypatch):
     lease(held, "lease:a", True, None, Holder(gone=True))
     wait_until(lambda: stopped)
     wait_until(lambda: go_by(held, "a") == PASSED)
+
+
+def test_codes(held, monkeypatch, stopped):
+    """What is wrong with the request, what is there already, what is too much, and what is over."""
+    monkeypatch.setattr(leases, "MAX_LEASES", 1)
+    holders = [Holder() for _ in range(4)]
+    for holder, request_id in zip(holders, ("a", "lease:a", "lease:a", "lease:b"), strict=True):
+        lease(held, request_id, True, None, holder)
+        monkeypatch.setattr(leases, "MAX_LEASES", 2 if request_id == "lease:a" and holder is holders[1] else 1)
+    holders[1].gone = True
+    wait_until(lambda: stopped)
+    ask(held, "a", over := Holder(), input_lengths=np.array([[7]], np.int32))
+    codes = [code for holder in (*holders, over) for code in holder.codes]
+    assert codes == [Code.INVALID_REQUEST, Code.CONFLICT, Code.QUEUE_FULL, Code.CANCELLED]

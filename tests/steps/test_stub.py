@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from step_audio.errors import InvalidRequest
+from step_audio.errors import Code, InvalidRequest, Overloaded, StepAudioError
 from step_audio.steps.stub import StepStub, strings
 from step_audio.steps.tensors import INTERNAL_ERROR, Bfloat16
 
@@ -41,14 +41,20 @@ class Tensor:
         raise RuntimeError("DLPack of nothing in triton_python_backend_shm_region_7")
 
 
-def triton_error(text):
-    text.encode()  # as the C++ side does
-    return text
+class TritonError:
+    INTERNAL, INVALID_ARG, UNAVAILABLE = range(3)
+
+    def __new__(cls, text, code):
+        text.encode()  # as the C++ side does
+        return text, code
+
+
+FAULT = (Code.INTERNAL.put_before(INTERNAL_ERROR), TritonError.INTERNAL)
 
 
 PB = SimpleNamespace(
     InferenceResponse=lambda outputs=None, error=None: error if error else outputs,
-    TritonError=triton_error,
+    TritonError=TritonError,
     Tensor=Tensor,
     TRITONSERVER_RESPONSE_COMPLETE_FINAL=1,
 )
@@ -84,13 +90,26 @@ def sent(answers, arrays, gone=(), tracer=None):
 def test_inputs_that_cannot_be_read_are_their_request_s_fault():
     good = {"out": np.ones(1)}
     first, bad, last = sent([good, good, good], [np.array([0]), None, np.array([2])])
-    assert first == last == [([("out", good["out"])], 1)] and bad == [(INTERNAL_ERROR, 1)]
+    assert first == last == [([("out", good["out"])], 1)] and bad == [(FAULT, 1)]
 
 
 def test_outputs_that_cannot_be_sent_are_their_request_s_fault():
-    answers = [{"table": Bfloat16(np.zeros((1, 0, 4), np.uint16))}, InvalidRequest("\ud800"), {"out": np.ones(1)}, {}]
+    answers = [
+        {"table": Bfloat16(np.zeros((1, 0, 4), np.uint16))},
+        InvalidRequest("no \ud800"),
+        {"out": np.ones(1)},
+        {},
+    ]
     table, text, good, gone = sent(answers, [np.array([n]) for n in range(4)], gone={3})
-    assert table == text == [(INTERNAL_ERROR, 1)] and len(good) == 1 and gone == []
+    assert table == [(FAULT, 1)] and len(good) == 1 and gone == []
+    assert text == [(("[INVALID_REQUEST] no", TritonError.INVALID_ARG), 1)]
+
+
+def test_errors_carry_their_code_and_faults_say_nothing(caplog):
+    errors = [Overloaded("7 wait"), StepAudioError("/srv/engine is not there"), KeyError("/srv/x.py")]
+    busy, ours, python = sent(errors, [np.array([n]) for n in range(3)])
+    assert busy == [(("[QUEUE_FULL] 7 wait", TritonError.UNAVAILABLE), 1)] and ours == python == [(FAULT, 1)]
+    assert "/srv/engine is not there" in caplog.text and "/srv/x.py" in caplog.text
 
 
 def test_each_request_has_a_span_with_the_type_of_its_error():

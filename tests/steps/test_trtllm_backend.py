@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from step_audio.errors import InvalidRequest, StepAudioError
+from step_audio.errors import InvalidRequest, Overloaded, StepAudioError
 from step_audio.steps.tensors import INTERNAL_ERROR
 from step_audio.steps.trtllm import backend as trtllm_backend
 from step_audio.steps.trtllm.backend import TrtllmBackend
@@ -162,7 +162,7 @@ def test_triton_s_cancellation(backend):
 )
 def test_a_request_that_is_refused(backend, tensors, text):
     client, requests = ask(backend, **tensors)
-    assert client.wait().responses == [(None, text, True)]
+    assert client.wait().errors == [text] and [final for _, _, final in client.responses] == [True]
     assert not requests and not backend._in_flight
 
 
@@ -190,7 +190,7 @@ def test_a_row_that_fails_at_once_leaves_no_other_behind(backend):
     def submit_and_break(request):
         submit(request)
         if len(engine.requests) == 1:
-            request.on_output(output(error=StepAudioError("it broke"), final=True))
+            request.on_output(output(error=InvalidRequest("it broke"), final=True))
             wait_until(lambda: not backend._in_flight)
 
     engine.submit = submit_and_break
@@ -200,6 +200,6 @@ def test_a_row_that_fails_at_once_leaves_no_other_behind(backend):
 
 
 def test_an_engine_that_is_full(backend):
-    backend.engine.accepts, backend.engine.refuse = 0, StepAudioError("3 requests are waiting already")
+    backend.engine.accepts, backend.engine.refuse = 0, Overloaded("3 requests are waiting already")
     client, _ = ask(backend)
     assert client.wait().errors == ["3 requests are waiting already"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from step_audio.engine.request import SequenceStats
-from step_audio.errors import StepAudioError
+from step_audio.errors import InvalidRequest
 from step_audio.steps.trtllm import response
 from step_audio.steps.trtllm.response import ResponseStream, SenderPool
 from trtllm_fixture import Client, options, output
@@ -177,7 +177,7 @@ def test_an_error_ends_all_rows(pool, streaming):
     client = Client()
     responses = stream(pool, client, prompts=[(1,), (2,)], streaming=streaming)
     responses.put(0, output(5))
-    responses.put(1, output(error=StepAudioError("it broke"), final=True))
+    responses.put(1, output(error=InvalidRequest("it broke"), final=True))
     responses.put(0, output(6, finished="length", final=True))
     client.wait()
     assert client.errors == ["it broke"]
@@ -229,5 +229,5 @@ def test_tokens_before_an_error_are_sent(pool):
     responses = stream(pool, client)
     for token in range(5):
         responses.put(0, output(token))
-    responses.put(0, output(error=StepAudioError("it broke"), final=True))
+    responses.put(0, output(error=InvalidRequest("it broke"), final=True))
     assert client.wait().tokens() == list(range(5)) and client.errors == ["it broke"]

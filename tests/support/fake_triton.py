@@ -13,6 +13,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from step_audio.chat_template import load_template
+from step_audio.errors import Code
 from step_audio.sampling_parameters import PARAMETERS
 from step_audio.tokenizer import Tokenizer
 from step_audio_build.convert.small_tokenizer import build_tokenizer
@@ -105,6 +106,11 @@ def message(*ids: int, final: bool = False, prompt: int = 10, empty: bool = Fals
         return service_pb2.ModelStreamInferResponse(error_message=error)
     outputs = {"output_ids": np.array([[ids]], np.int32), "num_input_tokens": np.array([[prompt]], np.int32)}
     return service_pb2.ModelStreamInferResponse(infer_response=answer({} if empty else outputs, final))
+
+
+def refusal(code: Code, text: str = "so it is"):
+    """As a step of an ensemble sends it."""
+    return message(error=f"in ensemble 'step_audio_r1', {code.put_before(text)}")
 
 
 def script(*messages, then=None):

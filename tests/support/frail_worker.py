@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 
-from step_audio.errors import InvalidRequest
+from step_audio.errors import ArtefactError, InvalidRequest
 from step_audio.steps.channel import Channel, Frame
 from step_audio.steps.tensors import Failed, packed, unpacked
 from step_audio.steps.worker_client import BROKEN
@@ -21,7 +21,7 @@ def main(mode: str, descriptor: str) -> None:
         frame.close()
 
     if mode == "broken":
-        reply(BROKEN, Failed("no encoder.onnx"))
+        reply(BROKEN, Failed.of(ArtefactError("no encoder.onnx")))
         return
     while True:
         number, message = channel.receive()

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 from step_audio.engine.request import SequenceOutput
+from step_audio.steps.tensors import Failed
 from step_audio.steps.trtllm.request import ResponseOptions
 from waiting import SECONDS
 
@@ -62,7 +63,7 @@ class Client:
 
     @property
     def errors(self) -> list[str]:
-        return [error for _, error, _ in self.responses if error]
+        return [Failed.of(error).text for _, error, _ in self.responses if error]
 
 
 def output(*tokens: int, sequence: int = 0, finished=None, final: bool = False, **others) -> SequenceOutput:

@@ -12,7 +12,7 @@ import triton_python_backend_utils as pb_utils
 from step_audio.counters import LEASES_EXPIRED, Counters
 from step_audio.steps.counter_report import CounterReport
 from step_audio.steps.leases import Leases, Reason
-from step_audio.steps.tensors import readable
+from step_audio.steps.tensors import triton_error
 
 LLM = "tensorrt_llm"
 
@@ -63,7 +63,7 @@ class _Holder:
     def end(self, answer):
         """Never raises: whose client is gone cannot be answered."""
         if isinstance(answer, Exception):
-            response = pb_utils.InferenceResponse(error=pb_utils.TritonError(readable(answer)))
+            response = pb_utils.InferenceResponse(error=triton_error(pb_utils, answer))
         else:
             response = pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in answer.items()])
         try:

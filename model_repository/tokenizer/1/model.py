@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from step_audio.steps.tensors import triton_error
+
 
 class TritonPythonModel:
     """Hands the tokenizer's file and the server's limits to clients; takes no input."""
@@ -18,7 +20,13 @@ class TritonPythonModel:
         }
 
     def execute(self, requests):
-        return [pb_utils.InferenceResponse(self._tensors(request.requested_output_names())) for request in requests]
+        return [self._response(request) for request in requests]
 
-    def _tensors(self, wanted):
-        return [pb_utils.Tensor(name, value) for name, value in self.outputs.items() if name in wanted]
+    def _response(self, request):
+        try:
+            wanted = request.requested_output_names()
+            return pb_utils.InferenceResponse(
+                [pb_utils.Tensor(name, value) for name, value in self.outputs.items() if name in wanted]
+            )
+        except Exception as error:
+            return pb_utils.InferenceResponse(error=triton_error(pb_utils, error))

@@ -15,8 +15,8 @@ from step_audio.arrays import AnyArray
 from step_audio.engine import Engine, EngineOptions, EngineStats
 from step_audio.engine.request import SequenceOutput
 from step_audio.engine.scheduler import Policy, is_policy
-from step_audio.errors import ArtefactError, InvalidRequest, StepAudioError
-from step_audio.steps.tensors import readable
+from step_audio.errors import ArtefactError, InvalidRequest
+from step_audio.steps.tensors import Failed
 from step_audio.steps.trtllm.request import is_stop, parse
 from step_audio.steps.trtllm.response import ResponseStream, Send, SenderPool
 from step_audio.steps.trtllm.traces import EngineTraces
@@ -40,7 +40,7 @@ class _Channel:
         self._lock = threading.Lock()
         self._ended = False
 
-    def send(self, tensors: dict[str, AnyArray] | None, error: str | None, final: bool) -> None:
+    def send(self, tensors: dict[str, AnyArray] | None, error: Exception | None, final: bool) -> None:
         if not final:
             self._send(tensors, error, False)
             return
@@ -130,7 +130,7 @@ class TrtllmBackend:
                 raise InvalidRequest(f"output '{missing[0]}' must be requested")
             request = parse(tensors, self.exclude_input, on_output)
         except Exception as error:
-            channel.send(None, readable(error), True)
+            channel.send(None, error, True)
             return
         entry = _InFlight(triton_id, channel.is_cancelled)
         with self._lock:
@@ -144,7 +144,7 @@ class TrtllmBackend:
             if stream.ended:  # by an error of an early row, while later ones were on their way
                 self._cancel(entry.engine_ids)
         except Exception as error:  # rows of the batch that were accepted end with the one that was not
-            stream.fail(StepAudioError(readable(error)))
+            stream.fail(Failed.of(error).error())
 
     def stop(self, triton_id: str) -> None:
         """Cancel every request that carries this id; an unknown one is no error. Raises InvalidRequest for none."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from step_audio.arrays import AnyArray
 from step_audio.engine.request import GenerationRequest, Guide, SamplingParams, SequenceOutput
-from step_audio.errors import InvalidRequest
+from step_audio.errors import InvalidRequest, Unsupported
 from step_audio.sampling_parameters import PARAMETERS
 from step_audio.word_list import unpack_word_list
 
@@ -105,8 +105,8 @@ def parse(
         if name in SUPPORTED or (name in NEUTRAL and (tensor == NEUTRAL[name]).all()):
             continue
         if name in NEUTRAL:
-            raise InvalidRequest(f"input '{name}' is supported only as {str(NEUTRAL[name]).lower()} by the CPU backend")
-        raise InvalidRequest(f"input '{name}' is not supported by the CPU backend")
+            raise Unsupported(f"input '{name}' is supported only as {str(NEUTRAL[name]).lower()} by the CPU backend")
+        raise Unsupported(f"input '{name}' is not supported by the CPU backend")
 
     for name in REQUIRED:
         if name not in tensors:

@@ -26,8 +26,8 @@ from step_audio.engine.request import SequenceOutput
 from step_audio.errors import StepAudioError
 from step_audio.steps.trtllm.request import ResponseOptions
 
-# tensors by output name, error text, final flag
-Send = Callable[[dict[str, AnyArray] | None, str | None, bool], None]
+# tensors by output name, error, final flag
+Send = Callable[[dict[str, AnyArray] | None, Exception | None, bool], None]
 
 SPACING = 0.001  # seconds, for each other stream under way
 
@@ -125,7 +125,7 @@ class ResponseStream:
             if failed is not None:
                 if self.options.streaming and any(output.token_ids for output in outputs):
                     self._send(self._tensors(row, [output for output in outputs if not output.error]), None, False)
-                self._send(None, str(failed), True)
+                self._send(None, failed, True)
             else:
                 self._send(self._tensors(row, outputs), None, final)
         except Exception:  # the client is gone; the engine must not hear of it
