@@ -135,6 +135,5 @@ def test_no_more_strings_than_are_read():
     many = strings(np.zeros(4 * 10_000_000, np.uint8)).reshape([1, 10_000_000])
     good = {"out": np.ones(1)}
     refused, answered = sent([good], [many, np.array([0])])
-    assert refused == [("n: 10000000 elements, at most 4096 are accepted", 1)] and answered == [
-        ([("out", good["out"])], 1)
-    ]
+    said = "[INVALID_REQUEST] n: 10000000 elements, at most 4096 are accepted"
+    assert refused == [((said, TritonError.INVALID_ARG), 1)] and answered == [([("out", good["out"])], 1)]
