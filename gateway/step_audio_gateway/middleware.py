@@ -34,7 +34,7 @@ TOLD = {
     "completion_tokens": "gen_ai.usage.output_tokens",
 }
 SCRAPED = ("/health", "/metrics", "/ready")  # every few seconds, by probes and Prometheus
-REQUEST_ID = "step_audio.request_id"
+REQUEST_ID = "request.id"
 
 
 class JsonLines(logging.Formatter):
@@ -106,9 +106,7 @@ class Observe:
             about = {"request_id": request_id, "client": client, "method": scope["method"], "path": scope["path"]}
             about |= {"status": status, "seconds": round(seconds, 4)}
             level = logging.DEBUG if route in SCRAPED and status < 400 else logging.INFO
-            log.log(
-                level, "request", extra={"fields": about | {"status": status, "seconds": round(seconds, 4)} | fields}
-            )
+            log.log(level, "request", extra={"fields": about | fields})
 
 
 class Guard:

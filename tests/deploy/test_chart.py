@@ -7,7 +7,21 @@ import re
 
 import pytest
 
-from helm_fixture import CASES, CHART, EVERYTHING, LEAST, HelmError, container, documents, lint, one, pods, render, yaml
+from helm_fixture import (
+    CASES,
+    CHART,
+    ENCRYPTED,
+    EVERYTHING,
+    LEAST,
+    HelmError,
+    container,
+    documents,
+    lint,
+    one,
+    pods,
+    render,
+    yaml,
+)
 from paths import ROOT
 from step_audio_build.commands.plan import PUBLISHED
 from step_audio_build.convert.convert_decoder import rank_tensors
@@ -110,6 +124,26 @@ def test_the_volume_holds_all_that_is_built():
 
 def _product(shape: tuple[int, ...]) -> int:
     return shape[0] * _product(shape[1:]) if shape else 1
+
+
+def test_the_kubelet_asks_where_it_can():
+    """Its gRPC probes know no TLS."""
+    for values, probe in (({}, "grpc"), (ENCRYPTED, "httpGet")):
+        engine = container("engine", values)
+        assert all(probe in engine[name] for name in ("startupProbe", "readinessProbe"))
+    assert container("engine", ENCRYPTED)["readinessProbe"]["httpGet"] == {"path": "/v2/health/ready", "port": 8000}
+    gateway = [container("gateway", values)["livenessProbe"]["httpGet"]["scheme"] for values in ({}, ENCRYPTED)]
+    assert gateway == ["HTTP", "HTTPS"]
+    (monitor,) = (d for d in documents(ENCRYPTED) if d["kind"] == "PodMonitor" and "gateway" in d["metadata"]["name"])
+    assert monitor["spec"]["podMetricsEndpoints"][0]["scheme"] == "https"
+
+
+def test_engines_may_speak_to_the_collector_alone():
+    spec = one("NetworkPolicy", "engine", ENCRYPTED)["spec"]
+    collector, names = spec["egress"]
+    labels = collector["to"][0]["namespaceSelector"]["matchLabels"]
+    assert labels == {"kubernetes.io/metadata.name": "monitoring"}
+    assert {port["port"] for port in names["ports"]} == {53}
 
 
 def test_alerts_know_what_is_scraped_by_its_job():

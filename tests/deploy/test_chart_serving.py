@@ -13,7 +13,20 @@ import pytest
 
 import gateway_fixture
 from fake_triton import TOKENIZER, message, script, serving
-from helm_fixture import CASES, CHART, EVERYTHING, LEAST, NAMESPACE, container, flags, one, pods, render, yaml
+from helm_fixture import (
+    CASES,
+    CHART,
+    ENCRYPTED,
+    EVERYTHING,
+    LEAST,
+    NAMESPACE,
+    container,
+    flags,
+    one,
+    pods,
+    render,
+    yaml,
+)
 from step_audio.steps.trtllm.metrics import FAMILIES
 from step_audio_build.planning.profiles import load_profile, profile_names
 from step_audio_build.stages.layout import BuildJob, BuildSettings
@@ -125,6 +138,31 @@ def test_the_gateway_knows_every_engine_pod_by_its_own_name():
         assert triton == tuple(f"{name}-{n}.{domain}:{port}" for n in range(pods_there_may_be))
         assert len(set(triton)) == pods_there_may_be
     assert "replicas" not in one("StatefulSet", "engine", EVERYTHING)["spec"]  # the autoscaler's
+
+
+def test_engines_and_gateway_trust_each_other():
+    """Each flag names a file of the secret that is mounted there."""
+    for component, expected in (
+        ("engine", {"grpc-server-cert": "tls.crt", "grpc-server-key": "tls.key", "grpc-root-cert": "ca.crt"}),
+        ("gateway", {"triton-cert": "tls.crt", "triton-key": "tls.key", "triton-ca": "ca.crt"}),
+    ):
+        given = flags(component, ENCRYPTED)
+        (folder,) = (
+            m["mountPath"] for m in container(component, ENCRYPTED)["volumeMounts"] if m["name"] == "engine-tls"
+        )
+        assert {name: given[name] for name in expected} == {name: f"{folder}/{file}" for name, file in expected.items()}
+        (volume,) = (v for v in pods(ENCRYPTED)[component]["spec"]["volumes"] if v["name"] == "engine-tls")
+        assert volume["secret"] == {"secretName": "grpc"}
+    addresses = flags("gateway", ENCRYPTED)["triton"]
+    assert addresses == f"grpcs://{flags('engine', ENCRYPTED)['grpc-server-name']}:8001"
+
+
+def test_traces_go_where_the_values_say():
+    for component in ("engine", "gateway"):
+        environment = {entry["name"]: entry["value"] for entry in container(component, ENCRYPTED)["env"]}
+        assert environment["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector.monitoring:4318"
+        assert environment["OTEL_TRACES_SAMPLER_ARG"] == "0.1"
+        assert "OTEL_EXPORTER_OTLP_ENDPOINT" not in str(container(component))
 
 
 async def test_names_of_pods_that_are_not_there_are_passed_over():

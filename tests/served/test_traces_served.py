@@ -105,7 +105,7 @@ def test_one_trace_from_the_caller_to_the_engine(running, collector):
         assert caller.path(trace, span)[:4] == [*inside, step] and not span.error
     (whole,) = of(trace, "generate")
     assert caller.path(trace, whole)[:4] == [*inside, "tensorrt_llm"] and whole.service == "engine"
-    assert whole.attributes["gen_ai.usage.output_tokens"] == 6 and whole.attributes["step_audio.finished"] == "length"
+    assert whole.attributes["gen_ai.usage.output_tokens"] == 6 and whole.attributes["answer.finished"] == "length"
     parts = [of(trace, name)[0] for name in ("queue", "prefill", "decode")]
     assert all(part.parent_id == whole.span_id for part in parts)
     moments = [moment for part in parts for moment in (part.start, part.end)]
@@ -147,7 +147,7 @@ def test_without_a_caller_s_span_the_gateway_begins_one(running, collector):
     assert ask(running, "hello", {"X-Request-Id": "rootless"}).status_code == 200
 
     def begun() -> list[Span]:
-        return [span for span in collector.spans if span.attributes.get("step_audio.request_id") == "rootless"]
+        return [span for span in collector.spans if span.attributes.get("request.id") == "rootless"]
 
     wait_until(begun, "the trace")
     (gateway,) = begun()

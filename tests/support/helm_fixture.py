@@ -64,7 +64,12 @@ LEAST: dict[str, Any] = {
     "networkPolicy": {"enabled": False},
     "serviceAccount": {"create": False},
 }
-CASES = {"defaults": {}, "everything": EVERYTHING, "least": LEAST}
+ENCRYPTED: dict[str, Any] = {
+    "tls": {"gatewaySecret": "https", "engineSecret": "grpc"},
+    "tracing": {"endpoint": "http://collector.monitoring:4318", "ratio": "0.1"},
+    "podMonitor": {"enabled": True},
+}
+CASES = {"defaults": {}, "everything": EVERYTHING, "least": LEAST, "encrypted": ENCRYPTED}
 
 
 class HelmError(Exception):

@@ -51,10 +51,10 @@ class EngineTraces:
             {
                 "gen_ai.usage.input_tokens": stats.num_input_tokens,
                 "gen_ai.usage.output_tokens": stats.num_output_tokens,
-                "step_audio.sequence": output.sequence_index,
-                "step_audio.finished": output.finished or "",
-                "step_audio.kv_cache.reused_blocks": stats.reused_blocks,
-                "step_audio.kv_cache.new_blocks": stats.new_blocks,
+                "answer.index": output.sequence_index,
+                "answer.finished": output.finished or "",
+                "kv_cache.reused_blocks": stats.reused_blocks,
+                "kv_cache.new_blocks": stats.new_blocks,
             },
         )
         for name, (start, end) in times.items():

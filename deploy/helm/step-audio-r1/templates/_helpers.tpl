@@ -87,7 +87,37 @@ which the gateway needs to start. */}}
 {{- $addresses := list -}}
 {{- range $i := until $pods -}}
 {{- $host := printf "%s-engine-%d.%s-engine.%s.svc.%s" $name $i $name $.Release.Namespace $.Values.clusterDomain -}}
-{{- $addresses = append $addresses (printf "%s:8001" $host) -}}
+{{- $addresses = append $addresses (printf "%s%s:8001" (ternary "grpcs://" "" (not (empty $.Values.tls.engineSecret))) $host) -}}
 {{- end -}}
 {{ join "," $addresses }}
+{{- end }}
+
+{{/* The first engine pod's name: one that an engine's certificate has. */}}
+{{- define "step-audio.firstEngine" -}}
+{{- $name := include "step-audio.name" . -}}
+{{ $name }}-engine-0.{{ $name }}-engine.{{ .Release.Namespace }}.svc.{{ .Values.clusterDomain }}
+{{- end }}
+
+{{/* OpenTelemetry's own variables. */}}
+{{- define "step-audio.traceEnv" -}}
+{{- if .Values.tracing.endpoint -}}
+- name: OTEL_EXPORTER_OTLP_ENDPOINT
+  value: {{ .Values.tracing.endpoint | quote }}
+- name: OTEL_TRACES_SAMPLER
+  value: parentbased_traceidratio
+- name: OTEL_TRACES_SAMPLER_ARG
+  value: {{ .Values.tracing.ratio | quote }}
+{{- end -}}
+{{- end }}
+
+{{/* The kubelet's gRPC probes know no TLS; Triton's HTTP port has no inference then, but tells its health. */}}
+{{- define "step-audio.engineReady" -}}
+{{- if .Values.tls.engineSecret -}}
+httpGet:
+  path: /v2/health/ready
+  port: 8000
+{{- else -}}
+grpc:
+  port: 8001
+{{- end -}}
 {{- end }}
