@@ -66,6 +66,16 @@ def alive(pid: int) -> bool:
     return fields is not None and fields[0] not in "ZX"
 
 
+def threads_waiting_for_children(pid: int) -> set[int]:
+    """Those of its threads that wait for a child process to end. None where the kernel does not tell."""
+    found = set()
+    for task in Path(f"/proc/{pid}/task").glob("*/wchan"):
+        with contextlib.suppress(OSError):  # the thread has ended meanwhile
+            if task.read_text() == "do_wait":
+                found.add(int(task.parent.name))
+    return found
+
+
 def exit_status(pid: int) -> int | None:
     """Of a dead process that nobody has reaped, as subprocess gives it: a signal's number negative."""
     fields = _stat(pid)

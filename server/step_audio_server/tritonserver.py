@@ -27,6 +27,7 @@ from step_audio_server.reaper import Reaper
 from step_audio_server.records import Death, private, rotate
 
 MPIRUN_ENDS_IN = 5.0  # seconds from its SIGTERM; it gives its ranks one of them before it kills them
+STUB_ENDS_IN = 5.0  # seconds in which a model's process ends that tritonserver waits for, if it does
 RANKS_END_IN = 10.0  # seconds in which mpirun ends the other ranks after one has died; then it does not
 
 # Severity, month, day; or the last words of a crash.
@@ -49,6 +50,7 @@ class TritonServer:
         self._ranks: dict[int, int] = {}  # rank -> process id, as far as they have been seen
         self._regions: set[Path] = set()  # that the ranks share with one another
         self._heartbeat: Heartbeat | None = None
+        self._waiting: dict[int, float] = {}  # its threads that wait for a child's end, and since when
         rotate(log)
         with open(log, "ab", opener=private) as stream:  # or it would go on where it was when `limit` empties it
             # Its own session: a Ctrl-C in the terminal reaches us alone, and we stop it in order.
@@ -65,13 +67,18 @@ class TritonServer:
 
     @property
     def crashed(self) -> bool:
-        """Ended by a signal, it or a model's process, as 2.51 now and then does while it loads on a busy machine."""
+        """It died of its own fault: a pause of a second while a model loads, of the whole machine too, may do it.
+
+        2.51 then gives the model's process up. Either one of them is ended by a signal, or it waits for ever for the
+        process, which lives, to end.
+        """
         death = self.fault()
-        return death is not None and death.signal is not None
+        return self._gave_up() or (death is not None and death.signal is not None)
 
     def wait_live(self, timeout: float) -> None:
         """Until every model is loaded. Raises ServerError."""
         deadline = time.monotonic() + timeout
+        looked_at = time.monotonic()
         complete_at = time.monotonic()  # when no rank that had begun was missing
         while not self._ready():
             if self.process.poll() is not None:
@@ -80,6 +87,10 @@ class TritonServer:
                 complete_at = time.monotonic()
             elif time.monotonic() - complete_at > RANKS_END_IN:
                 raise ServerError(f"rank {lost} of tritonserver ended, and the others wait for it")
+            if time.monotonic() - looked_at > 1:  # at all its threads, some 200
+                looked_at = time.monotonic()
+                if self._gave_up():
+                    raise ServerError("tritonserver has given up a model's process that lives, and waits for its end")
             if time.monotonic() > deadline:
                 raise ServerError(f"tritonserver was not ready within {timeout:.0f} s")
             processes.close_regions(self.launch.prefix)
@@ -171,6 +182,15 @@ class TritonServer:
 
     def _ready(self) -> bool:
         return _http_get(self.ports.reached_at, self.ports.http, "/v2/health/ready") is not None
+
+    def _gave_up(self) -> bool:
+        """While it loads: it waits for a model's process that does not end."""
+        if self.launch.ranks > 1 and 0 not in self._ranks:
+            return False
+        now = time.monotonic()
+        threads = processes.threads_waiting_for_children(self._leader())
+        self._waiting = {thread: self._waiting.get(thread, now) for thread in threads}
+        return any(now - since > STUB_ENDS_IN for since in self._waiting.values())
 
     def _leader(self) -> int:
         """The process that serves; mpirun's while its ranks have not begun."""

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import os
 import socket
 import sys
 import sysconfig
@@ -10,10 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from step_audio_server import tritonserver
 from step_audio_server.errors import ServerError
 from step_audio_server.launch.installation import Installation
+from step_audio_server.launch.launch import Launch
 from step_audio_server.launch.ports import Ports, free_ports
 from step_audio_server.tritonserver import TritonServer
+from waiting import SECONDS
 
 
 @pytest.mark.parametrize("name", ["grpc", "http", "metrics"])
@@ -91,6 +95,20 @@ def fenced(root):
             return str(self).startswith(str(root)) and super().exists()
 
     return Fenced
+
+
+def test_a_server_that_waits_for_a_model_it_has_given_up_has_crashed(tmp_path, monkeypatch):
+    """It would wait for ever, for that process lives."""
+    monkeypatch.setattr(tritonserver, "STUB_ENDS_IN", 0.2)
+    given_up = (sys.executable, "-c", "import subprocess; subprocess.run(['sleep', '1000'])")
+    launch = Launch(given_up, dict(os.environ), prefix=f"step_audio_test_{os.getpid()}_", drain_timeout=0)
+    server = TritonServer(launch, Ports(*free_ports(3)), tmp_path / "tritonserver.log")
+    try:
+        with pytest.raises(ServerError, match="waits for its end"):
+            server.wait_live(SECONDS)
+        assert server.crashed
+    finally:
+        server.kill()
 
 
 LOG = """\
