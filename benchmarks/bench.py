@@ -16,6 +16,7 @@ from step_audio_server.launch.ports import free_ports
 from step_audio_server.serve import Service
 from step_audio_server.settings import ServeSettings
 
+RECORDING = "mmsu_test.wav"  # 6.6 s
 SMALL: dict[str, Any] = {
     "hidden_size": 256, "intermediate_size": 768, "layers": 4, "dtype": "bfloat16", "max_position_embeddings": 16_384,
 }  # fmt: skip

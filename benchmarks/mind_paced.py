@@ -32,12 +32,11 @@ import argparse
 import asyncio
 from pathlib import Path
 
-from bench import serving, serving_random
+from bench import RECORDING, serving, serving_random
 from mind_paced_accuracy import accuracy
 from mind_paced_latency import first_words, first_words_of_long_thoughts
 from mind_paced_reuse import reuse
 from mind_paced_table import WIDTH, published_tables, ways_to_go_on
-from served import RECORDING
 from step_audio.command_line import count
 from step_audio_client import Audio, user
 from step_audio_evaluation.held_out import held_out

@@ -389,7 +389,7 @@ def _make_executor(spec: EngineSpec, weights: Weights, num_blocks: int, options:
     if options.executor == "torch":
         from step_audio.engine.torch_executor import TorchExecutor  # torch takes seconds to import
 
-        return TorchExecutor(spec, weights, num_blocks, options.precision, options.threads)
+        return TorchExecutor(spec, weights, num_blocks, options.precision_for(spec), options.threads)
     from step_audio.engine.openvino_executor import OpenVinoExecutor
 
-    return OpenVinoExecutor(spec, weights, num_blocks, options.precision, options.threads)
+    return OpenVinoExecutor(spec, weights, num_blocks, options.precision_for(spec), options.threads)

@@ -9,6 +9,8 @@ from typing import Literal
 from step_audio.engine.scheduler import Policy
 from step_audio.engine.trtllm_checkpoint import EngineSpec
 
+Precision = Literal["f32", "bf16"]
+
 DEFAULT_KV_CACHE_BYTES = 2 << 30  # unless the sequences the engine was built for need less
 
 
@@ -24,15 +26,19 @@ class EngineOptions:
     max_queue_size: int = 0  # requests waiting for their first step; 0 is unlimited
     normalize_log_probs: bool = True
     xgrammar_tokenizer_info_path: str | Path | None = None  # None: requests with a guide are refused
-    precision: Literal["f32", "bf16"] = "f32"
+    precision: Precision | None = None  # None: float32 for weights of float32, bfloat16 for the 16-bit types
     threads: int = 0  # of the executor; 0 is its own choice
     executor: Literal["openvino", "torch"] = "openvino"
+
+    def precision_for(self, spec: EngineSpec) -> Precision:
+        """Of arithmetic and KV cache."""
+        return self.precision or ("f32" if spec.dtype == "float32" else "bf16")
 
     def num_blocks(self, spec: EngineSpec) -> int:
         """KV cache blocks for an engine of this spec."""
         tokens = self.max_tokens_in_paged_kv_cache
         if tokens is None:
-            size = 4 if self.precision == "f32" else 2
+            size = 4 if self.precision_for(spec) == "f32" else 2
             per_token = 2 * spec.num_layers * spec.num_kv_heads * spec.head_size * size
             tokens = min(spec.max_batch_size * spec.max_seq_len, DEFAULT_KV_CACHE_BYTES // per_token)
         return max(-(-tokens // spec.tokens_per_block), 2)

@@ -1,6 +1,7 @@
 """The engine's answers against transformers: lengths, dtypes, ranks, audio; ends, sampling, figures."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def test_an_engine_directory_of_several_ranks_answers_the_same(tmp_path, tp):
 
 
 def test_bfloat16_weights_in_float32_arithmetic_are_exact(tmp_path):
-    engine = Engine(EngineOptions(write_engine(tmp_path, dtype=torch.bfloat16), threads=2))
+    engine = Engine(EngineOptions(write_engine(tmp_path, dtype=torch.bfloat16), precision="f32", threads=2))
     theirs = hugging_face()
     saved = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
     try:
@@ -51,6 +52,13 @@ def test_bfloat16_weights_in_float32_arithmetic_are_exact(tmp_path):
     finally:
         theirs.load_state_dict(saved)
         engine.shutdown()
+
+
+def test_the_precision_is_that_of_the_weights(tmp_path):
+    options = EngineOptions(tmp_path)
+    precisions = {"float32": "f32", "bfloat16": "bf16", "float16": "bf16"}
+    for dtype, precision in precisions.items():
+        assert options.precision_for(replace(model()[0], dtype=dtype)) == precision
 
 
 def test_bfloat16_arithmetic_answers(start):

@@ -107,3 +107,20 @@ def test_perf_analyzer_says_what_is_wrong(listener, tmp_path, capsys):
         patch.setenv("PATH", str(program.parent), prepend=os.pathsep)
         status = main(["bench", "--output", str(tmp_path), "--url", listener.address, "--perf-analyzer", *COMMON])
     assert status == 1 and "perf_analyzer: error: Failed to init manager inputs" in capsys.readouterr().err
+
+
+def test_a_server_of_its_own_beside_the_bare_engine(checkpoint, tmp_path, capsys):
+    status, results = run(
+        tmp_path, "--checkpoint", str(checkpoint), "--engine", "--doors", "grpc", "--concurrency", "2", *COMMON
+    )
+    assert status == 0
+    assert [cell["target"] for cell in results["cells"]] == ["engine alone", "gRPC"] * 2
+    alone, served = results["cells"][:2]
+    assert alone["figures"]["tokens_rate"] > 0 and served["processor_seconds"]["stub of tensorrt_llm"] > 0
+    requests = [json.loads(line) for line in (tmp_path / "out" / "requests.jsonl").read_text().splitlines()]
+    prompts = {
+        way: sorted(one["prompt_tokens"] for one in requests if one["target"] == way)
+        for way in ("engine alone", "gRPC")
+    }
+    assert all(abs(a - b) < 15 for a, b in zip(*prompts.values(), strict=True))  # prompts of one length, nearly
+    assert "gRPC / engine alone" in capsys.readouterr().out

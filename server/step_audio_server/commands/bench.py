@@ -12,6 +12,7 @@ from pathlib import Path
 
 from step_audio.command_line import Echo
 from step_audio.extras import install_for
+from step_audio_benchmark.bare_engine import BareEngine
 from step_audio_benchmark.load import Asked, Way
 from step_audio_benchmark.machine import machine
 from step_audio_benchmark.perf_analyzer import PerfAnalyzer, find
@@ -47,6 +48,8 @@ class Where:
     pid: int | None = None  # of a `step-audio serve` on this machine
     doors: Sequence[str] = ("grpc", "http")  # of the server that is started
     perf_analyzer: bool = False  # over gRPC, too
+    engine: bool = False  # alone, too, of the server that is started
+    engine_dir: Path | None = None
 
 
 def bench(plan: Plan, where: Where, output: Path, echo: Echo, arguments: Sequence[str] = ()) -> int:
@@ -56,7 +59,10 @@ def bench(plan: Plan, where: Where, output: Path, echo: Echo, arguments: Sequenc
         if where.grpc is None and where.http is None:
             output.mkdir(parents=True, exist_ok=True)
             where = _started(where, stack, output, echo)
-        cells = asyncio.run(_measure(plan, where))
+        engine = None if where.engine_dir is None else BareEngine(where.engine_dir)
+        if engine is not None:
+            stack.callback(engine.close)
+        cells = asyncio.run(_measure(plan, where, engine))
     write(output, plan, about, cells)
     try:
         plot(cells, output / "latency.svg")
@@ -70,9 +76,11 @@ def bench(plan: Plan, where: Where, output: Path, echo: Echo, arguments: Sequenc
     return 1 if failed else 0
 
 
-async def _measure(plan: Plan, where: Where) -> list[Cell]:
+async def _measure(plan: Plan, where: Where, engine: BareEngine | None) -> list[Cell]:
     async with connected(where.grpc, where.http, tls=where.tls, model=where.model, key=where.key) as targets:
         ways: list[Way] = [Asked(target) for target in targets]
+        if engine is not None:
+            ways.insert(0, engine)
         if where.perf_analyzer and where.grpc is not None:
             ways.append(PerfAnalyzer(*find(CACHE), where.grpc))
         return await measure(plan, ways, where.triton_http, _processor_time(where.pid), sys.stderr)
@@ -99,6 +107,7 @@ def _started(where: Where, stack: contextlib.ExitStack, output: Path, echo: Echo
         triton_http=f"http://127.0.0.1:{http}",
         pid=os.getpid(),
         perf_analyzer=where.perf_analyzer,
+        engine_dir=settings.run_dir / "engine" if where.engine else None,
     )
 
 

@@ -49,6 +49,9 @@ def add_bench(commands: Commands) -> None:
     parser.add_argument(
         "--doors", nargs="+", choices=["grpc", "http"], default=["grpc", "http"], help="of the server that is started"
     )
+    parser.add_argument(
+        "--engine", action="store_true", help="ask the CPU's engine alone, too; of a server started here"
+    )
     parser.add_argument("--perf-analyzer", action="store_true", help="let NVIDIA's perf_analyzer ask over gRPC, too")
     load = parser.add_mutually_exclusive_group()
     load.add_argument("--concurrency", nargs="+", type=count, metavar="N", help="requests at once (default 1 8 32)")
@@ -89,12 +92,14 @@ def _bench(arguments: argparse.Namespace) -> int:
     )
     objective = Objective(arguments.first_token_within, arguments.token_within)
     plan = Plan(_workload(arguments), levels, arguments.rounds, arguments.requests, objective)
-    same = ("http", "triton_http", "model", "checkpoint", "pid", "doors", "perf_analyzer")
+    same = ("http", "triton_http", "model", "checkpoint", "pid", "doors", "perf_analyzer", "engine")
     given: dict[str, Any] = {name: getattr(arguments, name) for name in same}
     if arguments.perf_analyzer and (
         (arguments.url or "").startswith("grpcs://") or (arguments.http and not arguments.url)
     ):
         raise StepAudioError("perf_analyzer asks over gRPC and without TLS here: give --url HOST:PORT")
+    if arguments.engine and (arguments.url or arguments.http):
+        raise StepAudioError("--engine is of a server that is started here: leave out --url and --http")
     where = Where(grpc=arguments.url, key=os.environ.get(API_KEY), tls=tls_given(arguments), **given)
     return bench(plan, where, arguments.output, echo, sys.argv[1:])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
@@ -81,7 +80,6 @@ class TrtllmBackend:
                 max_queue_size=int(_number(parameters, "max_queue_size", 0)),
                 # As in the C++ backend either alone is nothing, and tokenizer_dir is not read.
                 xgrammar_tokenizer_info_path=tokenizer_info if guided and tokenizer_info else None,
-                precision="f32" if _dtype(engine_dir) == "float32" else "bf16",
             )
         )
         self._senders = SenderPool()
@@ -187,15 +185,6 @@ class TrtllmBackend:
                     continue
                 if cancelled:
                     self._cancel(entry.engine_ids)
-
-
-def _dtype(engine_dir: Path) -> str:
-    """What the checkpoint was converted to. float32 is computed as such, the 16-bit types in bfloat16."""
-    try:
-        dtype: str = json.loads((engine_dir / "config.json").read_text("utf-8"))["pretrained_config"]["dtype"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ArtefactError(f"{engine_dir} is not an engine directory") from None
-    return dtype
 
 
 def _bool(parameters: Mapping[str, str], key: str, default: bool) -> bool:
