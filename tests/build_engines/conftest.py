@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from build_fixture import PROFILE, Whole, own_tokens, quiet, settings_for
+from build_fixture import PROFILE, Whole, own_tokens, quiet, run_tools_here, settings_for
 from stand_ins import StandIns
 from step_audio.errors import StepAudioError
 from step_audio_build.convert.make_tiny import make_tiny
@@ -32,7 +32,6 @@ def whole(tiny, tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         machine = StandIns(root / "machine", monkeypatch)
         machine.tell("tensorrt_llm", tokens=tokens)
-        machine.tell("mpirun", all=True)
         said: list[str] = []
         stages.build(settings_for(tiny, work), said.append)
         return Whole(work, tokens, said, machine.calls())
@@ -42,6 +41,7 @@ def whole(tiny, tmp_path_factory):
 def machine(tmp_path, monkeypatch, whole) -> StandIns:
     stand_ins = StandIns(tmp_path / "machine", monkeypatch)
     stand_ins.tell("tensorrt_llm", tokens=whole.tokens)
+    run_tools_here(stand_ins, monkeypatch)
     return stand_ins
 
 

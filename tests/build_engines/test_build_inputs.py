@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from export_fixture import export_nothing
 from stand_ins import StandIns
 from step_audio.checkpoint import Checkpoint, encoder_tensors
 from step_audio.config import ModelConfig
@@ -256,7 +257,8 @@ def test_the_decoder_as_a_qwen2_model(tiny, tmp_path):
     assert write_decoder_only(tiny, tmp_path / "qwen2") == manifest
 
 
-def test_weight_only_precisions_share_the_bytes(tiny, tmp_path):
+def test_weight_only_precisions_share_the_bytes(tiny, tmp_path, monkeypatch):
+    export_nothing(monkeypatch)
     int8 = PROFILE.model_copy(update={"precision": "int8"})
     convert = ConvertStage(job_for(tmp_path, int8, checkpoint=tiny))
     assert not convert.needs_gpu and not convert.finished()

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from export_fixture import export_nothing
 from server_settings import settings_for
 from step_audio_build.artefacts.lock import building, lock
-from waiting import SECONDS
-
-BUILD = """
-import sys
+from step_audio_build.stages import cpu_build
 from step_audio_server.prepare import build_for_cpu
-from step_audio_server.settings import ServeSettings
-build_for_cpu(ServeSettings.model_validate_json(sys.argv[1]), lambda line: print(line, file=sys.stderr, flush=True))
-"""
+from waiting import SECONDS, wait_until
 
 
 def test_a_lock_is_held_by_one(tmp_path):
@@ -28,16 +23,19 @@ def test_a_lock_is_held_by_one(tmp_path):
     lock(tmp_path / "work").close()
 
 
-def test_two_that_find_nothing_build_once(checkpoint, tmp_path):
+def test_two_that_find_nothing_build_once(checkpoint, tmp_path, monkeypatch):
+    """In two threads: the lock is a file's, which knows no processes. Two servers are in tests/served."""
+    export_nothing(monkeypatch)
+    converted = []
+    monkeypatch.setattr(cpu_build, "Progress", lambda name: lambda done, total: converted.append(done == total))
     settings = settings_for(checkpoint, tmp_path / "work", max_seq_len=4096)
     held = lock(settings.work_dir)  # until both have begun
-    builds = [
-        subprocess.Popen([sys.executable, "-c", BUILD, settings.model_dump_json()], stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    said = [build.stderr.readline() for build in builds]
-    held.close()
-    assert said == [f"another process is building in {settings.work_dir}: waiting for it\n"] * 2
-    rest = [build.communicate(timeout=5 * SECONDS)[1] for build in builds]
-    assert [build.returncode for build in builds] == [0, 0], rest
-    assert ["decoder: 100 %" in lines for lines in rest].count(True) == 1, rest
+    said: list[str] = []
+    with ThreadPoolExecutor(2) as threads:
+        builds = [threads.submit(build_for_cpu, settings, said.append) for _ in range(2)]
+        wait_until(lambda: len(said) == 2, "both to wait")
+        assert said == [f"another process is building in {settings.work_dir}: waiting for it"] * 2
+        held.close()
+        for build in builds:
+            build.result(timeout=5 * SECONDS)
+    assert converted.count(True) == 1

@@ -85,16 +85,23 @@ PROGRAMS = {
         times.write_bytes(b"times")
     """,
     "mpirun": """
-        import subprocess
+        import runpy
         obey("mpirun")
+        if "RANKS_ELSEWHERE" in os.environ:
+            (ROOT / "mpirun.done").touch()
+            sys.exit(0)
+        import torch  # once for all ranks
         words = sys.argv[1:]
         count = int(words[words.index("-n") + 1])
-        command = words[words.index("-n") + 2 :]
-        status = 0
-        for rank in reversed(range(count) if behaviour("mpirun").get("all") else range(1)):
-            environment = {**os.environ, "OMPI_COMM_WORLD_RANK": str(rank)}
-            status = status or subprocess.run(command, env=environment).returncode
-        sys.exit(status)
+        python, m, module, *arguments = words[words.index("-n") + 2 :]
+        assert (python, m) == (sys.executable, "-m")
+        for rank in reversed(range(count)):
+            if not os.fork():
+                os.environ["OMPI_COMM_WORLD_RANK"] = str(rank)
+                sys.argv[1:] = arguments
+                runpy.run_module(module, run_name="__main__", alter_sys=True)
+            if status := os.waitstatus_to_exitcode(os.wait()[1]):
+                sys.exit(status)
     """,
     "quantize.py": """
         flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
@@ -193,10 +200,8 @@ MODULES = {
     """,
 }
 
-# In place of the class that runs a plan on a GPU: the plan's ONNX file on ONNX Runtime, off by as much as is asked.
-SITECUSTOMIZE = """
-import types
-
+# In place of the module that runs a plan on a GPU: the plan's ONNX file on ONNX Runtime, off by as much as is asked.
+TENSORRT_ENCODER = """
 class TensorRTEncoderEngine:
     def __init__(self, path):
         from step_audio.steps.encoder_engine import OnnxEncoderEngine
@@ -207,8 +212,11 @@ class TensorRTEncoderEngine:
         note("encoder", clips=len(features))
         error = behaviour("encoder").get("error", 0.0)
         return out + error * np.random.default_rng(0).standard_normal(out.shape).astype(np.float32)
-
-sys.modules["step_audio.steps.tensorrt_encoder"] = types.SimpleNamespace(TensorRTEncoderEngine=TensorRTEncoderEngine)
+"""
+SITECUSTOMIZE = """
+import sys, types
+sys.modules["step_audio.steps.tensorrt_encoder"] = module = types.ModuleType("tensorrt_encoder")
+exec({code!r}, vars(module))
 """
 
 VERSIONS = {"tensorrt": "10.14.1.48", "tensorrt_llm": "1.2.1", "nvidia_modelopt": "0.37.0"}
@@ -228,7 +236,8 @@ class StandIns:
             self.add_program(name, body)
         for name, body in MODULES.items():
             self._add_module(name, body)
-        (self.modules / "sitecustomize.py").write_text(self.preamble + SITECUSTOMIZE)
+        self.tensorrt_encoder = self.preamble + TENSORRT_ENCODER
+        (self.modules / "sitecustomize.py").write_text(SITECUSTOMIZE.format(code=self.tensorrt_encoder))
         for name, version in VERSIONS.items():
             self.set_version(name, version)
         self.tell("nvidia-smi", gpus=[H100] * 4)
@@ -236,7 +245,8 @@ class StandIns:
         monkeypatch.setenv("PYTHONPATH", str(self.modules))
         monkeypatch.syspath_prepend(self.modules)
         for name in MODULES:  # another test's
-            monkeypatch.delitem(sys.modules, name, raising=False)
+            monkeypatch.setitem(sys.modules, name, None)  # to be without it when the test has ended
+            del sys.modules[name]
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
     def add_program(self, name: str, body: str) -> None:

@@ -1,4 +1,7 @@
-"""Published checkpoint -> ONNX of the audio encoder and adaptor, dynamic in batch and time."""
+"""Published checkpoint -> ONNX of the audio encoder and adaptor, dynamic in batch and time.
+
+torch is loaded for an export alone: a server whose encoder is there already starts without it.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from step_audio.checkpoint import Checkpoint, encoder_tensors
 from step_audio.config import ModelConfig
-from step_audio.encoder import AudioEncoder, load_encoder
 from step_audio_build.artefacts.manifest import (
     Identity,
     Manifest,
@@ -30,6 +30,9 @@ from step_audio_build.artefacts.manifest import (
 )
 
 if TYPE_CHECKING:
+    import torch
+
+    from step_audio.encoder import AudioEncoder
     from step_audio.mel import LengthRule
 
 FORMAT = 1  # of the exported graph; raise it when the same checkpoint would give another one
@@ -63,6 +66,8 @@ def export_encoder(checkpoint_dir: str | Path, output_path: str | Path, length_r
         manifest.check(path.parent)
         return manifest
 
+    from step_audio.encoder import load_encoder
+
     digest = combine_hashes((name, hashlib.sha256(checkpoint.read(name).data).hexdigest()) for name in names)
     encoder = load_encoder(checkpoint, config.audio, length_rule)
     program = _export(encoder, 2 * config.audio.n_audio_ctx)
@@ -92,6 +97,8 @@ def export_encoder(checkpoint_dir: str | Path, output_path: str | Path, length_r
 
 
 def _export(model: AudioEncoder, max_frames: int) -> torch.onnx.ONNXProgram:
+    import torch
+
     batch, time = torch.export.Dim("batch", min=1), torch.export.Dim("time", min=MIN_FRAMES, max=max_frames)
     n_mels = model.encoder.conv1.in_channels
     # Any size but 0 and 1, which the exporter would take for constants.
