@@ -14,7 +14,6 @@ EXTRAS = {
     "onnxruntime": "cpu",
     "openvino": "cpu",
     "pytriton": "cpu",
-    "scipy": "cpu",
     "xgrammar": "cpu",
     "opentelemetry": "trace",
     "matplotlib": "train",
