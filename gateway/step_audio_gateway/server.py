@@ -25,6 +25,9 @@ from step_audio_gateway.connections import Connection, Connections
 from step_audio_gateway.middleware import JsonLines
 from step_audio_gateway.settings import GatewaySettings
 
+# Seconds. Longer than clients and load balancers keep idle connections (httpx 5, AWS 60): who closes first must be the
+# other end, or a request may meet the closing.
+KEEP_ALIVE = 75
 SHUTDOWN_TIMEOUT = 10  # seconds that answers under way may still take
 SEND_BUFFER = 1 << 17  # bytes
 
@@ -68,6 +71,7 @@ def server_of(settings: GatewaySettings, client: StepAudioClient, tracer: Tracer
             log_level="warning",  # the middleware has a line for every request
             access_log=False,
             server_header=False,
+            timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=SHUTDOWN_TIMEOUT,
             ssl_certfile=settings.ssl_certfile,
             ssl_keyfile=settings.ssl_keyfile,

@@ -125,6 +125,19 @@ def test_more_connections_than_are_kept():
                 connection.recv(1)
 
 
+def test_a_connection_outlives_a_pause_between_two_requests():
+    """Longer than the five seconds after which httpx closes it itself: the gateway must not do it at the same moment."""
+    limits = httpx.Limits(keepalive_expiry=60)
+    with listening(FakeClient()) as url, httpx.Client(timeout=SECONDS, limits=limits) as client:
+        ports = []
+        for pause in (0, 6):
+            time.sleep(pause)
+            with client.stream("GET", f"{url}/v1/models") as reply:
+                reply.read()
+                ports.append(reply.extensions["network_stream"].get_extra_info("client_addr")[1])
+    assert reply.status_code == 200 and ports[0] == ports[1]
+
+
 def test_twenty_times_more_than_can_be_served():
     """Those that are let in are whole; the others are told at once, before any of the first has ended."""
     places, count = 5, 100
