@@ -126,7 +126,7 @@ def test_more_connections_than_are_kept():
 
 
 def test_a_connection_outlives_a_pause_between_two_requests():
-    """Longer than the five seconds after which httpx closes it itself: the gateway must not do it at the same moment."""
+    """httpx closes it after five seconds itself: the gateway must not do it at the same moment."""
     limits = httpx.Limits(keepalive_expiry=60)
     with listening(FakeClient()) as url, httpx.Client(timeout=SECONDS, limits=limits) as client:
         ports = []
