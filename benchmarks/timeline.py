@@ -20,6 +20,7 @@ from typing import Any
 from bench import serving
 from step_audio.audio import encode_wav
 from step_audio.command_line import count
+from step_audio.plotting import pyplot, save
 from step_audio_client import Audio, ChatOptions, MindPaced, Sampling, SpeechTiming, StepAudioClient, user
 from step_audio_server.assets import embedded_checkpoint
 from step_audio_server.commands.demo import VOICE
@@ -75,20 +76,12 @@ async def ask_in_turns(address: str, question: str, paces: list[MindPaced], roun
 
 def draw(answers: list[Answer], question: str, rate: float, file: Path) -> None:
     """An SVG of three lanes for each answer, one above the other."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
-    matplotlib.rcParams["svg.hashsalt"] = "step-audio"
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(len(answers), sharex=True, figsize=(9, 2 * len(answers)), layout="constrained")
+    figure, panels = pyplot().subplots(len(answers), sharex=True, figsize=(9, 2 * len(answers)), layout="constrained")
     for axes, answer in zip(panels, answers, strict=True):
         _lanes(axes, answer, rate)
     panels[0].set_xlim(left=0)
     panels[-1].set_xlabel(f"seconds since the question: “{question}”")
-    figure.savefig(file, metadata={"Date": None})
-    pyplot.close(figure)
+    save(figure, file)
 
 
 def _lanes(axes: Any, answer: Answer, rate: float) -> None:
@@ -125,7 +118,7 @@ def main() -> None:
     parser.add_argument("--speech-rate", type=float, default=40, help="tokens a second (default %(default)s)")
     parser.add_argument("--rounds", type=count, default=40, help="default %(default)s")
     given = parser.parse_args()
-    import matplotlib  # noqa: F401  # missing, it is said before anything is asked
+    pyplot()  # missing, it is said before anything is asked
 
     paces = [
         MindPaced("speak_first", given.think_tokens, given.speak_tokens, given.speech_rate),

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from step_audio.plotting import pyplot, save
 from step_audio_benchmark.report import groups, over_rounds
 from step_audio_benchmark.run import Cell
 
 
 def plot(cells: Sequence[Cell], file: Path) -> None:
     """An SVG: tokens a second, and the time to the first token, at each load. Raises ModuleNotFoundError."""
-    from matplotlib import pyplot
-
     grouped = groups(cells)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for target in dict.fromkeys(target for _, target in grouped):
         levels = [level for level, name in grouped if name == target]
         values = [over_rounds(grouped[level, target]) for level in levels]
@@ -29,5 +28,4 @@ def plot(cells: Sequence[Cell], file: Path) -> None:
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     left.legend(frameon=False)
-    figure.savefig(file, metadata={"Date": None})
-    pyplot.close(figure)
+    save(figure, file)

@@ -62,6 +62,12 @@ def _speakers() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(os.cpu_count(), get_context("spawn"))
 
 
+def end_speakers() -> None:
+    """End the processes that have spoken the questions; the next ones start others."""
+    _speakers().shutdown()
+    _speakers.cache_clear()
+
+
 def _made(wanted: Sequence[tuple[Task, int, int, Snr | None]]) -> list[Item]:
     return list(_speakers().map(_item, wanted, chunksize=8))
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from step_audio.plotting import pyplot, save
 from step_audio_evaluation.report import Row
 from step_audio_evaluation.statistics import Interval
 
@@ -15,14 +16,7 @@ if TYPE_CHECKING:
 
 def plot_noise(rows: Sequence[Row], file: Path) -> None:
     """An SVG with one panel of accuracy and one of word error rate. Raises ModuleNotFoundError without matplotlib."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
-    matplotlib.rcParams["svg.hashsalt"] = "step-audio"  # equal rows, equal files
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     noisy = sorted((row for row in rows if row.snr_db is not None), key=_clearness)
     for n, task in enumerate(dict.fromkeys(row.task for row in rows if row.snr_db is not None)):
         own = [row for row in noisy if row.task == task]
@@ -35,8 +29,7 @@ def plot_noise(rows: Sequence[Row], file: Path) -> None:
         axes.grid(alpha=0.3)
     left.set_ylim(0, 102)
     left.legend(frameon=False, loc="lower right")
-    figure.savefig(file, metadata={"Date": None})
-    pyplot.close(figure)
+    save(figure, file)
 
 
 def _clearness(row: Row) -> float:

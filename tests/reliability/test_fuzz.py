@@ -18,12 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from tritonclient.grpc import service_pb2_grpc
 
 import tokenizer_fixture
+from encoder_stand_in import FirstFeature
 from engine_fixture import HIDDEN, VOCAB, write_engine
 from fuzz_fixture import Fuzz, check_text, good_requests
 from model_fixture import runtime
 from raw_triton import scalar, texts
 from step_audio.errors import StepAudioError
-from step_audio.mel import token_count
 from step_audio.steps.encoder_engine import AudioEncoderStep
 from step_audio.steps.featurizer import FeaturizerStep
 from step_audio.steps.leases import Leases
@@ -55,17 +55,6 @@ def draw(requests, count: int, run) -> None:
             suppress_health_check=list(HealthCheck),
         )
         several(given(inputs=requests)(run))()
-
-
-class Engine:
-    """Of the encoder: what it is asked is what it can take."""
-
-    max_clips = 8
-
-    def run(self, features, frames):
-        assert np.isfinite(features).all() and 3 <= frames.min() <= frames.max() <= features.shape[2] <= 3000
-        rows = token_count(int(frames.max()), "L-2")
-        return np.broadcast_to(features[:, :1, :1], (len(features), rows, HIDDEN)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +97,7 @@ def test_a_step_in_process(fuzz, settings_of_steps, model):
     step = {
         "audio_featurizer": FeaturizerStep,
         "prompt_builder": PromptBuilderStep,
-        "audio_encoder": lambda given: AudioEncoderStep(given, Engine()),
+        "audio_encoder": lambda given: AudioEncoderStep(given, FirstFeature()),
     }[model](settings_of_steps)
     good = good_requests(settings_of_steps.model.text.vocab_size, HIDDEN)[model]
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from encoder_stand_in import DIM, FirstFeature
 from model_fixture import runtime
 from step_audio.errors import InvalidRequest, NotCached
 from step_audio.mel import token_count
@@ -10,26 +11,12 @@ from step_audio.steps.clip_cache import ClipCache
 from step_audio.steps.encoder_engine import AudioEncoderStep
 from step_audio.steps.tensors import Bfloat16
 
-DIM, N_MELS = 64, 128
+N_MELS = 128
 ROW = 2 * DIM  # bytes, in 16 bits
 
 
-class Engine:
-    """A clip's rows have its first feature's value."""
-
-    max_clips = 3
-
-    def __init__(self):
-        self.clips = 0
-
-    def run(self, features, frames):
-        self.clips += len(features)
-        rows = token_count(int(frames.max()), "L-2")
-        return np.broadcast_to(features[:, :1, :1], (len(features), rows, DIM)).astype(np.float32)
-
-
 def step(**changes):
-    engine = Engine()
+    engine = FirstFeature()
     return AudioEncoderStep(runtime().model_copy(update=changes), engine), engine
 
 

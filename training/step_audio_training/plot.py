@@ -8,17 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from step_audio.arrays import Float64Array
+from step_audio.plotting import pyplot, save
 
 
 def plot_training(log: Path, picture: Path) -> None:
     """`log`: the JSON lines that `train` writes."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
     rows = [json.loads(line) for line in log.read_text().splitlines()]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     for name, label in (("hearing_loss", "hearing, training"), ("answer_loss", "answers, training")):
         steps = [row["step"] for row in rows if name in row]
         if steps:
@@ -38,8 +34,7 @@ def plot_training(log: Path, picture: Path) -> None:
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    figure.savefig(picture, metadata={"Date": None})
-    pyplot.close(figure)
+    save(figure, picture)
 
 
 def _smooth(values: list[float], width: int = 50) -> Float64Array:

@@ -21,7 +21,7 @@ from step_audio_client import RequestError, Sampling, StepAudioClient, Tls
 from step_audio_evaluation.agreement import Agreement, agreement
 from step_audio_evaluation.answers import AnswerFile, DataSetSettings, Settings
 from step_audio_evaluation.data_set import load_data_set
-from step_audio_evaluation.held_out import TASKS, at_noise_levels, held_out
+from step_audio_evaluation.held_out import TASKS, at_noise_levels, end_speakers, held_out
 from step_audio_evaluation.items import EvaluationError, Item, Snr
 from step_audio_evaluation.plots import plot_noise
 from step_audio_evaluation.presets import GREEDY, PRESETS
@@ -108,6 +108,7 @@ def _items(options: EvaluationOptions, echo: Echo) -> list[Item]:
         echo("making the recordings")
     items += held_out([task for task in TASKS if task in tasks], per_task, options.seed)
     items += at_noise_levels(dict.fromkeys(options.snr), per_task, options.seed)
+    end_speakers()  # the server needs the memory
     if not items:
         raise EvaluationError("nothing to ask: give --tasks, --snr or --data")
     return items
