@@ -19,6 +19,9 @@ def split_clips(samples: Float32Array, clip_samples: int = CLIP_SAMPLES) -> list
 
 
 def content_hash(clip: Float32Array) -> int:
-    """A clip's identity for reusing its KV cache: the same samples give the same id, 1 <= id < 2**63."""
+    """A clip's identity: the same numbers, its log-mel features in the server, give the same id, 1 <= id < 2**63.
+
+    Whoever has the numbers can check it, and nobody finds others with the same one.
+    """
     digest = hashlib.sha256(np.ascontiguousarray(clip, "<f4").data).digest()
     return int.from_bytes(digest[:8], "little") >> 1 or 1

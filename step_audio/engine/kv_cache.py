@@ -1,7 +1,8 @@
 """Who owns which block of the KV cache, and which blocks hold a prefix that another prompt begins with.
 
 A full block is known by a key chained over all tokens before it. An audio token's id only says its place
-in its request's prompt table, so the key covers the request's extra ids too, which name the clip.
+in its request's prompt table, so the key covers the request's extra ids too, which name the clip, and the
+rows themselves: a caller who names another clip than he sends must not be found by those who send that one.
 """
 
 from __future__ import annotations
@@ -10,11 +11,15 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable
 from hashlib import blake2b
 
-from step_audio.arrays import Int32Array, UInt64Array
+from step_audio.arrays import AnyArray, Int32Array, UInt64Array
 
 
-def block_key(previous: bytes, token_ids: Int32Array, extra_ids: UInt64Array | None) -> bytes:
+def block_key(
+    previous: bytes, token_ids: Int32Array, extra_ids: UInt64Array | None, rows: AnyArray | None = None
+) -> bytes:
     """Key of a block of token_ids (int32) and extra_ids (uint64 or None, which equals zeros) after `previous`.
+
+    `rows` [n, hidden]: of the prompt table, in the order of the block's audio tokens; None: it has none.
 
     Cryptographic: a collision would hand one user the audio of another.
     """
@@ -22,6 +27,8 @@ def block_key(previous: bytes, token_ids: Int32Array, extra_ids: UInt64Array | N
     digest.update(token_ids.tobytes())
     if extra_ids is not None and extra_ids.any():
         digest.update(extra_ids.tobytes())
+    if rows is not None:
+        digest.update(rows.tobytes())
     return digest.digest()
 
 

@@ -141,8 +141,15 @@ class Sequence:
             ids = None if extra is None else extra[span]
             if ids is not None and len(ids) < size:
                 ids = np.concatenate([ids, np.zeros(size - len(ids), ids.dtype)])
-            self._keys.append(block_key(self._keys[-1] if block else b"", self.tokens[span], ids))
+            previous = self._keys[-1] if block else b""
+            self._keys.append(block_key(previous, self.tokens[span], ids, self._rows(self.tokens[span])))
         return self._keys[:blocks]
+
+    def _rows(self, tokens: Int32Array) -> AnyArray | None:
+        """Of the prompt table, for those of the tokens that stand for audio."""
+        places = tokens[tokens >= self.vocab_size] - self.vocab_size
+        table = self.request.prompt_table
+        return None if table is None or not len(places) else table[places]
 
     def add_blocks(self, blocks: list[int]) -> None:
         begin = len(self.blocks)

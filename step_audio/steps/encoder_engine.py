@@ -18,6 +18,7 @@ import numpy as np
 from step_audio import mel
 from step_audio.arrays import AnyArray, Float32Array, Int64Array, all_finite
 from step_audio.checkpoint import from_float32
+from step_audio.clips import content_hash
 from step_audio.config import DType
 from step_audio.errors import ArtefactError, InvalidRequest, NotCached
 from step_audio.steps.clip_cache import ClipCache, ClipKey
@@ -160,6 +161,6 @@ def _clips(inputs: Tensors, runtime: Runtime) -> list[Clip]:
         mine = None if features is None else features[i, :, :length]
         if mine is not None and not all_finite(mine):
             raise InvalidRequest("mel holds NaN or infinity")
-        if tokens[i]:
-            clips.append(((digest, length), mine))
+        if tokens[i]:  # by what it is, not by what it is said to be: nobody puts another's clip under this hash
+            clips.append(((digest if mine is None else content_hash(mine), length), mine))
     return clips

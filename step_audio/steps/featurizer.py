@@ -47,8 +47,9 @@ class Featurizer:
         frames = np.array([mel.frame_count(len(clip)) for clip in clips], np.int32)
         clip_tokens(frames, self.runtime)
         n_mels = self.runtime.model.audio.n_mels
-        padded, _ = mel.pad_batch([mel.log_mel(clip, n_mels) for clip in clips], n_mels)
-        hashes = np.array([content_hash(clip) for clip in clips], np.uint64)
+        features = [mel.log_mel(clip, n_mels) for clip in clips]
+        padded, _ = mel.pad_batch(features, n_mels)
+        hashes = np.array([content_hash(clip) for clip in features], np.uint64)
         return Features(padded, frames, np.array(index, np.int32), hashes)
 
     def _check_before_decoding(self, messages: bytes | None, audio: Sequence[bytes]) -> None:

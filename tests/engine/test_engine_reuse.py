@@ -25,6 +25,18 @@ def test_clips_with_equal_ids_share_blocks_only_if_they_are_the_same_clip(start)
         assert again.last.stats.reused_blocks == 3 and again.tokens() == first[name].tokens()
 
 
+def test_a_clip_under_another_s_name_is_not_taken_for_it(start):
+    """A caller of the model names the clips of his table himself."""
+    engine = start()
+    ids = np.concatenate([np.arange(VOCAB, VOCAB + 96), prompt(5)]).astype(np.int32)
+    named = np.where(ids >= VOCAB, 7, 0).astype(np.uint64)
+    false, true = (np.random.default_rng(seed).standard_normal((96, HIDDEN)).astype(np.float32) for seed in (1, 2))
+    alone = ask(start(), ids, prompt_table=true, extra_ids=named)
+    ask(engine, ids, prompt_table=false, extra_ids=named)
+    answer = ask(engine, ids, prompt_table=true, extra_ids=named)
+    assert answer.last.stats.reused_blocks == 0 and answer.tokens() == alone.tokens()
+
+
 def test_a_follow_up_reuses_the_answer_it_continues(start):
     engine = start()
     first = ask(engine, prompt(40), 60)

@@ -5,6 +5,7 @@ import pytest
 
 from encoder_stand_in import DIM, FirstFeature
 from model_fixture import runtime
+from step_audio.clips import content_hash
 from step_audio.errors import InvalidRequest, NotCached
 from step_audio.mel import token_count
 from step_audio.steps.clip_cache import ClipCache
@@ -20,16 +21,21 @@ def step(**changes):
     return AudioEncoderStep(runtime().model_copy(update=changes), engine), engine
 
 
+def mel_of(value, frames):
+    return np.full((N_MELS, frames), value, np.float32)
+
+
 def clips(*values, frames=40, features=True):
-    """A request's inputs: clips of one value each, which is their content hash, too."""
+    """A request's inputs: clips of one value each."""
+    hashes = {value: content_hash(mel_of(value, frames)) for value in {*values}}
     inputs = {
         "frames": np.full((1, len(values)), frames, np.int32),
-        "content_hash": np.array([values], np.uint64),
+        "content_hash": np.array([[hashes[value] for value in values]], np.uint64),
         "input_lengths": np.array([[9]], np.int32),
     }
     if features:
         shape = (1, len(values), N_MELS, frames)
-        inputs["mel"] = np.broadcast_to(np.array(values, np.float32)[None, :, None, None], shape)
+        inputs["mel"] = np.array([mel_of(value, frames) for value in values], np.float32).reshape(shape)
     return inputs
 
 
@@ -64,6 +70,17 @@ def test_a_hash_stands_for_the_clip():
     (sent,) = work(encoder, [clips(1, 2)])
     (named,) = work(encoder, [clips(1, 2, features=False)])
     assert (table(named) == table(sent)).all() and table(named).dtype == np.float16 and engine.clips == 2
+
+
+def test_nobody_puts_a_clip_under_another_s_hash():
+    """Anyone may ask the encoder, and say of features that they are a clip which others are about to send."""
+    encoder, engine = step()
+    false = clips(1) | {"content_hash": clips(2)["content_hash"]}
+    assert table(work(encoder, [false])[0])[0, 0, 0] == 1
+    with pytest.raises(NotCached):
+        work(encoder, [clips(2, features=False)])
+    assert table(work(encoder, [clips(2)])[0])[0, 0, 0] == 2
+    assert table(work(encoder, [false])[0])[0, 0, 0] == 1 and engine.clips == 2
 
 
 @pytest.mark.parametrize("asked", [clips(1, 3, features=False), clips(1, frames=24, features=False)])
@@ -136,7 +153,8 @@ REFUSED = {
         clips(*[7] * 1_000_000, features=False),
         "audio: 1000000 clips, which leaves no room in max_seq_len 8192",
     ),
-    "hash 0": (clips(0), "content_hash: 0 stands for text, a clip's is 1 to 2^64 - 1"),
+    "hash 0": (clips(7) | {"content_hash": np.zeros((1, 1), np.uint64)},
+               "content_hash: 0 stands for text, a clip's is 1 to 2^64 - 1"),
     "NaN": (clips(1) | {"mel": np.full((1, 1, N_MELS, 40), np.nan, np.float32)}, "mel holds NaN or infinity"),
     "infinity": (clips(1) | {"mel": np.full((1, 1, N_MELS, 40), -np.inf, np.float32)}, "mel holds NaN or infinity"),
     "too loud": (

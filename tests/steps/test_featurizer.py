@@ -8,6 +8,7 @@ import pytest
 
 from audio_fixture import wav
 from model_fixture import runtime
+from step_audio.clips import content_hash
 from step_audio.errors import InvalidRequest
 from step_audio.steps.featurizer import Featurizer, FeaturizerStep
 from step_audio.steps.runtime import Limits
@@ -75,3 +76,11 @@ def test_a_request_that_is_refused_does_not_end_the_step():
         step.submit({"messages": [messages(1)], "audio": audio}, answers.put)
         found = answers.get(timeout=SECONDS)
         assert isinstance(found, InvalidRequest) == (audio == [b"no sound"])
+
+
+def test_a_clip_s_hash_is_that_of_its_features():
+    """So the encoder, which has them alone, can check it."""
+    audio = [wav(np.random.default_rng(n).normal(0, 300, 16_000 * n).astype("<i2").tobytes()) for n in (1, 2)]
+    features = featurizer().featurize(messages(2), audio)
+    for clip, frames, digest in zip(features.mel, features.frames, features.content_hash, strict=True):
+        assert content_hash(clip[:, :frames]) == digest
