@@ -47,6 +47,8 @@ lint: $(VENV)/.test ## style, the layers of docs/structure.md, types
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks/*.py
+	for model in model_repository/*/1/model.py backends/*/model.py; do $(BIN)/mypy $$model || exit 1; done
 
 format: $(VENV)/.test ## let ruff rewrite
 	$(BIN)/ruff check --fix .

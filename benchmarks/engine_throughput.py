@@ -14,7 +14,8 @@ import time
 
 import numpy as np
 
-from step_audio.engine import Engine, EngineOptions, GenerationRequest, SamplingParams
+from step_audio.arrays import AnyArray
+from step_audio.engine import Engine, EngineOptions, GenerationRequest, SamplingParams, SequenceOutput
 from step_audio.engine.trtllm_checkpoint import EngineSpec, LayerWeights, Weights
 
 SAMPLING = {
@@ -28,10 +29,10 @@ def random_model(hidden: int, layers: int, vocab: int) -> tuple[EngineSpec, Weig
     rng = np.random.default_rng(0)
     heads, kv_heads, inner = hidden // 64, hidden // 128, hidden * 4
 
-    def bf16(array: np.ndarray) -> np.ndarray:
+    def bf16(array: AnyArray) -> AnyArray:
         return (array.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
 
-    def matrix(rows: int, columns: int) -> np.ndarray:
+    def matrix(rows: int, columns: int) -> AnyArray:
         return bf16(rng.standard_normal((rows, columns), np.float32) * columns**-0.5)
 
     spec = EngineSpec(
@@ -52,16 +53,19 @@ def random_model(hidden: int, layers: int, vocab: int) -> tuple[EngineSpec, Weig
         tokens_per_block=32,
     )
     qkv = (heads + 2 * kv_heads) * 64
-    layer = lambda: LayerWeights(  # noqa: E731
-        input_layernorm=bf16(np.ones(hidden)),
-        qkv=matrix(qkv, hidden),
-        qkv_bias=bf16(rng.standard_normal(qkv)),
-        dense=matrix(hidden, heads * 64),
-        post_layernorm=bf16(np.ones(hidden)),
-        fc=matrix(inner, hidden),
-        gate=matrix(inner, hidden),
-        proj=matrix(hidden, inner),
-    )
+
+    def layer() -> LayerWeights:
+        return LayerWeights(
+            input_layernorm=bf16(np.ones(hidden)),
+            qkv=matrix(qkv, hidden),
+            qkv_bias=bf16(rng.standard_normal(qkv)),
+            dense=matrix(hidden, heads * 64),
+            post_layernorm=bf16(np.ones(hidden)),
+            fc=matrix(inner, hidden),
+            gate=matrix(inner, hidden),
+            proj=matrix(hidden, inner),
+        )
+
     return spec, Weights(
         vocab_embedding=matrix(vocab, hidden),
         layers=[layer() for _ in range(layers)],
@@ -77,8 +81,9 @@ def measure(engine: Engine, concurrency: int, sampling: SamplingParams, prompt: 
     waits: list[float] = []
     left = threading.Semaphore(0)
 
-    def on_output(output):
+    def on_output(output: SequenceOutput) -> None:
         if output.final:
+            assert output.stats is not None
             waits.append((output.stats.first_token_ns - output.stats.arrival_ns) / 1e6)
             left.release()
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from step_audio.markdown import markdown_table
 from step_audio.progress import Progress
-from step_audio_client import ChatOptions, MindPaced, PaceMode, Reply, Sampling, SpeechTiming, StepAudioClient
+from step_audio_client import ChatOptions, MindPaced, PaceMode, Reply, Sampling, SpeechTiming, StepAudioClient, ToolCall
 from step_audio_evaluation.items import Item
 from step_audio_evaluation.scoring import score
 from step_audio_evaluation.statistics import Interval, paired_difference, wilson
@@ -31,7 +31,8 @@ class Spoken:
 
 async def speak(client: StepAudioClient, item: Item, options: ChatOptions) -> Spoken:
     """To the end. Raises RequestError."""
-    content, calls = "", []
+    content = ""
+    calls: list[ToolCall] = []
     async for delta in client.chat(item.request(), options):
         content += delta.content
         calls += delta.tool_calls

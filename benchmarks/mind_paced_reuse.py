@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ def in_conversation(item: Item, before: Sequence[Item]) -> Item:
     """`item`, asked after spoken sums that were answered rightly; their system messages are left out."""
     system = [message for message in item.messages if message["role"] == "system"]
     turns = [message for message in item.messages if message["role"] != "system"]
-    history: list = []
+    history: list[Mapping[str, Any]] = []
     for earlier in before:
         history += [message for message in earlier.messages if message["role"] != "system"]
         history.append({"role": "assistant", "content": f"{earlier.expected}."})

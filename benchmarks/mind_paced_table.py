@@ -7,7 +7,7 @@ import os
 import statistics
 import time
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -63,7 +63,8 @@ class Asker:
 
 
 def megabytes(request: Way) -> float:
-    return infer_request(request.model, "0" * 32, request.inputs()).ByteSize() / 1e6
+    size: int = infer_request(request.model, "0" * 32, request.inputs()).ByteSize()
+    return size / 1e6
 
 
 async def ways_to_go_on(address: str, rounds: int, seed: int) -> str:
@@ -86,7 +87,9 @@ async def ways_to_go_on(address: str, rounds: int, seed: int) -> str:
     return markdown_table([headings, *rows])
 
 
-async def _two_ways(asker: Asker, label: str, messages: list, rounds: int, progress: Progress) -> tuple[str, ...]:
+async def _two_ways(
+    asker: Asker, label: str, messages: list[dict[str, Any]], rounds: int, progress: Progress
+) -> tuple[str, ...]:
     asked = TokenRequest(messages, ONE)
     prompt, _ = await asker.prepare(asked)
     prepared_in: list[float] = []
@@ -153,6 +156,7 @@ async def published_tables(service: Service, rounds: int, seed: int) -> str:
 def cpu_seconds(service: Service) -> float:
     """That the server, its steps and this process have worked; unlike time, it hardly hangs on who else does."""
     total = time.process_time()
+    assert service.server is not None
     for pid in processes.session(service.server.process.pid):
         with contextlib.suppress(OSError):  # it has ended meanwhile
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

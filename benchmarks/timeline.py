@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,10 @@ async def ask(client: StepAudioClient, question: bytes, pace: MindPaced) -> Answ
         if delta.content:
             pieces.append((now, delta.content))
     assert delta.speech
-    segments = [segment for segment in delta.speech.segments if segment.first is not None]
-    texts = [""] * len(segments)
+    firsts = [segment.first for segment in delta.speech.segments if segment.first is not None]
+    texts = [""] * len(firsts)
     for now, piece in pieces:  # of the last segment whose first token was there
-        texts[max(n for n, segment in enumerate(segments) if n == 0 or segment.first <= now)] += piece
+        texts[max(n for n, first in enumerate(firsts) if n == 0 or first <= now)] += piece
     return Answer(pace, delta.speech, thought_begun, [text.strip() for text in texts])
 
 
@@ -86,6 +87,7 @@ def draw(answers: list[Answer], question: str, rate: float, file: Path) -> None:
 
 def _lanes(axes: Any, answer: Answer, rate: float) -> None:
     timing, pace = answer.timing, answer.pace
+    assert timing.first_spoken is not None
     if answer.thought_begun is not None and timing.thought_ended is not None:
         length = timing.thought_ended - answer.thought_begun
         axes.barh("Formulation", length, left=answer.thought_begun, color=THOUGHT)
@@ -94,6 +96,7 @@ def _lanes(axes: Any, answer: Answer, rate: float) -> None:
     heard = 0.0
     spoken = [segment for segment in timing.segments if segment.first is not None]
     for segment, text in zip(spoken, answer.texts, strict=True):
+        assert segment.first is not None and segment.last is not None
         axes.barh("Articulation", segment.last - segment.begun, left=segment.begun, color=SPEECH, edgecolor="white")
         begun, length = max(heard, segment.first), segment.spoken_tokens / rate
         axes.barh("playback", length, left=begun, color=HEARD, edgecolor="white")
@@ -106,6 +109,12 @@ def _lanes(axes: Any, answer: Answer, rate: float) -> None:
     before = f"first word after {timing.first_spoken * 1000:.0f} ms, {timing.thought_before} tokens thought before it"
     axes.set_title(f"{name}{sizes}: {before}", loc="left", fontsize=9)
     axes.grid(axis="x", alpha=0.3)
+
+
+@contextmanager
+def address_of_listener() -> Iterator[str]:
+    with serving(embedded_checkpoint()) as service:
+        yield service.address
 
 
 def main() -> None:
@@ -124,8 +133,7 @@ def main() -> None:
         MindPaced("speak_first", given.think_tokens, given.speak_tokens, given.speech_rate),
         MindPaced("think_before_speak"),
     ]
-    with nullcontext() if given.address else serving(embedded_checkpoint()) as service:
-        address = given.address or service.address
+    with nullcontext(given.address) if given.address else address_of_listener() as address:
         answers = asyncio.run(ask_in_turns(address, given.question, paces, given.rounds))
     draw(answers, given.question, given.speech_rate, given.output)
 

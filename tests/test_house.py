@@ -19,7 +19,7 @@ from paths import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 TOOLS = PROJECT["tool"]
 MYPY, PACKAGES = TOOLS["mypy"], TOOLS["importlinter"]["root_packages"]
-PATHS = [".", *MYPY["mypy_path"]]  # the folders that packages lie in
+PATHS = [".", *(path for path in MYPY["mypy_path"] if path != "typings")]  # the folders that packages lie in
 FILES = [
     Path(folder, name)
     for top in ROOT.iterdir()

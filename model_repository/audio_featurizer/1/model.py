@@ -1,5 +1,9 @@
 """Triton step `audio_featurizer`: hands requests to a worker, whose work is `step_audio.steps.featurizer`."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import triton_python_backend_utils as pb_utils
 
 from step_audio.steps.stub import StepStub
@@ -8,11 +12,11 @@ from step_audio.steps.stub import StepStub
 class TritonPythonModel:
     """Triton's name for it."""
 
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         self.stub = StepStub(pb_utils, args)
 
-    def execute(self, requests):
+    def execute(self, requests: Sequence[pb_utils.InferenceRequest]) -> list[None]:
         return self.stub.execute(requests)
 
-    def finalize(self):
+    def finalize(self) -> None:
         self.stub.close()
