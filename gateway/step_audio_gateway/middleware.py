@@ -107,6 +107,9 @@ class Observe:
             about |= {"status": status, "seconds": round(seconds, 4)}
             level = logging.DEBUG if route in SCRAPED and status < 400 else logging.INFO
             log.log(level, "request", extra={"fields": about | fields})
+            if 400 <= status < 500 and "told" in scope["state"]:
+                said = {"request_id": request_id, "status": status, "message": scope["state"]["told"]}
+                log.debug("refused", extra={"fields": said})
 
 
 class Guard:
@@ -126,6 +129,7 @@ class Guard:
             admitted = await self._admitted(scope)
         except ApiError as error:
             scope["state"]["log"]["error"] = error.code
+            scope["state"]["told"] = error.detail
             return await error.response()(scope, receive, send)
         scope["state"]["admitted"] = admitted
         try:

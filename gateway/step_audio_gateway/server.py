@@ -41,6 +41,7 @@ async def _serve(settings: GatewaySettings, leave_with_stdin: bool) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("step_audio_gateway").setLevel(settings.log_level.upper())
     _raise_descriptor_limit()
     with listen(settings) as listener, closing_tracer() as tracer:
         async with StepAudioClient(settings.triton, tls=settings.tls()) as client:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -83,6 +83,9 @@ class GatewaySettings(Settings):
     )
     transcription_prompt: str = Field(
         "Write down what you hear.", description="what /v1/audio/transcriptions asks the model"
+    )
+    log_level: Literal["info", "debug"] = Field(
+        "info", description="debug: also the text of each refusal, which may quote a line of what was sent"
     )
     log_content: bool = Field(False, description="put texts of requests and replies into the log")
     ssl_certfile: Path | None = Field(None, description="PEM certificate: serve https; browsers want it for recording")

@@ -104,6 +104,30 @@ async def test_request_ids_and_the_log(caplog):
         assert len((await ask(FakeClient(), headers={"X-Request-Id": bad})).headers["x-request-id"]) == 32
 
 
+async def test_refusals_are_told_at_debug_alone(caplog):
+    """Each with its request's id, in a line, however long what it quotes."""
+    role, model = "SECRET\nking " * 5000, "SECRET" * 5000
+    for level in (logging.INFO, logging.DEBUG):
+        caplog.clear()
+        caplog.set_level(level, "step_audio_gateway")
+        texts = [
+            (await ask(FakeClient(), **body, headers={"X-Request-Id": "mine-2"})).json()["error"]["message"]
+            for body in ({"messages": [{"role": role, "content": "x"}]}, {"model": model})
+        ]
+        lines = [vars(record)["fields"] for record in caplog.records if record.name == "step_audio_gateway"]
+        assert all("SECRET" not in json.dumps(line) for line in lines if "client" in line)
+        told = [line for line in lines if "client" not in line]
+        if level == logging.INFO:
+            assert not told
+        else:
+            statuses = (400, 404)
+            assert told == [
+                {"request_id": "mine-2", "status": status, "message": text}
+                for status, text in zip(statuses, texts, strict=True)
+            ]
+        assert all(len(text) <= 400 and "\n" not in text for text in texts)
+
+
 async def test_probes_and_scrapes_have_no_line_of_their_own(caplog):
     caplog.set_level(logging.DEBUG, "step_audio_gateway")
     fake = FakeClient()
