@@ -36,7 +36,7 @@ test: lint ## lint and all tests, a real tritonserver included
 test-fast: $(VENV)/.test ## the tests that need no server, no browser and no training
 	$(BIN)/pytest -n 2 -m 'not server and not browser and not training'
 
-reliability: $(VENV)/.test ## the long form of tests/reliability: each process killed 20 times, 103,000 wrong requests
+reliability: $(VENV)/.test ## the long form of tests/reliability: deaths, overload, 103,000 wrong requests, 500 endings
 	RELIABILITY_ROUNDS=20 $(BIN)/pytest tests/reliability
 
 bench: $(VENV)/.cpu ## speed of the small model here, over gRPC and HTTP; tables in .work/bench
