@@ -31,6 +31,7 @@ from step_audio.tokenizer import Tokenizer
 from step_audio_client.answer_parser import AnswerParser
 from step_audio_client.chat_types import ChatDelta, ChatOptions, ChatUsage, Guide
 from step_audio_client.errors import InvalidGuide, RequestError
+from step_audio_client.generators import inner
 from step_audio_client.reasoning import BEGIN_MARKERS, END_MARKERS, reasoning_ended, thought_of
 from step_audio_client.tokens import FinishReason, TokenRequest, Tokens
 from step_audio_client.tool_calls import BEGIN_CALL, END_CALL
@@ -99,6 +100,7 @@ class ChatStream:
             guide=guide,
         )
 
+    @inner
     async def deltas(
         self, text_tokens: Callable[[], Coroutine[Any, Any, int]] | None = None
     ) -> AsyncGenerator[ChatDelta]:
@@ -126,6 +128,7 @@ class ChatStream:
         called = self._end == "stop" and parser.calls
         yield replace(parser.take(), finish_reason="tool_calls" if called else self._end, usage=usage)
 
+    @inner
     async def _generations(self) -> AsyncGenerator[ChatDelta]:
         """What each response brings, be it nothing."""
         for guide, until in self._plan():

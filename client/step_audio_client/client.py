@@ -17,6 +17,7 @@ from step_audio_client.chat_stream import check as check_options
 from step_audio_client.chat_types import ChatDelta, ChatOptions
 from step_audio_client.counts import Counts
 from step_audio_client.failover import PATIENCE
+from step_audio_client.generators import inner
 from step_audio_client.mind_paced import MindPacedSpeaker
 from step_audio_client.mind_paced import check as check_mind_paced
 from step_audio_client.pipeline import Pipeline
@@ -213,6 +214,7 @@ class StepAudioClient:
             usage=last.usage,
         )
 
+    @inner
     async def _speak(
         self, run: Run, messages: Sequence[Mapping[str, Any]], options: ChatOptions
     ) -> AsyncGenerator[ChatDelta]:
@@ -238,6 +240,7 @@ class StepAudioClient:
             async for delta in deltas:
                 yield delta
 
+    @inner
     async def _tokens(self, run: Run, request: TokenRequest | PreparedRequest) -> AsyncGenerator[Tokens]:
         info = await self.serving_info()
         request.sampling.check_supported(info["sampling_parameters"])

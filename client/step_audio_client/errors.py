@@ -7,7 +7,7 @@ import re
 
 import grpc
 
-from step_audio.errors import Code, StepAudioError, take_code
+from step_audio.errors import Code, StepAudioError, one_line, take_code
 from step_audio_client.known_texts import translate, untrusted
 
 TOO_LATE = "the answer took longer than the timeout"
@@ -17,12 +17,12 @@ log = logging.getLogger(__name__)
 
 
 class RequestError(Exception):
-    """The server refused or failed the request; the text is meant for a person. `code`: what that means."""
+    """The server refused or failed the request; the text is a line for a person. `code`: what that means."""
 
     code = Code.INVALID_REQUEST
 
     def __init__(self, text: str, code: Code | None = None):
-        super().__init__(text)
+        super().__init__(one_line(text))
         self.code = code or type(self).code
 
 

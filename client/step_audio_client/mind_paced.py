@@ -27,6 +27,7 @@ from step_audio_client.answer_parser import AnswerParser
 from step_audio_client.brains import Brains
 from step_audio_client.chat_types import ChatDelta, ChatOptions, ChatUsage, PaceMode, Segment, Thinking
 from step_audio_client.errors import RequestError
+from step_audio_client.generators import inner
 from step_audio_client.pacing import Due, Pacing
 from step_audio_client.prepared import PreparedPrompt, PreparedRequest
 from step_audio_client.tokens import FinishReason, Tokens
@@ -79,6 +80,7 @@ class MindPacedSpeaker:
         self._spoken: list[int] = []
         self._end: FinishReason | None = None
 
+    @inner
     async def deltas(self) -> AsyncGenerator[ChatDelta]:
         """Both brains' texts as they come; the last delta has `finish_reason`, `usage` and `speech`.
 

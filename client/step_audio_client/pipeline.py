@@ -19,6 +19,7 @@ from step_audio_client.control import PROMPT, heartbeat, stop
 from step_audio_client.counts import Counts
 from step_audio_client.errors import Quarantined, RequestError, ServerLost, Unavailable, call_error, request_error
 from step_audio_client.failover import PATIENCE, Failover
+from step_audio_client.generators import inner
 from step_audio_client.prepared import PreparedPrompt, PreparedRequest
 from step_audio_client.quarantine import Quarantine, digest_of
 from step_audio_client.run import Run, new_request_id
@@ -28,6 +29,7 @@ from step_audio_client.tokens import TokenRequest, Tokens
 
 READY_TIMEOUT = 4  # seconds in which every model has to answer
 STOP_TIMEOUT = 10  # seconds
+LAST_TIMEOUT = 1  # seconds, of stops when the event loop ends
 FEATURIZER = "audio_featurizer"
 
 
@@ -42,6 +44,7 @@ class Pipeline:
         self._open: set[tuple[str, Server, AsyncGenerator[wire.Response]]] = set()  # generations under way
         self._stops: set[asyncio.Task[None]] = set()
         self._runs: weakref.WeakSet[Run] = weakref.WeakSet()
+        self._end: AsyncGenerator[None] | None = None
 
     async def close(self) -> None:
         """Stops what is under way, and waits for it, so that no slot stays taken on a server."""
@@ -54,6 +57,22 @@ class Pipeline:
         if self._stops:
             await asyncio.gather(*self._stops, return_exceptions=True)
         await self._servers.close()
+        if self._end is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closing it
+                await self._end.aclose()
+
+    async def _at_the_end(self) -> AsyncGenerator[None]:
+        """Begun, it is ended by the event loop where nobody calls `close`: when that has cancelled all tasks, whose
+        stops are now on their way, or when this has become garbage."""
+        try:
+            yield
+        finally:
+            if self._stops:
+                _, late = await asyncio.wait(self._stops, timeout=LAST_TIMEOUT)
+                for task in late:
+                    task.cancel()
+                await asyncio.gather(*late, return_exceptions=True)
+            await self._servers.close()
 
     def run(self, request_id: str | None = None, timeout: float | None = None) -> Run:
         """Starts the clock of one answer and takes its turn among the servers."""
@@ -110,6 +129,7 @@ class Pipeline:
                 server.seen = True
                 return wire.infer_response(answer).outputs
 
+    @inner
     async def tokens(
         self, run: Run, request: TokenRequest | PreparedRequest, stop_ids: Collection[int], max_seq_len: int
     ) -> AsyncGenerator[Tokens]:
@@ -183,10 +203,14 @@ class Pipeline:
         targets = ours or [(request_id, server) for server in self._servers.all]
         await asyncio.gather(*(stop(server.stub, id_, STOP_TIMEOUT) for id_, server in targets))
 
+    @inner
     async def _responses(
         self, run: Run, model: str, request_id: str, inputs: Mapping[str, AnyArray]
     ) -> AsyncGenerator[wire.Response]:
         """Of the first server of the route. Raises RequestError."""
+        if self._end is None:
+            self._end = self._at_the_end()
+            await anext(self._end)
         server = run.route[0]
         request = wire.infer_request(model, request_id, inputs)
         responses = wire.stream(server.stub, request, run.time_left(), leased=True)
@@ -218,7 +242,10 @@ class Pipeline:
 
     def _stop_in_background(self, request_id: str, server: Server) -> None:
         """A task of its own: the caller may itself be cancelled, and must not be kept waiting."""
-        task = asyncio.get_running_loop().create_task(stop(server.stub, request_id, STOP_TIMEOUT))
+        loop = asyncio.get_running_loop()
+        if getattr(loop, "_asyncgens_shutdown_called", False):  # it ends now, and no task with it; the lease does it
+            return
+        task = loop.create_task(stop(server.stub, request_id, STOP_TIMEOUT))
         self._stops.add(task)
         task.add_done_callback(self._stop_ended)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,10 @@ from tritonclient.utils import deserialize_bytes_tensor, np_to_triton_dtype, ser
 from step_audio import tracing
 from step_audio.arrays import AnyArray
 from step_audio.steps.leases import PREFIX as LEASE_ID
+from step_audio_client.generators import inner
 from step_audio_client.tls import SCHEME, Tls
+
+Call = grpc.aio.StreamStreamCall[Any, Any]
 
 LEASE = "lease"  # the model; its ids are LEASE_ID and the answer's own
 
@@ -97,6 +100,7 @@ class ConnectionLost(Exception):
     """The server ended, or the connection to it, with the request in hand."""
 
 
+@inner
 async def stream(
     stub: service_pb2_grpc.GRPCInferenceServiceStub,
     request: service_pb2.ModelInferRequest,
@@ -109,31 +113,24 @@ async def stream(
     StreamError, ConnectionLost, and grpc.aio.AioRpcError for what did not reach the server or took too long.
     """
     sent = False
-    ended = asyncio.Event()
-
-    async def requests() -> AsyncIterator[service_pb2.ModelInferRequest]:
-        nonlocal sent
-        yield request
-        if leased:
-            yield _lease(request.id, True, timeout)
-        sent = True
-        if leased:
-            await ended.wait()
-            yield _lease(request.id, False)
-
-    call = stub.ModelStreamInfer(requests(), timeout=timeout, metadata=tracing.headers())
+    # Written and read, not iterated: gRPC would do that in tasks and generators of its own, which nobody ends.
+    call = stub.ModelStreamInfer(timeout=timeout, metadata=tracing.headers())
     try:
-        async for message in call:
+        await _write(call, request)
+        if leased:
+            await _write(call, _lease(request.id, True, timeout))
+        else:
+            await call.done_writing()
+        sent = True
+        while (message := await call.read()) is not grpc.aio.EOF:
             if leased and message.infer_response.id.startswith(LEASE_ID):
                 continue
             if message.error_message:
-                ended.set()
-                await _read_out(call)
+                await _end(call, request.id if leased else None)
                 raise StreamError(message.error_message)
             response = infer_response(message.infer_response)
             if response.final:  # before it is handed on, for a caller who has all may leave at once
-                ended.set()
-                await _read_out(call)
+                await _end(call, request.id if leased else None)
             yield response
             if response.final:
                 return
@@ -154,13 +151,21 @@ def _lease(request_id: str, open_: bool, seconds: float | None = None) -> servic
     return infer_request(LEASE, f"{LEASE_ID}{request_id}", inputs)
 
 
-async def _read_out(call: grpc.aio.StreamStreamCall[Any, Any]) -> None:
-    """Read a finished stream to its end: cancelling one that is about to end makes tritonserver 2.51 leak a
-    reference to the model, and its shutdown wait."""
+async def _write(call: Call, request: service_pb2.ModelInferRequest) -> None:
+    with contextlib.suppress(asyncio.InvalidStateError):  # it has ended: reading says how
+        await call.write(request)
+
+
+async def _end(call: Call, lease: str | None) -> None:
+    """Give the lease back and read a finished stream to its end: cancelling one that is about to end makes tritonserver
+    2.51 leak a reference to the model, and its shutdown wait."""
     # What goes wrong now, a deadline or a dying server, is no fault of the answer that is here already.
-    with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError):
+    with contextlib.suppress(TimeoutError, asyncio.InvalidStateError, grpc.aio.AioRpcError):
         async with asyncio.timeout(1):  # Python 3.11's wait_for loses a cancel that comes with the end
-            async for _ in call:
+            if lease is not None:
+                await call.write(_lease(lease, False))
+                await call.done_writing()
+            while await call.read() is not grpc.aio.EOF:
                 pass
 
 

@@ -8,8 +8,9 @@ import re
 import grpc
 import pytest
 
-from step_audio.errors import Code
-from step_audio_client import RequestError, ServerFailed
+from step_audio.errors import MAX_TEXT, Code
+from step_audio_client import ChatOptions, RequestError, ServerFailed
+from step_audio_client.chat_stream import check
 from step_audio_client.errors import call_error, request_error
 
 LEAKS = re.compile(r"/|\.py|\bshm\b|stub|Stub|_0_0|Traceback|0x|ensemble|TENSOR|tensor|request id|10\.1\.")
@@ -135,3 +136,10 @@ def rpc(status: grpc.StatusCode, details: str) -> grpc.aio.AioRpcError:
 def test_a_call_that_fails(status, details, connected, code):
     error = call_error(rpc(status, details), "here:8001", connected)
     assert isinstance(error, RequestError) and error.code is code and not LEAKS.search(str(error))
+
+
+def test_a_text_is_a_line_however_long_what_it_quotes():
+    options = ChatOptions(tool_choice="no such\ntool " * 10_000, tools=[{"function": {"name": "a"}}])
+    with pytest.raises(RequestError) as caught:
+        check(options)
+    assert len(str(caught.value)) == MAX_TEXT and "\n" not in str(caught.value)
