@@ -19,10 +19,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The markers of pyproject.toml that a fixture brings; a test that needs one without its fixture says so itself.
 MARKERS = {"work_dir": "server", "driver": "browser", "tokenizer_json": "training"}
 ONE_WORKER = {  # beginnings of the names of tests that share what takes long to make
-    "a build": ("tests/build_engines/",),
+    "transformers": ("tests/build_engines/", "tests/core/test_encoder.py", "tests/engine/"),  # and one whole build
     "servers": (
         "tests/served/",
-        "tests/engine/guide/test_guide.py",
         "tests/evaluation/test_evaluate_command.py",
         "tests/gateway/test_gateway_mind_paced.py",
         "tests/reliability/test_fuzz.py",

@@ -6,6 +6,7 @@ import ast
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
 from packaging.requirements import Requirement
@@ -79,6 +80,7 @@ def module_of(distribution: str) -> str:
     return MODULES.get(distribution, distribution.replace("-", "_"))
 
 
+@cache
 def imported(folder: str) -> dict[str, str]:
     """Module that is neither Python's nor ours -> a file that imports it."""
     files = sorted((ROOT / folder).rglob("*.py"))

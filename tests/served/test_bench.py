@@ -109,6 +109,7 @@ def test_perf_analyzer_says_what_is_wrong(listener, tmp_path, capsys):
     assert status == 1 and "perf_analyzer: error: Failed to init manager inputs" in capsys.readouterr().err
 
 
+@pytest.mark.server
 def test_a_server_of_its_own_beside_the_bare_engine(checkpoint, tmp_path, capsys):
     status, results = run(
         tmp_path, "--checkpoint", str(checkpoint), "--engine", "--doors", "grpc", "--concurrency", "2", *COMMON

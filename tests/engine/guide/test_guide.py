@@ -6,12 +6,10 @@ import re
 import numpy as np
 import pytest
 
-import raw_triton
 from engine_fixture import ask, generate, model, options, prompt, submit
 from guide_fixture import EOT, STOP, TOKEN, TOKENIZER, text
 from step_audio.engine import Engine, Guide
 from step_audio.errors import InvalidRequest
-from step_audio.tokenizer import Tokenizer
 
 SCHEMA = {
     "type": "object",
@@ -241,28 +239,3 @@ def test_a_guide_that_would_hold_up_the_batch_is_ended(engine, monkeypatch):
     answer = ask(engine, prompt(9), 50, guide=Guide("regex", "[0-9]{50}"))
     assert str(answer.last.error).startswith("guided_decoding_guide is too costly")
     assert neighbour.wait().tokens() == generate(prompt(20), 30)
-
-
-# The served pipeline
-
-
-def served(service, kind: str, guide: str) -> str:
-    responses = raw_triton.call(
-        service.address,
-        "step_audio_r1",
-        {
-            "messages": raw_triton.texts('[{"role": "user", "content": "yes or no?"}]'),
-            "request_output_len": raw_triton.scalar(20, np.int32),
-            "guided_decoding_guide_type": raw_triton.texts(kind),
-            "guided_decoding_guide": raw_triton.texts(guide),
-        },
-    )
-    ids = [token for response in responses for token in response.outputs["output_ids"].reshape(-1).tolist()]
-    tokenizer = Tokenizer.from_json((service.settings.work_dir / "tokenizer.json").read_text(encoding="utf-8"))
-    return tokenizer.decode(ids)
-
-
-def test_through_the_pipeline(service):
-    assert re.fullmatch("[0-9]{2}-(yes|no)", served(service, "regex", "[0-9]{2}-(yes|no)"))
-    with pytest.raises(raw_triton.wire.StreamError, match=r"cannot be used as regex: .*not closed"):
-        served(service, "regex", "(")
