@@ -30,6 +30,9 @@ class CounterReport:
     def close(self) -> None:
         self._closing.set()
         self._thread.join()
+        # While Triton's backend is there: it crashes when it takes back a metric after its own end.
+        self._metrics.clear()
+        self._families.clear()
 
     def _run(self) -> None:
         while True:

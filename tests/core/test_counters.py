@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 
 import pytest
@@ -39,6 +40,7 @@ class Triton:
 
     def __init__(self):
         self.values = Counter()
+        self.held = []
         triton = self
 
         class MetricFamily:
@@ -55,6 +57,7 @@ class Triton:
             def __init__(self, key):
                 self.key = key
                 triton.values[key] += 0
+                triton.held.append(weakref.ref(self))
 
             def increment(self, value):
                 triton.values[self.key] += value
@@ -77,6 +80,7 @@ def test_all_files_are_shown_and_followed(tmp_path, monkeypatch):
         serve.count(DEATHS, "lease")
     wait_until(lambda: triton.values == {died: 3, gone: 1})
     report.close()
+    assert [metric() for metric in triton.held] == [None, None]  # Triton crashes over one that outlives its backend
 
 
 def test_every_counter_has_a_name_of_its_kind():
