@@ -51,7 +51,7 @@ async def away(process: ServeProcess, fault: Callable[[], None]) -> float:
     """Seconds from the fault to an answer."""
     client = StepAudioClient(process.address)
     long = Sampling(max_tokens=400, min_tokens=400, temperature=0)
-    running = [asyncio.create_task(client.complete([user(f"{n}")], long, timeout=120)) for n in range(4)]
+    running = [asyncio.create_task(client.complete([user(f"{n}")], long, timeout=600)) for n in range(4)]
     await asyncio.sleep(0.9)
     begin = time.monotonic()
     await asyncio.to_thread(fault)
@@ -142,9 +142,11 @@ def main() -> None:
             print(f"{given.starts} starts: {starts(settings, given.starts)}; {load()}")
         if given.rounds:
             process = ServeProcess(settings)
-            process.wait_for("ready")
-            rows = measure(process, given.rounds)
-            process.end()
+            try:
+                process.wait_for("ready")
+                rows = measure(process, given.rounds)
+            finally:
+                process.end()
             print(markdown_table([("fault", "median", "longest"), *rows]))
             print(load())
 
