@@ -82,6 +82,7 @@ class ServerLost(Unavailable):
     """A server died, or the connection to it, with the request in hand."""
 
     code = Code.SERVER_LOST
+    stands = False  # it says so itself, of one of its processes, and says it again until it is started anew
 
 
 class AnswerLost(Unavailable):

@@ -12,7 +12,7 @@ from tritonclient.grpc import service_pb2
 
 from step_audio import tracing
 from step_audio.arrays import AnyArray
-from step_audio.errors import Code, Retry
+from step_audio.errors import Retry
 from step_audio_client import wire
 from step_audio_client.continuation import Continuation
 from step_audio_client.control import PROMPT, heartbeat, stop
@@ -142,6 +142,7 @@ class Pipeline:
         failover = Failover(self._servers, run, self._patience)
         digest: bytes | None = None
         mel: AnyArray | None = None
+        dying: set[Server] = set()  # whose death is counted, and which may tell of it again
         while True:
             if run.stopped:
                 yield answer.stopped()
@@ -160,9 +161,11 @@ class Pipeline:
                 self._quarantine.survived(digest)
                 return
             except RequestError as error:
-                if error.code is Code.SERVER_LOST:
+                server = run.route[0]
+                if isinstance(error, ServerLost) and server not in dying:
                     self.counts.servers_lost += 1
                     self._quarantine.died(digest)
+                dying = dying | {server} if isinstance(error, ServerLost) and error.stands else dying - {server}
                 if error.code.retry is Retry.WAIT and (last := answer.ended()):
                     yield last
                     return
@@ -225,7 +228,10 @@ class Pipeline:
         except wire.StreamError as error:
             server.seen = True
             self._open.discard(entry)
-            raise request_error(str(error), request_id) from None
+            failure = request_error(str(error), request_id)
+            if isinstance(failure, ServerLost):
+                failure.stands = True
+            raise failure from None
         except wire.ConnectionLost:
             self._open.discard(entry)
             run.time_left()

@@ -151,7 +151,8 @@ async def test_a_request_present_at_two_deaths_is_refused(monkeypatch):
     """Whoever sends it, until it is forgotten; an answer in between clears it."""
     now = [1000.0]
     monkeypatch.setattr(quarantine, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    runs = [[DEAD], [DEAD], [message(5, final=True)]]
+    broken_off = []
+    runs = [broken_off, broken_off, [message(5, final=True)]]
 
     async def deadly():
         for each in runs.pop(0):
@@ -167,6 +168,22 @@ async def test_a_request_present_at_two_deaths_is_refused(monkeypatch):
         runs += [[DEAD], [message(5, final=True)]] * 3
         for _ in range(3):
             assert (await client.complete(QUESTION, GREEDY)).token_ids == [5]
+
+
+async def test_one_death_is_counted_once_however_often_the_server_tells_of_it():
+    """Until it is started anew; and then as another one."""
+    runs = [[DEAD], [DEAD], [DEAD], [], [message(5, final=True)]]
+
+    async def dying():
+        for each in runs.pop(0):
+            yield each
+
+    async with serving(dying) as [(fake, address, _)], StepAudioClient(address, TOKENIZER) as client:
+        assert (await client.complete(QUESTION, GREEDY)).token_ids == [5]
+        assert len(asked(fake)) == 5 and client._pipeline.counts.servers_lost == 1
+        runs += [[DEAD], [], []]
+        with pytest.raises(Quarantined):
+            await client.complete(QUESTION, GREEDY)
 
 
 async def counted(*runs, guide: Guide | None = None) -> Counts:
