@@ -25,7 +25,7 @@ from server_settings import settings_for
 from step_audio.clips import SAMPLE_RATE
 from step_audio_client import Audio, Guide, Sampling, StepAudioClient, user
 from step_audio_client.tokens import TokenRequest
-from waiting import wait_until
+from waiting import SECONDS, wait_until
 
 pytestmark = pytest.mark.server
 
@@ -42,9 +42,11 @@ CLIP = wav(np.random.default_rng(0).normal(0, 300, 2 * SAMPLE_RATE).astype("<i2"
 @pytest.fixture(scope="module")
 def running(checkpoint, work_dir, tmp_path_factory):
     process = ServeProcess(settings_for(checkpoint, work_dir))
-    process.wait_for("ready")
-    yield process
-    process.end()
+    try:
+        process.wait_for("ready", 5 * SECONDS)  # it builds first
+        yield process
+    finally:
+        process.end()
 
 
 def requests(clip: bytes, count: int) -> list[TokenRequest]:
