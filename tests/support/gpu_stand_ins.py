@@ -59,7 +59,7 @@ while any(rank.poll() is None for rank in ranks):
 """
 
 TRITONSERVER = r"""
-import http.server, json, mmap, os, signal, subprocess, sys, threading, time
+import json, mmap, os, signal, sys, time
 from pathlib import Path
 
 here, fault = Path(os.environ["STAND_IN_DIR"]), os.environ.get("STAND_IN", "")
@@ -104,6 +104,8 @@ if fault == "loads-for-ever":
 world = int(os.environ.get("STAND_IN_WORLD", "1"))
 while len(list(job.glob("rank*"))) < world:
     time.sleep(0.01)
+
+import http.server, subprocess, threading  # which workers need not wait for
 
 Path(f"/dev/shm/{prefix}region").write_bytes(b"")
 # Ours hold the region's name, as real ones do, and take no SIGTERM.
