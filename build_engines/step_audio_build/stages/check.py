@@ -16,6 +16,7 @@ from step_audio.config import Strict
 from step_audio.conversation import parse_conversation
 from step_audio.errors import ArtefactError
 from step_audio.mel import log_mel, token_count
+from step_audio.progress import Progress
 from step_audio.tokenizer import Tokenizer
 from step_audio_build.artefacts.artefact import as_source, finish, finished, required
 from step_audio_build.artefacts.manifest import Identity, to_json, write_atomically
@@ -159,7 +160,8 @@ class CheckStage:
                 raise ArtefactError(f"check: the engine gave no token for the question {question.name}")
             self.job.echo(f"check: {len(tokens)} tokens of {question.name} against the checkpoint in torch")
             ids = np.array(question.ids, np.int32)
-            checked += check_tokens(self.job.checkpoint, ids, tables.get(question.name, none), tokens, self._layers)
+            layers = Progress(f"check: {question.name}", unit="")
+            checked += check_tokens(self.job.checkpoint, ids, tables.get(question.name, none), tokens, layers)
         return Verdict(
             tokens=len(checked),
             agreement=sum(token.token == token.best for token in checked) / len(checked),
@@ -168,11 +170,6 @@ class CheckStage:
             load_seconds=answers.load_seconds,
             answers={name: tokenizer.decode(tokens) for name, tokens in answers.tokens.items()},
         )
-
-    def _layers(self, done: int, total: int) -> None:
-        """Tens of GB are read: some sign of life."""
-        if done and done % 16 == 0:
-            self.job.echo(f"check: layer {done} of {total}")
 
     def _tell(self, verdict: Verdict) -> None:
         """Raises ArtefactError for an engine that does not say what the checkpoint says."""
