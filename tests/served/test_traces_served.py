@@ -16,7 +16,7 @@ from audio_fixture import wav
 from otlp_receiver import Span, receiving
 from serve_process import ServeProcess
 from server_settings import settings_for
-from waiting import wait_until
+from waiting import SECONDS, wait_until
 
 pytestmark = pytest.mark.server
 
@@ -39,7 +39,7 @@ def running(checkpoint, work_dir, collector):
         OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint,
         OTEL_BSP_SCHEDULE_DELAY="100",
     )
-    process.wait_for("ready")
+    process.wait_for("ready", 4 * SECONDS)
     yield process
     process.end()
 
