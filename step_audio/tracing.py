@@ -13,13 +13,20 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span
+    from opentelemetry.trace import Tracer as OtelTracer
 
 TIMEOUT = 2.0  # seconds for sending, all tries together: at the end of a process it is waited for
+
+PARAMETER = "traceparent"  # of a request to Triton
+
+# What `attempt` makes its spans with; not OpenTelemetry's global one, for which Starlette makes spans of its own.
+_own: ContextVar[OtelTracer | None] = ContextVar("tracer", default=None)
 
 Attributes = Mapping[str, str | int | float | bool]
 
@@ -46,16 +53,42 @@ def check() -> None:
         from opentelemetry.exporter.otlp.proto.http import trace_exporter  # noqa: F401
 
 
-def headers() -> list[tuple[str, str]]:
-    """W3C Trace Context of the current span, whoever has begun it, to be sent on; empty where there is none, or it is
-    not recorded: tritonserver 2.51 records whatever names a span."""
+def current() -> str | None:
+    """The current span, whoever has begun it, as W3C's `traceparent`; None where there is none, or none is recorded."""
     if "opentelemetry.trace" not in sys.modules:
-        return []
+        return None
     from opentelemetry.trace import get_current_span
 
-    if not get_current_span().get_span_context().trace_flags.sampled:
-        return []
-    return list(_carrier().items())
+    return _traceparent(get_current_span())
+
+
+def given(parameters: str) -> str | None:
+    """The `traceparent` among a request's parameters, JSON as Triton's Python backend has it."""
+    found = json.loads(parameters).get(PARAMETER) if parameters else None
+    return found if isinstance(found, str) else None
+
+
+@contextmanager
+def attempt(name: str, attributes: Attributes) -> Iterator[str | None]:
+    """A span for a call of another service, within the current one; its `traceparent`, to be sent along.
+
+    It does not become the current span: generators, which use this, would leave it to their callers.
+    """
+    if current() is None:
+        yield None
+        return
+    from opentelemetry.trace import SpanKind, StatusCode, get_tracer
+
+    tracer = _own.get() or get_tracer("step_audio_client")
+    span = tracer.start_span(name, kind=SpanKind.CLIENT, attributes=dict(attributes))
+    try:
+        yield _traceparent(span) or current()
+    except Exception as error:
+        span.set_attribute("error.type", type(error).__name__)
+        span.set_status(StatusCode.ERROR)
+        raise
+    finally:
+        span.end()
 
 
 class Tracer:
@@ -87,7 +120,11 @@ class Tracer:
             record_exception=False,  # its words may quote the request
             set_status_on_exception=False,
         ) as span:
-            yield Request(span)
+            token = _own.set(self._tracer)
+            try:
+                yield Request(span)
+            finally:
+                _own.reset(token)
 
     def done(
         self,
@@ -98,22 +135,22 @@ class Tracer:
         attributes: Attributes | None = None,
         error: Exception | None = None,
     ) -> str | None:
-        """A span that has ended, of `start` to `end` in nanoseconds since the epoch. Returns its own context.
+        """A span that has ended, of `start` to `end` in nanoseconds since the epoch. Returns its own `traceparent`.
 
-        `within`: the context of the one around it, JSON as Triton and this function write it; None, or one that the
-        caller does not record: no span. Of `error` its type is told, for its words may quote the request.
+        `within`: that of the span around it; None, or one that is not recorded: there is no span. Of `error` its type
+        is told, for its words may quote the request.
         """
         if within is None:
             return None
-        from opentelemetry.trace import StatusCode, set_span_in_context
+        from opentelemetry.trace import StatusCode
 
-        around = _context(json.loads(within))
+        around = _context({"traceparent": within})
         span = self._tracer.start_span(name, around, attributes=dict(attributes or {}), start_time=start)
         if error is not None:
             span.set_attribute("error.type", type(error).__name__)
             span.set_status(StatusCode.ERROR)
         span.end(end)
-        return json.dumps(_carrier(set_span_in_context(span)))
+        return _traceparent(span)
 
     def close(self) -> None:
         """Sends what is left."""
@@ -163,13 +200,11 @@ def since_epoch() -> int:
     return time.time_ns() - time.monotonic_ns()
 
 
-def _carrier(context: Context | None = None) -> dict[str, str]:
-    """The headers of a context's span; None: of the current one."""
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-    carrier: dict[str, str] = {}
-    TraceContextTextMapPropagator().inject(carrier, context)
-    return carrier
+def _traceparent(span: Span) -> str | None:
+    context = span.get_span_context()
+    if not context.trace_flags.sampled:
+        return None
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
 def _context(carrier: Mapping[str, Any]) -> Context:

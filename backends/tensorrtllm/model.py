@@ -20,6 +20,7 @@ from step_audio.steps.tensors import triton_error
 from step_audio.steps.trtllm.backend import TrtllmBackend
 from step_audio.steps.trtllm.metrics import readings
 from step_audio.steps.trtllm.response import Send
+from step_audio.tracing import given
 
 TABLE = "prompt_embedding_table"
 
@@ -51,7 +52,7 @@ class TritonPythonModel:
             except Exception as error:  # of this request's inputs
                 send(None, error, True)
                 continue
-            context = request.trace().get_context() if self.backend.traced else None
+            context = given(request.parameters()) if self.backend.traced else None
             self.backend.submit(request.request_id(), tensors, names, send, sender.is_cancelled, context)
 
     def finalize(self) -> None:

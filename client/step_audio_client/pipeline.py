@@ -120,9 +120,9 @@ class Pipeline:
             connected = server.rank() == 0
             try:
                 limits = [limit for limit in (patience, run.time_left()) if limit is not None]
-                answer = await server.stub.ModelInfer(
-                    request, timeout=min(limits, default=None), metadata=tracing.headers()
-                )
+                with tracing.attempt(request.model_name, {"server.address": server.address}) as traceparent:
+                    wire.trace(request, traceparent)
+                    answer = await server.stub.ModelInfer(request, timeout=min(limits, default=None))
             except grpc.aio.AioRpcError as error:
                 await failover.after(call_error(error, server.address, connected, run.request_id))
             else:
@@ -153,11 +153,12 @@ class Pipeline:
             digest = digest or digest_of(inputs)
             self._check(digest)
             try:
-                responses = self._responses(run, answer.model, run.next_id(), inputs)
-                async with contextlib.aclosing(responses):
-                    async for response in responses:
-                        failover.progressed()
-                        yield answer.add(response)
+                with tracing.attempt(answer.model, {"server.address": run.route[0].address}) as traceparent:
+                    responses = self._responses(run, answer.model, run.next_id(), inputs, traceparent)
+                    async with contextlib.aclosing(responses):
+                        async for response in responses:
+                            failover.progressed()
+                            yield answer.add(response)
                 self._quarantine.survived(digest)
                 return
             except RequestError as error:
@@ -208,7 +209,7 @@ class Pipeline:
 
     @inner
     async def _responses(
-        self, run: Run, model: str, request_id: str, inputs: Mapping[str, AnyArray]
+        self, run: Run, model: str, request_id: str, inputs: Mapping[str, AnyArray], traceparent: str | None
     ) -> AsyncGenerator[wire.Response]:
         """Of the first server of the route. Raises RequestError."""
         if self._end is None:
@@ -216,6 +217,7 @@ class Pipeline:
             await anext(self._end)
         server = run.route[0]
         request = wire.infer_request(model, request_id, inputs)
+        wire.trace(request, traceparent)
         responses = wire.stream(server.stub, request, run.time_left(), leased=True)
         entry = (request_id, server, responses)
         self._open.add(entry)

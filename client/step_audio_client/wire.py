@@ -17,9 +17,9 @@ import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, np_to_triton_dtype, serialize_byte_tensor, triton_to_np_dtype
 
-from step_audio import tracing
 from step_audio.arrays import AnyArray
 from step_audio.steps.leases import PREFIX as LEASE_ID
+from step_audio.tracing import PARAMETER
 from step_audio_client.generators import inner
 from step_audio_client.tls import SCHEME, Tls
 
@@ -92,6 +92,12 @@ def infer_response(response: service_pb2.ModelInferResponse) -> Response:
     return Response(outputs, response.parameters["triton_final_response"].bool_param)
 
 
+def trace(request: service_pb2.ModelInferRequest, traceparent: str | None) -> None:
+    """Names the span that the steps' spans are within; Triton hands a request's parameters to each."""
+    if traceparent is not None:
+        request.parameters[PARAMETER].string_param = traceparent
+
+
 class StreamError(Exception):
     """The server's error text for one stream."""
 
@@ -114,7 +120,7 @@ async def stream(
     """
     sent = False
     # Written and read, not iterated: gRPC would do that in tasks and generators of its own, which nobody ends.
-    call = stub.ModelStreamInfer(timeout=timeout, metadata=tracing.headers())
+    call = stub.ModelStreamInfer(timeout=timeout)
     try:
         await _write(call, request)
         if leased:

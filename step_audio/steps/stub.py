@@ -45,14 +45,14 @@ class StepStub:
         command = python_command("step_audio.steps.worker", args["model_name"], runtime_file)
         step = args["model_name"]
         counters = Counters(Path(runtime_file).parent, step, [(WORKER_RESTARTS, step)])
-        self._tracer = tracing.tracer(step)
+        self._name, self._tracer = step, tracing.tracer(step)
         self._worker = WorkerClient(command, ENVIRONMENT, lambda: counters.count(WORKER_RESTARTS, step))
 
     def execute(self, requests: Sequence[Any]) -> list[None]:
         """Each request is answered for itself, when its own work is done."""
         for request in requests:
             sender = request.get_response_sender()
-            told = None if self._tracer is None else _span(self._tracer, request)
+            told = None if self._tracer is None else _span(self._tracer, self._name, request)
 
             def answer(result: Tensors | Exception, sender: Any = sender, told: Told | None = told) -> None:
                 if told is not None:
@@ -94,13 +94,13 @@ class StepStub:
         return self._pb_utils.Tensor(name, tensor)
 
 
-def _span(tracer: Tracer, request: Any) -> Told:
+def _span(tracer: Tracer, name: str, request: Any) -> Told:
     """To be told the request's result: from now until then it waits for the worker and is worked on."""
-    context, start = request.trace().get_context(), time.time_ns()
+    within, start = tracing.given(request.parameters()), time.time_ns()
 
     def told(result: Tensors | Exception) -> None:
         error = result if isinstance(result, Exception) else None
-        tracer.done("worker", context, start, time.time_ns(), error=error)
+        tracer.done(name, within, start, time.time_ns(), error=error)
 
     return told
 

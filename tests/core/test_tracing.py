@@ -11,7 +11,7 @@ import pytest
 from step_audio import tracing
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
-CONTEXT = json.dumps({"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"})
+CONTEXT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def test_the_endpoint_is_opentelemetry_s(environment):
 def test_nothing_is_imported_where_they_are_off():
     program = (
         "import sys, step_audio.tracing as t, step_audio.steps.trtllm.traces as e;"
-        "assert t.tracer('x') is None and e.EngineTraces.begin() is None and t.headers() == [];"
+        "assert t.tracer('x') is None and e.EngineTraces.begin() is None and t.current() is None;"
         "t.event('x'); t.failed(ValueError()); t.check();"
         "assert not [name for name in sys.modules if name.startswith('opentelemetry')]"
     )
@@ -50,15 +50,16 @@ def test_spans_are_within_each_other(environment):
         environment.setenv(ENDPOINT, collector.endpoint)
         tracer = tracing.tracer("mine")
         outer = tracer.done("outer", CONTEXT, 1, 9)
-        assert json.loads(tracer.done("inner", outer, 2, 8, {"n": 7}, ValueError("SECRET")))["traceparent"]
-        assert tracer.done("of nobody", None, 1, 2) is None
+        assert tracer.done("inner", outer, 2, 8, {"n": 7}, ValueError("SECRET"))
+        assert (
+            tracer.done("of nobody", None, 1, 2) is None and tracer.done("unrecorded", CONTEXT[:-1] + "0", 1, 2) is None
+        )
         with tracer.request("GET", {"traceparent": "broken"}, {}) as request:
-            sent = dict(tracing.headers())["traceparent"]
-            assert request.trace_id in sent
+            assert request.trace_id in tracing.current()
             request.end("GET /x", 503, {})
-        with tracer.request("GET", {"traceparent": json.loads(CONTEXT)["traceparent"][:-1] + "0"}, {}):
-            assert tracing.headers() == []
-        assert tracing.headers() == []
+        with tracer.request("GET", {"traceparent": CONTEXT[:-1] + "0"}, {}):
+            assert tracing.current() is None
+        assert tracing.current() is None
         tracer.close()
     found = {span.name: span for span in collector.spans}
     assert found.keys() == {"outer", "inner", "GET /x"}
@@ -79,3 +80,12 @@ def test_a_collector_that_is_gone_holds_nobody_up(environment, caplog):
     tracer.done("lost", CONTEXT, 1, 2)
     tracer.close()
     assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"traceparent": 7}', '{"other": "x"}'])
+def test_requests_without_a_span(text):
+    assert tracing.given(text) is None
+
+
+def test_a_request_s_span_is_among_its_parameters():
+    assert tracing.given(json.dumps({"traceparent": CONTEXT, "other": 1})) == CONTEXT

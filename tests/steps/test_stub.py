@@ -1,5 +1,6 @@
 """The stub's side of a step, with stand-ins of Triton and of the worker: what cannot be read or sent fails alone."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -73,13 +74,13 @@ class Worker:
 
 def sent(answers, arrays, gone=(), tracer=None):
     stub = StepStub.__new__(StepStub)
-    stub._pb_utils, stub._worker, stub._tracer = PB, Worker(answers), tracer
+    stub._pb_utils, stub._worker, stub._name, stub._tracer = PB, Worker(answers), "a_step", tracer
     senders = [Sender(n in gone) for n in range(len(arrays))]
     requests = [
         SimpleNamespace(
             get_response_sender=lambda s=sender: s,
             inputs=lambda a=array: [Input("n", a)],
-            trace=lambda n=n: SimpleNamespace(get_context=lambda: f"context {n}"),
+            parameters=lambda n=n: json.dumps({"traceparent": f"context {n}"}),
         )
         for n, (sender, array) in enumerate(zip(senders, arrays, strict=True))
     ]
@@ -117,7 +118,7 @@ def test_each_request_has_a_span_with_the_type_of_its_error():
 
     class Tracer:
         def done(self, name, within, start, end, error=None):
-            assert name == "worker" and 0 < start <= end
+            assert name == "a_step" and 0 < start <= end
             spans.append((within, type(error)))
 
     answers = [{"out": np.ones(1)}, InvalidRequest("what was asked")]

@@ -1,10 +1,8 @@
-"""A collector of OpenTelemetry traces: OTLP over HTTP, in protobuf (Python's exporter) or JSON (tritonserver's)."""
+"""A collector of OpenTelemetry traces: OTLP over HTTP, in protobuf, kept in memory."""
 
 from __future__ import annotations
 
-import base64
 import gzip
-import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +10,6 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from google.protobuf import json_format
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
@@ -48,7 +45,7 @@ class Receiver:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 if self.headers.get("Content-Encoding") == "gzip":
                     body = gzip.decompress(body)
-                receiver.take(body, "json" in self.headers["Content-Type"])
+                receiver.take(body)
                 reply = ExportTraceServiceResponse().SerializeToString()
                 self.send_response(200)
                 self.send_header("Content-Type", "application/x-protobuf")
@@ -62,9 +59,9 @@ class Receiver:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
 
-    def take(self, body: bytes, as_json: bool) -> None:
+    def take(self, body: bytes) -> None:
         self.raw.append(body)
-        for resource in (_of_json if as_json else ExportTraceServiceRequest.FromString)(body).resource_spans:
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             service = _attributes(resource.resource.attributes).get("service.name", "")
             for scope in resource.scope_spans:
                 for span in scope.spans:
@@ -79,16 +76,6 @@ class Receiver:
     def trace(self, trace_id: str) -> dict[str, Span]:
         """Spans of a trace by their ids."""
         return {span.span_id: span for span in list(self.spans) if span.trace_id == trace_id}
-
-
-def _of_json(body: bytes) -> ExportTraceServiceRequest:
-    """OTLP's JSON is protobuf's, but for ids, which are in hex."""
-
-    def hook(found: dict[str, Any]) -> dict[str, Any]:
-        ids = {"traceId", "spanId", "parentSpanId"} & found.keys()
-        return found | {name: base64.b64encode(bytes.fromhex(found[name])).decode() for name in ids}
-
-    return json_format.ParseDict(json.loads(body, object_hook=hook), ExportTraceServiceRequest())
 
 
 def _attributes(given: Any) -> dict[str, Any]:

@@ -28,7 +28,6 @@ RESTRICTED = ("shared-memory", "model-repository", "logging", "trace")
 
 
 KEEPALIVE_MS = 10_000
-RARELY = 2**31 - 1  # one request in so many is traced unasked
 
 
 @dataclass(frozen=True)
@@ -70,25 +69,8 @@ def serving_flags(ports: Ports, drain_timeout: int) -> tuple[str, ...]:
         f"--grpc-keepalive-time={KEEPALIVE_MS}",
         f"--grpc-keepalive-timeout={KEEPALIVE_MS // 2}",
         "--grpc-http2-max-pings-without-data=0",
-        *_trace_flags(),
         *restrictions(encrypted=ports.certificates is not None),
         *(() if ports.certificates is None else _tls_flags(ports.certificates)),
-    )
-
-
-def _trace_flags() -> tuple[str, ...]:
-    """Whoever calls says by its headers what is recorded; of other requests, the heartbeat's among them, none is.
-
-    Raises ModuleNotFoundError where traces are on, and our own processes could not send theirs.
-    """
-    if (url := tracing.endpoint()) is None:
-        return ()
-    tracing.check()
-    own = {"url": url, "resource": "service.name=tritonserver"}
-    everywhere = {"mode": "opentelemetry", "level": "TIMESTAMPS", "rate": RARELY}
-    return (
-        *(f"--trace-config={name}={value}" for name, value in everywhere.items()),
-        *(f"--trace-config=opentelemetry,{name}={value}" for name, value in own.items()),
     )
 
 
@@ -113,7 +95,11 @@ def _tls_flags(files: Certificates) -> tuple[str, ...]:
 
 
 def python_environment() -> dict[str, str]:
-    """Ours without settings and what would lead the stub's interpreter astray, this interpreter the first on PATH."""
+    """Ours without settings and what would lead the stub's interpreter astray, this interpreter the first on PATH.
+
+    Raises ModuleNotFoundError where traces are on, and the models could not send theirs.
+    """
+    tracing.check()
     bin_folder = Path(sys.executable).parent
     if not (bin_folder / "python3").exists():
         raise ArtefactError(f"{bin_folder} has no python3: run step-audio from a virtual environment")

@@ -106,7 +106,7 @@ class TrtllmBackend:
         is_cancelled: Callable[[], bool],
         trace: str | None = None,
     ) -> None:
-        """Start one request; `requested`: the outputs that it asks for, `trace`: its context, as Triton has it.
+        """Start one request; `requested`: the outputs that it asks for, `trace`: its `traceparent`.
 
         Each outcome, a refusal too, goes to the client by `send`, exactly one of it final.
         """

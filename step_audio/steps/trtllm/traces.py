@@ -1,4 +1,4 @@
-"""What the engine did of a request, as spans within Triton's."""
+"""What the engine did of a request, as spans."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class EngineTraces:
         self._tracer.close()
 
     def output(self, context: str | None, output: SequenceOutput) -> None:
-        """Looks at the ends of answers alone. `context`: of the request's span, as Triton writes it."""
+        """Looks at the ends of answers alone. `context`: the `traceparent` of the request."""
         if context is None or (output.stats is None and output.error is None):
             return
         if output.stats is None:
