@@ -24,6 +24,7 @@ from step_audio_client.generators import inner
 from step_audio_client.tls import SCHEME, Tls
 
 Call = grpc.aio.StreamStreamCall[Any, Any]
+Lease = grpc.aio.UnaryUnaryCall[Any, Any]
 
 LEASE = "lease"  # the model; its ids are LEASE_ID and the answer's own
 
@@ -115,28 +116,27 @@ async def stream(
 ) -> AsyncGenerator[Response]:
     """Responses of one request up to and including the final one.
 
-    `leased`: by the model `lease` the server ends the LLM's work when this stream breaks, or its time is up. Raises
-    StreamError, ConnectionLost, and grpc.aio.AioRpcError for what did not reach the server or took too long.
+    `leased`: by the model `lease` the server ends the LLM's work when this call breaks, or its time is up. That is
+    asked by a call of its own: tritonserver crashes where answers of a decoupled model and of another meet on a stream.
+    Raises StreamError, ConnectionLost, and grpc.aio.AioRpcError for what did not reach the server or took too long.
     """
     sent = False
     # Written and read, not iterated: gRPC would do that in tasks and generators of its own, which nobody ends.
     call = stub.ModelStreamInfer(timeout=timeout)
+    lease: Lease | None = stub.ModelInfer(_lease(request.id, True, timeout), timeout=timeout) if leased else None
     try:
         await _write(call, request)
-        if leased:
-            await _write(call, _lease(request.id, True, timeout))
-        else:
-            await call.done_writing()
+        await call.done_writing()
         sent = True
         while (message := await call.read()) is not grpc.aio.EOF:
-            if leased and message.infer_response.id.startswith(LEASE_ID):
-                continue
             if message.error_message:
-                await _end(call, request.id if leased else None)
+                await _end(call)
+                await _give_back(stub, lease, request.id)
                 raise StreamError(message.error_message)
             response = infer_response(message.infer_response)
             if response.final:  # before it is handed on, for a caller who has all may leave at once
-                await _end(call, request.id if leased else None)
+                await _end(call)
+                await _give_back(stub, lease, request.id)
             yield response
             if response.final:
                 return
@@ -146,8 +146,9 @@ async def stream(
             raise ConnectionLost(error.details()) from None
         raise
     finally:
-        if not call.done():
-            call.cancel()
+        for left in (call, lease):
+            if left is not None and not left.done():
+                left.cancel()
 
 
 def _lease(request_id: str, open_: bool, seconds: float | None = None) -> service_pb2.ModelInferRequest:
@@ -162,17 +163,24 @@ async def _write(call: Call, request: service_pb2.ModelInferRequest) -> None:
         await call.write(request)
 
 
-async def _end(call: Call, lease: str | None) -> None:
-    """Give the lease back and read a finished stream to its end: cancelling one that is about to end makes tritonserver
-    2.51 leak a reference to the model, and its shutdown wait."""
+async def _end(call: Call) -> None:
+    """Read a finished stream to its end: cancelling one that is about to end makes tritonserver 2.51 leak a reference
+    to the model, and its shutdown wait."""
     # What goes wrong now, a deadline or a dying server, is no fault of the answer that is here already.
     with contextlib.suppress(TimeoutError, asyncio.InvalidStateError, grpc.aio.AioRpcError):
         async with asyncio.timeout(1):  # Python 3.11's wait_for loses a cancel that comes with the end
-            if lease is not None:
-                await call.write(_lease(lease, False))
-                await call.done_writing()
             while await call.read() is not grpc.aio.EOF:
                 pass
+
+
+async def _give_back(stub: service_pb2_grpc.GRPCInferenceServiceStub, lease: Lease | None, request_id: str) -> None:
+    """The lease of an answer that has ended."""
+    if lease is None:
+        return
+    with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError):
+        async with asyncio.timeout(1):
+            await stub.ModelInfer(_lease(request_id, False), timeout=1)
+            await lease
 
 
 def channel(address: str, tls: Tls | None = None) -> grpc.aio.Channel:

@@ -53,6 +53,7 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
     def __init__(self, script):
         self.script = script
         self.seen: list[tuple] = []
+        self.leases: set[str] = set()  # that have been opened
         self.time_left: list[float] = []  # seconds until its deadline, of each generation
         self.max_seq_len = 100
         self.parameters = [one.name for one in PARAMETERS]
@@ -67,6 +68,9 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ModelInfer(self, request, context):
         if request.model_name == "lease":
+            if not read(request)["open"].item() and request.id in self.leases:
+                self.seen.append(("returned", request.id))
+            self.leases.add(request.id)
             return answer({"ended": np.ones((1, 1), np.bool_)})
         self.seen.append(("asked", request.outputs[0].name))
         if request.model_name == "audio_featurizer":
@@ -77,10 +81,6 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelStreamInfer(self, requests, context):
         async for request in requests:
             inputs = read(request)
-            if request.model_name == "lease":
-                if not inputs["open"].item():
-                    self.seen.append(("returned", request.id))
-                continue
             if request.model_name == "tensorrt_llm":
                 self.seen.append(("stop", request.id, inputs["stop"].item()))
                 yield message(final=True)
