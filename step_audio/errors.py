@@ -6,8 +6,8 @@ of ours and reaches a client only as "internal error".
 
 A code travels from a step to the client at the head of the text, in brackets, for a stream of tritonserver's has no
 place of its own for it: an error there is a text. (The header `triton_grpc_error` makes it the stream's status; but
-tritonserver 2.51 crashes where another request, such as a lease, is under way on the same stream, and what it refuses
-before a model gets it comes as a text all the same.) Words in a text decide nothing.
+tritonserver 2.51 crashes where another request is under way on the same stream, and what it refuses before a model
+gets it comes as a text all the same.) Words in a text decide nothing.
 """
 
 from __future__ import annotations
