@@ -126,7 +126,6 @@ async def stream(
     lease: Lease | None = stub.ModelInfer(_lease(request.id, True, timeout), timeout=timeout) if leased else None
     try:
         await _write(call, request)
-        await call.done_writing()
         sent = True
         while (message := await call.read()) is not grpc.aio.EOF:
             if message.error_message:
@@ -169,6 +168,8 @@ async def _end(call: Call) -> None:
     # What goes wrong now, a deadline or a dying server, is no fault of the answer that is here already.
     with contextlib.suppress(TimeoutError, asyncio.InvalidStateError, grpc.aio.AioRpcError):
         async with asyncio.timeout(1):  # Python 3.11's wait_for loses a cancel that comes with the end
+            # Only now, as NVIDIA's client does it: else tritonserver ends the stream while it writes the answer.
+            await call.done_writing()
             while await call.read() is not grpc.aio.EOF:
                 pass
 
