@@ -11,12 +11,12 @@ import numpy as np
 
 from step_audio.engine import Engine, EngineOptions, GenerationRequest, SamplingParams
 from step_audio.engine.request import SequenceOutput
+from step_audio.mel import TOKENS_PER_SECOND
 from step_audio_benchmark.load import Asked, Level, Run
 from step_audio_benchmark.records import Record
 from step_audio_benchmark.workload import Question, Workload
 
 TEXT_POSITIONS = 30  # of a prompt, around its recording
-POSITIONS_PER_SECOND = 12.5  # of a recording
 
 
 class BareEngine:
@@ -52,7 +52,7 @@ class BareEngine:
                 record.ended = now
                 loop.call_soon_threadsafe(ended.set)
 
-        record.prompt_tokens = TEXT_POSITIONS + round(question.audio_seconds * POSITIONS_PER_SECOND)
+        record.prompt_tokens = TEXT_POSITIONS + round(question.audio_seconds * TOKENS_PER_SECOND)
         ids = np.random.default_rng(question.seed).integers(0, self._engine.spec.vocab_size, record.prompt_tokens)
         self._asked += 1
         sampling = SamplingParams(seed=question.seed, **workload.sampling)

@@ -20,6 +20,7 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 from audio_fixture import encode
+from server_settings import settings_for
 from step_audio.audio import encode_wav
 from step_audio.clips import SAMPLE_RATE
 from step_audio_benchmark.load import Asked, Level
@@ -27,9 +28,7 @@ from step_audio_benchmark.targets import Grpc
 from step_audio_benchmark.workload import Workload
 from step_audio_build.convert.make_tiny import make_tiny
 from step_audio_client import Audio, Sampling, StepAudioClient, user
-from step_audio_server.launch.ports import free_ports
 from step_audio_server.serve import Service
-from step_audio_server.settings import ServeSettings
 
 WIDE, MINUTES, ROUNDS, REQUESTS = 36, 40, 3, 4 * 36
 
@@ -81,13 +80,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--container", default="wav", choices=["wav", "webm"])
     arguments = parser.parse_args()
-    grpc, http, metrics = free_ports(3)
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = Path(scratch) / "model"
         make_tiny(checkpoint, dtype="float32", max_position_embeddings=32_768)
-        settings = ServeSettings.create(
-            checkpoint=checkpoint, work_dir=Path(scratch) / "work", grpc_port=grpc, http_port=http, metrics_port=metrics
-        )
+        settings = settings_for(checkpoint, Path(scratch) / "work", max_seq_len=None)
         with Service(settings) as service:
             asyncio.run(measure(service.address, Audio(recording(arguments.container))))
 

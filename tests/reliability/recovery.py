@@ -16,7 +16,6 @@ import contextlib
 import os
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "support"))
+from busy import busy
 from serve_process import ServeProcess
 from server_settings import settings_for
 from step_audio.errors import StepAudioError
@@ -111,18 +111,6 @@ def starts(settings, count: int) -> str:
     retried = sum(n > 0 for n in crashes)
     took = f"median {statistics.median(taken or [0.0]):.1f} s, longest {max(taken, default=0.0):.1f} s"
     return f"{failed} failed, {retried} tried again ({sum(crashes)} crashes), {took}"
-
-
-@contextlib.contextmanager
-def busy(count: int):
-    """Processes that compute, each in a session of its own, so that the scheduler gives each a full share."""
-    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True) for _ in range(count)]
-    try:
-        yield
-    finally:
-        for loop in loops:
-            loop.kill()
-            loop.wait()
 
 
 def load() -> str:

@@ -17,11 +17,10 @@ import base64
 import contextlib
 import json
 import random
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 from audio_fixture import wav
+from busy import busy
 from step_audio.clips import SAMPLE_RATE
 from step_audio_client import Audio, RequestError, Sampling, StepAudioClient, user
 from step_audio_server import processes
@@ -181,17 +181,6 @@ def _count(folder: str) -> int:
     with contextlib.suppress(OSError):
         return len(list(Path(folder).iterdir()))
     return 0
-
-
-@contextlib.contextmanager
-def busy(count: int) -> Iterator[None]:
-    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True) for _ in range(count)]
-    try:
-        yield
-    finally:
-        for loop in loops:
-            loop.kill()
-            loop.wait()
 
 
 class MemoryLimit:

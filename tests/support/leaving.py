@@ -71,9 +71,9 @@ async def forget_all(client):
     gc.collect()
 
 
-async def cancel(client):
+async def cancel(client, after=0.1):
     task = asyncio.create_task(read(client))
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(after)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
@@ -85,10 +85,7 @@ async def be_cancelled_at_the_end(client):
 
 
 async def cancel_before_anything_came(client):
-    task = asyncio.create_task(read(client))
-    await asyncio.sleep(0)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    await cancel(client, after=0)
 
 
 async def run_out_of_time(client):

@@ -20,16 +20,13 @@ from step_audio_benchmark.plot import plot
 from step_audio_benchmark.report import tables, write
 from step_audio_benchmark.run import Cell, Plan, measure
 from step_audio_benchmark.targets import connected
-from step_audio_build.stages.cpu_build import default_work_dir
 from step_audio_client import Tls
 from step_audio_gateway.gateway_process import GatewayProcess
 from step_audio_gateway.settings import GatewaySettings
 from step_audio_server import processes
-from step_audio_server.assets import embedded_checkpoint
-from step_audio_server.commands.demo import WORK_DIR as DEMO_WORK_DIR
+from step_audio_server.commands.own_server import own_server
 from step_audio_server.launch.ports import free_ports
 from step_audio_server.serve import Service
-from step_audio_server.settings import ServeSettings
 
 CACHE = Path.home() / ".cache" / "step-audio"
 
@@ -87,15 +84,11 @@ async def _measure(plan: Plan, where: Where, engine: BareEngine | None) -> list[
 
 
 def _started(where: Where, stack: contextlib.ExitStack, output: Path, echo: Echo) -> Where:
-    checkpoint = where.checkpoint or embedded_checkpoint()
-    work_dir = default_work_dir(checkpoint) if where.checkpoint else DEMO_WORK_DIR / f"{checkpoint.name}.step-audio"
-    grpc, http, metrics, door = free_ports(4)
-    settings = ServeSettings.create(
-        checkpoint=checkpoint, work_dir=work_dir, grpc_port=grpc, http_port=http, metrics_port=metrics
-    )
+    settings = own_server(where.checkpoint)
     service = stack.enter_context(Service(settings, echo))
     url = None
     if "http" in where.doors:
+        (door,) = free_ports(1)
         log = stack.enter_context((output / "gateway.log").open("wb"))
         gateway = GatewayProcess(GatewaySettings.create(triton=[service.address], port=door), log)
         gateway.start()
@@ -104,7 +97,7 @@ def _started(where: Where, stack: contextlib.ExitStack, output: Path, echo: Echo
     return Where(
         grpc=service.address if "grpc" in where.doors else None,
         http=url,
-        triton_http=f"http://127.0.0.1:{http}",
+        triton_http=f"http://127.0.0.1:{settings.http_port}",
         pid=os.getpid(),
         perf_analyzer=where.perf_analyzer,
         engine_dir=settings.run_dir / "engine" if where.engine else None,

@@ -16,7 +16,6 @@ from step_audio.command_line import Echo
 from step_audio.config import ModelConfig
 from step_audio.extras import install_for
 from step_audio.progress import Progress
-from step_audio_build.stages.cpu_build import default_work_dir
 from step_audio_client import RequestError, Sampling, StepAudioClient, Tls
 from step_audio_evaluation.agreement import Agreement, agreement
 from step_audio_evaluation.answers import AnswerFile, DataSetSettings, Settings
@@ -28,11 +27,8 @@ from step_audio_evaluation.presets import GREEDY, PRESETS
 from step_audio_evaluation.report import Row, grade, make_report
 from step_audio_evaluation.run import run
 from step_audio_evaluation.tables import sentences, table, write
-from step_audio_server.assets import embedded_checkpoint
-from step_audio_server.commands.demo import WORK_DIR as DEMO_WORK_DIR
-from step_audio_server.launch.ports import free_ports
+from step_audio_server.commands.own_server import own_server
 from step_audio_server.serve import Service
-from step_audio_server.settings import ServeSettings
 
 PER_TASK, PER_TASK_QUICK = 100, 10
 
@@ -78,7 +74,7 @@ def evaluate(options: EvaluationOptions, echo: Echo) -> int:
         ModelConfig.from_directory(options.against_torch)
     items = _items(options, echo)
     with contextlib.ExitStack() as stack:
-        address = options.url or stack.enter_context(Service(_server(options), echo)).address
+        address = options.url or stack.enter_context(Service(own_server(options.checkpoint), echo)).address
         settings, answers = asyncio.run(_answers(options, address, items, sampling, drawn, echo))
     report = make_report(grade(items, answers.of), settings, datetime.date.today().isoformat())
     write(report, options.output)
@@ -112,20 +108,6 @@ def _items(options: EvaluationOptions, echo: Echo) -> list[Item]:
     if not items:
         raise EvaluationError("nothing to ask: give --tasks, --snr or --data")
     return items
-
-
-def _server(options: EvaluationOptions) -> ServeSettings:
-    """On free ports, so that a server that is running is left alone."""
-    checkpoint = options.checkpoint or embedded_checkpoint()
-    work_dir = default_work_dir(checkpoint) if options.checkpoint else DEMO_WORK_DIR / f"{checkpoint.name}.step-audio"
-    grpc, http, metrics = free_ports(3)
-    return ServeSettings.create(
-        checkpoint=checkpoint,
-        work_dir=work_dir.resolve(),
-        grpc_port=grpc,
-        http_port=http,
-        metrics_port=metrics,
-    )
 
 
 async def _answers(

@@ -1,0 +1,26 @@
+"""The server that a command starts for itself, where it is not told of a running one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from step_audio_build.stages.cpu_build import default_work_dir
+from step_audio_server.assets import embedded_checkpoint
+from step_audio_server.commands.demo import WORK_DIR
+from step_audio_server.launch.ports import free_ports
+from step_audio_server.settings import ServeSettings
+
+
+def own_server(checkpoint: Path | None) -> ServeSettings:
+    """On free ports, so that a server that is running is left alone. None: the small model that comes along, built
+    where the demo builds it."""
+    served = checkpoint or embedded_checkpoint()
+    work_dir = default_work_dir(served) if checkpoint else WORK_DIR / f"{served.name}.step-audio"
+    grpc, http, metrics = free_ports(3)
+    return ServeSettings.create(
+        checkpoint=served,
+        work_dir=work_dir.resolve(),
+        grpc_port=grpc,
+        http_port=http,
+        metrics_port=metrics,
+    )
