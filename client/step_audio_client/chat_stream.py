@@ -78,6 +78,7 @@ class ChatStream:
             skip_special_tokens=options.skip_special_tokens,
             speech=(self._prefill or "").endswith(TTS_START),
         )
+        self._bad_words = _bad_words(options, tokenizer)
         self._prompt_tokens = 0  # of the first generation: what the others have more is the model's own
         self._ids: list[int] = []  # of the generation under way
         self._end: End = "next"  # of the last one
@@ -98,6 +99,7 @@ class ChatStream:
             continue_final_message=self._prefill is not None,
             stop_token_ids=options.stop_token_ids,
             guide=guide,
+            bad_words=self._bad_words,
         )
 
     @inner
@@ -233,9 +235,19 @@ def check(options: ChatOptions) -> dict[str, str]:
         raise RequestError(f"guide: {guide.kind} without a text")
     if thinking.budget is not None and (thinking.budget < 0 or thinking.mode == "off"):
         raise RequestError("thinking: a budget is a number of tokens from 0, with mode 'on'")
+    if options.ignore_eos and (guide or choice not in ("auto", "none")):
+        raise RequestError("ignore_eos: an answer in a given form ends with it")
+    if not all(options.bad_words):
+        raise RequestError("bad_words: an empty string is in every answer")
     if not all(options.stop):
         raise RequestError("stop: an empty string would end every answer")
     return schemas
+
+
+def _bad_words(options: ChatOptions, tokenizer: Tokenizer) -> list[list[int]]:
+    """As token ids. A word is another token where a space stands before it."""
+    spelt = [tokenizer.encode(space + word) for word in options.bad_words for space in ("", " ")]
+    return [*spelt, *([token] for token in tokenizer.special.stop_ids if options.ignore_eos)]
 
 
 def _closed(prefill: str) -> str:

@@ -96,6 +96,8 @@ class ChatOptions:
     stop: tuple[str, ...] = ()  # no part of the result; looked for in the answer, one with `</think>` anywhere
     stop_in_thought: bool = False  # all of them are looked for in the thought
     stop_token_ids: tuple[int, ...] = ()  # besides the checkpoint's own, anywhere; no part of the text
+    bad_words: tuple[str, ...] = ()  # never written, anywhere: neither so nor with a space before it
+    ignore_eos: bool = False  # the model cannot end the answer: max_tokens or a stop string does
     thinking: Thinking = Thinking()
     guide: Guide | None = None
     logprobs: bool = False

@@ -288,6 +288,8 @@ def conflicts(options: ChatOptions) -> list[str]:
         "continue_final_message": options.continue_final_message,
         "tool_choice": options.tool_choice not in ("auto", "none"),
         "parallel_tool_calls": not options.parallel_tool_calls,
+        "ignore_eos": options.ignore_eos,
+        "bad_words": bool(options.bad_words),
         "min_tokens": options.sampling.min_tokens is not None,
     }
     return [name for name, given in asked.items() if given]

@@ -49,6 +49,7 @@ class TokenRequest:
     continue_final_message: bool = False
     stop_token_ids: Sequence[int] = ()
     guide: Guide | None = None
+    bad_words: Sequence[Sequence[int]] = ()  # whose last token is not drawn behind the others
 
     model = "step_audio_r1"
 
@@ -70,6 +71,8 @@ class TokenRequest:
             if any(not 0 <= token < 2**31 for token in self.stop_token_ids):
                 raise RequestError(f"stop_token_ids: {list(self.stop_token_ids)} are not all token ids")
             inputs["stop_words_list"] = pack_word_list([[token] for token in self.stop_token_ids])[None]
+        if self.bad_words:
+            inputs["bad_words_list"] = pack_word_list(self.bad_words)[None]
         if self.guide:
             inputs["guided_decoding_guide_type"] = byte_strings([self.guide.kind.encode()])
             if self.guide.text:

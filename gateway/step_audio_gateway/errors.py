@@ -30,6 +30,8 @@ _PARAMS = {
     "guide": "response_format",
     "thinking": "thinking",
     "stop": "stop",
+    "bad_words": "bad_words",
+    "ignore_eos": "ignore_eos",
     "stop_token_ids": "stop_token_ids",
 } | {one.name: one.name for one in offered("http")}
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}

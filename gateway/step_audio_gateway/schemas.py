@@ -24,6 +24,7 @@ from step_audio_client import MindPaced, PaceMode
 PACE = MindPaced()
 MAX_ANSWERS = 128
 MAX_STOPS = 64
+MAX_BAD_WORDS = 256
 Word = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
@@ -268,6 +269,14 @@ class ChatRequest(SamplingFields):
         "separate_reasoning false at any",
     )
     stop_token_ids: list[NonNegativeInt] | None = Field(None, max_length=MAX_STOPS)
+    bad_words: list[Word] | None = Field(
+        None,
+        max_length=MAX_BAD_WORDS,
+        description="never written, in the thought neither",
+    )
+    ignore_eos: bool | None = Field(
+        False, description="the model cannot end its answer, which so has max_tokens: for measurements"
+    )
     skip_special_tokens: bool | None = True
 
     logprobs: bool | None = Field(False, description="of every generated token, those of the thought included")

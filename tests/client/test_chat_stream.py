@@ -9,7 +9,8 @@ import pytest
 
 from chat_stream_fixture import ADDED, CALL, OFF, QUESTION, SMILE, TOOLS, Model, reply, tokens
 from fake_triton import EOT, TOKENIZER
-from step_audio_client import ChatDelta, ChatOptions, Sampling
+from step_audio.word_list import unpack_word_list
+from step_audio_client import ChatDelta, ChatOptions, Guide, RequestError, Sampling, Thinking
 from step_audio_client.chat_stream import ChatStream
 
 
@@ -151,3 +152,22 @@ async def test_leaving_ends_the_generation_at_once():
     async with aclosing(stream):
         await anext(stream)
     assert ended == [True]
+
+
+def test_words_that_are_not_to_be_drawn():
+    """In every generation of the answer; the model's own ends are among them where it is not to end it."""
+    ids = tokens("x\n</think>\n", "Four.")
+    model = Model(ids[:1], ids[1:])
+    reply(model, ChatOptions(bad_words=("猫",), ignore_eos=True, thinking=Thinking("on", 1)))
+    words = [TOKENIZER.encode("猫"), TOKENIZER.encode(" 猫"), *([token] for token in TOKENIZER.special.stop_ids)]
+    assert [request.bad_words for request in model.requests] == [words] * 2
+    assert unpack_word_list(model.requests[0].inputs()["bad_words_list"][0]) == words
+    model = Model(ids)
+    reply(model)
+    assert "bad_words_list" not in model.requests[0].inputs()
+
+
+@pytest.mark.parametrize("form", [{"guide": Guide("json")}, {"tools": TOOLS, "tool_choice": "required"}])
+def test_an_answer_in_a_form_ends_with_it(form):
+    with pytest.raises(RequestError, match="ignore_eos: an answer"):
+        reply(Model(), ChatOptions(ignore_eos=True, **form))

@@ -106,6 +106,8 @@ async def test_the_first_token_is_timed_at_the_first_word_of_either():
         ("tool_choice", "required"),
         ("tool_choice", {"type": "function", "function": {"name": "weather"}}),
         ("min_tokens", 5),
+        ("ignore_eos", True),
+        ("bad_words", ["no"]),
         ("continue_final_message", True),
         ("separate_reasoning", False),
     ],

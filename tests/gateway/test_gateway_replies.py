@@ -119,7 +119,7 @@ async def test_parameters_reach_the_client():
         temperature=0.5, top_p=0.9, top_k=5, min_tokens=2, repetition_penalty=1.07, presence_penalty=0.1,
         frequency_penalty=-0.2, seed=7, max_tokens=32000, stop=["a", "b"], stop_token_ids=[3], logprobs=True,
         skip_special_tokens=False, thinking={"budget_tokens": 16}, response_format={"type": "json_object"},
-        top_logprobs=0, user="me", min_p=0, logit_bias={}, n=None,
+        bad_words=["no"], ignore_eos=False, top_logprobs=0, user="me", min_p=0, logit_bias={}, n=None,
     )  # fmt: skip
     options = fake.options
     assert options.sampling == Sampling(
@@ -127,6 +127,7 @@ async def test_parameters_reach_the_client():
         presence_penalty=0.1, frequency_penalty=-0.2, seed=7,
     )  # fmt: skip
     assert options.stop == ("a", "b") and options.stop_token_ids == (3,) and not options.skip_special_tokens
+    assert options.bad_words == ("no",) and not options.ignore_eos and (await asked(ignore_eos=True)).options.ignore_eos
     assert options.thinking == Thinking("on", 16) and options.guide == Guide("json") and options.logprobs
     defaults = (await asked(stop="x", max_completion_tokens=9, top_k=-1, temperature=None)).options
     assert defaults.sampling == Sampling(max_tokens=9) and defaults.stop == ("x",) and defaults.skip_special_tokens
