@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import io
 import math
-import struct
 import wave
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import av
 import numpy as np
 import soxr
 
-from step_audio.arrays import Float32Array
+from step_audio.arrays import AnyArray, Float32Array
+from step_audio.audio_file import kind_of, little_endian, open_file, promised_bytes, promised_seconds, track, wav_rate
+from step_audio.audio_pages import whole_pages
+from step_audio.audio_track import Piece, Track
 from step_audio.clips import SAMPLE_RATE
-from step_audio.containers import ADVICE, CONTAINERS, RAW_DEMUXERS
+from step_audio.containers import ADVICE
 from step_audio.errors import AudioTooLong, InvalidRequest
 
 SOURCE_RATES = range(1_000, 768_001)  # Hz; outside is a damaged header, which could ask for any amount of memory
@@ -29,8 +31,9 @@ BLOCK_VALUES = 131_072  # decoded frames are gathered to this many, so that nump
 LOUDEST = 1e12  # of float samples, where 1 is full scale: the powers of louder ones leave float32
 PADDING_FRAMES = 4  # a lossy codec's delay and filling, which headers count and decoders drop
 HEADER_SLACK = 1.0  # seconds: more than any codec's padding, where only the header is known
-WAV_PROBE_BYTES = "8192"  # of samples that might be DTS in disguise; by default FFmpeg looks at all, for up to 30 ms
-WAV_SIZE_UNKNOWN = 0x7FFF0000  # a WAV streamed to a pipe has a size from here up (or 0): its end is the file's end
+MOST_LOST = 0.25  # of a recording, beyond which it is refused
+LEAST_LOST = 0.01  # seconds, below which nothing is said: size fields are often a few bytes off
+CANCELLED = 0.01  # of the channels' power, below which their mean has lost what they say
 
 
 @dataclass
@@ -44,42 +47,63 @@ class Budget:
         self.values = self.seconds * VALUES_PER_SECOND
 
 
-def decode_audio(data: bytes, budget: Budget | None = None, name: str = "audio") -> Float32Array:
-    """Decode the first audio stream of a file's bytes.
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """`samples`: float32 [n], mono, 16 kHz, n >= 1; float sources keep values beyond [-1, 1].
 
-    Returns float32 [n], mono, 16 kHz, n >= 1. Float sources keep values beyond [-1, 1]. The budget is
-    checked against the header before decoding and against the samples while decoding. Raises InvalidRequest,
-    its text starting with `name`, AudioTooLong for more seconds than the budget has.
+    `lost`: seconds that are missing at the end, or could not be decoded; within the recording they are silent where
+    the file's clock has a place for them. `cancelled`: the channels are nearly each other's opposites, and their mean
+    nearly silent.
+    """
+
+    samples: Float32Array
+    lost: float = 0.0
+    cancelled: bool = False
+
+
+def decode_audio(data: bytes, budget: Budget | None = None, name: str = "audio") -> Float32Array:
+    """The samples of `read_recording`."""
+    return read_recording(data, budget, name).samples
+
+
+def read_recording(
+    data: bytes,
+    budget: Budget | None = None,
+    name: str = "audio",
+    channel: int | None = None,
+    most_lost: float = MOST_LOST,
+) -> Recording:
+    """Decode the track of a file's bytes that is marked as default, or the first.
+
+    `channel`: from 0 on; None takes the mean of all. `most_lost`: the share of the recording that may be missing or
+    damaged. The budget is checked against the header before decoding and against the samples while decoding. Raises
+    InvalidRequest, its text starting with `name`, AudioTooLong for more seconds than the budget has.
     """
     if not data:
         raise InvalidRequest(f"{name}: there are no bytes")
-    _check_wav_header(data, name)
+    data = whole_pages(little_endian(data, name))
+    if (rate := wav_rate(data)) is not None:
+        _check_rate(rate, name)
     try:
-        with _open(data) as container:
-            return _decode(container, data, budget or Budget(math.inf), name)
+        with open_file(data) as container:
+            return _Reading(container, data, budget or Budget(math.inf), name, channel).read(most_lost)
     except av.FFmpegError:
+        if data[4:8] == b"ftyp" or data[:4] == b"caff":
+            raise InvalidRequest(f"{name}: the file is cut off or damaged: its index cannot be read") from None
         raise InvalidRequest(f"{name}: not an audio file that can be read; send {ADVICE}") from None
 
 
 def stated_seconds(data: bytes) -> float | None:
-    """The duration of a file's first audio stream as its header states it; it may be HEADER_SLACK too long.
+    """The duration of a file's track as its header states it; it may be HEADER_SLACK too long.
 
     None where the header states none, and for what is no recording.
     """
     try:
-        with _open(data) as container:
-            return _stated_seconds(container, data) if container.streams.audio else None
+        with open_file(data) as container:
+            stream = track(container)
+            return None if stream is None else promised_seconds(container, stream, data)
     except av.FFmpegError:
         return None
-
-
-def _open(data: bytes) -> av.container.InputContainer:
-    """The file with these bytes, its header read. Raises av.FFmpegError."""
-    options = {"format_whitelist": ",".join(one.demuxer for one in CONTAINERS)}
-    if data[:4] == b"RIFF":
-        options["probesize"] = WAV_PROBE_BYTES
-    # Tags are often not UTF-8, and not our business.
-    return av.open(io.BytesIO(data), "r", options=options, metadata_errors="replace")
 
 
 def encode_wav(samples: Float32Array, rate: int = SAMPLE_RATE) -> bytes:
@@ -93,26 +117,6 @@ def encode_wav(samples: Float32Array, rate: int = SAMPLE_RATE) -> bytes:
     return file.getvalue()
 
 
-def _check_wav_header(data: bytes, name: str) -> None:
-    """Look for what FFmpeg passes over silently: a WAV data chunk that ends before its stated size."""
-    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
-        return
-    position = 12
-    while position + 8 <= len(data):
-        kind, size = struct.unpack_from("<4sI", data, position)
-        position += 8
-        if kind == b"fmt " and position + 8 <= len(data):
-            _check_rate(struct.unpack_from("<I", data, position + 4)[0], name)
-        if kind == b"data":
-            if len(data) - position < size < WAV_SIZE_UNKNOWN:
-                raise InvalidRequest(
-                    f"{name}: the file is cut off: its header promises {size} bytes of audio, "
-                    f"it holds {len(data) - position}"
-                )
-            return
-        position += size + size % 2
-
-
 def _check_rate(rate: int, name: str) -> None:
     if rate not in SOURCE_RATES:
         raise InvalidRequest(
@@ -120,150 +124,186 @@ def _check_rate(rate: int, name: str) -> None:
         )
 
 
-def _mp3_samples(data: bytes) -> int | None:
-    """The length, at the source's rate, that an MP3's first frame states (Xing header), or None.
+class _Resampled:
+    """Blocks of one channel at their rates, 16 kHz out."""
 
-    FFmpeg reads it too, but replaces it by a guess where anything follows the music, as large tags do.
-    """
-    start = 0
-    if data[:3] == b"ID3" and len(data) >= 10:
-        start = 10 + (data[6] << 21 | data[7] << 14 | data[8] << 7 | data[9])
-    frame = data[start : start + 64]
-    for mark in (b"Xing", b"Info"):
-        at = frame.find(mark)
-        if at > 0 and frame[0] == 0xFF and len(frame) >= at + 12:
-            flags, count = struct.unpack_from(">II", frame, at + 4)
-            return count * (1152 if frame[1] & 0x08 else 576) if flags & 1 else None  # MPEG-1, or MPEG-2 and 2.5
-    return None
+    def __init__(self) -> None:
+        self.pcm = bytearray()  # grows in place: no list of pieces to join, which would double the memory
+        self._rate = 0
+        self._begin = 0  # in `pcm`, of what has this rate
+        self._count = 0
+        self._stream: soxr.ResampleStream | None = None
 
-
-def _decode(container: av.container.InputContainer, data: bytes, budget: Budget, name: str) -> Float32Array:
-    if not container.streams.audio:
-        raise InvalidRequest(f"{name}: the file has no audio stream")
-    stream = container.streams.audio[0]
-    if stream.codec_context is None:
-        raise InvalidRequest(f"{name}: the file's audio codec is not supported; send {ADVICE}")
-    if stream.codec_context.name == "flac":
-        stream.codec_context.options = {"err_detect": "crccheck+explode"}  # or damage is heard as noise
-    stated = _stated_seconds(container, data)
-    if stated is not None and stated > budget.seconds + HEADER_SLACK:
-        raise AudioTooLong(f"{name}: {stated:.1f} s long, the limit is {budget.seconds:g} s")
-    if stated is not None:  # a header may state half of the rate, and never more than it
-        _check_cost((stated - HEADER_SLACK) * stream.rate, stream.rate, stream.channels, budget, name)
-
-    pcm = bytearray()  # grows in place: no list of pieces to join, which would double the memory
-    rate = count = values = longest = 0  # of the source: Hz, samples, the same of all channels, samples in a frame
-    end = 0.0  # seconds, by the file's clock
-    resampler = None
-    for frames in _batches(_frames(container, stream, name)):
-        if not rate:
-            rate = frames[0].sample_rate  # the decoder's word: HE-AAC headers state half of it
-            _check_rate(rate, name)
+    def add(self, block: Float32Array, rate: int) -> None:
+        if rate != self._rate:
+            self.end()
+            self._rate, self._begin, self._count = rate, len(self.pcm), 0
             if rate != SAMPLE_RATE:
-                resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
-        if frames[0].sample_rate != rate:
-            raise InvalidRequest(f"{name}: the sample rate changes from {rate} to {frames[0].sample_rate} Hz midway")
-        longest = max(longest, *(frame.samples for frame in frames))
-        end = (frames[-1].time or 0.0) + frames[-1].samples / rate
-        block = _mono(frames)
-        count += len(block)
-        channels = frames[0].layout.nb_channels
-        values += len(block) * channels
-        if count > budget.seconds * rate:
-            raise AudioTooLong(f"{name}: longer than the limit of {budget.seconds:g} s")
-        _check_cost(values / channels, rate, channels, budget, name)
-        if not (np.abs(block) <= LOUDEST).all():
-            raise InvalidRequest(f"{name}: the samples hold NaN or infinity, or reach {LOUDEST:g}")
-        pcm.extend(resampler.resample_chunk(block) if resampler else block)
-    if not count:
-        raise InvalidRequest(f"{name}: there are no samples")
-    budget.seconds -= count / rate
-    budget.values -= values
+                self._stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+        self._count += len(block)
+        self.pcm.extend(self._stream.resample_chunk(block) if self._stream else block)
 
-    slack = rate // 100 if stream.codec_context.codec.lossless else PADDING_FRAMES * longest
-    held = count / rate
-    if "matroska" in container.format.name:
-        held = max(held, end)  # WebM may leave silence out, which is no loss
-    if stated is not None and (stated - held) * rate > slack:
-        raise InvalidRequest(
-            f"{name}: the file is cut off or damaged: its header promises {stated:.2f} s, it holds {held:.2f} s"
-        )
-    if resampler:
-        pcm.extend(resampler.resample_chunk(np.empty(0, np.float32), last=True))
+    def end(self) -> None:
+        if self._stream is None:
+            return
+        self.pcm.extend(self._stream.resample_chunk(np.empty(0, np.float32), last=True))
+        self._stream = None
         # soxr rounds the length, the reference (librosa) pads it to the next whole sample.
-        missing = -(-count * SAMPLE_RATE // rate) - len(pcm) // 4
-        pcm.extend(bytes(4 * max(missing, 0)))
-    return np.frombuffer(pcm, np.float32)
+        missing = -(-self._count * SAMPLE_RATE // self._rate) - (len(self.pcm) - self._begin) // 4
+        self.pcm.extend(bytes(4 * max(missing, 0)))
 
 
-def _check_cost(samples: float, rate: int, channels: int, budget: Budget, name: str) -> None:
-    if samples * channels > budget.values:
-        raise InvalidRequest(
-            f"{name}: too long to decode at {rate} Hz with {channels} channels; send up to 96000 Hz in mono or stereo"
-        )
+class _Reading:
+    """One recording on its way."""
 
+    def __init__(
+        self, container: av.container.InputContainer, data: bytes, budget: Budget, name: str, channel: int | None
+    ):
+        if not container.streams.audio:
+            raise InvalidRequest(f"{name}: the file has no audio stream")
+        stream = track(container)
+        if stream is None:
+            raise InvalidRequest(f"{name}: the file's audio codec is not supported; send {ADVICE}")
+        codec = stream.codec_context
+        if codec.name == "flac":
+            codec.options = {"err_detect": "crccheck+explode"}  # or damage is heard as noise
+        if codec.name == "alac" and container.format.name == "caf":
+            codec.flags2 |= av.codec.context.Flags2.skip_manual  # FFmpeg cuts the end off a second time
+        self._container, self._stream, self._data = container, stream, data
+        self._budget, self._name, self._channel = budget, name, channel
+        self._kind = kind_of(container)
+        self._promised = promised_seconds(container, stream, data)
+        self._out = _Resampled()
+        self._seconds = 0.0
+        self._values = 0
+        self._longest = 0.0  # seconds in a frame
+        self._rate = self._channels = 0
+        self._power = self._mean_power = 0.0
 
-def _stated_seconds(container: av.container.InputContainer, data: bytes) -> float | None:
-    stream = container.streams.audio[0]
-    if container.format.name in RAW_DEMUXERS:
-        samples = _mp3_samples(data)
-        return samples / stream.rate if samples and stream.rate else None
-    if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
-    if container.duration is not None and len(container.streams) == 1:  # else it may be the picture's duration
-        return container.duration / av.time_base
-    return None
+    def read(self, most_lost: float) -> Recording:
+        budget, promised = self._budget, self._promised
+        if promised is not None and promised > budget.seconds + HEADER_SLACK:
+            raise AudioTooLong(f"{self._name}: {promised:.1f} s long, the limit is {budget.seconds:g} s")
+        if promised is not None:  # a header may state half of the rate, and never more than it
+            rate, channels = self._stream.rate, self._stream.channels
+            self._check_cost((promised - HEADER_SLACK) * rate * channels, rate, channels)
+        pieces = Track(self._container, self._stream, self._data, promised)
+        for batch in _batches(pieces):
+            if isinstance(batch, float):
+                self._add_silence(batch)
+            else:
+                self._add(batch)
+        if not self._longest:
+            why = "nothing of it can be decoded" if pieces.failed else "there are no samples"
+            raise InvalidRequest(f"{self._name}: {why}")
+        self._out.end()
+        missing = self._missing(pieces)
+        lost, length = pieces.lost + missing, self._seconds + pieces.lost - pieces.filled + missing
+        if lost < LEAST_LOST:
+            lost = 0.0
+        if lost > most_lost * length:
+            raise InvalidRequest(
+                f"{self._name}: the file is cut off or damaged: of {length:.2f} s, {lost:.2f} s are lost; "
+                f"{f'at most {most_lost:.0%} may be' if most_lost else 'only whole recordings are taken here'}"
+            )
+        budget.seconds -= self._seconds
+        budget.values -= self._values
+        cancelled = self._channel is None and self._mean_power < CANCELLED * self._power
+        return Recording(np.frombuffer(self._out.pcm, np.float32), lost, cancelled)
 
+    def _missing(self, pieces: Track) -> float:
+        """Seconds that are not there, besides those that were found missing between the frames."""
+        raw, exact = self._kind.raw, self._kind.exact and self._stream.codec_context.codec.lossless
+        held = max(self._seconds + pieces.lost - pieces.filled, pieces.end)
+        missing = 0.0 if raw else pieces.failed
+        if (said := promised_bytes(self._data)) is not None:
+            promised, there = said
+            missing = max(missing, self._seconds * (promised - there) / there if there else 0.0)
+        if self._promised is not None:
+            if exact:  # the only word for what is lost within, too
+                return self._promised - self._seconds - (pieces.lost - pieces.filled)
+            short = self._promised - held
+            if short > PADDING_FRAMES * self._longest:
+                missing = max(missing, short)
+        return missing
 
-def _frames(container: av.container.InputContainer, stream: av.AudioStream, name: str) -> Iterator[av.AudioFrame]:
-    """Decode packet by packet. A packet that cannot be decoded is an error, except behind the end of a raw stream."""
-    damaged = False
-    try:
-        for packet in container.demux(stream):
-            try:
-                frames = packet.decode()
-            except av.FFmpegError:
-                damaged = True
-                continue
-            if damaged and frames:
-                break
-            yield from frames
+    def _add(self, frames: list[av.AudioFrame]) -> None:
+        first = frames[0]
+        rate, channels = first.sample_rate, first.layout.nb_channels  # the decoder's word: HE-AAC headers state half
+        _check_rate(rate, self._name)
+        self._rate, self._channels = rate, channels
+        self._longest = max(self._longest, *(frame.samples / rate for frame in frames))
+        samples = _samples(frames)
+        if self._channel is None:
+            with np.errstate(over="ignore"):  # a double beyond float32 becomes infinity, which is refused
+                block: Float32Array = samples.astype(np.float32, copy=False).mean(axis=0)
+        elif self._channel < channels:
+            block = np.ascontiguousarray(samples[self._channel], np.float32)
         else:
-            damaged = damaged and container.format.name not in RAW_DEMUXERS
-    except av.FFmpegError:
-        damaged = True
-    if damaged:
-        raise InvalidRequest(f"{name}: the audio is damaged or cut off, it cannot be decoded to its end")
+            raise InvalidRequest(f"{self._name}: channel {self._channel}: it has {channels}, counted from 0")
+        self._take(len(block) / rate, len(block) * channels)
+        if not (np.abs(block) <= LOUDEST).all():
+            raise InvalidRequest(f"{self._name}: the samples hold NaN or infinity, or reach {LOUDEST:g}")
+        if channels > 1 and self._channel is None:
+            self._power += float(np.vdot(samples, samples)) / channels
+            self._mean_power += float(np.vdot(block, block))
+        self._out.add(block, rate)
+
+    def _add_silence(self, seconds: float) -> None:
+        rate = self._rate or SAMPLE_RATE
+        count = round(seconds * rate)
+        self._take(count / rate, 0)
+        while count > 0:
+            self._out.add(np.zeros(min(count, BLOCK_VALUES), np.float32), rate)
+            count -= BLOCK_VALUES
+
+    def _take(self, seconds: float, values: int) -> None:
+        """Raises AudioTooLong, InvalidRequest."""
+        self._seconds += seconds
+        self._values += values
+        if self._seconds > self._budget.seconds * (1 + 1e-12):
+            raise AudioTooLong(f"{self._name}: longer than the limit of {self._budget.seconds:g} s")
+        self._check_cost(self._values, self._rate, self._channels)
+
+    def _check_cost(self, values: float, rate: int, channels: int) -> None:
+        if values > self._budget.values:
+            raise InvalidRequest(
+                f"{self._name}: too long to decode at {rate} Hz with {channels} channels; "
+                "send up to 96000 Hz in mono or stereo"
+            )
 
 
-def _batches(frames: Iterator[av.AudioFrame]) -> Iterator[list[av.AudioFrame]]:
-    """Gather frames of one sample format, layout and rate, at least BLOCK_VALUES where there are as many."""
+def _batches(pieces: Iterable[Piece]) -> Iterator[list[av.AudioFrame] | float]:
+    """Frames of one sample format, layout and rate together, at least BLOCK_VALUES where there are as many."""
     batch: list[av.AudioFrame] = []
     kind: tuple[str, int, int] | None = None
     values = 0
-    for frame in frames:
-        this = (frame.format.name, frame.layout.nb_channels, frame.sample_rate)
+    for piece in pieces:
+        if isinstance(piece, float):
+            if batch:
+                yield batch
+                batch = []
+            yield piece
+            continue
+        this = (piece.format.name, piece.layout.nb_channels, piece.sample_rate)
         if batch and (this != kind or values >= BLOCK_VALUES):
             yield batch
             batch = []
         if not batch:
             kind, values = this, 0
-        batch.append(frame)
-        values += frame.samples * this[1]
+        batch.append(piece)
+        values += piece.samples * this[1]
     if batch:
         yield batch
 
 
-def _mono(frames: list[av.AudioFrame]) -> Float32Array:
-    """The channels' mean, float32 [n], integers scaled to [-1, 1)."""
+def _samples(frames: list[av.AudioFrame]) -> AnyArray:
+    """[channels, n], integers scaled to float32 in [-1, 1)."""
     samples = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
-    channels = frames[0].layout.nb_channels
     if not frames[0].format.is_planar:
-        samples = samples.reshape(-1, channels).T
+        samples = samples.reshape(-1, frames[0].layout.nb_channels).T
     if samples.dtype == np.uint8:
-        samples = (samples.astype(np.float32) - 128) / 128
-    elif samples.dtype.kind == "i":
-        samples = samples.astype(np.float32) / np.float32(-float(np.iinfo(samples.dtype).min))
-    with np.errstate(over="ignore"):  # a double beyond float32 becomes infinity, which the caller refuses
-        mean: Float32Array = samples.astype(np.float32, copy=False).mean(axis=0)
-    return mean
+        return (samples.astype(np.float32) - 128) / 128
+    if samples.dtype.kind == "i":
+        return samples.astype(np.float32) / np.float32(-float(np.iinfo(samples.dtype).min))
+    return samples

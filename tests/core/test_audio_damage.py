@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from audio_fixture import TONE, encode, peak, tone, wav
-from step_audio.audio import Budget, decode_audio
+from step_audio.audio import Budget, decode_audio, read_recording
 from step_audio.clips import SAMPLE_RATE
 from step_audio.errors import InvalidRequest
 from step_audio.mel import log_mel
@@ -24,7 +24,7 @@ def pcm16(samples):
 
 def refused(data, match, **kwargs):
     with pytest.raises(InvalidRequest, match=match) as caught:
-        decode_audio(data, name="audio[2]", **kwargs)
+        read_recording(data, name="audio[2]", **kwargs)
     text = str(caught.value)
     assert text.startswith("audio[2]: ") and "\n" not in text and "/" not in text, text
 
@@ -97,9 +97,14 @@ def test_samples_that_no_spectrum_can_hold():
     assert np.isfinite(log_mel(decode_audio(wav((loud / 2).tobytes(), bits=32, tag=3)))).all()
 
 
-@pytest.mark.parametrize("missing", [1, 1000, 20_000])
-def test_wav_cut_off(missing):
-    refused(wav(pcm16(tone(1, SAMPLE_RATE)))[:-missing], "cut off")
+@pytest.mark.parametrize(("missing", "lost"), [(1, 0), (1000, 0.031), (7000, 0.219)])
+def test_wav_whose_end_is_missing(missing, lost):
+    recording = read_recording(wav(pcm16(tone(1, SAMPLE_RATE)))[:-missing])
+    assert len(recording.samples) == (32_000 - missing) // 2 and recording.lost == pytest.approx(lost, abs=0.001)
+
+
+def test_wav_cut_off():
+    refused(wav(pcm16(tone(1, SAMPLE_RATE)))[:-20_000], r"of 1\.00 s, 0\.6\d s are lost; at most 25% may be")
 
 
 CUTS = [
@@ -134,7 +139,7 @@ def test_bare_aac_may_end_within_a_frame():
 
 
 def test_webm_that_leaves_silence_out():
-    """Discontinuous Opus in WebM: packets are missing, the header's duration counts them."""
+    """Discontinuous Opus in WebM: packets are missing, the clock says for how long it was silent."""
     file, full = io.BytesIO(), io.BytesIO(encode("webm", "libopus", tone(3, 48_000), 48_000))
     with av.open(full) as source, av.open(file, "w", format="webm") as out:
         stream = out.add_stream_from_template(source.streams.audio[0])
@@ -142,28 +147,42 @@ def test_webm_that_leaves_silence_out():
             if packet.dts is not None and not 1 < packet.pts * packet.time_base < 2:
                 packet.stream = stream
                 out.mux(packet)
-    assert abs(len(decode_audio(file.getvalue())) - 2 * SAMPLE_RATE) < 0.1 * SAMPLE_RATE
+    recording = read_recording(file.getvalue())
+    assert len(recording.samples) == pytest.approx(3 * SAMPLE_RATE, abs=0.1 * SAMPLE_RATE) and not recording.lost
+    assert not recording.samples[round(1.1 * SAMPLE_RATE) : round(1.9 * SAMPLE_RATE)].any()
 
 
 def test_ogg_that_lacks_a_page_in_its_middle():
     data = bytearray(encode("ogg", "libopus", tone(5, 48_000), 48_000))
-    data[len(data) // 2] ^= 0xFF  # the page's checksum fails, FFmpeg skips the page
-    refused(bytes(data), "cut off or damaged")
+    data[len(data) // 2] ^= 0xFF  # the page's checksum fails, which holds a second
+    recording = read_recording(bytes(data))
+    assert len(recording.samples) == pytest.approx(5 * SAMPLE_RATE, abs=0.1 * SAMPLE_RATE)
+    assert recording.lost == pytest.approx(1, abs=0.1)
+    silent = np.flatnonzero(recording.samples == 0)
+    assert len(silent) > 0.9 * SAMPLE_RATE and np.ptp(silent[:-1]) < 1.2 * SAMPLE_RATE
 
 
 def test_flac_and_alac_that_lack_their_end(tmp_path):
     flac = encode("flac", "flac", tone(3, 48_000), 48_000)
-    refused(flac[:-5], "damaged or cut off")
     alac = encode("mp4", "alac", tone(3, 48_000), 48_000, target=tmp_path / "tone", movflags="faststart")
-    refused(alac[:-5], "cut off")
+    for data in (flac, alac):
+        recording = read_recording(data[:-5])  # the last frame
+        assert len(recording.samples) / SAMPLE_RATE + recording.lost == pytest.approx(3, abs=0.001)
+        assert 0 < recording.lost < 0.1
 
 
 @pytest.mark.parametrize(("container", "codec"), [("flac", "flac"), ("mp4", "aac"), ("adts", "aac")])
 def test_damage_in_the_middle(container, codec):
+    """It is skipped, told, and refused by who takes whole recordings only."""
     data = bytearray(encode(container, codec, tone(3, 48_000), 48_000))
     middle = len(data) // 2
     data[middle : middle + 300] = np.random.default_rng(1).bytes(300)
-    refused(bytes(data), "damaged")
+    recording = read_recording(bytes(data))
+    assert 2.7 * SAMPLE_RATE < len(recording.samples) < 3.1 * SAMPLE_RATE and 0.01 < recording.lost < 0.3
+    assert peak(recording.samples) == pytest.approx(TONE, abs=1)
+    refused(bytes(data), "cut off or damaged: .* only whole recordings are taken here", most_lost=0)
+    whole = encode(container, codec, tone(3, 48_000), 48_000)
+    assert read_recording(whole, most_lost=0).lost == 0
 
 
 def test_damage_never_raises_anything_else():

@@ -26,6 +26,8 @@ def encode(container, codec, samples, rate, target=None, with_video=False, **opt
     with av.open(str(file) if target else file, "w", format=container, options=options) as out:
         stream = out.add_stream(codec, rate=rate, layout=layout)
         sample_format = stream.codec_context.codec.audio_formats[0]
+        if codec.startswith("wma"):
+            stream.bit_rate = 64_000
         if with_video:
             video = out.add_stream("mpeg4", rate=10)
             video.width = video.height = 32
