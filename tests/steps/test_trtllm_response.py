@@ -67,30 +67,52 @@ def test_a_slow_client_gets_fewer_and_larger_responses(pool):
 
 
 def test_tokens_wait_for_their_turn_but_first_tokens_and_ends_do_not(monkeypatch):
-    """A millisecond after the last response for each other stream; one thread, and a clock that stands still."""
+    """Three milliseconds after the last response for each stream; one thread, and a clock that stands still."""
     now = 100.0
     monkeypatch.setattr(response, "time", SimpleNamespace(monotonic=lambda: now))
     pool = SenderPool(threads=1)
     one, two, three = clients = [Client() for _ in range(3)]
     streams = [stream(pool, client) for client in clients]
+    pool.count_streams(7)
     try:
         for responses in streams:
             responses.put(0, output(1))
         for client in clients:
             client.wait_for(1)
         for token in (2, 3):
-            streams[0].put(0, output(token))  # due at 100.002
+            streams[0].put(0, output(token))  # due at 100.03
         streams[1].put(0, output(2, finished="stop", final=True))
         assert two.wait().tokens() == [1, 2]
-        now = 100.0015
+        now = 100.029
         streams[2].put(0, output(2, finished="stop", final=True))
         assert three.wait().tokens() == [1, 2]
         assert one.tokens() == [1]
-        now = 100.0025
+        now = 100.031
         one.wait_for(2)
         assert one.tokens() == [1, 2, 3] and len(one.responses) == 2
     finally:
         pool.shutdown()
+
+
+@pytest.mark.parametrize(("streams", "seconds"), [(1, 0.01), (3, 0.01), (8, 0.024), (64, 0.1)])
+def test_who_is_alone_waits_little_and_nobody_waits_long(pool, streams, seconds):
+    pool.count_streams(streams)
+    assert pool.spacing() == pytest.approx(seconds)
+
+
+def test_tokens_that_come_while_a_response_is_sent_wait_for_their_turn():
+    """However long sending takes, it is not begun again at once."""
+    pool = SenderPool(threads=2)
+    pool.count_streams(32)
+    client = Client(slow=0.002)
+    responses = stream(pool, client)
+    for token in range(100):
+        responses.put(0, output(token))
+        time.sleep(0.0003)
+    responses.put(0, output(finished="stop", final=True))
+    assert client.wait().tokens() == list(range(100))
+    pool.shutdown()
+    assert len(client.responses) < 20
 
 
 def test_several_rows_and_sequences_keep_their_own_order(pool):

@@ -1,9 +1,9 @@
 """Generated tokens to responses of the `tensorrt_llm` model, sent from threads of their own.
 
 A send is a round trip to the server of 0.15-0.3 ms, a large part of an engine step, so the engine only
-queues. While a request's tokens wait, later ones of the same sequence join them: alone, a request gets a
-response a token; the more there are, the more tokens a response carries, and the longer each waits for
-the next, by `SPACING` for each other one. First tokens and ends never wait.
+queues. While a request's tokens wait, later ones of the same sequence join them. On its way through stub, server and
+client a response costs 0.6 ms of a processor, about what a token of a small model costs: so one follows another after
+some milliseconds, the more the more requests there are. First tokens and ends never wait.
 
 What is in a response is what TensorRT-LLM 1.2's C++ backend puts there, with two differences: KV cache and time
 figures come with an answer's last response only, and a row of a batch that is refused ends the whole request.
@@ -29,7 +29,10 @@ from step_audio.steps.trtllm.request import ResponseOptions
 # tensors by output name, error, final flag
 Send = Callable[[dict[str, AnyArray] | None, Exception | None, bool], None]
 
-SPACING = 0.001  # seconds, for each other stream under way
+# Seconds between two responses of a stream: so much for each that is under way, within bounds.
+SPACING = 0.003
+LEAST = 0.01
+MOST = 0.1
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,7 @@ class ResponseStream:
         self._lock = threading.Lock()
         self._sent_at = 0.0  # time.monotonic() of the last response
         self._scheduled = False  # to be drained for what is pending
+        self._urgent = False  # something that is pending must not wait
         self._draining = False
         self._ended = False
         self._log_probs: dict[tuple[int, int], list[float]] = {}  # per answer, all so far
@@ -69,7 +73,8 @@ class ResponseStream:
         urgent = bool(output.finished or output.final)
         with self._lock:
             self._pending.append((row, output))
-            if self._scheduled and not urgent:
+            self._urgent |= urgent
+            if not urgent and (self._scheduled or not self.options.streaming):
                 return
             self._scheduled = True
         self._pool.schedule(self, 0.0 if urgent else self._sent_at + self._pool.spacing())
@@ -88,12 +93,18 @@ class ResponseStream:
             with self._lock:
                 batch = list(self._pending)
                 self._pending.clear()
-                if not batch:
-                    self._draining = self._scheduled = False
-                    return
+                self._urgent = False
             for row, outputs in self._grouped(batch):
                 self._deliver(row, outputs)
             self._sent_at = time.monotonic()
+            with self._lock:
+                if self._urgent:
+                    continue
+                self._draining, self._scheduled = False, bool(self._pending) and self.options.streaming
+                if not self._scheduled:
+                    return
+            self._pool.schedule(self, self._sent_at + self._pool.spacing())
+            return
 
     def _grouped(self, batch: list[tuple[int, SequenceOutput]]) -> list[tuple[int, list[SequenceOutput]]]:
         """Join outputs of the same sequence; without streaming, hold them back until it ends."""
@@ -203,8 +214,8 @@ class SenderPool:
             self._streams += more
 
     def spacing(self) -> float:
-        """Seconds between two responses of one stream; 0 for who is alone."""
-        return (self._streams - 1) * SPACING
+        """Seconds between two responses of one stream."""
+        return min(max(LEAST, self._streams * SPACING), MOST)
 
     def schedule(self, stream: ResponseStream, due: float) -> None:
         """Drain `stream` when time.monotonic() is `due`."""
