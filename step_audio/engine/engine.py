@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import ParamSpec
 
 from step_audio.arrays import Float32Array
+from step_audio.engine.assembler import Assembler
 from step_audio.engine.executor import Executor, TokenEmbedding
 from step_audio.engine.guide import CompiledGuide, GuideCompiler, TokenGuide
 from step_audio.engine.kv_cache import BlockPool
@@ -18,7 +19,7 @@ from step_audio.engine.options import EngineOptions, EngineStats
 from step_audio.engine.request import Finished, GenerationRequest, SequenceOutput
 from step_audio.engine.sampler import Draw, draw, penalize
 from step_audio.engine.scheduler import Scheduler
-from step_audio.engine.sequence import Sequence, assemble
+from step_audio.engine.sequence import Sequence
 from step_audio.engine.trtllm_checkpoint import EngineSpec, Weights, load_engine
 from step_audio.engine.validation import validate
 from step_audio.errors import InvalidGuide, InvalidRequest, NotServing, Overloaded, StepAudioError
@@ -56,7 +57,7 @@ class Engine:
         # No sequence may outgrow the cache, or it could never be scheduled.
         self.spec = replace(spec, max_seq_len=min(spec.max_seq_len, num_blocks * spec.tokens_per_block))
         self.options = options
-        self._embed = TokenEmbedding(weights)
+        self._assemble = Assembler(TokenEmbedding(weights))
         info = options.xgrammar_tokenizer_info_path
         self._guides = GuideCompiler(info, spec.vocab_size) if info else None
         self._executor = _make_executor(self.spec, weights, num_blocks, options)
@@ -243,7 +244,7 @@ class Engine:
         self._last_step = (len(plan) - generation, generation)
         self._iteration += 1
         try:
-            logits = self._executor.forward(assemble(plan, self._embed))
+            logits = self._executor.forward(self._assemble(plan))
         except Exception:
             logger.exception("the executor failed in step %d", self._iteration)
             self._healthy = False

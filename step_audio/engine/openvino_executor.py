@@ -60,11 +60,13 @@ class OpenVinoExecutor:
         self._weights = weights  # the graph reads their memory but does not own it
         # Bound once and written anew in every step: binding arrays takes 0.1 ms a step.
         self._inputs: dict[str, ov.Tensor] = {}
+        self._views: dict[str, AnyArray] = {}  # of these, in their present shapes
         for port in compiled.inputs:
             name = port.get_any_name()
             if not name.startswith(("key_cache.", "value_cache.")):
                 axes = [axis.get_length() if axis.is_static else 0 for axis in port.get_partial_shape()]
                 self._inputs[name] = ov.Tensor(port.get_element_type(), axes)
+                self._views[name] = self._inputs[name].data
                 self._request.set_tensor(name, self._inputs[name])
                 continue
             # Only after compiling is it known which type and layout the plug-in wants for its cache.
@@ -80,9 +82,11 @@ class OpenVinoExecutor:
 
     def forward(self, batch: Batch) -> Float32Array:
         for name, tensor in self._inputs.items():
-            values = np.asarray(getattr(batch, name))
-            tensor.shape = values.shape
-            tensor.data[...] = values
+            values = getattr(batch, name)
+            if self._views[name].shape != np.shape(values):
+                tensor.shape = np.shape(values)
+                self._views[name] = tensor.data
+            self._views[name][...] = values
         self._request.infer(share_outputs=True)
         logits: Float32Array = self._request.get_output_tensor(0).data
         return logits
@@ -110,7 +114,7 @@ def _decoder(spec: EngineSpec, weights: Weights) -> ov.Model:
     max_context_len = parameter("max_context_len", [], ov.Type.i32)
     logit_indices = parameter("logit_indices", [-1], ov.Type.i32)
 
-    # [T, 1, head/2]: looked up rather than computed, because bfloat16 cannot count positions beyond 256.
+    # [T, 1, 1, head]: looked up rather than computed, because bfloat16 cannot count positions beyond 256.
     cos, sin = (
         opset.gather(opset.constant(table), positions, opset.constant(np.int32(0)))
         for table in rotary_tables(spec.max_seq_len, spec.head_size, spec.rotary_base)
@@ -156,9 +160,10 @@ def _decoder(spec: EngineSpec, weights: Weights) -> ov.Model:
 
 
 def rotary_tables(positions: int, head_size: int, base: float) -> tuple[Float32Array, Float32Array]:
-    """Cosines and sines, float32 [positions, 1, head_size / 2]; angles in float64, whose error does not grow."""
+    """Cosines and sines, float32 [positions, 1, 1, head_size], the second half as the first; angles in float64, whose
+    error does not grow."""
     frequencies = base ** -(np.arange(0, head_size, 2, dtype=np.float64) / head_size)
-    angles = np.arange(positions, dtype=np.float64)[:, None, None] * frequencies
+    angles = np.arange(positions, dtype=np.float64)[:, None, None, None] * np.tile(frequencies, 2)
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
@@ -217,14 +222,12 @@ def _rms_norm(x: ov.Node, weight: AnyArray, epsilon: float) -> ov.Node:
 
 
 def _rotate(x: ov.Output, cos: ov.Node, sin: ov.Node, heads: int, size: int) -> ov.Node:
-    """Rotary positions, GPT-NeoX pairing: the first half of a head with its second half. [T, heads * size]."""
-    split = opset.split(opset.reshape(x, _shape(-1, heads, size), False), opset.constant(np.int64(2)), 2)
-    first, second = split.output(0), split.output(1)
-    rotated = opset.concat(
-        [
-            opset.subtract(opset.multiply(first, cos), opset.multiply(second, sin)),
-            opset.add(opset.multiply(second, cos), opset.multiply(first, sin)),
-        ],
-        2,
-    )
+    """Rotary positions, GPT-NeoX pairing: the first half of a head with its second half. [T, heads * size].
+
+    Written in the shape that the plug-in recognises and runs as one kernel: [batch, heads, positions, size].
+    """
+    by_head = opset.reshape(x, _shape(-1, heads, 1, size), False)
+    halves = opset.variadic_split(by_head, opset.constant(np.int64(3)), _shape(size // 2, size // 2))
+    turned = opset.concat([opset.multiply(halves.output(1), opset.constant(np.float32(-1))), halves.output(0)], -1)
+    rotated = opset.add(opset.multiply(by_head, cos), opset.multiply(turned, sin))
     return opset.reshape(rotated, _shape(-1, heads * size), False)

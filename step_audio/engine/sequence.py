@@ -1,4 +1,4 @@
-"""One answer on its way: its tokens, the blocks that hold their keys and values, and the step's batch from many."""
+"""One answer on its way: its tokens, and the blocks that hold their keys and values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from functools import cached_property
 import numpy as np
 
 from step_audio.arrays import AnyArray, Int32Array
-from step_audio.engine.executor import Batch, TokenEmbedding
 from step_audio.engine.guide import TokenGuide
 from step_audio.engine.kv_cache import block_key
 from step_audio.engine.request import Finished, GenerationRequest, SequenceStats
@@ -40,6 +39,7 @@ class Sequence:
         self.normalize_log_probs = normalize_log_probs
         self.length = self.prompt_length
         self.computed = 0
+        self.last_token = -1  # generated
         self.guide: TokenGuide | None = None  # if the request has one, made when that is compiled
         self.cum_log_prob = 0.0
         # KV cache
@@ -108,7 +108,7 @@ class Sequence:
         return self.tokens[: self.length]
 
     def append(self, token: int) -> None:
-        self.tokens[self.length] = token
+        self.tokens[self.length] = self.last_token = token
         self.length += 1
 
     def finish_reason(self) -> Finished | None:
@@ -168,43 +168,3 @@ class Chunk:
     def completes(self) -> bool:
         """The sequence's next token can be drawn after this step."""
         return self.count == self.sequence.pending
-
-
-def assemble(plan: list[Chunk], embed: TokenEmbedding) -> Batch:
-    """The step's batch; logits are asked for the completing chunks, in the order of the plan."""
-    size = len(plan)
-    past = np.empty(size, np.int32)
-    begins = np.zeros(size + 1, np.int32)
-    block_begins = np.zeros(size + 1, np.int32)
-    ids, tables, last = [], [], []
-    prompt_tables: list[tuple[slice, AnyArray]] = []
-    longest = total = blocks = 0
-    for place, chunk in enumerate(plan):
-        sequence = chunk.sequence
-        start, end = sequence.computed, sequence.computed + chunk.count
-        used = -(-end // sequence.block_size)
-        past[place] = start
-        ids.append(sequence.tokens[start:end])
-        tables.append(sequence.block_table[:used])
-        prompt_table = sequence.request.prompt_table
-        if start < sequence.table_end and prompt_table is not None:
-            prompt_tables.append((slice(total, total + chunk.count), prompt_table))
-        total += chunk.count
-        blocks += used
-        begins[place + 1] = total
-        block_begins[place + 1] = blocks
-        if chunk.completes:
-            last.append(total - 1)
-        if end > longest:
-            longest = end
-    tokens = np.concatenate(ids)
-    return Batch(
-        embeddings=embed(tokens, prompt_tables),
-        position_ids=np.arange(total, dtype=np.int32) + np.repeat(past - begins[:-1], np.diff(begins)),
-        past_lens=past,
-        subsequence_begins=begins,
-        block_indices=np.concatenate(tables),
-        block_indices_begins=block_begins,
-        max_context_len=longest,
-        logit_indices=np.array(last, np.int32),
-    )
