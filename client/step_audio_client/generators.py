@@ -29,8 +29,12 @@ def inner(function: Callable[P, AsyncGenerator[T]]) -> Callable[P, AsyncGenerato
 class _Inner(AsyncGenerator[T]):
     def __init__(self, generator: AsyncGenerator[T]):
         self._generator = generator
+        self._begun = False
 
     def __anext__(self) -> Coroutine[Any, Any, T]:
+        if self._begun:
+            return self._generator.__anext__()
+        self._begun = True
         with _unknown_to_the_loop():
             return self._generator.__anext__()
 

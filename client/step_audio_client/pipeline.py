@@ -21,7 +21,7 @@ from step_audio_client.errors import Quarantined, RequestError, ServerLost, Unav
 from step_audio_client.failover import PATIENCE, Failover
 from step_audio_client.generators import inner
 from step_audio_client.prepared import PreparedPrompt, PreparedRequest
-from step_audio_client.quarantine import Quarantine, digest_of
+from step_audio_client.quarantine import Quarantine
 from step_audio_client.run import Run, new_request_id
 from step_audio_client.servers import Server, Servers
 from step_audio_client.tls import Tls
@@ -140,7 +140,7 @@ class Pipeline:
         """
         answer = Continuation(request, stop_ids, max_seq_len)
         failover = Failover(self._servers, run, self._patience)
-        digest: bytes | None = None
+        first: Mapping[str, AnyArray] | None = None  # what it is known by, however often it goes on
         mel: AnyArray | None = None
         dying: set[Server] = set()  # whose death is counted, and which may tell of it again
         while True:
@@ -150,8 +150,8 @@ class Pipeline:
             inputs = answer.inputs()
             if mel is not None:
                 inputs["mel"] = mel
-            digest = digest or digest_of(inputs)
-            self._check(digest)
+            first = first or inputs
+            self._check(first)
             try:
                 with tracing.attempt(answer.model, {"server.address": run.route[0].address}) as traceparent:
                     responses = self._responses(run, answer.model, run.next_id(), inputs, traceparent)
@@ -159,13 +159,13 @@ class Pipeline:
                         async for response in responses:
                             failover.progressed()
                             yield answer.add(response)
-                self._quarantine.survived(digest)
+                self._quarantine.survived(first)
                 return
             except RequestError as error:
                 server = run.route[0]
                 if isinstance(error, ServerLost) and server not in dying:
                     self.counts.servers_lost += 1
-                    self._quarantine.died(digest)
+                    self._quarantine.died(first)
                 dying = dying | {server} if isinstance(error, ServerLost) and error.stands else dying - {server}
                 if error.code.retry is Retry.WAIT and (last := answer.ended()):
                     yield last
@@ -180,10 +180,10 @@ class Pipeline:
                     raise
                 answer.count_again(self.counts)
 
-    def _check(self, digest: bytes) -> None:
+    def _check(self, inputs: Mapping[str, AnyArray]) -> None:
         """Raises Quarantined."""
         try:
-            self._quarantine.check(digest)
+            self._quarantine.check(inputs)
         except Quarantined:
             self.counts.quarantined += 1
             raise

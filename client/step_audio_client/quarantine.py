@@ -18,32 +18,35 @@ CONTENT = ("messages", "audio", "tools", "input_ids", "guided_decoding_guide")  
 
 
 class Quarantine:
-    """By content: the same request with another id, or of another client, is the same."""
+    """By content: the same request with another id, or of another client, is the same. Requests are their inputs."""
 
     def __init__(self) -> None:
         self._deaths: OrderedDict[bytes, tuple[int, float]] = OrderedDict()  # digest -> how many, when last
 
-    def check(self, digest: bytes) -> None:
+    def check(self, inputs: Mapping[str, AnyArray]) -> None:
         """Raises Quarantined."""
-        deaths, last = self._deaths.get(digest, (0, 0.0))
+        if not self._deaths:  # as nearly always: a recording takes time to read
+            return
+        deaths, last = self._deaths.get(_digest(inputs), (0, 0.0))
         if deaths >= MAX_DEATHS and time.monotonic() - last < SECONDS:
             raise Quarantined("the server has failed twice with this request in hand, and it is not tried again")
 
-    def died(self, digest: bytes) -> None:
+    def died(self, inputs: Mapping[str, AnyArray]) -> None:
         """A server, with this request in hand."""
+        digest = _digest(inputs)
         deaths, last = self._deaths.pop(digest, (0, 0.0))
         now = time.monotonic()
         self._deaths[digest] = (deaths + 1 if now - last < SECONDS else 1, now)
         if len(self._deaths) > KEPT:
             self._deaths.popitem(last=False)
 
-    def survived(self, digest: bytes) -> None:
+    def survived(self, inputs: Mapping[str, AnyArray]) -> None:
         """It has been answered: it was not the reason."""
-        self._deaths.pop(digest, None)
+        if self._deaths:
+            self._deaths.pop(_digest(inputs), None)
 
 
-def digest_of(inputs: Mapping[str, AnyArray]) -> bytes:
-    """What a request is known by."""
+def _digest(inputs: Mapping[str, AnyArray]) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for name in CONTENT:
         if name in inputs:

@@ -30,6 +30,9 @@ class StopStrings:
         if self.found is not None:
             return ""
         self.size += len(text)
+        if not self._stop:
+            self.passed = self.size
+            return text
         text = self._held + text
         hits = [(at + len(stop), at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
         if hits:

@@ -1,9 +1,9 @@
 """The `audio_encoder` step: log-mel features of many requests through one engine.
 
-Clips of all requests at hand are sorted by length and run in batches of bounded size, so that a request
-with 72 clips neither takes unbounded memory nor pads short clips to 25 s. The engine's result for a clip
-does not depend on its batch (`step_audio.encoder`), so it is cached: who asks again about a recording names
-its clips by content hash, and neither features nor embeddings travel.
+Clips are sorted by length and run in batches of bounded size, so that a request with 72 clips neither takes unbounded
+memory nor pads short clips to 25 s. No more requests are taken at once than fill a batch, for they are answered
+together. The engine's result for a clip does not depend on its batch (`step_audio.encoder`), so it is cached: who asks
+again about a recording names its clips by content hash, and neither features nor embeddings travel.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ from step_audio.steps.clip_limits import check_hashes, clip_tokens
 from step_audio.steps.lanes import BatchLane, attempt
 from step_audio.steps.runtime import Runtime
 from step_audio.steps.tensors import Bfloat16, Reply, Tensors, required, row
-
-MAX_BATCH = 32  # requests whose clips are sorted together
 
 LARGEST: dict[DType, float] = {"float16": 65_504.0, "bfloat16": 3.38e38, "float32": 3.4e38}  # that stay finite
 
@@ -106,7 +104,7 @@ class AudioEncoderStep:
         self._runtime = runtime
         self._cache = ClipCache(runtime.encoder_cache_bytes)
         self._dtype = runtime.table_dtype
-        self._lane = BatchLane(self.work, MAX_BATCH)
+        self._lane = BatchLane(self.work, runtime.encoder_batch_clips)
 
     def submit(self, inputs: Tensors, reply: Reply) -> None:
         sent = required(inputs, "frames"), required(inputs, "content_hash"), row(inputs, "mel")
