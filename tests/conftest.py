@@ -17,9 +17,21 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The markers of pyproject.toml that a fixture brings; a test that needs one without its fixture says so itself.
-MARKERS = {"work_dir": "server", "driver": "browser", "tokenizer_json": "training"}
+MARKERS = {
+    "work_dir": "server",
+    "driver": "browser",
+    "tokenizer_json": "training",
+    "whole": "build",
+    "exported": "build",
+}
 ONE_WORKER = {  # beginnings of the names of tests that share what takes long to make
-    "transformers": ("tests/build_engines/", "tests/core/test_encoder.py", "tests/engine/"),  # and one whole build
+    "references": (  # transformers and librosa take seconds to load; and one whole build
+        "tests/build_engines/",
+        "tests/core/test_audio.py",
+        "tests/core/test_encoder.py",
+        "tests/core/test_mel.py",
+        "tests/engine/",
+    ),
     "servers": (
         "tests/served/",
         "tests/evaluation/test_evaluate_command.py",

@@ -16,6 +16,7 @@ import pytest
 
 from paths import ROOT
 
+pytestmark = pytest.mark.build
 PACKAGES = {
     "step_audio": "step_audio",
     "benchmarks/step_audio_benchmark": "step_audio_benchmark",

@@ -15,7 +15,7 @@ from fake_triton import EOT, TOKENIZER, answer, script, served
 from step_audio_client import ChatDelta, ChatOptions, Guide, Sampling, Thinking
 from step_audio_client.tokens import TokenRequest
 
-SEEDS = (None, 1, 2, 3, 4, 5)  # None: one token a message
+SEEDS = (None, 1, 2, 3)  # None: one token a message
 WORDS = ["</think>", "<|THINK_END|>", "\n", "</", "a", "b c", "🙂", "猫", "STOP", "ST", *CALL, "<tool_call>", "<|SC|>"]
 
 
@@ -50,7 +50,7 @@ OPTIONS = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_chat(name):
     draw = random.Random(name)
-    for _ in range(25):
+    for _ in range(15):
         lines = [drawn(draw) for _ in range(3)]
         for most in (None, draw.randint(1, 12)):
             options = ChatOptions(Sampling(max_tokens=most), logprobs=True, **OPTIONS[name])

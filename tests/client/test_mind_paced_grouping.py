@@ -16,8 +16,8 @@ from step_audio.tokenizer import Tokenizer
 from step_audio_client import ChatDelta
 
 LETTERS = TOKENIZER.encode("abcdefghij klmnopq rstuvw xyz 你好")
-# One token a message, then messages of random sizes; in each, one brain is slow, or the other, or none.
-WAYS = [(None, (0, 0)), (None, (0.0005, 0)), (1, (0, 0)), (2, (0.0005, 0)), (3, (0, 0.0005)), (4, (0, 0))]
+# One token a message, then messages of random sizes; one brain is slow, or the other, or none.
+WAYS = [(None, (0, 0)), (1, (0.0005, 0)), (2, (0, 0.0005)), (3, (0, 0))]
 
 
 @dataclass
@@ -80,7 +80,7 @@ def the_same(make: Callable[..., Model], **options: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("mode", ["think_first", "speak_first", "think_before_speak", "no_think"])
 @pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 35, 81])
-@pytest.mark.parametrize("most", [None, 6, 33, 61])
+@pytest.mark.parametrize("most", [None, 6, 33])
 def test_the_same_tokens_are_the_same_answer(mode, size, most):
     draw = random.Random(f"{mode} {size} {most}")
     thought = [*draw.choices(LETTERS, k=size), *CLOSE]

@@ -54,7 +54,7 @@ def support(row, top_k, top_p):
     [(5, 0, 1), (5, 0.7, 0.7), (0, 0.5, 1), (0, 0.95, 1.5), (0, 1, 1), (50, 1, 0.3), (150, 0.9, 2)],
 )
 def test_draws_have_the_brute_force_distribution(top_k, top_p, temperature):
-    row, count = logits(), 8_000
+    row, count = logits(), 2_000
     ours = sampler(top_k=top_k, top_p=top_p, temperature=temperature, seed=1)
     drawn = np.bincount([next_token(ours, row, PROMPT)[0] for _ in range(count)], minlength=len(row)) / count
     expected = support(modified(row, [], temperature=temperature), top_k, top_p)
@@ -80,13 +80,13 @@ def test_min_p_keeps_what_transformers_and_numpy_keep(min_p, temperature):
     theirs = {int(token) for token in torch.nonzero(MinPLogitsWarper(min_p)(None, scores)[0].isfinite())}
     assert theirs == kept_by_numpy(row, min_p, temperature)
     ours = sampler(60, top_p=1, min_p=min_p, temperature=temperature, seed=2)
-    assert {next_token(ours, row.copy(), PROMPT)[0] for _ in range(2000)} == theirs
+    assert {next_token(ours, row.copy(), PROMPT)[0] for _ in range(1000)} == theirs
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1), (0, 0.6), (10, 0.9), (4, 0)])
 def test_min_p_goes_before_top_k_and_top_p(top_k, top_p):
     """As in TensorRT-LLM: what min_p leaves is the whole for top_p."""
-    row, count, min_p = logits(), 8_000, 0.15
+    row, count, min_p = logits(), 2_000, 0.15
     ours = sampler(top_k=top_k, top_p=top_p, min_p=min_p, temperature=1.4, seed=4)
     drawn = np.bincount([next_token(ours, row.copy(), PROMPT)[0] for _ in range(count)], minlength=len(row)) / count
     scaled = modified(row, [], temperature=1.4)
@@ -117,10 +117,11 @@ def test_without_min_p_nothing_changes():
 
 @pytest.mark.parametrize("top_p", [0.1, 0.9, 1.0])
 def test_top_p_alone_reaches_the_tail_of_a_large_flat_vocabulary(top_p):
-    row = logits(20_000, scale=0.01)
-    drawn = {next_token(sampler(20_000, top_p=top_p, seed=seed), row.copy(), PROMPT)[0] for seed in range(300)}
+    vocab = 5_000  # more than MAX_TOP_K
+    row = logits(vocab, scale=0.01)
+    drawn = {next_token(sampler(vocab, top_p=top_p, seed=seed), row.copy(), PROMPT)[0] for seed in range(200)}
     ranks = np.argsort(np.argsort(-row, kind="stable"))[list(drawn)]
-    assert ranks.max() < 20_000 * top_p * 1.02 and ranks.max() > 20_000 * top_p * 0.9
+    assert ranks.max() < vocab * top_p * 1.02 and ranks.max() > vocab * top_p * 0.9
 
 
 @pytest.mark.parametrize("vocab", [10, 511, 5000, 158_720])

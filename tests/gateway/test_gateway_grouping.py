@@ -13,7 +13,7 @@ import pytest
 
 from chat_stream_fixture import CALL, TOOLS, Model, tokens
 from fake_triton import EOT, TOKENIZER
-from gateway_fixture import FakeClient, events, http, wav
+from gateway_fixture import FakeClient, events, http, shared, wav
 from step_audio.tokenizer import Tokenizer
 from step_audio_client import ChatDelta, ChatOptions
 from step_audio_client.chat_stream import ChatStream
@@ -98,7 +98,7 @@ async def test_whole_and_streamed(name):
     for seed in SEEDS:
         for stream in (False, True):
             more = {"stream_options": {"include_usage": True}} if stream else {}
-            async with http(Grouped([tokens(*parts)], seed)) as client:
+            async with shared(Grouped([tokens(*parts)], seed)) as client:
                 got = await answers(client, stream=stream, **more, **body)
             first = first or got
             assert got == first
@@ -130,7 +130,7 @@ async def test_transcriptions(response_format):
     for seed in SEEDS:
         for stream in (False, True):
             form = {"response_format": response_format, "stream": json.dumps(stream)}
-            async with http(Grouped([[*tokens("\nTwo 🙂 猫."), EOT]], seed)) as client:
+            async with shared(Grouped([[*tokens("\nTwo 🙂 猫."), EOT]], seed)) as client:
                 response = await client.post("/v1/audio/transcriptions", files={"file": ("a.wav", wav())}, data=form)
             said = response.text.strip() if response_format == "text" and not stream else None
             if stream:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from front_door_fixture import door, messages
-from gateway_fixture import FakeClient, events, http
+from gateway_fixture import FakeClient, events, http, shared
 from raw_triton import active
 from step_audio_client import ChatDelta, ChatUsage, MindPaced, Segment, SpeechTiming
 from step_audio_evaluation.held_out import held_out
@@ -49,7 +49,7 @@ REPORT = {
 
 
 async def ask(fake: FakeClient, settings: dict[str, Any] | None = None, **body: Any) -> httpx.Response:
-    async with http(fake, **settings or {}) as client:
+    async with http(fake, **settings) if settings else shared(fake) as client:
         return await client.post(CHAT, json={"messages": HELLO} | body)
 
 

@@ -36,7 +36,7 @@ from waiting import SECONDS
 LONG = bool(os.environ.get("RELIABILITY_ROUNDS"))
 STEPS = {"audio_featurizer": 20_000, "prompt_builder": 40_000, "audio_encoder": 25_000}
 MODELS = STEPS | {"tensorrt_llm": 10_000, "lease": 5_000}
-SHORT = 150
+SHORT = 60
 PART = 1000
 LLM, LEASE = "tensorrt_llm", "lease"
 PATIENCE = {LLM: 5.0, LEASE: 0.3}  # seconds, for what may last

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openai
 import pytest
 import soxr
 from selenium.webdriver.common.keys import Keys
@@ -33,6 +32,7 @@ SCREENSHOTS = os.environ.get("SCREENSHOTS")  # a folder to keep the pictures of 
 
 def ask_all(url: str, items: list[Item], **options: Any) -> list[Any]:
     """All at once, greedily."""
+    import openai
 
     async def run() -> list[Any]:
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120) as client:

@@ -63,6 +63,9 @@ class Model:
         yield Tokens([], [], 100 + len(self.requests), reason)  # the end may come alone
 
 
+_LOOP = asyncio.new_event_loop()  # of all replies: one of its own would cost more than the reply
+
+
 def reply(
     model: Model, options: ChatOptions | None = None, messages=QUESTION, tokenizer: Tokenizer = TOKENIZER
 ) -> tuple[ChatDelta, list[ChatDelta]]:
@@ -71,7 +74,7 @@ def reply(
     async def collect():
         return [d async for d in ChatStream(model, tokenizer, messages, options or ChatOptions()).deltas()]
 
-    deltas = asyncio.run(collect())
+    deltas = _LOOP.run_until_complete(collect())
     assert [d.finish_reason for d in deltas[:-1]] == [None] * (len(deltas) - 1) and deltas[-1].usage
     heard = [d.tts for d in deltas if d.tts]
     whole = ChatDelta(

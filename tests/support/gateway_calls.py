@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 
-from gateway_fixture import FakeClient, http, wav
+from gateway_fixture import FakeClient, http, shared, wav
 
 CHAT = "/v1/chat/completions"
 WAV = wav()
@@ -14,7 +14,7 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type
 
 
 async def ask(fake: FakeClient, *, settings: dict | None = None, headers: dict | None = None, **body):
-    async with http(fake, **settings or {}) as client:
+    async with http(fake, **settings) if settings else shared(fake) as client:
         return await client.post(CHAT, json={"messages": HELLO} | body, headers=headers)
 
 

@@ -8,10 +8,13 @@ import json
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
+from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 import httpx
 import numpy as np
+from fastapi import FastAPI
 
 import tokenizer_fixture
 from step_audio import sampling_parameters
@@ -115,6 +118,28 @@ def http(fake: FakeClient, fetcher: Any = None, **settings: Any) -> httpx.AsyncC
     """An HTTP client of a gateway in this process."""
     app = create_app(GatewaySettings.create(**settings), fake, fetcher)  # type: ignore[arg-type]
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway")
+
+
+_asked: ContextVar[FakeClient] = ContextVar("_asked", default=FakeClient())  # noqa: B039  whom the shared gateway asks
+
+
+class _Asked:
+    """A client library in whose place the fake of the task is."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_asked.get(), name)
+
+
+@cache
+def _shared() -> FastAPI:
+    return create_app(GatewaySettings(), _Asked())  # type: ignore[arg-type]
+
+
+def shared(fake: FakeClient) -> httpx.AsyncClient:
+    """As `http`, of the one gateway that all who call this share: to make one takes longer than to ask it. Its counters
+    have counted others, too."""
+    _asked.set(fake)
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app=_shared()), base_url="http://gateway")
 
 
 @contextlib.contextmanager

@@ -93,7 +93,8 @@ def values_of(sets: list[str]) -> dict[str, Any]:
 
 def documents(values: dict[str, Any] | None = None) -> list[dict[str, Any]]:
     texts = [text for path, text in render(values).items() if not path.endswith(".txt")]
-    return [document for text in texts for document in yaml.safe_load_all(text) if document]
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, ten times as quick
+    return [document for text in texts for document in yaml.load_all(text, loader) if document]
 
 
 def one(kind: str, name: str, values: dict[str, Any] | None = None) -> dict[str, Any]:
