@@ -4,7 +4,8 @@ import sys
 
 from step_audio.engine.engine import Engine
 from step_audio.engine.options import EngineOptions, EngineStats
-from step_audio.engine.request import GenerationRequest, Guide, SamplingParams, SequenceOutput, SequenceStats
+from step_audio.engine.request import GenerationRequest, SamplingParams, SequenceOutput, SequenceStats
+from step_audio.guides import Guide
 
 __all__ = [
     "Engine",

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from step_audio.arrays import Float32Array, Int32Array
-from step_audio.engine.request import GenerationRequest, Guide
+from step_audio.engine.request import GenerationRequest
 from step_audio.errors import ArtefactError, InvalidGuide, StepAudioError
 from step_audio.extras import install_for
+from step_audio.guides import Guide, unusable
 
 if TYPE_CHECKING:
     import xgrammar
@@ -32,12 +33,8 @@ COMPILE_THREADS = 2  # one hard guide must not keep all others waiting
 CACHE_BYTES = 256 << 20  # compiled grammars kept for the next request with the same guide
 # Processor time that the masks of one answer may take: all the batch waits for them. Usual ones take 0.05 ms.
 MASK_SECONDS, MASK_SECONDS_PER_TOKEN = 0.25, 0.005
-MAX_MESSAGE = 200
 
-# xgrammar's messages begin with a clock time and a line of its source, and repeat the guide.
-_WHERE = re.compile(r"^\[[\d:]+\] \S+:\d+: (?:Check failed: .*? is false: )?")
 _CONTROL = re.compile(rb"[\x00-\x09\x0b\x0c\x0e-\x1f]")
-_ECHO = re.compile(r"\s*The JSON string is:.*", re.DOTALL)
 
 log = logging.getLogger(__name__)
 
@@ -123,8 +120,7 @@ class GuideCompiler:
                 case "ebnf_grammar":
                     grammar = compiler.compile_grammar(guide.text)
         except (RuntimeError, ValueError) as error:
-            reason = " ".join(_ECHO.sub("", _WHERE.sub("", str(error))).split())[:MAX_MESSAGE]
-            raise InvalidGuide(f"guided_decoding_guide cannot be used as {guide.kind}: {reason}") from None
+            raise unusable(guide, error) from None
         never = self._stop_bits | not_json if guide.kind in ("json", "json_schema") else self._stop_bits
         return CompiledGuide(grammar, self._vocab_size, self._stop_ids, never)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, TypeGuard, get_args
+from typing import Literal
 
 from step_audio.arrays import AnyArray, Int32Array, UInt64Array
-from step_audio.errors import InvalidGuide, InvalidRequest, StepAudioError
+from step_audio.errors import InvalidRequest, StepAudioError
+from step_audio.guides import Guide
 
 Finished = Literal["stop", "length", "cancelled"]
-GuideKind = Literal["json", "json_schema", "regex", "ebnf_grammar"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,27 +48,6 @@ class SamplingParams:
         for name, (valid, allowed) in ranges.items():
             if not valid:
                 raise InvalidRequest(f"{name} must be {allowed}, not {getattr(self, name)}")
-
-
-@dataclass(frozen=True, slots=True)
-class Guide:
-    """What the answer must be, from its first token on: any JSON, JSON of a schema, what a regular expression
-    matches, or a sentence of a grammar in xgrammar's EBNF, whose first rule is `root`."""
-
-    kind: GuideKind
-    text: str = ""  # not looked at for "json"
-
-    @classmethod
-    def of(cls, kind: str, text: str) -> Guide:
-        """Raises InvalidGuide for a kind that there is not."""
-        if not _is_guide_kind(kind):
-            kinds = ", ".join(get_args(GuideKind))
-            raise InvalidGuide(f"guided_decoding_guide_type must be one of {kinds}, not {kind[:40]!r}")
-        return cls(kind, text)
-
-
-def _is_guide_kind(text: str) -> TypeGuard[GuideKind]:
-    return text in get_args(GuideKind)
 
 
 @dataclass(frozen=True, slots=True)

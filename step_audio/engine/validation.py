@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from itertools import accumulate
-
 import numpy as np
 
 from step_audio.arrays import AnyArray, all_finite
 from step_audio.engine.request import GenerationRequest
 from step_audio.engine.trtllm_checkpoint import EngineSpec
-from step_audio.errors import ContextTooLong, InvalidGuide, InvalidRequest
+from step_audio.errors import ContextTooLong, InvalidRequest
+from step_audio.guides import MAX_GRAMMAR_LENGTH, MAX_GUIDE_LENGTH
 
 MAX_WORDS = 1024  # bad words cost every step of the whole batch
 MAX_RETURN_SEQUENCES = 64  # each takes memory from the moment the request is queued
-
-MAX_GUIDE_LENGTH = 65_536  # characters
-MAX_SCHEMA_DEPTH = 128  # brackets; what xgrammar makes of thousands takes minutes and gigabytes
-_STRING_OR_BRACKET = re.compile(r'"(?:\\.|[^"\\])*"|[\[{]|[\]}]', re.DOTALL)
 
 
 def validate(request: GenerationRequest, spec: EngineSpec, *, reuse: bool, chunked: bool) -> int:
@@ -43,7 +37,8 @@ def validate(request: GenerationRequest, spec: EngineSpec, *, reuse: bool, chunk
     request.input_ids = ids.astype(np.int32, copy=False)
     _check_extra_ids(request, reuse)
     _check_words(request, spec)
-    _check_guide(request)
+    if request.guide is not None:
+        request.guide.check(MAX_GRAMMAR_LENGTH if request.guide.kind == "ebnf_grammar" else MAX_GUIDE_LENGTH)
     return min(request.max_new_tokens, spec.max_seq_len - ids.size)
 
 
@@ -92,20 +87,3 @@ def _check_words(request: GenerationRequest, spec: EngineSpec) -> None:
         for word in getattr(request, name):
             if not word or not all(0 <= token < spec.vocab_size for token in word):
                 raise InvalidRequest(f"{name} has {list(word)}: each must be token ids from 0 to {spec.vocab_size - 1}")
-
-
-def _check_guide(request: GenerationRequest) -> None:
-    guide = request.guide
-    if guide is None:
-        return
-    if guide.kind != "json" and not guide.text:
-        raise InvalidGuide(f"guided_decoding_guide is missing: {guide.kind} needs one")
-    if len(guide.text) > MAX_GUIDE_LENGTH:
-        raise InvalidGuide(
-            f"guided_decoding_guide has {len(guide.text)} characters, at most {MAX_GUIDE_LENGTH} are allowed"
-        )
-    if guide.kind == "json_schema":
-        marks = (match[0] for match in _STRING_OR_BRACKET.finditer(guide.text))
-        depth = max(accumulate(1 if mark in "[{" else -1 if mark in "]}" else 0 for mark in marks), default=0)
-        if depth > MAX_SCHEMA_DEPTH:
-            raise InvalidGuide(f"guided_decoding_guide is nested {depth} deep, at most {MAX_SCHEMA_DEPTH} is allowed")

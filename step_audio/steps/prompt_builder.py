@@ -10,6 +10,7 @@ from step_audio.arrays import AnyArray, Int32Array, UInt64Array
 from step_audio.chat import ClipInfo, build_prompt
 from step_audio.conversation import parse_conversation
 from step_audio.errors import ContextTooLong, InvalidRequest
+from step_audio.guides import Guide, bounded
 from step_audio.steps.clip_limits import check_hashes, clip_tokens
 from step_audio.steps.lanes import Lane
 from step_audio.steps.runtime import Runtime
@@ -33,10 +34,12 @@ class PromptRequest:
     end_id: int | None = None
     stop_words_list: Int32Array | None = None  # [2, n]
     suffix_ids: Int32Array | None = None  # [n], of an answer that has begun elsewhere
+    guide: Guide | None = None
 
 
 class PromptBuilder:
-    """One request's messages to the LLM's prompt: ids, audio positions with their content hashes, stop set, length."""
+    """One request's messages to the LLM's prompt: ids, audio positions with their content hashes, stop set, length,
+    guide."""
 
     def __init__(self, runtime: Runtime):
         self.runtime = runtime
@@ -47,6 +50,7 @@ class PromptBuilder:
         """Inputs of `tensorrt_llm` by name, without a batch dimension. Raises InvalidRequest."""
         suffix = self._suffix(request.suffix_ids)
         stop_set = self._stop_set(request)
+        guide = None if request.guide is None else bounded(request.guide)
         conversation = parse_conversation(request.messages, request.tools)
         clips = self._clips(request, conversation.audio_count)
         proceed = bool(request.continue_final_message)
@@ -69,7 +73,7 @@ class PromptBuilder:
             "prompt_table_extra_ids": np.concatenate([prompt.extra_ids, np.zeros(len(suffix), np.uint64)]),
             "request_output_len": np.array([self._output_len(length, request.request_output_len)], np.int32),
         }
-        return outputs | stop_set
+        return outputs | stop_set | _guide_outputs(guide)
 
     def _clips(self, request: PromptRequest, audios: int) -> list[list[ClipInfo]]:
         """Of each of the messages' audio parts."""
@@ -123,15 +127,38 @@ class PromptBuilder:
         return {"end_id": np.array([first], np.int32), "stop_words_list": pack_word_list(words)}
 
 
+def _guide_of(kind: bytes | None, text: bytes | None) -> Guide | None:
+    """Raises InvalidRequest."""
+    if not kind:
+        if text:
+            raise InvalidRequest("input 'guided_decoding_guide' needs 'guided_decoding_guide_type' beside it")
+        return None
+    try:
+        return Guide.of(kind.decode("utf-8", "replace"), (text or b"").decode())
+    except UnicodeDecodeError:
+        raise InvalidRequest("input 'guided_decoding_guide' is not UTF-8") from None
+
+
+def _guide_outputs(guide: Guide | None) -> dict[str, AnyArray]:
+    """A later step of an ensemble gets all or nothing: empty texts, where there is none."""
+    kind, text = ("", "") if guide is None else (guide.kind, guide.text)
+    return {
+        "guided_decoding_guide_type": np.array([kind.encode()], object),
+        "guided_decoding_guide": np.array([text.encode()], object),
+    }
+
+
 class PromptBuilderStep:
     """The step in its worker."""
 
     def __init__(self, runtime: Runtime):
         self._builder = PromptBuilder(runtime)
         self._lane = Lane(self._work)
+        self._guided = Lane(self._work)  # where a library is imported, which takes seconds
 
     def submit(self, inputs: Tensors, reply: Reply) -> None:
-        self._lane.put(inputs, reply, cost=sum(map(len, byte_strings(inputs, "messages"))))
+        lane = self._guided if any(byte_strings(inputs, "guided_decoding_guide_type")) else self._lane
+        lane.put(inputs, reply, cost=sum(map(len, byte_strings(inputs, "messages"))))
 
     def _work(self, inputs: Tensors) -> Tensors:
         messages = one(inputs, "messages")
@@ -148,6 +175,7 @@ class PromptBuilderStep:
                 end_id=scalar(inputs, "end_id"),
                 stop_words_list=row(inputs, "stop_words_list"),
                 suffix_ids=row(inputs, "suffix_ids"),
+                guide=_guide_of(one(inputs, "guided_decoding_guide_type"), one(inputs, "guided_decoding_guide")),
             )
         )
         return {name: array[None] for name, array in outputs.items()}

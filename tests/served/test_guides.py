@@ -27,5 +27,8 @@ def served(service, kind: str, guide: str) -> str:
 
 def test_through_the_pipeline(service):
     assert re.fullmatch("[0-9]{2}-(yes|no)", served(service, "regex", "[0-9]{2}-(yes|no)"))
+    schema = '{"type": "object", "properties": {"a": {"enum": [1, 2]}, "b": {"const": "x"}}, "required": ["a", "b"]}'
+    assert re.fullmatch(r'\{"a": [12], "b": "x"\}', served(service, "json_schema", schema))
+    assert re.match(r'\{("|\})', served(service, "json", ""))
     with pytest.raises(raw_triton.wire.StreamError, match=r"cannot be used as regex: .*not closed"):
         served(service, "regex", "(")

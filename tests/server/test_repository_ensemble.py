@@ -4,6 +4,8 @@ import pytest
 
 from repository_fixture import CONTINUE, ENSEMBLE, ENSEMBLES, LLM, PROMPT, declared, wiring_faults
 
+GUIDE = {"guided_decoding_guide_type", "guided_decoding_guide"}
+
 # The ensemble
 
 
@@ -23,9 +25,13 @@ def test_the_prompt_s_ensemble_is_the_other_one_up_to_the_llm(configs):
     outputs, llm, builder = (
         declared(configs[PROMPT].output), declared(configs[LLM].input), declared(configs["prompt_builder"].input)
     )  # fmt: skip
-    assert set(outputs) == {"frames", "audio_index", "content_hash", "prompt_vocab_size"} | {
-        name for name in steps(configs)[-1].input_map if f"_{name}" == steps(configs)[-1].input_map[name]
-    } - {"input_lengths", "request_output_len", "prompt_embedding_table"}
+    assert (
+        set(outputs)
+        == {"frames", "audio_index", "content_hash", "prompt_vocab_size"}
+        | {name for name in steps(configs)[-1].input_map if f"_{name}" == steps(configs)[-1].input_map[name]}
+        - {"input_lengths", "request_output_len", "prompt_embedding_table"}
+        - GUIDE
+    )
     for name, (kind, *_) in outputs.items():
         assert kind == (llm | builder)[name][0], name
 
@@ -75,7 +81,7 @@ def test_shared_names_mean_the_llm_s(configs):
     """A control or output of the ensemble that the LLM has too: the same type and dims, passed on under its name."""
     llm = steps(configs)[-1]
     assert llm.model_name == LLM
-    filled_in = {"request_output_len", "end_id", "stop_words_list"}  # prompt_builder's, from the request's
+    filled_in = {"request_output_len", "end_id", "stop_words_list"} | GUIDE  # prompt_builder's, from the request's
     for mine, theirs, mapping in (
         (configs[ENSEMBLE].input, configs[LLM].input, llm.input_map),
         (configs[ENSEMBLE].output, configs[LLM].output, llm.output_map),

@@ -115,6 +115,22 @@ REFUSED = {
         request() | {"messages": [b"[]"] * 2},
         "messages: a batch of 2, send one request at a time",
     ),
+    "a guide of no kind": (
+        request(guided_decoding_guide=[b"x"]),
+        "input 'guided_decoding_guide' needs 'guided_decoding_guide_type' beside it",
+    ),
+    "a guide of another kind": (
+        request(guided_decoding_guide_type=[b"yaml"]),
+        "guided_decoding_guide_type must be one of json, json_schema, regex, ebnf_grammar, not 'yaml'",
+    ),
+    "a guide that is no text": (
+        request(guided_decoding_guide_type=[b"regex"], guided_decoding_guide=[b"\xff"]),
+        "input 'guided_decoding_guide' is not UTF-8",
+    ),
+    "a schema that is none": (
+        request(guided_decoding_guide_type=[b"json_schema"], guided_decoding_guide=[b'{"type": "nonsense"}']),
+        'guided_decoding_guide cannot be used as json_schema: Unsupported type "nonsense"',
+    ),
     "no messages": (request() | {"messages": []}, "missing required input 'messages'"),
     "two values": (request(end_id=int32(1, 2)), "end_id: 2 values, send one"),
     "more text than fits": (

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from step_audio.arrays import AnyArray
-from step_audio.engine.request import GenerationRequest, Guide, SamplingParams, SequenceOutput
+from step_audio.engine.request import GenerationRequest, SamplingParams, SequenceOutput
 from step_audio.errors import InvalidRequest, Unsupported
+from step_audio.guides import Guide
 from step_audio.sampling_parameters import PARAMETERS
 from step_audio.word_list import unpack_word_list
 
@@ -197,9 +198,10 @@ def _row(
 
 
 def _guide(kind: str | None, text: str | None) -> Guide | None:
-    """The C++ backend answers without a guide if it does not know the type; our engine refuses that."""
-    if kind is None:
-        if text is not None:
+    """The C++ backend answers without a guide if it does not know the type, the empty one for instance, which
+    `prompt_builder` sends where there is none; any other our engine refuses."""
+    if not kind:
+        if text:
             raise InvalidRequest("input 'guided_decoding_guide' needs 'guided_decoding_guide_type' beside it")
         return None
     return Guide.of(kind, text or "")
