@@ -30,6 +30,8 @@ FOLDERS = {
     "benchmarks": ("train",),
     "tests": ("test",),
 }
+# What runs in environments of their own.
+ELSEWHERE = [ROOT / "benchmarks/peers" / name for name in ("workers", "vllm_plugin/vllm_step_audio")]
 # Distribution -> its module, where that is not its name with underscores.
 MODULES = {
     "grpcio": "grpc",
@@ -83,8 +85,8 @@ def module_of(distribution: str) -> str:
 @cache
 def imported(folder: str) -> dict[str, str]:
     """Module that is neither Python's nor ours -> a file that imports it."""
-    files = sorted((ROOT / folder).rglob("*.py"))
-    beside = {path.stem for path in files} if folder in ("tests", "benchmarks") else set()
+    files = sorted(path for path in (ROOT / folder).rglob("*.py") if path.parent not in ELSEWHERE)
+    beside = {path.stem for path in files} | {"peers"} if folder in ("tests", "benchmarks") else set()
     found = {}
     for path in files:
         for name in _imports(ast.parse(path.read_text("utf-8"))):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from step_audio.arrays import Int32Array
 from step_audio.engine import Engine, EngineOptions, GenerationRequest, SamplingParams
 from step_audio.engine.request import SequenceOutput
 from step_audio.mel import TOKENS_PER_SECOND
@@ -17,6 +18,12 @@ from step_audio_benchmark.records import Record
 from step_audio_benchmark.workload import Question, Workload
 
 TEXT_POSITIONS = 30  # of a prompt, around its recording
+
+
+def random_prompt(question: Question, vocab_size: int) -> Int32Array:
+    """Ids, as many as the question has positions."""
+    length = TEXT_POSITIONS + round(question.audio_seconds * TOKENS_PER_SECOND)
+    return np.random.default_rng(question.seed).integers(0, vocab_size, length, np.int32)
 
 
 class BareEngine:
@@ -46,18 +53,17 @@ class BareEngine:
             if output.token_ids:
                 record.pieces.append((now, len(output.token_ids)))
             record.output_tokens += len(output.token_ids)
+            record.token_ids += output.token_ids
             if output.error is not None:
                 record.error = str(output.error)
             if output.final:
                 record.ended = now
                 loop.call_soon_threadsafe(ended.set)
 
-        record.prompt_tokens = TEXT_POSITIONS + round(question.audio_seconds * TOKENS_PER_SECOND)
-        ids = np.random.default_rng(question.seed).integers(0, self._engine.spec.vocab_size, record.prompt_tokens)
+        ids = random_prompt(question, self._engine.spec.vocab_size)
+        record.prompt_tokens = len(ids)
         self._asked += 1
         sampling = SamplingParams(seed=question.seed, **workload.sampling)
-        self._engine.submit(
-            GenerationRequest(f"{self._asked}", ids.astype(np.int32), workload.output_tokens, on_output, sampling)
-        )
+        self._engine.submit(GenerationRequest(f"{self._asked}", ids, workload.output_tokens, on_output, sampling))
         await ended.wait()
         return record

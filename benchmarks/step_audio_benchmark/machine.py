@@ -15,11 +15,11 @@ from typing import Any
 PACKAGES = ("openvino", "onnxruntime", "nvidia-pytriton", "tritonclient", "numpy")
 
 
-def machine(arguments: Sequence[str]) -> dict[str, Any]:
-    """`arguments`: of the command."""
+def machine(command: Sequence[str]) -> dict[str, Any]:
+    """`command`: with which it was measured."""
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["step-audio", *arguments]),
+        "command": shlex.join(command),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),

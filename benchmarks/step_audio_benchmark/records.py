@@ -17,6 +17,7 @@ class Record:
     ended: float | None = None
     prompt_tokens: int = 0
     output_tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)  # where the target tells them
     error: str | None = None
 
     @property

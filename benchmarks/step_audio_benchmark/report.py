@@ -43,8 +43,12 @@ def over_rounds(rounds: Sequence[Cell]) -> dict[str, Spread | None]:
     return {name: spread([one.get(name) for one in each]) for name in names}
 
 
-def tables(cells: Sequence[Cell]) -> str:
-    """Markdown: the figures; targets beside each other; Triton's stages; processor time."""
+Pairs = Sequence[tuple[str, str]]  # of targets: whose figures are divided by whose
+
+
+def tables(cells: Sequence[Cell], pairs: Pairs | None = None) -> str:
+    """Markdown: the figures; targets beside each other; Triton's stages; processor time. pairs: by default each target
+    beside the first."""
     grouped = groups(cells)
     rows = [["load", "target", "requests", *(heading for heading, _, _ in COLUMNS)]]
     for (level, target), rounds in grouped.items():
@@ -54,7 +58,7 @@ def tables(cells: Sequence[Cell]) -> str:
         cells_of_row = [_figure(values.get(name), factor) for _, name, factor in COLUMNS]
         rows.append([str(level), target, asked, *cells_of_row])
     parts = [markdown_table(rows)]
-    parts += [text for text in (_ratios(grouped), _stages(grouped), _processor(grouped)) if text]
+    parts += [text for text in (_ratios(grouped, pairs), _stages(grouped), _processor(grouped)) if text]
     return "\n\n".join(parts)
 
 
@@ -68,22 +72,25 @@ def _figure(value: Spread | None, factor: float) -> str:
     return text
 
 
-def _ratios(grouped: Mapping[tuple[Level, str], Sequence[Cell]]) -> str:
-    """Each target's figures over the first one's, round by round."""
+def _ratios(grouped: Mapping[tuple[Level, str], Sequence[Cell]], pairs: Pairs | None) -> str:
+    """One target's figures over another's, round by round."""
     names = list(dict.fromkeys(target for _, target in grouped))
-    if len(names) < 2:
+    pairs = [(name, names[0]) for name in names[1:]] if pairs is None else pairs
+    if not pairs:
         return ""
     rows = [["load", "ratio", "tokens/s", "first token"]]
     for level in dict.fromkeys(level for level, _ in grouped):
-        for name in names[1:]:
-            pairs = list(zip(grouped[level, name], grouped[level, names[0]], strict=True))
-            both = [[flat(cell.figures) for cell in pair] for pair in pairs]
+        for name, other in pairs:
+            both = [
+                [flat(cell.figures) for cell in pair]
+                for pair in zip(grouped[level, name], grouped[level, other], strict=True)
+            ]
             found = [
-                spread([one[key] / other[key] for one, other in both if one.get(key) and other.get(key)])  # type: ignore[operator]
+                spread([one[key] / two[key] for one, two in both if one.get(key) and two.get(key)])  # type: ignore[operator]
                 for key in ("tokens_rate", "first_token.p50")
             ]
             texts = [f"{x.median:.2f} ({x.low:.2f}-{x.high:.2f})" if x else "-" for x in found]
-            rows.append([str(level), f"{name} / {names[0]}", *texts])
+            rows.append([str(level), f"{name} / {other}", *texts])
     return markdown_table(rows)
 
 
@@ -123,8 +130,8 @@ def _by_cell(
     return markdown_table([heading, *(row for row in rows if set(row[1:]) - {"0", "-"})])
 
 
-def write(folder: Path, plan: Plan, machine: Mapping[str, Any], cells: Sequence[Cell]) -> None:
-    """report.md, results.json, requests.jsonl and, with matplotlib, latency.svg. Raises OSError."""
+def write(folder: Path, plan: Plan, machine: Mapping[str, Any], cells: Sequence[Cell], said: str) -> None:
+    """report.md, results.json and requests.jsonl. said: the tables. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     workload = {key: value for key, value in asdict(plan.workload).items() if key != "recordings"}
     workload["recordings"] = [path.name for path in plan.workload.recordings]
@@ -153,4 +160,4 @@ def write(folder: Path, plan: Plan, machine: Mapping[str, Any], cells: Sequence[
                 line = {"target": cell.target, "level": str(cell.level), "round": cell.round, **asdict(record)}
                 file.write(json.dumps(line) + "\n")
     about = "\n".join(f"- {name}: {value}" for name, value in machine.items())
-    (folder / "report.md").write_text(f"# Benchmark\n\n{about}\n\n{tables(cells)}\n", "utf-8")
+    (folder / "report.md").write_text(f"# Benchmark\n\n{about}\n\n{said}\n", "utf-8")

@@ -45,6 +45,7 @@ class Grpc:
                 now = time.perf_counter()
                 if delta.token_ids:
                     record.pieces.append((now, len(delta.token_ids)))
+                    record.token_ids += delta.token_ids
                 if record.first_answer is None and parser.push(delta.text).content:
                     record.first_answer = now
                 if delta.usage is not None:
@@ -57,12 +58,21 @@ class Grpc:
 
 
 class Http:
-    """Streamed chat completions. Messages do not say how many tokens they carry: those of the usage are shared out."""
+    """Streamed chat completions. Messages do not say how many tokens they carry: those of the usage are shared out.
 
-    name = "HTTP"
+    extra: fields of the request's body that only this server knows.
+    """
 
-    def __init__(self, client: httpx.AsyncClient, url: str, model: str):
-        self._client, self._url, self._model = client, f"{url}/v1/chat/completions", model
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        url: str,
+        model: str,
+        name: str = "HTTP",
+        extra: Mapping[str, Any] | None = None,
+    ):
+        self.name = name
+        self._client, self._url, self._model, self._extra = client, f"{url}/v1/chat/completions", model, extra or {}
 
     async def ask(self, question: Question, workload: Workload) -> Record:
         body = self._body(question, workload)
@@ -95,6 +105,7 @@ class Http:
             "min_tokens": tokens,
             "seed": question.seed,
             **workload.sampling,
+            **self._extra,
         }
 
 
@@ -106,6 +117,7 @@ def _take(record: Record, chunk: dict[str, Any]) -> None:
         record.prompt_tokens, record.output_tokens = usage["prompt_tokens"], usage["completion_tokens"]
     for choice in chunk.get("choices") or ():
         delta = choice.get("delta") or {}
+        record.token_ids += choice.get("token_ids") or ()  # vLLM tells them when asked to
         if delta.get("reasoning_content") or delta.get("reasoning") or delta.get("content"):
             record.pieces.append((now, 1))
         if record.first_answer is None and delta.get("content"):

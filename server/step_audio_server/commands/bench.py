@@ -51,7 +51,7 @@ class Where:
 
 def bench(plan: Plan, where: Where, output: Path, echo: Echo, arguments: Sequence[str] = ()) -> int:
     """Returns the exit status: 1 where a request failed. Raises StepAudioError."""
-    about = machine(arguments)
+    about = machine(["step-audio", *arguments])
     with contextlib.ExitStack() as stack:
         if where.grpc is None and where.http is None:
             output.mkdir(parents=True, exist_ok=True)
@@ -60,12 +60,13 @@ def bench(plan: Plan, where: Where, output: Path, echo: Echo, arguments: Sequenc
         if engine is not None:
             stack.callback(engine.close)
         cells = asyncio.run(_measure(plan, where, engine))
-    write(output, plan, about, cells)
+    said = tables(cells)
+    write(output, plan, about, cells, said)
     try:
         plot(cells, output / "latency.svg")
     except ModuleNotFoundError as error:
         echo(f"no plot without {error.name}: {install_for(error.name or '')}")
-    print(tables(cells))
+    print(said)
     echo(f"{output}: report.md, results.json, requests.jsonl")
     failed = [record.error for cell in cells for record in cell.run.records if record.error is not None]
     if failed:

@@ -1,0 +1,1 @@
+"""Other engines beside ours, on the same weights: `python benchmarks/peers/compare.py --help`."""
