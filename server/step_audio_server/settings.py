@@ -83,7 +83,7 @@ class ServeSettings(Settings):
     length_rule: LengthRule = Field("L", description="audio tokens of a clip")
     chat_template: str = Field("default", description="default, published (as on the model card), or a Jinja file")
     encoder_batch_clips: PositiveInt = Field(  # on a CPU more are no faster, only larger
-        2, description="clips in one run of the audio encoder (on GPUs by default as many as the profile says)"
+        1, description="clips in one run of the audio encoder (on GPUs by default as many as the profile says)"
     )
     encoder_cache_bytes: NonNegativeInt = Field(
         1 << 30, description="of memory for recordings' embeddings, so that a recording is encoded once"
