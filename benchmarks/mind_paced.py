@@ -39,7 +39,7 @@ from mind_paced_reuse import reuse
 from mind_paced_table import WIDTH, published_tables, ways_to_go_on
 from step_audio.command_line import count
 from step_audio_client import Audio, user
-from step_audio_evaluation.held_out import held_out
+from step_audio_evaluation.held_out import end_speakers, held_out
 from step_audio_server.assets import asset, embedded_checkpoint
 
 PARTS = ("accuracy", "latency", "reuse", "table")
@@ -74,7 +74,10 @@ def main() -> None:
     parts, rounds, seed = options.part, options.rounds, options.seed
     if set(parts) - {"table"}:
         # Most histories of `reuse` are to begin otherwise; a larger set holds the smaller one.
-        items = held_out(["arithmetic"], max(options.count, 64), seed)
+        try:
+            items = held_out(["arithmetic"], max(options.count, 64), seed)
+        finally:
+            end_speakers()
         with serving(options.checkpoint) as service:
             where = service.address
             if "accuracy" in parts:

@@ -6,20 +6,21 @@ from pathlib import Path
 
 from step_audio_build.stages.cpu_build import default_work_dir
 from step_audio_server.assets import embedded_checkpoint
-from step_audio_server.commands.demo import WORK_DIR
 from step_audio_server.launch.ports import free_ports
 from step_audio_server.settings import ServeSettings
 
+WORK_DIR = Path(".work")  # what is built of the embedded checkpoint goes here
 
-def own_server(checkpoint: Path | None) -> ServeSettings:
+
+def own_server(checkpoint: Path | None, work_dir: Path = WORK_DIR) -> ServeSettings:
     """On free ports, so that a server that is running is left alone. None: the small model that comes along, built
-    where the demo builds it."""
+    in a folder of `work_dir`."""
     served = checkpoint or embedded_checkpoint()
-    work_dir = default_work_dir(served) if checkpoint else WORK_DIR / f"{served.name}.step-audio"
+    built = default_work_dir(served) if checkpoint else work_dir / f"{served.name}.step-audio"
     grpc, http, metrics = free_ports(3)
     return ServeSettings.create(
         checkpoint=served,
-        work_dir=work_dir.resolve(),
+        work_dir=built.resolve(),
         grpc_port=grpc,
         http_port=http,
         metrics_port=metrics,
