@@ -102,9 +102,11 @@ def _items(options: EvaluationOptions, echo: Echo) -> list[Item]:
     per_task = options.per_task or (PER_TASK_QUICK if options.quick else PER_TASK)
     if tasks or options.snr:
         echo("making the recordings")
-    items += held_out([task for task in TASKS if task in tasks], per_task, options.seed)
-    items += at_noise_levels(dict.fromkeys(options.snr), per_task, options.seed)
-    end_speakers()  # the server needs the memory
+    try:
+        items += held_out([task for task in TASKS if task in tasks], per_task, options.seed)
+        items += at_noise_levels(dict.fromkeys(options.snr), per_task, options.seed)
+    finally:
+        end_speakers()  # the server needs the memory
     if not items:
         raise EvaluationError("nothing to ask: give --tasks, --snr or --data")
     return items
