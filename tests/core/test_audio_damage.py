@@ -257,14 +257,14 @@ def test_samples_and_channels_have_a_budget():
 
 
 def test_memory_stays_near_the_output():
-    """10 minutes of stereo FLAC: 230 MB as float32, 38 MB as the result."""
+    """5 minutes of stereo FLAC: 115 MB as float32, 19 MB as the result."""
     script = """if True:
         import resource, numpy as np, io, av
         from step_audio.audio import decode_audio
         file = io.BytesIO()
         with av.open(file, "w", format="flac") as out:
             stream = out.add_stream("flac", rate=48000, layout="stereo")
-            for i in range(10 * 60):
+            for i in range(5 * 60):
                 frame = av.AudioFrame.from_ndarray(np.zeros((1, 96000), np.int16), format="s16", layout="stereo")
                 frame.sample_rate, frame.pts = 48000, i * 48000
                 out.mux(stream.encode(frame))
@@ -276,7 +276,7 @@ def test_memory_stays_near_the_output():
     """
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     samples, kilobytes = out.stdout.split()
-    assert int(samples) == 10 * 60 * SAMPLE_RATE
+    assert int(samples) == 5 * 60 * SAMPLE_RATE
     assert int(kilobytes) < 1.6 * int(samples) * 4 / 1024
     assert out.stderr == ""
 
@@ -287,12 +287,14 @@ def test_nothing_is_written_to_stderr():
         import sys
         from step_audio.audio import decode_audio
         from step_audio.errors import InvalidRequest
-        try:
-            decode_audio(sys.stdin.buffer.read())
-        except InvalidRequest as error:
-            print(error)
+        for data in sys.argv[1:]:
+            try:
+                decode_audio(bytes.fromhex(data))
+            except InvalidRequest as error:
+                print(error)
     """
-    flac = encode("flac", "flac", tone(1, 48_000), 48_000)
-    for data in [flac[: len(flac) // 2], b"nothing" * 99, wav(b"\0" * 999, tag=0x55)]:
-        out = subprocess.run([sys.executable, "-c", script], input=data, capture_output=True, check=True)
-        assert out.stdout.startswith(b"audio: ") and out.stderr == b""
+    flac = encode("flac", "flac", tone(0.1, 48_000), 48_000)
+    damaged = [flac[: len(flac) // 2], b"nothing" * 99, wav(b"\0" * 999, tag=0x55)]
+    command = [sys.executable, "-c", script, *(data.hex() for data in damaged)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert [line.partition(": ")[0] for line in out.stdout.splitlines()] == ["audio"] * 3 and out.stderr == ""

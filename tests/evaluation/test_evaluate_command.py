@@ -9,10 +9,11 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 
-from evaluation_fixture import GOOD
+from evaluation_fixture import GOOD, item
 from step_audio_evaluation.answers import Answer, AnswerFile
 from step_audio_evaluation.held_out import held_out
 from step_audio_server.commands import cli
@@ -92,11 +93,17 @@ def test_ctrl_c_keeps_what_is_there(service, tmp_path):
     assert 2 <= len(kept) < 40 and all(answer["error"] is None for answer in kept)
 
 
-def test_what_may_fail_comes_after_the_report(tmp_path, checkpoint, monkeypatch, capsys):
+@pytest.fixture
+def no_reference(monkeypatch):
+    """transformers takes seconds to load, and is not asked here."""
+    monkeypatch.setitem(sys.modules, "step_audio_evaluation.torch_reference", ModuleType("torch_reference"))
+
+
+def test_what_may_fail_comes_after_the_report(no_reference, tmp_path, checkpoint, monkeypatch, capsys):
     """Where torch gives up, or nothing can draw, the answers are counted all the same."""
-    (item,) = held_out(["text_only"], 1, 0)
+    asked = replace(item(), task="text_only", snr_db="clean")
     known = AnswerFile(tmp_path / "before", {"seed": 0})
-    known.add(Answer(id=item.id, expected=item.expected, text=item.expected, token_ids=[1], finish_reason="stop"))
+    known.add(Answer(id=asked.id, expected=asked.expected, text=asked.expected, token_ids=[1], finish_reason="stop"))
 
     async def answers(*_):
         return {"model": "stub", "seed": 0}, known
@@ -104,7 +111,7 @@ def test_what_may_fail_comes_after_the_report(tmp_path, checkpoint, monkeypatch,
     def out_of_memory(*_):
         raise MemoryError
 
-    monkeypatch.setattr(command, "_items", lambda *_: [replace(item, snr_db="clean")])
+    monkeypatch.setattr(command, "_items", lambda *_: [asked])
     monkeypatch.setattr(command, "_answers", answers)
     output = tmp_path / "before"
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
@@ -132,7 +139,7 @@ def test_what_may_fail_comes_after_the_report(tmp_path, checkpoint, monkeypatch,
         ("--checkpoint nowhere --tasks text_only --per-task 1", "nowhere does not exist"),
     ],
 )
-def test_eval_refuses(arguments, text, tmp_path, capsys, monkeypatch):
+def test_eval_refuses(no_reference, arguments, text, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["eval", "--output", "out", *arguments.split()]) == 1
     line = capsys.readouterr().err.splitlines()[-1]
