@@ -17,7 +17,8 @@ import sys
 import time
 from pathlib import Path
 
-from step_audio.config import AudioEncoderConfig, ModelConfig, TextConfig
+from step_audio.config import ModelConfig
+from step_audio_build.commands.plan import PUBLISHED
 from step_audio_build.convert.write_checkpoint import make_sparse
 
 CONVERT = """
@@ -29,31 +30,9 @@ convert_decoder(*sys.argv[1:3], int(sys.argv[3]))
 
 def published_widths(layers: int) -> ModelConfig:
     """Step-Audio-R1.1 with `layers` decoder layers and a token encoder, which the conversion does not read."""
-    return ModelConfig(
-        text=TextConfig(
-            hidden_size=5120,
-            intermediate_size=27648,
-            num_hidden_layers=layers,
-            num_attention_heads=40,
-            num_key_value_heads=8,
-            head_dim=128,
-            vocab_size=158720,
-            max_position_embeddings=65536,
-            rms_norm_eps=1e-5,
-            rope_theta=1e6,
-            dtype="bfloat16",
-        ),
-        audio=AudioEncoderConfig(
-            n_mels=128,
-            n_audio_ctx=1500,
-            n_audio_state=64,
-            n_audio_head=1,
-            n_audio_layer=1,
-            llm_dim=5120,
-            kernel_size=3,
-            adapter_stride=2,
-        ),
-    )
+    text = PUBLISHED.text.model_copy(update={"num_hidden_layers": layers})
+    audio = PUBLISHED.audio.model_copy(update={"n_audio_state": 64, "n_audio_head": 1, "n_audio_layer": 1})
+    return ModelConfig(text=text, audio=audio)
 
 
 def timed(command: list[str]) -> tuple[float, float]:

@@ -133,7 +133,7 @@ class TritonServer:
 
     def stop(self) -> None:
         """SIGTERM, then SIGKILL for what is left. Returns when all processes are gone."""
-        self._forget_heartbeat()
+        self._stop_heartbeat()
         regions = self._all_regions()
         if self.process.poll() is None:
             if self._lost_rank() is None:
@@ -148,7 +148,7 @@ class TritonServer:
 
     def kill(self) -> None:
         """At once, for a server with a dead part finishes nothing. Returns when all processes are gone."""
-        self._forget_heartbeat()
+        self._stop_heartbeat()
         self._kill(self._all_regions())
 
     def _kill(self, regions: set[Path]) -> None:
@@ -161,7 +161,7 @@ class TritonServer:
         processes.remove_regions(self.launch.prefix, regions)
         self._reaper.dismiss()
 
-    def _forget_heartbeat(self) -> None:
+    def _stop_heartbeat(self) -> None:
         if self._heartbeat is not None:
             self._heartbeat.stop()
 

@@ -25,7 +25,7 @@ from step_audio_client.tls import Tls
 from step_audio_server import prepare, serve, supervision, tritonserver
 from step_audio_server.errors import ServerError
 from step_audio_server.launch import gpu_image
-from step_audio_server.launch.gpu_image import MachineError
+from step_audio_server.launch.gpu_image import GpuImageError
 from step_audio_server.launch.ports import Ports, free_ports
 from step_audio_server.serve import Service
 from step_audio_server.settings import ServeSettings, SettingsError
@@ -187,17 +187,17 @@ def test_a_stop_while_it_starts(gpus, service):
 def test_what_the_machine_lacks(gpus, service, monkeypatch):
     ports = Ports(*free_ports(3))
     monkeypatch.setattr(gpu_image.shutil, "which", lambda name: None)
-    with pytest.raises(MachineError, match=r"mpirun is not on PATH.*26\.07-trtllm-python-py3"):
+    with pytest.raises(GpuImageError, match=r"mpirun is not on PATH.*26\.07-trtllm-python-py3"):
         prepare.prepare(service.settings, ports, print, nothing_claimed)
     (gpus.triton / "backends/tensorrtllm/libtriton_tensorrtllm.so").unlink()
-    with pytest.raises(MachineError, match=r"libtriton_tensorrtllm\.so is missing: serve on GPUs inside nvcr\.io"):
+    with pytest.raises(GpuImageError, match=r"libtriton_tensorrtllm\.so is missing: serve on GPUs inside nvcr\.io"):
         prepare.prepare(service.settings, ports, print, nothing_claimed)
 
 
 def test_a_forgotten_profile(gpus, service, monkeypatch):
     monkeypatch.setattr(gpu_image.importlib.util, "find_spec", lambda name: None)
     settings = service.settings.model_copy(update={"profile": None})
-    with pytest.raises(MachineError, match="this image serves on GPUs: give --profile"):
+    with pytest.raises(GpuImageError, match="this image serves on GPUs: give --profile"):
         prepare.prepare(settings, Ports(*free_ports(3)), print, nothing_claimed)
 
 

@@ -20,7 +20,7 @@ PARTS = (
 )
 
 
-class MachineError(StepAudioError):
+class GpuImageError(StepAudioError):
     """This machine, or the image, lacks what serving on GPUs needs."""
 
 
@@ -30,19 +30,19 @@ def missing_parts() -> list[Path]:
 
 
 def require_gpu_image() -> Path:
-    """The image's tritonserver. Raises MachineError naming the first part that is missing."""
+    """The image's tritonserver. Raises GpuImageError naming the first part that is missing."""
     if missing := missing_parts():
-        raise MachineError(f"{missing[0]} is missing: serve on GPUs inside {IMAGE}")
+        raise GpuImageError(f"{missing[0]} is missing: serve on GPUs inside {IMAGE}")
     return TRITON / PARTS[0]
 
 
 def require_no_gpu_image() -> None:
-    """Raises MachineError in the image for GPUs, which has no server for a CPU: a profile was forgotten."""
+    """Raises GpuImageError in the image for GPUs, which has no server for a CPU: a profile was forgotten."""
     if not missing_parts() and importlib.util.find_spec("pytriton") is None:
-        raise MachineError("this image serves on GPUs: give --profile, as to `step-audio build`")
+        raise GpuImageError("this image serves on GPUs: give --profile, as to `step-audio build`")
 
 
 def require_mpirun() -> None:
-    """Raises MachineError."""
+    """Raises GpuImageError."""
     if shutil.which("mpirun") is None:
-        raise MachineError(f"mpirun is not on PATH, and several GPUs need it: serve inside {IMAGE}")
+        raise GpuImageError(f"mpirun is not on PATH, and several GPUs need it: serve inside {IMAGE}")
