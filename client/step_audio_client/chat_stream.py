@@ -147,7 +147,8 @@ class ChatStream:
                             break  # the server's work is ended before the caller gets the rest
                         yield self._parser.take()
             except InvalidGuide as error:  # by the caller's word for it
-                raise InvalidGuide(f"{'tool_choice' if self._call_wanted else 'guide'}: {error}") from None
+                asked = self._options.guide
+                raise InvalidGuide(f"{asked.name if asked else 'tool_choice'}: {error}") from None
             if self._end == "next":
                 yield self._parser.take()
 
@@ -232,7 +233,7 @@ def check(options: ChatOptions) -> dict[str, str]:
     if guide and choice not in ("auto", "none"):
         raise RequestError(f"tool_choice {choice!r} and a guide of the answer contradict each other")
     if guide and guide.kind != "json" and not guide.text:
-        raise RequestError(f"guide: {guide.kind} without a text")
+        raise RequestError(f"{guide.name}: {guide.kind} without a text")
     if thinking.budget is not None and (thinking.budget < 0 or thinking.mode == "off"):
         raise RequestError("thinking: a budget is a number of tokens from 0, with mode 'on'")
     if options.ignore_eos and (guide or choice not in ("auto", "none")):

@@ -78,11 +78,13 @@ class SpeechTiming:
 class Guide:
     """A form that the answer (never the thought) must have, in TensorRT-LLM's own terms.
 
-    `text`: the JSON schema, the regular expression or the EBNF grammar; empty for "json", any JSON object.
+    `text`: the JSON schema, the regular expression or the EBNF grammar; empty for "json", any JSON object. `name`: what
+    errors call it.
     """
 
     kind: Literal["json", "json_schema", "regex", "ebnf_grammar"]
     text: str = ""
+    name: str = field(default="guide", compare=False)
 
 
 @dataclass(frozen=True)

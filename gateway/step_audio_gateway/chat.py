@@ -92,7 +92,8 @@ def chat_routes(gateway: Gateway) -> APIRouter:
         request.state.admitted.answers(answers_at_once(body))
         messages, proceed = split_final_message(body)
         separate = settings.separate_reasoning if body.separate_reasoning is None else body.separate_reasoning
-        options = chat_options(body, await gateway.client.tokenizer(), proceed, separate, settings.request_timeout)
+        tokenizer = await gateway.client.tokenizer()
+        options = chat_options(body, tokenizer, proceed, separate, gateway.defaults, settings.request_timeout)
         check_mind_paced(body, options[0], separate)
         limits = (await gateway.client.serving_info())["limits"]
         sent = await unless_gone(request.receive, client_messages(messages, limits, gateway.fetcher))

@@ -7,6 +7,7 @@ from typing import Any
 
 from step_audio_client import ChatOptions, StepAudioClient
 from step_audio_gateway.completions import Deltas
+from step_audio_gateway.defaults import Defaults
 from step_audio_gateway.errors import ApiError
 from step_audio_gateway.fetch import Fetcher
 from step_audio_gateway.generations import merged
@@ -15,11 +16,15 @@ from step_audio_gateway.settings import GatewaySettings
 
 
 class Gateway:
-    """What every route works with: settings, the client of the served model, counters, the fetcher of recordings."""
+    """What every route works with: settings, the client of the served model, counters, the fetcher of recordings.
+
+    Raises SettingsError.
+    """
 
     def __init__(self, settings: GatewaySettings, client: StepAudioClient, fetcher: Fetcher | None = None):
         self.settings = settings
         self.client = client
+        self.defaults = Defaults.of(settings)
         self.metrics = Metrics(client.counts)
         self.fetcher = fetcher or Fetcher(settings.allowed_media_domains, settings.media_timeout)
 

@@ -27,13 +27,25 @@ _PARAMS = {
     "messages": "messages",
     "tools": "tools",
     "tool_choice": "tool_choice",
-    "guide": "response_format",
     "thinking": "thinking",
     "stop": "stop",
     "bad_words": "bad_words",
     "ignore_eos": "ignore_eos",
     "stop_token_ids": "stop_token_ids",
 } | {one.name: one.name for one in offered("http")}
+_PARAMS |= {
+    name: name for name in ("response_format", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
+}
+_PARAMS |= {name: name for name in ("regex", "ebnf", "structured_outputs")}
+# What is inside has other names than the request.
+_INNER = {one.input: one.name for one in offered("http") if one.input != one.name} | {
+    "max_new_tokens": "max_tokens",
+    "max_seq_len": "max_model_len",
+    "stop_words_list": "stop_token_ids",
+    "bad_words_list": "bad_words",
+}
+_INNER_NAME = re.compile(rf"\b({'|'.join(_INNER)})\b")
+_GUIDE = re.compile(r"^([\w.]+): guided_decoding_guide\b")
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 # What a caller is told where the client library names servers, or others their own inside.
 _GONE = "the server is not available: try again later"
@@ -96,7 +108,8 @@ def unsupported(param: str, instead: str) -> ApiError:
 
 def from_client(error: RequestError) -> ApiError:
     """The client library's error as a status: its code says which."""
-    code, message = error.code, str(error)
+    code = error.code
+    message = _INNER_NAME.sub(lambda match: _INNER[match[1]], _GUIDE.sub(r"\1", str(error)))
     headers = {"Retry-After": str(RETRY_AFTER)} if code.status in (429, 503) else None
     if told := _TOLD.get(code):
         return ApiError(code.status, told, code=code.openai, headers=headers, cause=message)
@@ -105,9 +118,15 @@ def from_client(error: RequestError) -> ApiError:
     elif code is Code.CONTEXT_TOO_LONG:
         param = "messages"
     else:
-        param = _PARAMS.get(re.split(r"\W", message, maxsplit=1)[0])
-    message = message.replace("guide: guided_decoding_guide", "response_format")
+        param = _param(message)
     return ApiError(code.status, message, param, code.openai, headers)
+
+
+def _param(message: str) -> str | None:
+    """The field that the message begins with, or the one that it is in."""
+    words = re.split(r"[^\w.]", message, maxsplit=1)[0]
+    outermost = _PARAMS.get(words.partition(".")[0])
+    return words if outermost is not None and "." in words else outermost
 
 
 def from_validation(error: RequestValidationError) -> ApiError:

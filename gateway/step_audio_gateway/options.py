@@ -3,63 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any
 
 from step_audio.sampling_parameters import offered
 from step_audio.tokenizer import Tokenizer
-from step_audio_client import ChatOptions, Guide, MindPaced, Sampling, Thinking
+from step_audio_client import ChatOptions, MindPaced, Sampling, Thinking
 from step_audio_client.mind_paced import conflicts
+from step_audio_gateway.defaults import Defaults
 from step_audio_gateway.errors import refused, unsupported
-from step_audio_gateway.schemas import ChatMessage, ChatRequest, JsonObjectFormat, JsonSchemaFormat, NamedToolChoice
+from step_audio_gateway.forms import guide_of
+from step_audio_gateway.published import REFUSED
+from step_audio_gateway.schemas import ChatMessage, ChatRequest, NamedToolChoice
+from step_audio_gateway.thinking import asked_of_thinking, thinking_of
 
 PUBLISHED_EOT = 151665  # <|EOT|> in the published tokenizer; callers of any checkpoint send it
-
-# Of OpenAI's, vLLM's and SGLang's parameters those that ask for something else than what would be done: the values
-# that ask for nothing, and what to do instead. Parameters that only label a request (user, metadata ...) are ignored.
-_NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
-    "best_of": ((1,), "use n"),
-    "logit_bias": (({},), "the engine has no bias of single tokens"),
-    "use_beam_search": ((False,), "answers are sampled"),
-    "length_penalty": ((1,), "answers are sampled, not searched"),
-    "allowed_token_ids": ((), "use response_format"),
-    "prompt_logprobs": ((), "only generated tokens have log-probabilities"),
-    "include_stop_str_in_output": ((False,), "a stop string is never part of the answer"),
-    "echo": ((False,), "the reply begins behind the prompt"),
-    "modalities": ((["text"],), "the reply is text"),
-    "audio": ((), "the reply is text"),
-    "functions": (([],), "use tools"),
-    "function_call": (("none",), "use tool_choice"),
-    "chat_template": ((), "the server's own is used"),
-    "documents": (([],), "put them into a message"),
-    "structured_outputs": (({},), "use response_format"),
-    "guided_json": ((), "use response_format"),
-    "guided_regex": ((), "use response_format"),
-    "guided_choice": ((), "use response_format"),
-    "guided_grammar": ((), "use response_format"),
-    "include_reasoning": ((True,), "leave reasoning_content unread, or switch thinking off"),
-    "thinking_token_budget": ((), "use thinking.budget_tokens"),
-    "web_search_options": ((), "the model searches nothing"),
-    "prediction": ((), "leave it out"),
-    "enable_thinking": ((True,), "put it into chat_template_kwargs, or use thinking.mode"),
-    "typical_p": ((1,), "use top_p or top_k"),
-    "truncate_prompt_tokens": ((), "send fewer messages"),
-    "mm_processor_kwargs": (({},), "recordings are always prepared the same way"),
-    "vllm_xargs": (({},), "leave it out"),
-}
 
 
 def check_unsupported(request: ChatRequest) -> None:
     """Raises ApiError with the first name."""
     for name, value in (request.model_extra or {}).items():
-        if name in _NEUTRAL and value is not None:
-            neutral, instead = _NEUTRAL[name]
+        if name in REFUSED and value is not None:
+            neutral, instead = REFUSED[name]
             if value not in neutral:
                 raise unsupported(name, instead)
+    if request.stream_options and request.stream_options.continuous_usage_stats:
+        raise unsupported("stream_options.continuous_usage_stats", "use include_usage")
     if request.top_logprobs:
         raise unsupported("top_logprobs", "only the chosen token's log-probability is known; use logprobs alone")
-    if request.reasoning_effort not in (None, "none"):
-        raise unsupported("reasoning_effort", "only none is; use thinking.budget_tokens")
 
 
 def check_mind_paced(request: ChatRequest, options: ChatOptions, separate: bool) -> None:
@@ -69,13 +39,10 @@ def check_mind_paced(request: ChatRequest, options: ChatOptions, separate: bool)
     """
     if options.mind_paced is None:
         return
-    kwargs = request.chat_template_kwargs
-    asked = {  # what the client library does not know by these names
-        "n": request.n is not None and request.n > 1,
-        "chat_template_kwargs": kwargs is not None and kwargs.enable_thinking is False,
-        "reasoning_effort": request.reasoning_effort == "none",
-    }
-    if names := [*(name for name, given in asked.items() if given), *conflicts(options)]:
+    names = ["n"] if request.n is not None and request.n > 1 else []
+    if options.thinking != Thinking():  # as the caller calls it
+        names += [name.partition(".")[0] for name in asked_of_thinking(request)]
+    if names := [*names, *conflicts(options)]:
         raise refused(f"{names[0]} does not go with mind_paced_speaking", names[0], "unsupported_parameter")
     if not separate:
         said = "mind_paced_speaking needs separate_reasoning: thought and answer come interleaved"
@@ -116,12 +83,12 @@ def split_final_message(request: ChatRequest) -> tuple[list[ChatMessage], bool]:
 
 
 def chat_options(
-    request: ChatRequest, tokenizer: Tokenizer, proceed: bool, separate: bool, timeout: float | None
+    request: ChatRequest, tokenizer: Tokenizer, proceed: bool, separate: bool, defaults: Defaults, timeout: float | None
 ) -> list[ChatOptions]:
     """One for each of the request's answers; they differ in the seed. Where thought and answer do not come apart,
     stop strings hold for both. Raises ApiError."""
     options = ChatOptions(
-        sampling=_sampling(request),
+        sampling=_sampling(request, defaults),
         tools=tuple(tool.model_dump(exclude_unset=True) for tool in request.tools or ()),
         tool_choice=_tool_choice(request),
         parallel_tool_calls=request.parallel_tool_calls is not False,
@@ -130,8 +97,8 @@ def chat_options(
         stop_token_ids=tuple(_stop_token_ids(request.stop_token_ids or [], tokenizer)),
         bad_words=tuple(request.bad_words or ()),
         ignore_eos=bool(request.ignore_eos),
-        thinking=_thinking(request),
-        guide=_guide(request),
+        thinking=thinking_of(request, defaults),
+        guide=guide_of(request),
         logprobs=bool(request.logprobs),
         skip_special_tokens=request.skip_special_tokens is not False,
         continue_final_message=proceed,
@@ -141,10 +108,13 @@ def chat_options(
     return [_with_seed(options, i) for i in range(request.n or 1)]
 
 
-def _sampling(request: ChatRequest) -> Sampling:
+def _sampling(request: ChatRequest, defaults: Defaults) -> Sampling:
     values: dict[str, Any] = {}
     for one in offered("http"):
         names = (one.name, *one.aliases)
+        if one.name in defaults.sampling and not request.model_fields_set.intersection(names):
+            values[one.name] = defaults.sampling[one.name]
+            continue
         given = {name: value for name in names if one.asks(value := getattr(request, name))}
         if len({*given.values()}) > 1:
             raise refused(f"{' and '.join(given)} differ: send one of them", one.name)
@@ -179,27 +149,3 @@ def _stop_token_ids(ids: list[int], tokenizer: Tokenizer) -> list[int]:
             token = tokenizer.special.eot
         found.append(token)
     return found
-
-
-def _thinking(request: ChatRequest) -> Thinking:
-    """Three ways to say off; none of them is overruled by another."""
-    control = request.thinking
-    kwargs = request.chat_template_kwargs
-    off = (kwargs is not None and kwargs.enable_thinking is False) or request.reasoning_effort == "none"
-    if control is None:
-        return Thinking("off" if off else "on")
-    if off and "mode" in control.model_fields_set and control.mode == "on":
-        raise refused("thinking.mode is on, and another parameter switches thinking off", "thinking")
-    mode = "off" if off else control.mode
-    if mode == "off" and control.budget_tokens is not None:
-        raise refused("thinking.budget_tokens needs thinking to be on", "thinking.budget_tokens")
-    return Thinking(mode, control.budget_tokens)
-
-
-def _guide(request: ChatRequest) -> Guide | None:
-    match request.response_format:
-        case JsonObjectFormat():
-            return Guide("json")
-        case JsonSchemaFormat(json_schema=wanted):
-            return Guide("json_schema", json.dumps(wanted.schema_, ensure_ascii=False))
-    return None

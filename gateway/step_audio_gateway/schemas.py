@@ -10,7 +10,6 @@ from pydantic import (
     Discriminator,
     Field,
     NonNegativeInt,
-    PositiveInt,
     Tag,
     create_model,
     model_validator,
@@ -18,10 +17,16 @@ from pydantic import (
 
 from step_audio.containers import ADVICE
 from step_audio.conversation import Role
-from step_audio.sampling_parameters import Parameter, offered
-from step_audio_client import MindPaced, PaceMode
+from step_audio.sampling_parameters import INT32, Parameter, offered
+from step_audio_gateway.controls import (
+    ChatTemplateKwargs,
+    Effort,
+    MindPacedControl,
+    StreamOptions,
+    StructuredOutputs,
+    ThinkingControl,
+)
 
-PACE = MindPaced()
 MAX_ANSWERS = 128
 MAX_STOPS = 64
 MAX_BAD_WORDS = 256
@@ -191,52 +196,6 @@ class JsonSchemaFormat(BaseModel):
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
 
 
-class StreamOptions(BaseModel):
-    """What a stream brings beside the answer."""
-
-    include_usage: bool = Field(False, description="a last chunk with the usage")
-
-
-class ThinkingControl(BaseModel):
-    """The model's thought before the answer."""
-
-    model_config = ConfigDict(extra="forbid")  # other servers' words for "off" would leave it on
-
-    mode: Literal["on", "off"] = "on"
-    budget_tokens: NonNegativeInt | None = Field(
-        None, description="tokens of thought after which it is closed and the answer begins; 0: none"
-    )
-
-
-class MindPacedControl(BaseModel):
-    """Speak while the thought goes on (Mind-Paced Speaking): `reasoning_content` and `content` come interleaved."""
-
-    model_config = ConfigDict(extra="forbid")  # a misspelt number would leave its default in force
-
-    mode: PaceMode = Field(
-        PACE.mode,
-        description="think_first: speak after the first think_tokens; speak_first: the first speak_tokens without a "
-        "thought; think_before_speak, no_think: all of the thought first, or none",
-    )
-    think_tokens: PositiveInt = Field(PACE.think_tokens, le=2**31 - 1, description="of thought, per piece of answer")
-    speak_tokens: PositiveInt = Field(PACE.speak_tokens, le=2**31 - 1, description="of the answer, at most, per piece")
-    speech_rate: float | None = Field(
-        PACE.speech_rate,
-        ge=0.1,
-        le=1000,
-        description="tokens a second at which the answer is played; the next piece is there when it is needed. Null: "
-        "the thought alone sets the pace",
-    )
-
-
-class ChatTemplateKwargs(BaseModel):
-    """Qwen's and vLLM's way to turn the thought off."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    enable_thinking: bool | None = Field(None, description="false is the same as thinking.mode off")
-
-
 def _field(one: Parameter) -> tuple[Any, Any]:
     bounds = {"ge": one.at_least, "gt": one.above, "le": one.at_most}
     given: dict[str, Any] = {key: bound for key, bound in bounds.items() if bound is not None}
@@ -293,10 +252,23 @@ class ChatRequest(SamplingFields):
     continue_final_message: bool | None = Field(
         None, description="go on with the last message; default: if it is the assistant's, with text, and not ended"
     )
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = Field(None, description="the same as structured_outputs.json")
+    guided_regex: str | None = Field(None, description="the same as structured_outputs.regex")
+    guided_choice: list[str] | None = Field(None, min_length=1, description="the same as structured_outputs.choice")
+    guided_grammar: str | None = Field(None, description="the same as structured_outputs.grammar")
+    regex: str | None = Field(None, description="the same as structured_outputs.regex")
+    ebnf: str | None = Field(None, description="the same as structured_outputs.grammar")
     thinking: ThinkingControl | None = None
+    enable_thinking: bool | None = Field(None, description="the same as thinking.mode")
+    thinking_token_budget: int | None = Field(
+        None, ge=-1, le=INT32, description="the same as thinking.budget_tokens; -1: no bound"
+    )
+    reasoning_effort: Effort | None = Field(
+        None, description="a budget of thought each, the server's; `none` is the same as thinking.mode off"
+    )
     mind_paced_speaking: MindPacedControl | None = None
     chat_template_kwargs: ChatTemplateKwargs | None = None
-    reasoning_effort: str | None = Field(None, description="only `none`, the same as thinking.mode off")
     separate_reasoning: bool | None = Field(
         None, description="false leaves thought, markers and tool calls in content, as the model wrote them"
     )

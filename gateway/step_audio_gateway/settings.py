@@ -81,6 +81,17 @@ class GatewaySettings(Settings):
     separate_reasoning: bool = Field(
         True, description="the thought in reasoning_content; if not, all stays in content as the model wrote it"
     )
+    default_thinking: Literal["on", "off"] = Field("on", description="where a request says nothing of it")
+    default_thinking_budget: NonNegativeInt | None = Field(
+        None, description="tokens of thought where a request says nothing of them (default: no bound)"
+    )
+    reasoning_effort_budgets: Several = Field(
+        ("minimal=128", "low=512", "medium=2048", "high=8192"),
+        description="tokens of thought for each reasoning_effort; one that is not named has no bound",
+    )
+    default_sampling: Several = Field(
+        (), description="sampling parameters where a request does not set them, as temperature=0.5 max_tokens=2048"
+    )
     transcription_prompt: str = Field(
         "Write down what you hear.", description="what /v1/audio/transcriptions asks the model"
     )

@@ -14,18 +14,27 @@ from step_audio_client.errors import error_of
 @pytest.mark.parametrize(
     "said, param",
     [
-        ("guide: guided_decoding_guide cannot be used as json_schema: x", "response_format"),
+        ("response_format: guided_decoding_guide cannot be used as json_schema: x", "response_format"),
+        ("structured_outputs.regex: guided_decoding_guide is missing", "structured_outputs.regex"),
         ("tool_choice: guided_decoding_guide cannot be used as json_schema: x", "tool_choice"),
         ("audio[0]: there are no bytes", "messages"),
         ("thinking: no", "thinking"),
         ("something else", None),
-        ("max_seq_len is a word, too", None),
+        ("request_output_len must be at least 1", "max_tokens"),
+        ("runtime_top_p is one of the inner words, and max_seq_len, too", "top_p"),
     ],
 )
 async def test_the_field_at_fault(said, param):
     error = (await ask(FakeClient(lambda messages, options: [RequestError(said)]))).json()["error"]
     assert (error["param"], error["code"]) == (param, None)
-    assert error["message"] == said.replace("guide: guided_decoding_guide", "response_format")
+    for inner, outer in (
+        (": guided_decoding_guide", ""),
+        ("request_output_len", "max_tokens"),
+        ("runtime_top_p", "top_p"),
+        ("max_seq_len", "max_model_len"),
+    ):
+        said = said.replace(inner, outer)
+    assert error["message"] == said
 
 
 async def test_paths_and_methods():
@@ -47,7 +56,11 @@ async def test_paths_and_methods():
 
 
 async def test_thinking_that_contradicts_itself():
-    assert (await refusal(thinking={"mode": "on"}, reasoning_effort="none"))[1] == "thinking"
+    assert (await refusal(thinking={"mode": "on"}, reasoning_effort="none"))[1] == "thinking.mode"
+    assert (await refusal(thinking={"type": "disabled", "budget_tokens": 3}))[1] == "thinking.budget_tokens"
+    assert (await refusal(thinking={"budget_tokens": 3}, thinking_token_budget=4))[1] == "thinking.budget_tokens"
+    assert (await refusal(enable_thinking=True, chat_template_kwargs={"thinking": False}))[1] == "enable_thinking"
+    assert (await refusal(reasoning_effort="none", thinking_token_budget=4))[1] == "thinking_token_budget"
     assert (await refusal(thinking={"mode": "off", "budget_tokens": 3}))[1] == "thinking.budget_tokens"
 
 
@@ -58,14 +71,14 @@ async def test_thinking_that_contradicts_itself():
         ("length_penalty", 2),
         ("best_of", 2),
         ("logit_bias", {"1": 5}),
-        ("guided_json", {}),
         ("modalities", ["text", "audio"]),
-        ("reasoning_effort", "high"),
+        ("stream_options.continuous_usage_stats", True),
         ("use_beam_search", True),
     ],
 )
 async def test_what_cannot_be_honoured_is_refused_by_name(name, value):
-    message, param = await refusal(**{name: value})
+    outer, _, inner = name.partition(".")
+    message, param = await refusal(**{outer: {inner: value} if inner else value})
     assert message.startswith(f"{name} is not supported: ") and param == name
 
 

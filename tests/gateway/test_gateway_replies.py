@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from gateway_calls import HELLO, TOOL, ask, asked, refusal
+from gateway_calls import HELLO, TOOL, ask, asked
 from gateway_fixture import ANSWER, REPLY, THOUGHT, FakeClient, events
 from step_audio_client import ChatDelta, Guide, Sampling, ServerBusy, Thinking, TtsContent
 
@@ -132,32 +132,6 @@ async def test_parameters_reach_the_client():
     defaults = (await asked(stop="x", max_completion_tokens=9, top_k=-1, temperature=None)).options
     assert defaults.sampling == Sampling(max_tokens=9) and defaults.stop == ("x",) and defaults.skip_special_tokens
     assert (await asked()).options.timeout is None
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        {"thinking": {"mode": "off"}},
-        {"chat_template_kwargs": {"enable_thinking": False}},
-        {"reasoning_effort": "none"},
-        {"thinking": {}, "reasoning_effort": "none"},
-    ],
-)
-async def test_thinking_off(body):
-    assert (await asked(**body)).options.thinking == Thinking("off")
-
-
-@pytest.mark.parametrize(
-    "body, param",
-    [
-        ({"thinking": {"type": "disabled"}}, "thinking.type"),
-        ({"thinking": {"budget": 3}}, "thinking.budget"),
-        ({"chat_template_kwargs": {"thinking": False}}, "chat_template_kwargs.thinking"),
-        ({"enable_thinking": False}, "enable_thinking"),
-    ],
-)
-async def test_other_servers_words_for_thinking_are_not_swallowed(body, param):
-    assert (await refusal(**body))[1] == param
 
 
 async def test_a_budget_of_nothing():

@@ -1,0 +1,80 @@
+"""How an answer is to be made: what clients send besides messages and sampling parameters."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+
+from step_audio_client import MindPaced, PaceMode
+
+PACE = MindPaced()
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+class StreamOptions(BaseModel):
+    """What a stream brings beside the answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: bool = Field(False, description="a last chunk with the usage")
+    continuous_usage_stats: bool | None = Field(False, description="only false: usage comes with the last chunk")
+    include_obfuscation: bool | None = Field(None, description="is ignored: chunks have no filling")
+
+
+class ThinkingControl(BaseModel):
+    """The model's thought before the answer."""
+
+    model_config = ConfigDict(extra="forbid")  # other servers' words for "off" would leave it on
+
+    mode: Literal["on", "off"] = Field("on", description="default: the server's --default-thinking")
+    type: Literal["enabled", "adaptive", "disabled"] | None = Field(
+        None, description="Anthropic's word for it: disabled is off, the others are on"
+    )
+    budget_tokens: NonNegativeInt | None = Field(
+        None, description="tokens of thought after which it is closed and the answer begins; 0: none"
+    )
+
+
+class MindPacedControl(BaseModel):
+    """Speak while the thought goes on (Mind-Paced Speaking): `reasoning_content` and `content` come interleaved."""
+
+    model_config = ConfigDict(extra="forbid")  # a misspelt number would leave its default in force
+
+    mode: PaceMode = Field(
+        PACE.mode,
+        description="think_first: speak after the first think_tokens; speak_first: the first speak_tokens without a "
+        "thought; think_before_speak, no_think: all of the thought first, or none",
+    )
+    think_tokens: PositiveInt = Field(PACE.think_tokens, le=2**31 - 1, description="of thought, per piece of answer")
+    speak_tokens: PositiveInt = Field(PACE.speak_tokens, le=2**31 - 1, description="of the answer, at most, per piece")
+    speech_rate: float | None = Field(
+        PACE.speech_rate,
+        ge=0.1,
+        le=1000,
+        description="tokens a second at which the answer is played; the next piece is there when it is needed. Null: "
+        "the thought alone sets the pace",
+    )
+
+
+class ChatTemplateKwargs(BaseModel):
+    """Qwen's, DeepSeek's and vLLM's ways to turn the thought off, or to bound it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    enable_thinking: bool | None = Field(None, description="the same as thinking.mode")
+    thinking: bool | None = Field(None, description="the same as thinking.mode")
+    thinking_budget: NonNegativeInt | None = Field(None, description="the same as thinking.budget_tokens")
+
+
+class StructuredOutputs(BaseModel):
+    """The form of the answer, under vLLM's names: one of them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    json_: dict[str, Any] | str | None = Field(None, alias="json", description="a JSON schema, or its text")
+    json_object: bool | None = Field(None, description="true: any JSON object")
+    regex: str | None = Field(None, description="a regular expression for all of the answer")
+    choice: list[str] | None = Field(None, min_length=1, max_length=1024, description="one of these texts")
+    grammar: str | None = Field(None, description="in xgrammar's EBNF, its first rule `root`")
+    disable_any_whitespace: bool | None = Field(None, description="is ignored: JSON has none that nobody needs")

@@ -1,0 +1,124 @@
+"""Request fields that OpenAI, vLLM and SGLang publish and that ask for what is not done here.
+
+A field of theirs is one of ours, or it is here: refused, but for the values that ask for nothing, or ignored, because
+the answer is the same without it. `tests/gateway/published_fields.json` has all of their names, and a test holds each
+to one of the three.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+NEVER: tuple[Any, ...] = ()  # no value asks for nothing
+OFF = (False,)
+NONE: tuple[Any, ...] = ([],)
+
+# The values that ask for nothing, and what to do instead.
+REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    # How tokens are chosen.
+    "best_of": ((1,), "use n"),
+    "logit_bias": (({},), "the engine has no bias of single tokens; use bad_words"),
+    "use_beam_search": (OFF, "answers are sampled"),
+    "length_penalty": ((1,), "answers are sampled, not searched"),
+    "allowed_token_ids": (NEVER, "use response_format"),
+    "typical_p": ((1,), "use top_p or top_k"),
+    "custom_logit_processor": (NEVER, "no code of callers is run"),
+    "custom_params": (({},), "they are for custom_logit_processor, which is not run"),
+    "logits_processors": (NONE, "no code of callers is run"),
+    "repetition_detection": (NEVER, "use repetition_penalty"),
+    "watermark": (OFF, "answers are not marked"),
+    "watermarking": (OFF, "answers are not marked"),
+    # Where the answer ends, what of it is shown.
+    "stop_regex": (NONE, "use stop"),
+    "include_stop_str_in_output": (OFF, "a stop string is never part of the answer"),
+    "no_stop_trim": (OFF, "a stop string is never part of the answer"),
+    "spaces_between_special_tokens": ((True,), "special tokens are shown as they are"),
+    "echo": (OFF, "the reply begins behind the prompt"),
+    "include_reasoning": ((True,), "leave reasoning_content unread, or switch thinking off"),
+    "stream_reasoning": ((True,), "the thought comes as it is written"),
+    "verbosity": (("medium",), "say in a message how long the answer is to be"),
+    # The form of the answer.
+    "structural_tag": (NEVER, "use response_format, tools or structured_outputs.grammar"),
+    "guided_whitespace_pattern": (NEVER, "JSON has one space behind commas and colons"),
+    "functions": (NONE, "use tools"),
+    "function_call": (("none",), "use tool_choice"),
+    "modalities": ((["text"],), "the reply is text"),
+    "audio": (NEVER, "the reply is text"),
+    "web_search_options": (NEVER, "the model searches nothing"),
+    "prediction": (NEVER, "leave it out"),
+    "moderation": (NEVER, "nothing is moderated"),
+    "task": (NEVER, "this model has no tasks to choose from"),
+    # Log-probabilities and other figures.
+    "prompt_logprobs": (NEVER, "only generated tokens have log-probabilities"),
+    "logprob_token_ids": (NEVER, "only the chosen token's log-probability is known"),
+    "sampling_logprobs_mode": (NEVER, "log-probabilities are those of what was drawn from"),
+    "return_tokens_as_token_ids": (OFF, "tokens are shown as text and bytes"),
+    "return_token_ids": (OFF, "the reply has no token ids"),
+    "return_token_offsets": (OFF, "the reply has no offsets of tokens"),
+    "return_prompt_token_ids": (OFF, "the reply has no token ids"),
+    "return_prompt_text": (OFF, "the reply does not repeat the prompt"),
+    "return_input_ids_in_sglext": (OFF, "the reply has no token ids"),
+    "return_output_ids_in_sglext": (OFF, "the reply has no token ids"),
+    "return_hidden_states": (OFF, "the engine keeps none"),
+    "return_routed_experts": (OFF, "the model has no experts"),
+    "routed_experts_prompt_start": ((0,), "the model has no experts"),
+    "routed_experts_start_len": ((0,), "the model has no experts"),
+    "return_sampling_mask": (OFF, "the reply has no masks"),
+    "return_meta_info": (OFF, "see usage"),
+    "return_cached_tokens_details": (OFF, "see usage"),
+    "return_spec_tokens_details": (OFF, "no tokens are drafted"),
+    "return_weight_versions": (OFF, "see /v1/models"),
+    "return_flat_raw_output_top_logprobs": (OFF, "use logprobs"),
+    "return_flat_raw_top_logprobs_b64": (OFF, "use logprobs"),
+    # The prompt.
+    "chat_template": (NEVER, "the server's own is used"),
+    "documents": (NONE, "put them into a message"),
+    "truncate_prompt_tokens": (NEVER, "send fewer messages"),
+    "truncation_side": (NEVER, "send fewer messages"),
+    "add_special_tokens": (OFF, "the chat template writes them"),
+    "input_ids": (NEVER, "send messages"),
+    "prompt_embeds": (NEVER, "send messages"),
+    "input_embeds": (NEVER, "send messages"),
+    "mm_payload": (NEVER, "send recordings as parts of messages"),
+    "images_config": (NEVER, "the model sees no pictures"),
+    "video_config": (NEVER, "the model sees no pictures"),
+    "max_dynamic_patch": (NEVER, "the model sees no pictures"),
+    "min_dynamic_patch": (NEVER, "the model sees no pictures"),
+    "use_audio_in_video": (OFF, "send the recording as a part of its own"),
+    "mm_processor_kwargs": (({},), "recordings are always prepared the same way"),
+    "media_io_kwargs": (({},), "recordings are always prepared the same way"),
+    # Who computes it, who shares what.
+    "lora_path": (NEVER, "there are no adapters"),
+    "priority": ((0,), "requests are served in their order"),
+    "cache_salt": (NEVER, "computed prompts are shared between callers; serve tenants apart to keep them apart"),
+    "extra_key": (NEVER, "computed prompts are shared between callers; serve tenants apart to keep them apart"),
+    "session_params": (NEVER, "send the whole conversation"),
+    "previous_response_id": (NEVER, "send the whole conversation"),
+    "store": (OFF, "nothing is kept"),
+    "kv_transfer_params": (NEVER, "prompt and answer are computed at one place"),
+    "ec_transfer_params": (NEVER, "prompt and answer are computed at one place"),
+    "bootstrap_host": (NEVER, "prompt and answer are computed at one place"),
+    "bootstrap_port": (NEVER, "prompt and answer are computed at one place"),
+    "bootstrap_room": (NEVER, "prompt and answer are computed at one place"),
+    "data_parallel_rank": (NEVER, "the server chooses"),
+    "routed_dp_rank": (NEVER, "the server chooses"),
+    "disagg_prefill_dp_rank": (NEVER, "the server chooses"),
+    "vllm_xargs": (({},), "leave it out"),
+}
+
+# And why the answer is the same without them.
+IGNORED: dict[str, str] = {
+    "user": "a label",
+    "metadata": "a label",
+    "safety_identifier": "a label",
+    "session_id": "a label",
+    "request_id": "a label; the header X-Request-Id is kept",
+    "rid": "a label; the header X-Request-Id is kept",
+    "service_tier": "there is one",
+    "prompt_cache_key": "where to look for what is cached: all of it is looked through",
+    "prompt_cache_options": "how long it is kept: as long as there is room",
+    "prompt_cache_retention": "how long it is kept: as long as there is room",
+    "guided_decoding_backend": "which library follows a guide: there is one",
+    "stream_interval": "how many tokens share a chunk: as few as there is time for",
+    "return_mm_kwargs": "of another route",
+}
