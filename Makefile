@@ -9,10 +9,10 @@ BIN     = $(VENV)/bin
 # Tests start hundreds of interpreters, each of which would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-fast reliability bench lint format docs picture lock clean
+.PHONY: help install demo test test-fast reliability bench bench-smoke lint format docs picture lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # One stamp a set of extras: `make test` after `make demo` adds what the tests need, and nothing twice.
 $(VENV)/.cpu: pyproject.toml
@@ -42,12 +42,15 @@ reliability: $(VENV)/.test ## the long form of tests/reliability: deaths, overlo
 bench: $(VENV)/.cpu ## speed of the small model here, over gRPC and HTTP; tables in .work/bench
 	$(BIN)/step-audio bench --output .work/bench
 
+bench-smoke: $(VENV)/.cpu ## perf_analyzer's and AIPerf's commands of docs/benchmarks.md, against the small model
+	$(BIN)/python benchmarks/smoke.py
+
 lint: $(VENV)/.test ## style, the layers of docs/structure.md, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/mypy benchmarks/*.py
+	$(BIN)/mypy benchmarks/*.py benchmarks/peers/*.py
 	for model in model_repository/*/1/model.py backends/*/model.py; do $(BIN)/mypy $$model || exit 1; done
 
 format: $(VENV)/.test ## let ruff rewrite

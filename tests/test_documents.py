@@ -54,7 +54,14 @@ def test_flags_named_alone_exist(page):
     docker, helm, nvidia = (
         {"--gpus", "--shm-size", "--ulimit"},
         {"--timeout"},
-        {"--streamingllm", "--backend-directory", "--input-data", "--concurrency-range"},
+        {
+            "--streamingllm",
+            "--backend-directory",
+            "--input-data",
+            "--concurrency-range",
+            "--tokenizer",
+            "--output-tokens-mean",
+        },
     )
     benchmarks = {"--part", "--executor", "--starts", "--environments", "--tokens"}  # test_benchmarks_know_their_flags
     text = (ROOT / page).read_text("utf-8")

@@ -35,15 +35,11 @@ from step_audio_benchmark.report import tables, write
 from step_audio_benchmark.run import Plan, measure
 from step_audio_benchmark.targets import TIMEOUT, Http, connected
 from step_audio_benchmark.workload import Workload
-from step_audio_gateway.gateway_process import GatewayProcess
-from step_audio_gateway.settings import GatewaySettings
 from step_audio_server.assets import asset
 from step_audio_server.commands.bench import CACHE
 from step_audio_server.commands.bench_arguments import SAMPLED
-from step_audio_server.commands.own_server import own_server
-from step_audio_server.launch.ports import free_ports
+from step_audio_server.commands.own_server import both_doors, own_server
 from step_audio_server.prepare import build_for_cpu
-from step_audio_server.serve import Service
 from step_audio_server.settings import ServeSettings
 
 ENVIRONMENTS = CACHE / "peers"
@@ -88,39 +84,41 @@ class Setting:
         self.ways: list[Way] = []
         self.pairs: list[tuple[str, str]] = []  # ours, theirs
         self.versions: dict[str, str] = {}
+        self._addresses: tuple[str, str, str] | None = None  # of our gRPC and HTTP, and of vLLM
 
-    async def start(self, stack: contextlib.AsyncExitStack) -> None:
+    def start(self, stack: contextlib.ExitStack) -> None:
         """Raises StepAudioError."""
         settings = own_server(self.given.checkpoint)
         if self.exact:
             settings = settings.model_copy(update={"dtype": "float32"})
         chosen = list(dict.fromkeys(self.given.peer))
         if VLLM in chosen:
-            await self._served(stack, settings)
+            self._served(stack, settings)
         if decoders := [PEERS[name] for name in chosen if name in PEERS]:
             self._alone(stack, settings, decoders)
 
-    async def _served(self, stack: contextlib.AsyncExitStack, settings: ServeSettings) -> None:
-        stack.enter_context(Service(settings, echo))
-        address = f"127.0.0.1:{settings.grpc_port}"
-        (door,) = free_ports(1)
-        gateway = GatewayProcess(GatewaySettings.create(triton=[address], port=door), self.log)
-        gateway.start()
-        stack.callback(gateway.stop)
+    def _served(self, stack: contextlib.ExitStack, settings: ServeSettings) -> None:
+        service, url = stack.enter_context(both_doors(settings, self.log, echo))
         environment = Environment(self.given.environments, VLLM)
         echo(f"{NAME}: starting, which takes a minute or two")
         server = VllmServer(environment, self.given.checkpoint, self.log, "float32" if self.exact else "auto")
         stack.callback(server.close)
         self.versions[VLLM] = VERSION
-        ours = await stack.enter_async_context(connected(address, gateway.url))
-        client = await stack.enter_async_context(httpx.AsyncClient(timeout=TIMEOUT))
-        theirs = Http(client, server.url, MODEL, NAME, {"return_token_ids": True} if self.exact else {})
-        # Our HTTP door tells text alone, so tokens are those of the client library.
-        kept = [target for target in (*ours, theirs) if not (self.exact and target.name == "HTTP")]
-        self.ways += [Asked(target) for target in kept]
-        self.pairs += [(target.name, NAME) for target in kept[:-1]]
+        self._addresses = service.address, url, server.url
 
-    def _alone(self, stack: contextlib.AsyncExitStack, settings: ServeSettings, decoders: Sequence[Peer]) -> None:
+    async def connect(self, stack: contextlib.AsyncExitStack) -> None:
+        """To the servers, whose clients live in an event loop."""
+        if self._addresses is None:
+            return
+        grpc, http, other = self._addresses
+        client = await stack.enter_async_context(httpx.AsyncClient(timeout=TIMEOUT))
+        theirs = Http(client, other, MODEL, NAME, {"return_token_ids": True} if self.exact else {})
+        # Our HTTP door tells text alone, so tokens are those of the client library.
+        ours = await stack.enter_async_context(connected(grpc, None if self.exact else http))
+        self.ways = [*map(Asked, [*ours, theirs]), *self.ways]
+        self.pairs = [*((target.name, NAME) for target in ours), *self.pairs]
+
+    def _alone(self, stack: contextlib.ExitStack, settings: ServeSettings, decoders: Sequence[Peer]) -> None:
         _, artefacts = build_for_cpu(settings, echo)
         engine = BareEngine(artefacts.engine_dir)
         stack.callback(engine.close)
@@ -159,22 +157,28 @@ async def tokens(setting: Setting) -> str:
     return said
 
 
-async def compare(given: argparse.Namespace) -> str:
+async def ask(setting: Setting) -> str:
+    async with contextlib.AsyncExitStack() as stack:
+        await setting.connect(stack)
+        return await (tokens if setting.exact else speeds)(setting)
+
+
+def compare(given: argparse.Namespace) -> str:
     """Tables. Raises StepAudioError."""
     for name in dict.fromkeys(PEERS[name].environment if name in PEERS else name for name in given.peer):
         Environment(given.environments, name).install(echo)
     given.output.mkdir(parents=True, exist_ok=True)
-    async with contextlib.AsyncExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         log = stack.enter_context((given.output / "peers.log").open("wb"))
         setting = Setting(given, plan_of(given), log)
-        await setting.start(stack)
-        return await (tokens if given.tokens else speeds)(setting)
+        setting.start(stack)
+        return asyncio.run(ask(setting))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = parsed(arguments)
     try:
-        print(asyncio.run(compare(given)))
+        print(compare(given))
     except StepAudioError as error:
         echo(f"error: {error}")
         return 1

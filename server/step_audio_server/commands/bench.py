@@ -21,11 +21,8 @@ from step_audio_benchmark.report import tables, write
 from step_audio_benchmark.run import Cell, Plan, measure
 from step_audio_benchmark.targets import connected
 from step_audio_client import Tls
-from step_audio_gateway.gateway_process import GatewayProcess
-from step_audio_gateway.settings import GatewaySettings
 from step_audio_server import processes
-from step_audio_server.commands.own_server import own_server
-from step_audio_server.launch.ports import free_ports
+from step_audio_server.commands.own_server import both_doors, own_server
 from step_audio_server.serve import Service
 
 CACHE = Path.home() / ".cache" / "step-audio"
@@ -86,15 +83,11 @@ async def _measure(plan: Plan, where: Where, engine: BareEngine | None) -> list[
 
 def _started(where: Where, stack: contextlib.ExitStack, output: Path, echo: Echo) -> Where:
     settings = own_server(where.checkpoint)
-    service = stack.enter_context(Service(settings, echo))
-    url = None
     if "http" in where.doors:
-        (door,) = free_ports(1)
         log = stack.enter_context((output / "gateway.log").open("wb"))
-        gateway = GatewayProcess(GatewaySettings.create(triton=[service.address], port=door), log)
-        gateway.start()
-        stack.callback(gateway.stop)
-        url = gateway.url
+        service, url = stack.enter_context(both_doors(settings, log, echo))
+    else:
+        service, url = stack.enter_context(Service(settings, echo)), None
     return Where(
         grpc=service.address if "grpc" in where.doors else None,
         http=url,

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
+from step_audio.command_line import Echo
 from step_audio_build.stages.cpu_build import default_work_dir
+from step_audio_gateway.gateway_process import GatewayProcess
+from step_audio_gateway.settings import GatewaySettings
 from step_audio_server.assets import embedded_checkpoint
 from step_audio_server.launch.ports import free_ports
+from step_audio_server.serve import Service
 from step_audio_server.settings import ServeSettings
 
 WORK_DIR = Path(".work")  # what is built of the embedded checkpoint goes here
@@ -25,3 +32,16 @@ def own_server(checkpoint: Path | None, work_dir: Path = WORK_DIR) -> ServeSetti
         http_port=http,
         metrics_port=metrics,
     )
+
+
+@contextlib.contextmanager
+def both_doors(settings: ServeSettings, log: IO[bytes], echo: Echo) -> Iterator[tuple[Service, str]]:
+    """A server, and the URL of a gateway before it, which writes into `log`. Raises StepAudioError."""
+    with Service(settings, echo) as service:
+        (door,) = free_ports(1)
+        gateway = GatewayProcess(GatewaySettings.create(triton=[service.address], port=door), log)
+        gateway.start()
+        try:
+            yield service, gateway.url
+        finally:
+            gateway.stop()
