@@ -7,6 +7,8 @@ package pins the version of OpenVINO for it.
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,15 +19,16 @@ from openvino.op import Constant, _PagedAttentionExtension
 
 from step_audio.arrays import AnyArray, Float32Array
 from step_audio.engine.executor import Batch
+from step_audio.engine.quickest import Quickest
 from step_audio.engine.signal_stack import signal_stack_kept
 from step_audio.engine.trtllm_checkpoint import EngineSpec, Weights
 from step_audio.errors import ArtefactError
 
 PRECISIONS = {"f32": ov.Type.f32, "bf16": ov.Type.bf16}
-# Weights of a decoder whose kernels are too short to share: a second thread mostly spins, and takes a processor from
-# whoever sends, encodes and decodes sound. At 10 MB one thread gives a lone stream the same tokens for 40 % less
-# processor time.
-SMALL_BYTES = 32 << 20
+# Weights of a decoder that is too small to share a step, and of one that is small enough to be compiled twice: with one
+# thread and with all. All are quicker on idle processors; beside busy ones they wait for each other, and take from
+# whoever sends, encodes and decodes sound.
+TINY_BYTES, SMALL_BYTES = 4 << 20, 32 << 20
 RAGGED_INPUTS = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
 
 
@@ -33,7 +36,8 @@ class OpenVinoExecutor:
     """`Executor` over a compiled graph.
 
     precision: of arithmetic and cache, "f32" or "bf16", whatever the weights have ("bf16" halves the cache; a CPU
-    without AVX-512 cannot compute it and gets "f32"); threads: 0 is one for a small decoder, else OpenVINO's choice.
+    without AVX-512 cannot compute it and gets "f32"); threads: 0 is one for a tiny decoder, for a small one what is
+    quicker at the moment, and else OpenVINO's choice.
     """
 
     def __init__(self, spec: EngineSpec, weights: Weights, num_blocks: int, precision: str, threads: int):
@@ -52,33 +56,58 @@ class OpenVinoExecutor:
             # of 5000 the process grows by hundreds of megabytes within minutes.
             "CPU_RUNTIME_CACHE_CAPACITY": 100,
         }
-        if threads or _read_by_a_step(weights) <= SMALL_BYTES:
-            settings["INFERENCE_NUM_THREADS"] = threads or 1
-        with signal_stack_kept():
-            compiled = core.compile_model(_decoder(spec, weights), "CPU", settings)
-        self._request = compiled.create_infer_request()
         self._weights = weights  # the graph reads their memory but does not own it
+        decoder = _decoder(spec, weights)
+        caches: dict[str, ov.Tensor] = {}
+        self._ways: list[_Compiled] = []
+        for count in _thread_counts(weights, threads):
+            with signal_stack_kept():
+                compiled = core.compile_model(
+                    decoder, "CPU", {**settings, **({"INFERENCE_NUM_THREADS": count} if count else {})}
+                )
+            self._ways.append(_Compiled(compiled, spec.tokens_per_block, num_blocks, caches))
+            if compiled.get_property("INFERENCE_NUM_THREADS") >= (os.cpu_count() or 1):
+                break
+        self._quickest = Quickest(len(self._ways))
+
+    def forward(self, batch: Batch) -> Float32Array:
+        size = len(batch.position_ids)
+        way = self._quickest.choose(size)
+        begin = time.perf_counter()
+        logits = self._ways[way].forward(batch)
+        self._quickest.took(size, way, time.perf_counter() - begin)
+        return logits
+
+
+class _Compiled:
+    """The graph, compiled for a number of threads. caches: those of other numbers, to share; filled if it is empty."""
+
+    def __init__(
+        self, compiled: ov.CompiledModel, tokens_per_block: int, num_blocks: int, caches: dict[str, ov.Tensor]
+    ):
+        self._request = compiled.create_infer_request()
         # Bound once and written anew in every step: binding arrays takes 0.1 ms a step.
         self._inputs: dict[str, ov.Tensor] = {}
         self._views: dict[str, AnyArray] = {}  # of these, in their present shapes
         for port in compiled.inputs:
-            name = port.get_any_name()
+            name, shape = port.get_any_name(), port.get_partial_shape()
             if not name.startswith(("key_cache.", "value_cache.")):
-                axes = [axis.get_length() if axis.is_static else 0 for axis in port.get_partial_shape()]
+                axes = [axis.get_length() if axis.is_static else 0 for axis in shape]
                 self._inputs[name] = ov.Tensor(port.get_element_type(), axes)
                 self._views[name] = self._inputs[name].data
                 self._request.set_tensor(name, self._inputs[name])
                 continue
             # Only after compiling is it known which type and layout the plug-in wants for its cache.
-            shape = port.get_partial_shape()
-            if shape[2].get_length() != spec.tokens_per_block:
+            if shape[2].get_length() != tokens_per_block:
                 raise ArtefactError(
-                    f"engine config.json: plugin_config.tokens_per_block is {spec.tokens_per_block}, "
+                    f"engine config.json: plugin_config.tokens_per_block is {tokens_per_block}, "
                     f"the CPU runtime has blocks of {shape[2].get_length()}"
                 )
-            cache = ov.Tensor(port.get_element_type(), [num_blocks, *(axis.get_length() for axis in list(shape)[1:])])
-            cache.data.view(np.uint8)[...] = 0  # touch the pages now, not in the first requests
-            self._request.set_tensor(name, cache)
+            if name not in caches:
+                axes = [num_blocks, *(axis.get_length() for axis in list(shape)[1:])]
+                caches[name] = ov.Tensor(port.get_element_type(), axes)
+                caches[name].data.view(np.uint8)[...] = 0  # touch the pages now, not in the first requests
+            self._request.set_tensor(name, caches[name])
 
     def forward(self, batch: Batch) -> Float32Array:
         for name, tensor in self._inputs.items():
@@ -90,6 +119,16 @@ class OpenVinoExecutor:
         self._request.infer(share_outputs=True)
         logits: Float32Array = self._request.get_output_tensor(0).data
         return logits
+
+
+def _thread_counts(weights: Weights, threads: int) -> list[int]:
+    """0 is OpenVINO's choice."""
+    size = _read_by_a_step(weights)
+    if threads:
+        return [threads]
+    if size > SMALL_BYTES:
+        return [0]
+    return [1] if size <= TINY_BYTES else [1, 0]
 
 
 def _read_by_a_step(weights: Weights) -> int:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from engine_fixture import VOCAB, model, prompt, write_engine
+from step_audio.engine import openvino_executor
 from step_audio.engine.executor import Batch, TokenEmbedding
 from step_audio.engine.openvino_executor import OpenVinoExecutor, rotary_tables
 from step_audio.engine.torch_executor import TorchExecutor
@@ -47,6 +48,22 @@ def test_openvino_equals_torch_on_ragged_batches(precision, tolerance):
         got, expected = (executor.forward(batch(embed, *step)).copy() for executor in (ours, theirs))
         assert got.shape == (len(step), VOCAB) and got.dtype == np.float32
         assert np.abs(got - expected).max() < tolerance
+
+
+def test_threads_may_change_from_step_to_step(monkeypatch):
+    """Each number has a graph of its own; all go on with what the others have put into the cache."""
+    spec, weights = model()
+    embed, ids = TokenEmbedding(weights), prompt(60)
+    monkeypatch.setattr(openvino_executor, "TINY_BYTES", 0)
+    monkeypatch.setattr(openvino_executor.os, "cpu_count", lambda: 8)
+    ours, theirs = OpenVinoExecutor(spec, weights, 10, "f32", 0), TorchExecutor(spec, weights, 10, "f32", 1)
+    ways = []
+    choose = ours._quickest.choose
+    monkeypatch.setattr(ours._quickest, "choose", lambda size: ways.append(choose(size)) or ways[-1])
+    for begin, end in [(0, 40), *((at, at + 1) for at in range(40, 60))]:
+        step = batch(embed, ("a", begin, ids[begin:end]))
+        assert np.abs(ours.forward(step) - theirs.forward(step)).max() < 2e-4
+    assert set(ways) == {0, 1}
 
 
 def test_chunks_do_not_change_the_logits():
