@@ -33,8 +33,8 @@ demo: $(VENV)/.cpu ## serve the small trained model here and ask it something al
 test: lint ## lint and all tests, a real tritonserver included
 	$(BIN)/pytest -n 2
 
-test-fast: $(VENV)/.test ## the tests that need no server, no browser, no training and no build
-	$(BIN)/pytest -n 2 -m 'not server and not browser and not training and not build'
+test-fast: $(VENV)/.test ## the tests that start no server, browser, training or build
+	$(BIN)/pytest -n 2 -m 'not (server or browser or training or build or processes)'
 
 reliability: $(VENV)/.test ## the long form of tests/reliability: deaths, overload, 103,000 wrong requests, 500 endings
 	RELIABILITY_ROUNDS=20 $(BIN)/pytest tests/reliability

@@ -138,6 +138,7 @@ def test_the_ranks_environment(monkeypatch):
 # The ranks' lives
 
 
+@pytest.mark.processes
 def test_four_ranks_from_start_to_end(gpus):
     server = started(gpus)
     assert len(gpus.calls("mpirun")) == 1
@@ -156,6 +157,7 @@ def test_four_ranks_from_start_to_end(gpus):
     assert left_behind(server) == []
 
 
+@pytest.mark.processes
 def test_one_gpu_from_start_to_end(gpus, monkeypatch):
     monkeypatch.setenv("STAND_IN_WORLD", "1")
     server = started(gpus, 1)
@@ -167,6 +169,7 @@ def test_one_gpu_from_start_to_end(gpus, monkeypatch):
     assert gpus.events() == ["0 serves", "0 drained with 0 workers"] and left_behind(server) == []
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("fault", ["rank2-fails", "rank0-fails"])
 def test_a_start_that_fails_ends_with_the_rank_s_own_error(gpus, fault):
     gpus.fault(fault)
@@ -183,6 +186,7 @@ def test_a_start_that_fails_ends_with_the_rank_s_own_error(gpus, fault):
     assert left_behind(server) == []
 
 
+@pytest.mark.processes
 def test_a_killed_rank_is_named_by_mpirun_s_words(gpus):
     gpus.fault("rank3-late-fails")
     with pytest.raises(ServerError):
@@ -210,6 +214,7 @@ def test_the_rank_in_mpirun_s_words(tmp_path, words, rank):
     assert server.reason() == f"{said}CUDA runtime error: out of memory (log: {server.log})"
 
 
+@pytest.mark.processes
 def test_a_start_does_not_wait_for_a_rank_that_is_gone(gpus, monkeypatch):
     """Where mpirun does not notice."""
     monkeypatch.setattr(tritonserver, "RANKS_END_IN", 0.5)
@@ -225,6 +230,7 @@ def test_a_start_does_not_wait_for_a_rank_that_is_gone(gpus, monkeypatch):
     assert left_behind(server) == []
 
 
+@pytest.mark.processes
 def test_a_start_that_takes_too_long(gpus):
     gpus.fault("loads-for-ever")
     what, ports = launched(gpus)
@@ -235,6 +241,7 @@ def test_a_start_that_takes_too_long(gpus):
     assert left_behind(server) == []
 
 
+@pytest.mark.processes
 def test_a_leader_that_will_not_end_is_killed(gpus, monkeypatch):
     monkeypatch.setattr(launch, "KILL_AFTER_ON_GPU", -4)
     gpus.fault("will-not-end")
@@ -243,6 +250,7 @@ def test_a_leader_that_will_not_end_is_killed(gpus, monkeypatch):
     assert left_behind(server) == []
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_rank_that_dies(gpus, rank):
     server = started(gpus)
@@ -253,6 +261,7 @@ def test_a_rank_that_dies(gpus, rank):
     assert left_behind(server) == []
 
 
+@pytest.mark.processes
 def test_a_stub_that_dies(gpus):
     server = started(gpus)
     os.kill(min(server._stubs), signal.SIGKILL)
@@ -262,6 +271,7 @@ def test_a_stub_that_dies(gpus):
     assert left_behind(server) == []
 
 
+@pytest.mark.processes
 def test_a_server_that_does_not_answer(gpus, monkeypatch):
     """A rank that hangs, hangs them all, and no process dies."""
     beats = [None, "tensorrt_llm does not answer", None]
@@ -277,6 +287,7 @@ def test_a_server_that_does_not_answer(gpus, monkeypatch):
     assert left_behind(server) == []
 
 
+@pytest.mark.processes
 def test_a_killed_supervisor_leaves_nothing_running(gpus):
     what, ports = launched(gpus)
     code = (

@@ -114,6 +114,7 @@ def kill(service: Service, rank: int):
     return step
 
 
+@pytest.mark.processes
 def test_serve_on_gpus(gpus, service):
     run(service, ready(service, 1))
     assert "profile 4xH100-16k: 4 x H100" in service.said
@@ -136,6 +137,7 @@ def test_where_a_server_is_reached(service):
         assert Service(settings).address == f"{reached}:{settings.grpc_port}"
 
 
+@pytest.mark.processes
 def test_a_dead_rank_restarts_them_all(gpus, service):
     run(service, ready(service, 1), kill(service, 2), ready(service, 2))
     assert len(gpus.calls("mpirun")) == 2 and len(gpus.calls("rank0")) == 2
@@ -147,6 +149,7 @@ def test_a_dead_rank_restarts_them_all(gpus, service):
     assert len(list(service.settings.run_dir.glob("tritonserver.log*"))) == 2
 
 
+@pytest.mark.processes
 def test_it_never_gives_up(gpus, service, monkeypatch):
     """A restart that fails is followed by another."""
     monkeypatch.setattr(supervision, "PAUSES", (0.0, 0.1))
@@ -164,6 +167,7 @@ def test_it_never_gives_up(gpus, service, monkeypatch):
     assert service.server is None and not failing
 
 
+@pytest.mark.processes
 def test_a_start_that_fails_says_why(gpus, service):
     gpus.fault("rank1-fails")
     with pytest.raises(ServerError) as caught:
@@ -174,6 +178,7 @@ def test_a_start_that_fails_says_why(gpus, service):
     assert service.server is None
 
 
+@pytest.mark.processes
 def test_a_stop_while_it_starts(gpus, service):
     gpus.fault("loads-for-ever")
     run(service, lambda: service.server is not None and len(service.server._ranks) == 4)

@@ -57,5 +57,6 @@ def wav(body, rate=SAMPLE_RATE, channels=1, bits=16, tag=1, size=None, before=b"
 
 def peak(samples):
     """The strongest frequency, Hz."""
-    spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
-    return np.argmax(spectrum) * SAMPLE_RATE / len(samples)
+    length = 1 << len(samples).bit_length()  # with zeros behind: a prime number of samples takes five times as long
+    spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples)), length))
+    return np.argmax(spectrum) * SAMPLE_RATE / length

@@ -42,6 +42,7 @@ def sound(rate: int, channels: int = 1, seconds: float = SECONDS):
     return (tone(seconds, rate)[:1] + noise).astype(np.float32)
 
 
+@cache
 def made(muxer: str, codec: str, rate: int, seconds: float = SECONDS, **options: str) -> bytes:
     if muxer not in ("mov", "mp4", "ipod", "3gp", "caf", "ogg", "asf"):
         return encode(muxer, codec, sound(rate, seconds=seconds), rate, **options)
