@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -177,6 +178,7 @@ def compare(given: argparse.Namespace) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = parsed(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that servers are stopped
     try:
         print(compare(given))
     except StepAudioError as error:

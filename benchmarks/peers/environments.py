@@ -14,8 +14,9 @@ from step_audio.errors import StepAudioError
 
 REQUIREMENTS = Path(__file__).parent / "requirements"
 STAMP = "installed.txt"  # in an environment: the requirements that it has
-# llama-cpp-python is compiled here; of what it could see pictures with, nothing is needed.
-COMPILE = {"CMAKE_ARGS": "-DLLAVA_BUILD=OFF"}
+# llama-cpp-python is compiled here, the library alone.
+LEFT_OUT = ("LLAVA_BUILD", "LLAMA_BUILD_COMMON", "LLAMA_BUILD_TOOLS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_SERVER")
+COMPILE = {"CMAKE_ARGS": " ".join(f"-D{name}=OFF" for name in LEFT_OUT)}
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ def machine(command: Sequence[str]) -> dict[str, Any]:
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(command),
         "processor": _processor(),
+        "instructions": _instructions(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
         "load": [round(value, 2) for value in os.getloadavg()],
@@ -36,6 +37,12 @@ def _processor() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
+
+
+def _instructions() -> list[str]:
+    """Those that engines choose their arithmetic by."""
+    known = {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16"}
+    return sorted(known.intersection(Path("/proc/cpuinfo").read_text().split()))
 
 
 def _version(package: str) -> str | None:
