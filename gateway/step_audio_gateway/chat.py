@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.routing import APIRoute
-from pydantic_core import from_json
 from starlette.responses import Response
 
 from step_audio_client import Audio
 from step_audio_gateway.audio_parts import client_messages
 from step_audio_gateway.completions import Completion, Deltas, Item
 from step_audio_gateway.core import Gateway
-from step_audio_gateway.errors import ApiError, ErrorBody, refused
+from step_audio_gateway.errors import ErrorBody
 from step_audio_gateway.generations import EventStream, unless_gone
+from step_audio_gateway.json_body import JsonRoute
 from step_audio_gateway.options import (
     answers_at_once,
     chat_options,
@@ -42,32 +41,6 @@ FAILURES: dict[int | str, dict[str, Any]] = {
         504: "not done in time",
     }.items()
 }
-
-
-class _JsonRequest(Request):
-    async def json(self) -> Any:
-        """By a stricter parser than the usual one: no NaN, no half surrogate pairs, no bottomless nesting."""
-        if not hasattr(self, "_json"):
-            try:
-                self._json = from_json(await self.body(), allow_inf_nan=False)
-            except ValueError as error:
-                raise refused(f"the body is not valid JSON: {error}") from None
-        return self._json
-
-
-class JsonRoute(APIRoute):
-    """A route whose body must be JSON: other content types get 415, a body that is not JSON 400."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handler = super().get_route_handler()
-
-        async def handle(request: Request) -> Response:
-            kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-            if kind != "application/json" and not kind.endswith("+json"):
-                raise ApiError(415, "the body must be JSON, and say so: Content-Type: application/json")
-            return await handler(_JsonRequest(request.scope, request.receive))
-
-        return handle
 
 
 def events_of(schema: dict[str, Any], end: str | None = None) -> dict[str, Any]:

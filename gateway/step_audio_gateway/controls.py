@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from step_audio_client import MindPaced, PaceMode
+from step_audio_gateway.nulls import Lenient
 
 PACE = MindPaced()
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Lenient):
     """What a stream brings beside the answer."""
 
     model_config = ConfigDict(extra="forbid")
@@ -22,7 +23,7 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool | None = Field(None, description="is ignored: chunks have no filling")
 
 
-class ThinkingControl(BaseModel):
+class ThinkingControl(Lenient):
     """The model's thought before the answer."""
 
     model_config = ConfigDict(extra="forbid")  # other servers' words for "off" would leave it on
@@ -36,7 +37,7 @@ class ThinkingControl(BaseModel):
     )
 
 
-class MindPacedControl(BaseModel):
+class MindPacedControl(Lenient):
     """Speak while the thought goes on (Mind-Paced Speaking): `reasoning_content` and `content` come interleaved."""
 
     model_config = ConfigDict(extra="forbid")  # a misspelt number would leave its default in force
@@ -57,7 +58,7 @@ class MindPacedControl(BaseModel):
     )
 
 
-class ChatTemplateKwargs(BaseModel):
+class ChatTemplateKwargs(Lenient):
     """Qwen's, DeepSeek's and vLLM's ways to turn the thought off, or to bound it."""
 
     model_config = ConfigDict(extra="forbid")
@@ -67,7 +68,7 @@ class ChatTemplateKwargs(BaseModel):
     thinking_budget: NonNegativeInt | None = Field(None, description="the same as thinking.budget_tokens")
 
 
-class StructuredOutputs(BaseModel):
+class StructuredOutputs(Lenient):
     """The form of the answer, under vLLM's names: one of them."""
 
     model_config = ConfigDict(extra="forbid")

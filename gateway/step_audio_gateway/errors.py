@@ -81,7 +81,7 @@ class ApiError(HTTPException):
         cause: str | None = None,
     ):
         super().__init__(status, one_line(message), headers)
-        self.param, self.code, self.cause = param, code, cause
+        self.param, self.code, self.cause = param and one_line(param), code, cause
 
     def body(self) -> ErrorBody:
         kind = _TYPES.get(self.status_code, "invalid_request_error" if self.status_code < 500 else "server_error")

@@ -12,8 +12,9 @@ from step_audio_client.mind_paced import conflicts
 from step_audio_gateway.defaults import Defaults
 from step_audio_gateway.errors import refused, unsupported
 from step_audio_gateway.forms import guide_of
+from step_audio_gateway.messages import ChatMessage
 from step_audio_gateway.published import REFUSED
-from step_audio_gateway.schemas import ChatMessage, ChatRequest, NamedToolChoice
+from step_audio_gateway.schemas import ChatRequest, NamedToolChoice
 from step_audio_gateway.thinking import asked_of_thinking, thinking_of
 
 PUBLISHED_EOT = 151665  # <|EOT|> in the published tokenizer; callers of any checkpoint send it
@@ -63,7 +64,7 @@ def split_final_message(request: ChatRequest) -> tuple[list[ChatMessage], bool]:
     """
     messages, proceed, new_turn = request.messages, request.continue_final_message, request.add_generation_prompt
     last = messages[-1]
-    if len(messages) > 1 and last.role == "assistant" and last.content is None and not last.tool_calls and not proceed:
+    if len(messages) > 1 and last.role == "assistant" and last.said is None and not last.calls and not proceed:
         messages = messages[:-1]
         last = messages[-1]
     if proceed and new_turn:

@@ -4,19 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    NonNegativeInt,
-    Tag,
-    create_model,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, create_model
 
-from step_audio.containers import ADVICE
-from step_audio.conversation import Role
 from step_audio.sampling_parameters import INT32, Parameter, offered
 from step_audio_gateway.controls import (
     ChatTemplateKwargs,
@@ -26,111 +15,13 @@ from step_audio_gateway.controls import (
     StructuredOutputs,
     ThinkingControl,
 )
+from step_audio_gateway.messages import ChatMessage
+from step_audio_gateway.nulls import Lenient
 
 MAX_ANSWERS = 128
 MAX_STOPS = 64
 MAX_BAD_WORDS = 256
 Word = Annotated[str, Field(min_length=1, max_length=1024)]
-
-
-class TextPart(BaseModel):
-    """A piece of text."""
-
-    type: Literal["text"]
-    text: str
-
-
-class InputAudio(BaseModel):
-    """A recording."""
-
-    data: str = Field(description=f"a file's bytes in base64, bare or as a data: URL: {ADVICE}, and more")
-    format: str | None = Field(None, description="not needed: the bytes tell")
-
-
-class InputAudioPart(BaseModel):
-    """A recording, in OpenAI's form."""
-
-    type: Literal["input_audio"]
-    input_audio: InputAudio
-
-
-class AudioUrl(BaseModel):
-    """Where a recording is."""
-
-    url: str = Field(description="data: URL, or https: where the server allows the host")
-
-
-class AudioUrlPart(BaseModel):
-    """A recording, in vLLM's form."""
-
-    type: Literal["audio_url"]
-    audio_url: AudioUrl
-
-
-class AudioPart(BaseModel):
-    """A recording, in the form of StepFun's model card."""
-
-    type: Literal["audio"]
-    audio: str = Field(description="base64, data: URL, or https: where the server allows the host")
-
-
-def _part_tag(value: Any) -> str:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return f"<{kind}>"
-
-
-def _content_tag(value: Any) -> str:
-    return "<parts>" if isinstance(value, list) else "<text>"
-
-
-# The tags stand in the places of validation errors, and must not look like the caller's keys.
-Part = Annotated[
-    Annotated[TextPart, Tag("<text>")]
-    | Annotated[InputAudioPart, Tag("<input_audio>")]
-    | Annotated[AudioUrlPart, Tag("<audio_url>")]
-    | Annotated[AudioPart, Tag("<audio>")],
-    Discriminator(
-        _part_tag,
-        custom_error_type="part_type",
-        custom_error_message="a part has one of these types: text, input_audio, audio_url, audio",
-    ),
-]
-Content = Annotated[
-    Annotated[str | None, Tag("<text>")] | Annotated[list[Part], Field(min_length=1), Tag("<parts>")],
-    Discriminator(_content_tag),
-]
-
-
-class FunctionCall(BaseModel):
-    """The function that was called; `arguments` is JSON, as text or as an object."""
-
-    name: str = Field(min_length=1)
-    arguments: str | dict[str, Any] = "{}"
-
-
-class MessageToolCall(BaseModel):
-    """A call that the model made in an earlier turn."""
-
-    id: str | None = None
-    type: Literal["function"] = "function"
-    function: FunctionCall
-
-
-class ChatMessage(BaseModel):
-    """One turn. Other keys are ignored, `reasoning_content` of earlier turns too: the model is not shown its past
-    thoughts."""
-
-    role: Role
-    content: Content = None
-    name: str | None = None
-    tool_calls: list[MessageToolCall] | None = None
-    tool_call_id: str | None = None
-    eot: bool | None = Field(None, description="of a last assistant message: false continues it, true ends it")
-
-    @property
-    def open(self) -> bool:
-        """Whether it is an assistant's turn that can go on."""
-        return self.role == "assistant" and self.content is not None and not self.tool_calls
 
 
 class Function(BaseModel):
@@ -152,20 +43,20 @@ class Tool(BaseModel):
     function: Function
 
 
-class NamedFunction(BaseModel):
+class NamedFunction(Lenient):
     """The function that must be called."""
 
     name: str
 
 
-class NamedToolChoice(BaseModel):
+class NamedToolChoice(Lenient):
     """Demands a call of one function."""
 
     type: Literal["function"]
     function: NamedFunction
 
 
-class JsonSchema(BaseModel):
+class JsonSchema(Lenient):
     """The schema that the answer must follow."""
 
     name: str | None = None
@@ -174,19 +65,19 @@ class JsonSchema(BaseModel):
     schema_: dict[str, Any] = Field(alias="schema")
 
 
-class TextFormat(BaseModel):
+class TextFormat(Lenient):
     """Free text, the default."""
 
     type: Literal["text"]
 
 
-class JsonObjectFormat(BaseModel):
+class JsonObjectFormat(Lenient):
     """An answer that is a JSON object."""
 
     type: Literal["json_object"]
 
 
-class JsonSchemaFormat(BaseModel):
+class JsonSchemaFormat(Lenient):
     """An answer that follows a JSON schema."""
 
     type: Literal["json_schema"]
@@ -204,10 +95,12 @@ def _field(one: Parameter) -> tuple[Any, Any]:
 
 # Read by the list alone, in options.py: no code names its fields.
 if TYPE_CHECKING:
-    SamplingFields = BaseModel
+    SamplingFields = Lenient
 else:
     SamplingFields = create_model(
-        "SamplingFields", **{name: _field(one) for one in offered("http") for name in (one.name, *one.aliases)}
+        "SamplingFields",
+        __base__=Lenient,
+        **{name: _field(one) for one in offered("http") for name in (one.name, *one.aliases)},
     )
 
 
@@ -272,9 +165,3 @@ class ChatRequest(SamplingFields):
     separate_reasoning: bool | None = Field(
         None, description="false leaves thought, markers and tool calls in content, as the model wrote them"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_absent(cls, value: Any) -> Any:
-        """Null means the default everywhere, as in OpenAI's API."""
-        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value

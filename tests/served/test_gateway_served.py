@@ -193,6 +193,6 @@ def test_transcription(client):
 def test_what_the_served_model_refuses(client, bad_request):
     with pytest.raises(bad_request) as caught:
         client.chat.completions.create(model="R1", messages=[{"role": "user", "content": [part(tone(0.0))]}])
-    assert "no samples" in caught.value.message or "too short" in caught.value.message
+    assert "the audio is empty" in caught.value.message
     with pytest.raises(bad_request):
         client.chat.completions.create(model="R1", messages=[{"role": "tool"}])

@@ -1,0 +1,113 @@
+"""What a body holds is counted before it is taken apart, and before it is checked."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from gateway_calls import CHAT, HELLO, TOOL
+from gateway_fixture import FakeClient, http
+from step_audio_gateway import json_body
+from step_audio_gateway.json_body import MAX_MARKS, marks
+
+MESSAGE = {"role": "nobody", "content": "x"}
+TEXT = {"type": "nothing", "text": "x"}
+
+
+async def post(body: bytes):
+    fake = FakeClient()
+    async with http(fake) as client:
+        response = await client.post(CHAT, content=body, headers={"content-type": "application/json"})
+    return response, fake
+
+
+def taken_apart(monkeypatch) -> list[int]:
+    """Lengths of the bodies that are."""
+    lengths: list[int] = []
+    parse = json_body.from_json
+
+    def counted(body, **options):
+        lengths.append(len(body))
+        return parse(body, **options)
+
+    monkeypatch.setattr(json_body, "from_json", counted)
+    return lengths
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        json.dumps({"messages": [MESSAGE] * 300_000}).encode(),
+        json.dumps({"messages": [{"role": "user", "content": [TEXT] * 200_000}]}).encode(),
+        b'{"messages": [' + b"[]," * 100_000 + b"[]]}",
+        b'{"messages": [' + b"{}," * 100_000 + b"{}]}",
+        b'{"a": [' + b"1," * 200_000 + b"1]}",
+        b'{"a\\\\": [' + b'"\\",[{",' * 200_000 + b"1]}",
+        json.dumps({"messages": HELLO, "stop": ["x"] * 200_000}).encode(),
+        json.dumps({"messages": HELLO, "tools": [TOOL] * 50_000}).encode(),
+    ],
+    ids=["messages", "parts", "lists", "objects", "numbers", "texts with marks", "stop", "tools"],
+)
+async def test_too_much_of_anything_is_not_taken_apart(body, monkeypatch):
+    lengths = taken_apart(monkeypatch)
+    response, fake = await post(body)
+    assert response.status_code == 400 and not fake.begun and lengths == []
+    assert response.json()["error"]["message"] == f"the body has more than {MAX_MARKS} braces, brackets and commas"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [MESSAGE] * 5000},
+        {"messages": [{"role": "user", "content": [TEXT] * 5000}]},
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}] * 5000}]},
+        {"messages": HELLO, "tools": [TOOL] * 5000},
+    ],
+    ids=["messages", "parts", "calls", "tools"],
+)
+async def test_more_than_a_conversation_holds_is_not_checked(body):
+    """The entries have other faults, too, which would be told."""
+    response, fake = await post(json.dumps(body).encode())
+    error = response.json()["error"]
+    assert response.status_code == 400 and not fake.begun and error["param"] == "messages"
+    assert error["message"].startswith("messages and tools hold 500") and "at most 4096" in error["message"]
+
+
+async def test_long_texts_and_recordings_are_no_fault(monkeypatch):
+    """However many marks are in them."""
+    text = '{"a": [1, "\\\\", "b"]}, ' * 20_000
+    response, fake = await post(json.dumps({"messages": [{"role": "user", "content": text}]}).encode())
+    assert response.status_code == 200 and fake.messages[0]["content"] == text
+    data = "QUJD" * 400_000
+    part = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+    lengths = taken_apart(monkeypatch)
+    await post(json.dumps({"messages": [{"role": "user", "content": [part]}]}).encode())
+    assert len(lengths) == 1
+
+
+@pytest.mark.parametrize(
+    "text, count",
+    [
+        ('{"a": [1, 2]}', 3),
+        ('{"a,[{": "b\\",["}', 1),
+        ('["\\\\", "\\\\\\"["]', 2),
+        ('["unfinished [[[', 1),
+    ],
+)
+def test_marks_within_texts_do_not_count(text, count, monkeypatch):
+    monkeypatch.setattr(json_body, "MAX_MARKS", 3)
+    assert (
+        marks(text.encode() + b" " * 10 + (b'"' + b"," * 10 + b'"' if not text.endswith("[[[") else b",,,,,")) == count
+    )
+
+
+@pytest.mark.parametrize(
+    "field", ["model", "messages", "chat_template_kwargs", "tool_choice", "stop", "stream_options"]
+)
+async def test_no_error_says_more_than_a_line(field):
+    long = "x" * 300_000
+    for value in (long, [long], {long: long}, [{"role": long}], {"type": "function", "function": {"name": long}}):
+        response, _ = await post(json.dumps({"messages": HELLO} | {field: value}).encode())
+        if response.status_code != 200:
+            assert len(response.content) < 2000, field

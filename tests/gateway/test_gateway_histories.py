@@ -1,0 +1,175 @@
+"""What may stand in a conversation: all that the gateway itself replies, and all that OpenAI's schema allows."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway_calls import HELLO, TOOL, WAV64, ask, asked, refusal
+from gateway_fixture import REPLY, USAGE, FakeClient, wav
+from step_audio.conversation import parse_conversation
+from step_audio_client import Audio, ChatDelta, ToolCall
+from step_audio_client.messages import split_audio
+
+texts = st.text(max_size=8)
+optional = st.none()
+arguments = st.sampled_from(["{}", '{"city": "Par', "", '{"a": [1, null]}'])
+function = st.fixed_dictionaries({"name": st.sampled_from(["weather", "a b"]), "arguments": arguments})
+calls = st.lists(
+    st.one_of(
+        st.fixed_dictionaries({"id": st.just("call_1"), "type": st.just("function"), "function": function}),
+        st.fixed_dictionaries(
+            {
+                "id": st.just("call_2"),
+                "type": st.just("custom"),
+                "custom": st.fixed_dictionaries({"name": st.just("shell"), "input": texts}),
+            }
+        ),
+    ),
+    min_size=1,
+    max_size=2,
+)
+text_parts = st.fixed_dictionaries(
+    {"type": st.just("text"), "text": texts}, optional={"prompt_cache_breakpoint": optional}
+)
+refusals = st.fixed_dictionaries({"type": st.just("refusal"), "refusal": texts})
+recordings = st.just({"type": "input_audio", "input_audio": {"data": WAV64, "format": "wav"}})
+words = st.one_of(texts, st.lists(text_parts, min_size=1, max_size=2))
+# What replies have besides, and OpenAI's clients write out.
+rest = {name: optional for name in ("refusal", "audio", "function_call", "annotations", "name", "tool_calls")}
+history = st.lists(
+    st.one_of(
+        st.fixed_dictionaries({"role": st.sampled_from(["system", "developer"]), "content": words}),
+        st.fixed_dictionaries(
+            {
+                "role": st.just("user"),
+                "content": st.one_of(words, st.tuples(text_parts, recordings).map(list)),
+            },
+            optional={"name": st.one_of(optional, st.just("me"))},
+        ),
+        st.fixed_dictionaries(
+            {"role": st.just("assistant")},
+            optional=rest
+            | {
+                "content": st.one_of(optional, words, st.lists(st.one_of(text_parts, refusals), max_size=2)),
+                "tool_calls": st.one_of(optional, calls),
+                "function_call": st.one_of(optional, function),
+                "refusal": st.one_of(optional, texts),
+                "audio": st.one_of(optional, st.just({"id": "audio_1"})),
+                "reasoning_content": texts,
+            },
+        ),
+        st.fixed_dictionaries({"role": st.just("tool"), "content": words, "tool_call_id": st.just("call_1")}),
+        st.fixed_dictionaries(
+            {"role": st.just("function"), "content": st.one_of(optional, texts), "name": st.just("f")}
+        ),
+    ),
+    max_size=4,
+)
+
+
+@given(history)
+@settings(max_examples=60, deadline=None)
+async def test_what_openai_allows_is_accepted(messages):
+    fake = FakeClient()
+    messages = [*messages, {"role": "user", "content": "And now?"}]
+    response = await ask(fake, messages=messages)
+    assert response.status_code == 200, response.text
+    parse_conversation(split_audio(fake.messages)[0])  # as the server does
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        REPLY,
+        [ChatDelta(reasoning="It says", raw="It says"), ChatDelta(finish_reason="length", usage=USAGE)],
+        [ChatDelta(finish_reason="stop", usage=USAGE)],
+        [
+            ChatDelta(tool_calls=(ToolCall(0, "call_1", "weather", '{"city": "Par'),)),
+            ChatDelta(finish_reason="length", usage=USAGE),
+        ],
+    ],
+    ids=["whole", "cut inside its thought", "empty", "cut inside a call"],
+)
+@pytest.mark.parametrize("dump", [{}, {"nulls": True}])
+async def test_our_own_replies_may_come_back(reply, dump):
+    fake = FakeClient(lambda messages, options: reply)
+    message = (await ask(fake, tools=[TOOL])).json()["choices"][0]["message"]
+    if dump:
+        message |= dict.fromkeys({"refusal", "annotations", "audio", "function_call", "tool_calls"} - message.keys())
+    again = await ask(fake, messages=[*HELLO, message, *HELLO], tools=[TOOL])
+    assert again.status_code == 200, again.text
+    parse_conversation(split_audio(fake.messages)[0])
+
+
+async def test_what_stands_for_content():
+    message = {"role": "assistant", "content": None, "refusal": "No."}
+    assert (await asked(messages=[*HELLO, message, *HELLO])).messages[1] == {"role": "assistant", "content": "No."}
+    message = {"role": "assistant", "content": None}
+    assert (await asked(messages=[*HELLO, message, *HELLO])).messages[1] == {"role": "assistant", "content": ""}
+    message = {"role": "assistant", "content": [], "function_call": {"name": "f", "arguments": "{}"}}
+    call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+    sent = (await asked(messages=[*HELLO, message, *HELLO])).messages[1]
+    assert sent == {"role": "assistant", "content": None, "tool_calls": [call]}
+    custom = {"id": "c", "type": "custom", "custom": {"name": "shell", "input": "ls"}}
+    (call,) = (await asked(messages=[*HELLO, {"role": "assistant", "tool_calls": [custom]}, *HELLO])).messages[1][
+        "tool_calls"
+    ]
+    assert call == {"id": "c", "type": "function", "function": {"name": "shell", "arguments": {"input": "ls"}}}
+
+
+async def test_nulls_one_level_down():
+    fake = await asked(
+        messages=[{"role": "user", "content": [{"type": "text", "text": "x", "cache_control": None}], "name": None}],
+        stream_options={"include_usage": None},
+        thinking={"mode": None, "budget_tokens": None},
+        chat_template_kwargs={"enable_thinking": None},
+        tools=[{"type": "function", "function": {"name": "f", "description": None, "parameters": None}}],
+        response_format={"type": "json_schema", "json_schema": {"name": None, "strict": None, "schema": {"a": None}}},
+    )
+    assert json.loads(fake.options.guide.text) == {"a": None}
+
+
+@pytest.mark.parametrize("kind", ["input_text", "output_text"])
+async def test_text_by_the_names_of_the_responses_api(kind):
+    part = {"type": kind, "text": "hi"}
+    assert (await asked(messages=[{"role": "user", "content": [part]}])).messages[0]["content"] == [
+        {"type": "text", "text": "hi"}
+    ]
+
+
+def clip(data: str) -> dict:
+    return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+
+
+EMPTY = "UklGRiQAAABXQVZFZm10IBAAAAABAAEAgD4AAAB9AAACABAAZGF0YQAAAAA="
+
+
+@pytest.mark.parametrize("last", [EMPTY, ""])
+async def test_an_empty_last_clip_is_left_out(last):
+    """The card's client cuts 50 s into two pieces and an empty one."""
+    text = {"type": "text", "text": "What?"}
+    content = [clip(WAV64), clip(WAV64), clip(last), text]
+    parts = (await asked(messages=[{"role": "user", "content": content}])).messages[0]["content"]
+    audio = {"type": "audio", "audio": Audio(wav())}
+    assert parts == [audio, audio, text]
+
+
+@pytest.mark.parametrize("content", [[EMPTY], [""], [EMPTY, WAV64]])
+async def test_nothing_but_an_empty_clip_is_refused(content):
+    message, param = await refusal(messages=[{"role": "user", "content": [clip(data) for data in content]}])
+    assert "the audio is empty" in message and param == "messages[0].content[0]"
+
+
+@pytest.mark.parametrize("spell", [lambda d: d.replace("+", "-").replace("/", "_"), lambda d: d.rstrip("=")])
+async def test_other_spellings_of_base64(spell):
+    data = b"\xfb\xff\xfe\x00" * 50
+    plain = base64.b64encode(data).decode()
+    spelt = spell(plain)
+    assert spelt != plain
+    parts = (await asked(messages=[{"role": "user", "content": [clip(spelt)]}])).messages[0]["content"]
+    assert parts == [{"type": "audio", "audio": Audio(data)}]
