@@ -6,6 +6,8 @@ tritonserver's own health endpoints go on saying that all is well when a model's
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
+from typing import Any
 from uuid import uuid4
 
 import grpc
@@ -14,7 +16,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 from step_audio.errors import Retry
 from step_audio.steps.leases import PREFIX
-from step_audio_client import wire
+from step_audio_client import calls, wire
 from step_audio_client.errors import RequestError, ServerLost, call_error, request_error
 from step_audio_client.prepared import LLM
 
@@ -33,11 +35,11 @@ async def heartbeat(stub: service_pb2_grpc.GRPCInferenceServiceStub, timeout: fl
     info = wire.infer_request(TOKENIZER, "", {})
     info.outputs.add(name="serving_info")
     nobodys = uuid4().hex
-    lease = wire.infer_request(wire.LEASE, f"{PREFIX}{nobodys}", {"open": wire.scalar(False, np.bool_)})
-    asked = {
-        PROMPT: stub.ModelInfer(prompt, timeout=timeout),
-        TOKENIZER: stub.ModelInfer(info, timeout=timeout),
-        wire.LEASE: stub.ModelInfer(lease, timeout=timeout),
+    lease = wire.infer_request(calls.LEASE, f"{PREFIX}{nobodys}", {"open": wire.scalar(False, np.bool_)})
+    asked: dict[str, Awaitable[Any]] = {
+        PROMPT: calls.ask(stub, prompt, timeout),
+        TOKENIZER: calls.ask(stub, info, timeout),
+        calls.LEASE: calls.ask(stub, lease, timeout),
         LLM: stop(stub, nobodys, timeout),  # of a request that nobody has made
     }
     answers = await asyncio.gather(*asked.values(), return_exceptions=True)
@@ -46,22 +48,22 @@ async def heartbeat(stub: service_pb2_grpc.GRPCInferenceServiceStub, timeout: fl
 
 
 async def stop(stub: service_pb2_grpc.GRPCInferenceServiceStub, request_id: str, timeout: float) -> None:
-    """Has the LLM end the request of this id. Raises as `wire.stream` does."""
+    """Has the LLM end the request of this id. Raises as `Answer.responses` does."""
     required = ("input_ids", "input_lengths", "request_output_len")  # by the model's configuration, not read
     inputs = {name: wire.scalar(1, np.int32) for name in required} | {"stop": wire.scalar(True, np.bool_)}
-    async for _ in wire.stream(stub, wire.infer_request(LLM, request_id, inputs), timeout):
+    async for _ in calls.stream(stub, wire.infer_request(LLM, request_id, inputs), timeout):
         pass
 
 
 def _fault(model: str, answer: object) -> str | None:
     error: RequestError
+    if isinstance(answer, TimeoutError):
+        return f"{model} does not answer"
     if isinstance(answer, grpc.aio.AioRpcError):
-        if answer.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-            return f"{model} does not answer"
         error = call_error(answer, "")
-    elif isinstance(answer, wire.ConnectionLost):
+    elif isinstance(answer, calls.ConnectionLost):
         error = ServerLost(str(answer))
-    elif isinstance(answer, wire.StreamError):
+    elif isinstance(answer, calls.StreamError):
         error = request_error(str(answer))
     elif isinstance(answer, BaseException):
         raise answer

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import weakref
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import grpc
 from tritonclient.grpc import service_pb2
@@ -13,11 +14,20 @@ from tritonclient.grpc import service_pb2
 from step_audio import tracing
 from step_audio.arrays import AnyArray
 from step_audio.errors import Retry
-from step_audio_client import wire
+from step_audio_client import calls, wire
 from step_audio_client.continuation import Continuation
 from step_audio_client.control import PROMPT, heartbeat, stop
 from step_audio_client.counts import Counts
-from step_audio_client.errors import Quarantined, RequestError, ServerLost, Unavailable, call_error, request_error
+from step_audio_client.errors import (
+    TOO_LATE,
+    Quarantined,
+    RequestError,
+    RequestTimeout,
+    ServerLost,
+    Unavailable,
+    call_error,
+    request_error,
+)  # fmt: skip
 from step_audio_client.failover import PATIENCE, Failover
 from step_audio_client.generators import inner
 from step_audio_client.prepared import PreparedPrompt, PreparedRequest
@@ -29,8 +39,26 @@ from step_audio_client.tokens import TokenRequest, Tokens
 
 READY_TIMEOUT = 4  # seconds in which every model has to answer
 STOP_TIMEOUT = 10  # seconds
+STOP_AGAIN = 0.5  # seconds
 LAST_TIMEOUT = 1  # seconds, of stops when the event loop ends
 FEATURIZER = "audio_featurizer"
+
+
+@dataclass(frozen=True, eq=False)
+class _Open:
+    """A generation under way."""
+
+    request_id: str
+    server: Server
+    answer: calls.Answer
+    responses: AsyncGenerator[wire.Response]
+
+    async def stop(self) -> None:
+        """Again and again until it has ended: one that comes before the LLM has the request is lost."""
+        while True:
+            await stop(self.server.stub, self.request_id, STOP_TIMEOUT)
+            if await self.answer.ended(STOP_AGAIN):
+                return
 
 
 class Pipeline:
@@ -41,7 +69,7 @@ class Pipeline:
         self._patience = patience
         self._quarantine = Quarantine()
         self.counts = Counts()
-        self._open: set[tuple[str, Server, AsyncGenerator[wire.Response]]] = set()  # generations under way
+        self._open: set[_Open] = set()  # generations under way
         self._stops: set[asyncio.Task[None]] = set()
         self._runs: weakref.WeakSet[Run] = weakref.WeakSet()
         self._end: AsyncGenerator[None] | None = None
@@ -50,10 +78,10 @@ class Pipeline:
         """Stops what is under way, and waits for it, so that no slot stays taken on a server."""
         # A `break` leaves the clean-up of `tokens` to asyncio, which may get to it only when the channel is closed.
         while self._open:
-            request_id, server, responses = self._open.pop()
+            entry = self._open.pop()
             with contextlib.suppress(RuntimeError):  # another task is reading it
-                await responses.aclose()
-            self._stop_in_background(request_id, server)
+                await entry.responses.aclose()
+            self._stop_in_background(entry)
         if self._stops:
             await asyncio.gather(*self._stops, return_exceptions=True)
         await self._servers.close()
@@ -122,7 +150,9 @@ class Pipeline:
                 limits = [limit for limit in (patience, run.time_left()) if limit is not None]
                 with tracing.attempt(request.model_name, {"server.address": server.address}) as traceparent:
                     wire.trace(request, traceparent)
-                    answer = await server.stub.ModelInfer(request, timeout=min(limits, default=None))
+                    answer = await calls.ask(server.stub, request, min(limits, default=None))
+            except TimeoutError:
+                await failover.after(RequestTimeout(TOO_LATE))
             except grpc.aio.AioRpcError as error:
                 await failover.after(call_error(error, server.address, connected, run.request_id))
             else:
@@ -203,7 +233,7 @@ class Pipeline:
         """
         for run in self._runs:
             run.stopped |= run.request_id == request_id
-        ours = [(id_, server) for id_, server, _ in self._open if id_.partition("/")[0] == request_id]
+        ours = [(one.request_id, one.server) for one in self._open if one.request_id.partition("/")[0] == request_id]
         targets = ours or [(request_id, server) for server in self._servers.all]
         await asyncio.gather(*(stop(server.stub, id_, STOP_TIMEOUT) for id_, server in targets))
 
@@ -218,8 +248,9 @@ class Pipeline:
         server = run.route[0]
         request = wire.infer_request(model, request_id, inputs)
         wire.trace(request, traceparent)
-        responses = wire.stream(server.stub, request, run.time_left(), leased=True)
-        entry = (request_id, server, responses)
+        answer = calls.Answer(server.stub, request, run.time_left(), leased=True)
+        responses = answer.responses()
+        entry = _Open(request_id, server, answer, responses)
         self._open.add(entry)
         try:
             async for response in responses:
@@ -227,33 +258,35 @@ class Pipeline:
                 if response.final:
                     self._open.discard(entry)
                 yield response
-        except wire.StreamError as error:
+        except calls.StreamError as error:
             server.seen = True
             self._open.discard(entry)
             failure = request_error(str(error), request_id)
             if isinstance(failure, ServerLost):
                 failure.stands = True
             raise failure from None
-        except wire.ConnectionLost:
+        except calls.ConnectionLost:
             self._open.discard(entry)
             run.time_left()
             raise ServerLost(f"the server at {server.address} went away: try again later") from None
+        except TimeoutError:
+            raise RequestTimeout(TOO_LATE) from None
         except grpc.aio.AioRpcError as error:
             run.time_left()  # if it is up, that is the reason, however the server put it
             raise call_error(error, server.address, request_id=request_id) from None
         finally:
-            # First the stream, which keeps steps from being scheduled; then the LLM, if it is already at work.
+            # First the lease, which keeps it from the LLM; then the LLM, if it is already at work.
             await responses.aclose()
             if entry in self._open:
                 self._open.discard(entry)
-                self._stop_in_background(request_id, server)
+                self._stop_in_background(entry)
 
-    def _stop_in_background(self, request_id: str, server: Server) -> None:
+    def _stop_in_background(self, entry: _Open) -> None:
         """A task of its own: the caller may itself be cancelled, and must not be kept waiting."""
         loop = asyncio.get_running_loop()
         if getattr(loop, "_asyncgens_shutdown_called", False):  # it ends now, and no task with it; the lease does it
             return
-        task = loop.create_task(stop(server.stub, request_id, STOP_TIMEOUT))
+        task = loop.create_task(entry.stop())
         self._stops.add(task)
         task.add_done_callback(self._stop_ended)
 

@@ -9,13 +9,14 @@ tritonserver does not have its `Watch` method, and gRPC then takes the connectio
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Sequence
 
 import grpc
 from tritonclient.grpc import service_pb2_grpc
 
-from step_audio_client import wire
+from step_audio_client import calls, wire
 from step_audio_client.tls import Tls
 
 _ORDER = {  # the best first
@@ -35,6 +36,11 @@ class Server:
         self.channel = wire.channel(address, tls)
         self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
         self.seen = False  # it has answered, at some time
+
+    async def close(self) -> None:
+        """When the calls under way have ended."""
+        await calls.ended(self.stub)
+        await self.channel.close()
 
     def rank(self) -> int:
         """How likely a call succeeds, 0 the most; makes an idle connection open."""
@@ -64,5 +70,5 @@ class Servers:
         return sum(server.rank() < max(_ORDER.values()) for server in self.all)
 
     async def close(self) -> None:
-        for server in self.all:
-            await server.channel.close()
+        """When what is under way has ended."""
+        await asyncio.gather(*(server.close() for server in self.all))

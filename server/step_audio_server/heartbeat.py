@@ -32,7 +32,7 @@ class Heartbeat:
 
     async def _beat(self) -> None:
         server = Server(self._address, self._tls)
-        async with server.channel:
-            while not self._stopping.is_set():
-                self._fault = await heartbeat(server.stub, PATIENCE)
-                await asyncio.sleep(PERIOD)
+        while not self._stopping.is_set():
+            self._fault = await heartbeat(server.stub, PATIENCE)
+            await asyncio.sleep(PERIOD)
+        await server.close()

@@ -99,8 +99,8 @@ class Leases:
     def handle(self, request_id: str, inputs: Tensors, holder: Holder) -> None:
         """One request, which is answered, now or when its lease ends. Raises StepAudioError for what is wrong with it.
 
-        With `open` true it opens a lease and is answered when that ends, with `open` false it closes one. Else it is an
-        answer on its way to the LLM.
+        With `open` true it opens a lease and is answered when that ends, with `open` false it closes one; with `stop`
+        as well the client leaves its answer, which ends with the lease. Else it is an answer on its way to the LLM.
         """
         if len(request_id) > MAX_ID:
             raise InvalidRequest(f"the request's id has {len(request_id)} characters, at most {MAX_ID} are accepted")
@@ -118,7 +118,7 @@ class Leases:
         if opens:
             self._open(answer, math.inf if seconds is None else seconds, holder)
         else:
-            self._close(answer)
+            self._close(answer, bool(scalar(inputs, "stop")))
             holder.end(_ended())
 
     def close(self) -> None:
@@ -141,10 +141,12 @@ class Leases:
             self._unleased.pop(answer, None)
             self._ended.pop(answer, None)
 
-    def _close(self, answer: str) -> None:
+    def _close(self, answer: str, stop: bool) -> None:
         with self._lock:
             lease = self._leases.pop(answer, None)
             self._unleased.pop(answer, None)
+            if stop and lease is not None:  # the client itself tells the LLM, where it has the answer already
+                self._ended[answer] = time.monotonic()
         if lease is not None:
             lease.end()
 

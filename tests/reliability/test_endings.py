@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from uuid import uuid4
 
+import grpc
 import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2_grpc
@@ -102,13 +103,14 @@ class Ways:
         async with wire.channel(self.address) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             id_ = uuid4().hex
-            stream = wire.stream(stub, wire.infer_request("step_audio_r1", id_, inputs), None)
+            call = stub.ModelStreamInfer()
+            await call.write(wire.infer_request("step_audio_r1", id_, inputs))
             yield "begun"
             try:
-                async for response in stream:
-                    yield response
+                while (message := await call.read()) is not grpc.aio.EOF:
+                    yield message
             finally:
-                await stream.aclose()
+                call.cancel()  # as others do it; our own client does not
                 await asyncio.shield(stop(stub, id_, SECONDS))
 
     async def http(self, content: str, tokens: int, stream: bool = True, stalls: bool = False):

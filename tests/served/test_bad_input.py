@@ -13,7 +13,7 @@ import pytest
 from raw_triton import call, prompt, refusal, scalar, send, texts
 from reference import sine_speech
 from step_audio.audio import encode_wav
-from step_audio_client import Audio, RequestError, Sampling, StepAudioClient, user, wire
+from step_audio_client import Audio, RequestError, Sampling, StepAudioClient, calls, user
 
 ENSEMBLE, LLM = "step_audio_r1", "tensorrt_llm"
 TEXT = json.dumps([{"role": "user", "content": "hello"}])
@@ -169,6 +169,6 @@ def test_a_hostile_text_stays_text(address, reference):
 
 
 def test_unknown_model_and_input(address):
-    with pytest.raises(wire.StreamError, match="unknown model"):
+    with pytest.raises(calls.StreamError, match="unknown model"):
         asyncio.run(send(address, "nope", {}))
     check(refusal(address, ENSEMBLE, {"messages": texts(TEXT), "foo": scalar(1, np.int32)}), "foo")

@@ -15,7 +15,7 @@ from tritonclient.grpc import service_pb2_grpc
 from raw_triton import prompt, scalar, send, texts
 from server_settings import settings_for
 from step_audio.errors import Code
-from step_audio_client import RequestError, ServerBusy, StepAudioClient, user, wire
+from step_audio_client import RequestError, ServerBusy, StepAudioClient, calls, user, wire
 from step_audio_client.errors import call_error, request_error
 from step_audio_server.serve import Service
 
@@ -45,7 +45,7 @@ def address(server):
 def streamed(address, model, inputs) -> RequestError:
     try:
         responses = asyncio.run(send(address, model, inputs))
-    except wire.StreamError as error:
+    except calls.StreamError as error:
         return request_error(str(error))
     raise AssertionError(f"answered with {len(responses)} responses")
 

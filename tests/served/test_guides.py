@@ -30,5 +30,5 @@ def test_through_the_pipeline(service):
     schema = '{"type": "object", "properties": {"a": {"enum": [1, 2]}, "b": {"const": "x"}}, "required": ["a", "b"]}'
     assert re.fullmatch(r'\{"a": [12], "b": "x"\}', served(service, "json_schema", schema))
     assert re.match(r'\{("|\})', served(service, "json", ""))
-    with pytest.raises(raw_triton.wire.StreamError, match=r"cannot be used as regex: .*not closed"):
+    with pytest.raises(raw_triton.calls.StreamError, match=r"cannot be used as regex: .*not closed"):
         served(service, "regex", "(")

@@ -91,6 +91,15 @@ def test_a_complete_answer_is_not_stopped(held, stopped):
     assert again.ends == [None] and stopped == []
 
 
+def test_an_answer_that_its_client_leaves_goes_no_further(held):
+    lease(held, "lease:a", True, None, holder := Holder())
+    true, false = np.array([[True]]), np.array([[False]])
+    ask(held, "lease:a", Holder(), open=false, stop=true)
+    assert holder.ends == [None] and go_by(held, "a") == "the lease of this answer has ended"
+    ask(held, "lease:b", Holder(), open=false, stop=true)  # or there never was one
+    assert go_by(held, "b") == PASSED
+
+
 def test_an_answer_whose_time_is_up_is_stopped(held, stopped):
     lease(held, "lease:a", True, 0.05, holder := Holder())
     wait_until(lambda: stopped and holder.ends == [None])

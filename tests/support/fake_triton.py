@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
 from itertools import zip_longest
@@ -54,7 +55,8 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.script = script
         self.seen: list[tuple] = []
         self.leases: set[str] = set()  # that have been opened
-        self.time_left: list[float] = []  # seconds until its deadline, of each generation
+        self.stopped: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self.time_left: list[float] = []  # seconds of each lease
         self.max_seq_len = 100
         self.parameters = [one.name for one in PARAMETERS]
 
@@ -68,8 +70,11 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ModelInfer(self, request, context):
         if request.model_name == "lease":
-            if not read(request)["open"].item() and request.id in self.leases:
-                self.seen.append(("returned", request.id))
+            inputs = read(request)
+            if not inputs["open"].item() and request.id in self.leases:
+                self.seen.append(("left" if "stop" in inputs else "returned", request.id))
+            if "seconds" in inputs:
+                self.time_left.append(inputs["seconds"].item())
             self.leases.add(request.id)
             return answer({"ended": np.ones((1, 1), np.bool_)})
         self.seen.append(("asked", request.outputs[0].name))
@@ -83,13 +88,14 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
             inputs = read(request)
             if request.model_name == "tensorrt_llm":
                 self.seen.append(("stop", request.id, inputs["stop"].item()))
+                self.stopped[request.id].set()
                 yield message(final=True)
                 continue
             self.seen.append(("generate", request.id, inputs))
-            self.time_left.append(context.time_remaining())
+            assert context.time_remaining() is None  # a deadline is a cancel, which crashes tritonserver
             try:
                 part = None
-                async for part in self.script():
+                async for part in until(self.stopped[request.id], self.script()):
                     yield part
                 if part is None or not (
                     part.error_message or part.infer_response.parameters["triton_final_response"].bool_param
@@ -99,6 +105,24 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
                 self.seen.append(("cancelled", request.id))
                 raise
         self.seen.append(("ended",))
+
+
+async def until(stopped: asyncio.Event, parts):
+    """As long as nobody has stopped it."""
+    stop = asyncio.ensure_future(stopped.wait())
+    try:
+        while True:
+            part = asyncio.ensure_future(anext(parts, None))
+            await asyncio.wait({stop, part}, return_when=asyncio.FIRST_COMPLETED)
+            if not part.done():
+                part.cancel()
+                yield message(final=True, empty=True)
+                return
+            if part.result() is None:
+                return
+            yield part.result()
+    finally:
+        stop.cancel()
 
 
 def message(*ids: int, final: bool = False, prompt: int = 10, empty: bool = False, error: str = ""):

@@ -10,7 +10,7 @@ from uuid import uuid4
 import numpy as np
 from tritonclient.grpc import service_pb2_grpc
 
-from step_audio_client import wire
+from step_audio_client import calls, wire
 from step_audio_server.serve import Service
 
 scalar = wire.scalar
@@ -30,11 +30,14 @@ def prompt(ids: list[int], new: int, **others: np.ndarray) -> dict[str, np.ndarr
 
 
 async def send(address: str, model: str, inputs: dict[str, np.ndarray], request_id: str = "", timeout: float = 120):
-    """All responses of one request. Raises wire.StreamError."""
+    """All responses of one request. Raises calls.StreamError."""
     async with wire.channel(address) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         request = wire.infer_request(model, request_id or uuid4().hex, inputs)
-        return [response async for response in wire.stream(stub, request, timeout)]
+        try:
+            return [response async for response in calls.stream(stub, request, timeout)]
+        finally:
+            await calls.ended(stub)
 
 
 def call(address: str, model: str, inputs: dict[str, np.ndarray], request_id: str = ""):
@@ -45,7 +48,7 @@ def refusal(address: str, model: str, inputs: dict[str, np.ndarray]) -> str:
     """The error text of a request that must be refused; an answer fails the test."""
     try:
         responses = call(address, model, inputs)
-    except wire.StreamError as error:
+    except calls.StreamError as error:
         return str(error)
     raise AssertionError(f"answered with {len(responses)} responses")
 
