@@ -61,6 +61,8 @@ class Control:
 
 Segment = Text | Control | AudioPlace
 
+_FAILURES = (jinja2.TemplateError, TypeError, ValueError, LookupError)  # of a template
+
 
 class _Vault:
     """User strings during one rendering: each is kept here, the template sees a placeholder."""
@@ -102,6 +104,11 @@ def _tojson(context: jinja2.runtime.Context, value: Any) -> str:
     return vault.put(dump(value))
 
 
+def _raise_exception(text: str) -> None:
+    """By which people's templates refuse a conversation."""
+    raise jinja2.TemplateError(text)
+
+
 @dataclass(frozen=True, slots=True)
 class Template:
     """A template: what people call it, and its Jinja source."""
@@ -127,10 +134,22 @@ def _compiled(template: Template) -> jinja2.Template:
     # The white space settings of transformers, for which people's own templates are written.
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
     try:
         return environment.from_string(template.source)
     except jinja2.TemplateSyntaxError as error:
         raise CheckpointError(f"chat template {template.name}, line {error.lineno}: {error.message}") from None
+
+
+@lru_cache
+def _works(template: Template) -> bool:
+    """Whether it can write the simplest of conversations: what else it fails on is the conversation's fault."""
+    messages = [{"role": "user", "content": "."}]
+    try:
+        _compiled(template).render(messages=messages, tools=None, add_generation_prompt=True, _vault=_Vault())
+    except _FAILURES:
+        return False
+    return True
 
 
 @lru_cache
@@ -171,8 +190,11 @@ def render(
             add_generation_prompt=add_generation_prompt,
             _vault=vault,
         )
-    except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
-        raise CheckpointError(f"{label} failed: {vault.pattern.sub('...', str(error))}") from None
+    except _FAILURES as error:
+        told = vault.pattern.sub("...", str(error))
+        if _works(template):
+            raise InvalidRequest(f"messages: {label} does not take them: {told}") from None
+        raise CheckpointError(f"{label} failed: {told}") from None
     if continue_final_message:  # whatever the template puts behind the last message would end the turn
         rendered, found, _ = rendered.rpartition(end)
         if not found:

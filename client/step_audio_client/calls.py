@@ -107,6 +107,8 @@ class Answer:
                 if message.error_message:
                     self._end(StreamError(message.error_message))
                     break
+                if message.infer_response.id not in ("", self._request.id):  # another's, whose state is ours now
+                    raise ConnectionLost("the server has mixed up its streams")
                 response = infer_response(message.infer_response)
                 if response.final:
                     self._end(response)

@@ -13,7 +13,7 @@ from tritonclient.grpc import service_pb2
 
 from step_audio import tracing
 from step_audio.arrays import AnyArray
-from step_audio.errors import Retry
+from step_audio.errors import Code, Retry
 from step_audio_client import calls, wire
 from step_audio_client.continuation import Continuation
 from step_audio_client.control import PROMPT, heartbeat, stop
@@ -196,6 +196,12 @@ class Pipeline:
                 if isinstance(error, ServerLost) and server not in dying:
                     self.counts.servers_lost += 1
                     self._quarantine.died(first)
+                if error.code is Code.CANCELLED:  # on somebody's demand, or its lease is over
+                    if run.stopped:
+                        yield answer.stopped()
+                        return
+                    run.time_left()
+                    raise
                 dying = dying | {server} if isinstance(error, ServerLost) and error.stands else dying - {server}
                 if error.code.retry is Retry.WAIT and (last := answer.ended()):
                     yield last

@@ -14,11 +14,15 @@ from step_audio.arrays import AnyArray
 from step_audio.engine import Engine, EngineOptions, EngineStats
 from step_audio.engine.request import SequenceOutput
 from step_audio.engine.scheduler import Policy, is_policy
-from step_audio.errors import ArtefactError, InvalidRequest
+from step_audio.errors import ArtefactError, InvalidRequest, Overloaded
 from step_audio.steps.tensors import Failed
 from step_audio.steps.trtllm.request import is_stop, parse
 from step_audio.steps.trtllm.response import ResponseStream, Send, SenderPool
 from step_audio.steps.trtllm.traces import EngineTraces
+
+# As in front of the other steps; the engine's queue has a bound of its own, if the configuration says so.
+MAX_PENDING = 1024  # requests that wait or are worked on
+MAX_PENDING_BYTES = 2 << 30  # of their inputs, prompt tables above all; one alone may have more
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +31,7 @@ log = logging.getLogger(__name__)
 class _InFlight:
     triton_id: str
     is_cancelled: Callable[[], bool]
+    size: int  # bytes of its inputs
     engine_ids: list[str] = field(default_factory=list)
 
 
@@ -124,13 +129,15 @@ class TrtllmBackend:
                 self.stop(triton_id)
                 channel.send({}, None, True)
                 return
+            size = sum(tensor.nbytes for tensor in tensors.values())
+            self._check_room(size)
             if missing := sorted({"output_ids", "sequence_length"} - requested):
                 raise InvalidRequest(f"output '{missing[0]}' must be requested")
             request = parse(tensors, self.exclude_input, on_output)
         except Exception as error:
             channel.send(None, error, True)
             return
-        entry = _InFlight(triton_id, channel.is_cancelled)
+        entry = _InFlight(triton_id, channel.is_cancelled, size)
         with self._lock:
             self._in_flight.add(entry)
         stream = ResponseStream(request.options, channel.send, self._senders, on_final=lambda: self._finish(entry))
@@ -151,6 +158,13 @@ class TrtllmBackend:
         with self._lock:
             ids = [i for entry in self._in_flight if entry.triton_id == triton_id for i in entry.engine_ids]
         self._cancel(ids)
+
+    def _check_room(self, size: int) -> None:
+        """Raises Overloaded."""
+        with self._lock:
+            held = sum(entry.size for entry in self._in_flight)
+            if len(self._in_flight) >= MAX_PENDING or (held and held + size > MAX_PENDING_BYTES):
+                raise Overloaded(f"{len(self._in_flight)} requests are waiting already, {held >> 20} MiB")
 
     def _cancel(self, engine_ids: list[str]) -> None:
         for engine_id in engine_ids:

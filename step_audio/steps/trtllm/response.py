@@ -5,8 +5,9 @@ queues. While a request's tokens wait, later ones of the same sequence join them
 client a response costs 0.6 ms of a processor, about what a token of a small model costs: so one follows another after
 some milliseconds, the more the more requests there are. First tokens and ends never wait.
 
-What is in a response is what TensorRT-LLM 1.2's C++ backend puts there, with two differences: KV cache and time
-figures come with an answer's last response only, and a row of a batch that is refused ends the whole request.
+What is in a response is what TensorRT-LLM 1.2's C++ backend puts there, with three differences: KV cache and time
+figures come with an answer's last response only, a row of a batch that is refused ends the whole request, and so does
+a stop, by an error: there is no other way to tell it from an answer that has come to its end.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 
 from step_audio.arrays import AnyArray, Int32Array, Int64Array
 from step_audio.engine.request import SequenceOutput
-from step_audio.errors import StepAudioError
+from step_audio.errors import Code, StepAudioError
 from step_audio.steps.trtllm.request import ResponseOptions
 
 # tensors by output name, error, final flag
@@ -131,6 +132,8 @@ class ResponseStream:
         failed = next((output.error for output in outputs if output.error), None)
         self._rows_left -= sum(output.final for output in outputs)
         final = self._rows_left == 0 or failed is not None
+        if final and failed is None and outputs[-1].finished == "cancelled":
+            failed = StepAudioError("the answer was stopped", Code.CANCELLED)
         self._ended = final
         try:
             if failed is not None:
@@ -151,11 +154,10 @@ class ResponseStream:
         tokens = [token for output in outputs for token in output.token_ids]
         log_probs = self._log_probs.setdefault((row, last.sequence_index), [])
         log_probs += [value for output in outputs for value in output.log_probs]
-        if not options.streaming:
-            if last.finished == "cancelled":
-                tokens = []
-            elif not options.exclude_input:
-                tokens = self.prompts[row].tolist() + tokens
+        if last.finished == "cancelled" and not options.streaming:
+            tokens = []
+        elif not options.streaming and not options.exclude_input:
+            tokens = self.prompts[row].tolist() + tokens
         tensors: dict[str, AnyArray] = {
             "output_ids": np.array(tokens, np.int32).reshape(1, 1, -1),
             "sequence_length": _int32(len(tokens)),
