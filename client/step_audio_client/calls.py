@@ -1,10 +1,12 @@
 """Calls of a server's models, each read to its end by a task of its own, whatever becomes of who asked.
 
 A call is not cancelled while the server works for it, nor given a deadline of gRPC's, which is a cancel at the server.
-tritonserver 2.51 frees what belongs to a cancelled call where a response is being written, or comes, at that moment,
-and goes on using it: it crashes, in this call or a later one (server r24.10, src/grpc/infer_handler.h,
-HandleCancellation: a state that is WRITTEN or CANCELLED is released while the core, or an alarm, still has it; the
-second of these is repaired in 24.12 and 25.05). So who leaves has the work ended by a stop, and the rest is read.
+Where a response comes, or is being written, at that moment, tritonserver 2.51 frees what belongs to a cancelled call
+and goes on using it: it crashes, in this call or in a later one, or writes into another's stream. (Server r24.10,
+src/grpc/infer_handler.h, HandleCancellation: a state that is WRITTEN is released while the core still answers it, at
+e1db8a60, too; one that is CANCELLED while its alarm is on its way, which 25.04 has mended. And a handler that looks for
+a cancel takes two locks in the other order than a response does.) So who leaves has the work ended by a stop, and the
+rest is read; `tests/reliability/hammer.py` shows the difference.
 
 The raw stubs are used instead of tritonclient's own asyncio client, because that one cannot ask for the empty final
 response, without which the end of a stream is silence.

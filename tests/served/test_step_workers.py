@@ -11,9 +11,9 @@ import pytest
 from server_settings import settings_for
 from step_audio.audio import encode_wav
 from step_audio_client import Audio, Sampling, StepAudioClient, user
-from step_audio_server import processes
 from step_audio_server.serve import Service
 from waiting import wait_until
+from worker_processes import worker_of
 
 STEPS = ("audio_featurizer", "prompt_builder", "audio_encoder")
 PAUSE = 2.6  # seconds: a stub that is paused so long with a request at hand is given up by tritonserver
@@ -25,16 +25,6 @@ def server(checkpoint, work_dir):
     """One of its own: its processes are stopped and killed here."""
     with Service(settings_for(checkpoint, work_dir)) as service:
         yield service
-
-
-def worker_of(service, step):
-    found = [
-        pid
-        for pid in processes.session(service.server.process.pid)
-        if "step_audio.steps.worker" in (words := processes.arguments(pid)) and step in words
-    ]
-    assert len(found) == 1, f"{step} has {len(found)} workers"
-    return found[0]
 
 
 def recording(seconds, seed=0):
