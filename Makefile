@@ -36,8 +36,8 @@ test: lint ## lint and all tests, a real tritonserver included
 test-fast: $(VENV)/.test ## the tests that start no server, browser, training or build
 	$(BIN)/pytest -n 2 -m 'not (server or browser or training or build or processes)'
 
-reliability: $(VENV)/.test ## the long form of tests/reliability: deaths, overload, 103,000 wrong requests, 500 endings
-	RELIABILITY_ROUNDS=20 $(BIN)/pytest tests/reliability
+reliability: $(VENV)/.test ## every promise of docs/reliability.md in its long form, about three hours; figures in .work/reliability
+	$(BIN)/python tests/reliability/run_all.py
 
 bench: $(VENV)/.cpu ## speed of the small model here, over gRPC and HTTP; tables in .work/bench
 	$(BIN)/step-audio bench --output .work/bench

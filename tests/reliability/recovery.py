@@ -92,7 +92,7 @@ def measure(process: ServeProcess, rounds: int) -> list[tuple[str, ...]]:
     return rows
 
 
-def starts(settings, count: int) -> str:
+def starts(settings, count: int) -> tuple[int, str]:
     """How many of `count` starts failed, or came to pass only by trying again, and what the others took."""
     failed, crashes, taken = 0, [], []
     for number in range(1, count + 1):
@@ -110,24 +110,26 @@ def starts(settings, count: int) -> str:
         print(f"start {number}: {time.monotonic() - begin:.1f} s, {crashes[-1]} crashes", file=sys.stderr, flush=True)
     retried = sum(n > 0 for n in crashes)
     took = f"median {statistics.median(taken or [0.0]):.1f} s, longest {max(taken, default=0.0):.1f} s"
-    return f"{failed} failed, {retried} tried again ({sum(crashes)} crashes), {took}"
+    return failed, f"{failed} failed, {retried} tried again ({sum(crashes)} crashes), {took}"
 
 
 def load() -> str:
     return f"load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} processors"
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--checkpoint", type=Path, default=embedded_checkpoint())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--starts", type=int, default=0)
     parser.add_argument("--busy", type=int, default=0)
     given = parser.parse_args()
+    failed = 0
     with tempfile.TemporaryDirectory() as folder, busy(given.busy):
         settings = settings_for(given.checkpoint, Path(folder), max_seq_len=4096)
         if given.starts:
-            print(f"{given.starts} starts: {starts(settings, given.starts)}; {load()}")
+            failed, told = starts(settings, given.starts)
+            print(f"{given.starts} starts: {told}; {load()}")
         if given.rounds:
             process = ServeProcess(settings)
             try:
@@ -137,7 +139,8 @@ def main() -> None:
                 process.end()
             print(markdown_table([("fault", "median", "longest"), *rows]))
             print(load())
+    return int(failed > 0)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,10 +3,11 @@
     python tests/reliability/soak.py PID --url http://127.0.0.1:9999 --grpc 127.0.0.1:8001 --minutes 30 --wide 36 \
         --busy 16 --memory-limit 1.05
 
-PID is that of `step-audio serve`. --busy: loops that take processor time, each in a session of its own. --memory-limit:
-the server's processes are put into a control group whose memory is limited to so many times what they hold when the
-traffic has warmed up, their files' pages included (cgroup v1, as root). The last line is JSON: requests by kind and
-outcome, and the server's memory, descriptors, threads and shared memory after the warm-up and at the end.
+PID is that of `step-audio serve`; without it, --url and --grpc one is started for the while. --busy: loops that take
+processor time, each in a session of its own. --memory-limit: the server's processes are put into a control group whose
+memory is limited to so many times what they hold when the traffic has warmed up, their files' pages included (cgroup
+v1, as root). The last line is JSON: requests by kind and outcome, and the server's memory, descriptors, threads and
+shared memory after the warm-up and at the end. Status 1: one of these has grown by more than 5 %.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import contextlib
 import json
 import random
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -31,11 +33,15 @@ import numpy as np
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 from audio_fixture import wav
 from busy import busy
+from serve_process import ServeProcess
+from server_settings import settings_for
 from step_audio.clips import SAMPLE_RATE
 from step_audio_client import Audio, RequestError, Sampling, StepAudioClient, user
 from step_audio_server import processes
+from step_audio_server.assets import embedded_checkpoint
 
 WARM_UP = 0.15  # of the time
+GROWTH = 1.05
 TIMEOUT = 300.0  # seconds, for an answer on a machine that is much too busy
 TOOL = {
     "type": "function",
@@ -242,9 +248,9 @@ async def soak(pid: int, url: str, grpc: str, minutes: float, wide: int, memory_
     }  # fmt: skip
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("pid", type=int)
+    parser.add_argument("pid", type=int, nargs="?")
     parser.add_argument("--url", default="http://127.0.0.1:9999")
     parser.add_argument("--grpc", default="127.0.0.1:8001")
     parser.add_argument("--minutes", type=float, default=30)
@@ -252,10 +258,18 @@ def main() -> None:
     parser.add_argument("--busy", type=int, default=0)
     parser.add_argument("--memory-limit", type=float)
     given = parser.parse_args()
-    with busy(given.busy):
-        told = asyncio.run(soak(given.pid, given.url, given.grpc, given.minutes, given.wide, given.memory_limit))
+    with busy(given.busy), contextlib.ExitStack() as stack:
+        pid, url, address = given.pid, given.url, given.grpc
+        if pid is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            process = ServeProcess(settings_for(embedded_checkpoint(), folder))
+            stack.callback(process.end)
+            process.wait_for("ready")
+            pid, url, address = process.process.pid, f"http://127.0.0.1:{process.port}", process.settings.address
+        told = asyncio.run(soak(pid, url, address, given.minutes, given.wide, given.memory_limit))
     print(json.dumps(told))
+    return int(any(told["end"][name] > GROWTH * value for name, value in (told["warm"] or {}).items()))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
