@@ -6,8 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import time
-from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
@@ -20,8 +18,6 @@ from step_audio.errors import Code
 from step_audio_client import RequestError, RequestTimeout, Sampling, ServerBusy, StepAudioClient, calls, user, wire
 from step_audio_client.errors import call_error, request_error
 from step_audio_server.serve import Service
-from waiting import wait_until
-from worker_processes import worker_of, workers_of
 
 ENSEMBLE, PROMPT, LLM = "step_audio_r1", "step_audio_prompt", "tensorrt_llm"
 TEXT = json.dumps([{"role": "user", "content": "hello"}])
@@ -137,24 +133,6 @@ def test_an_answer_that_takes_too_long(address):
     with pytest.raises(RequestTimeout) as caught:
         asyncio.run(late())
     assert caught.value.code is Code.TIMED_OUT
-
-
-def test_a_request_that_ends_its_worker_twice(server, address):
-    """Each time before it is read: a stopped process has it at hand."""
-    worker = worker_of(server, "prompt_builder")
-    os.kill(worker, signal.SIGSTOP)
-    with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(called, address, "prompt_builder", {"messages": texts(TEXT)})
-        for _ in range(2):
-            time.sleep(0.3)
-            os.kill(worker, signal.SIGKILL)
-            wait_until(lambda gone=worker: workers_of(server, "prompt_builder") not in ([], [gone]))
-            worker = worker_of(server, "prompt_builder")
-            os.kill(worker, signal.SIGSTOP)
-        os.kill(worker, signal.SIGCONT)
-        status, error = asked.result()
-    assert (status, error.code) == (Code.QUARANTINED.grpc, Code.QUARANTINED)
-    assert called(address, "prompt_builder", {"messages": texts(TEXT)})[1].code is Code.QUARANTINED
 
 
 def test_the_end_of_a_model_s_process(server, address):
