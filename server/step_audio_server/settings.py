@@ -31,6 +31,7 @@ IPv4 = Annotated[str, Field(pattern=r"^\d{1,3}(\.\d{1,3}){3}$")]
 # Settings that an engine is built for: a profile has decided them.
 DECIDED_BY_PROFILE = (
     "tp", "dtype", "max_batch_size", "max_seq_len", "max_num_tokens", "max_prompt_table_rows", "kv_cache_tokens",
+    "decoder_matrices",
 )  # fmt: skip
 
 
@@ -74,6 +75,9 @@ class ServeSettings(Settings):
     )
     kv_cache_tokens: PositiveInt | None = Field(
         None, description="positions in the KV cache (default and least: 4 and 1 x max-seq-len)"
+    )
+    decoder_matrices: Literal["stored", "int8"] = Field(
+        "stored", description="on a CPU: as they are stored, or rounded to 8 bits when the server starts"
     )
     kv_cache_reuse: bool = Field(True, description="keep the blocks of earlier prompts for later ones (default: yes)")
     chunked_context: bool = Field(True, description="compute long prompts in parts (default: yes)")

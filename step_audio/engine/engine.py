@@ -12,7 +12,8 @@ from typing import ParamSpec
 
 from step_audio.arrays import Float32Array
 from step_audio.engine.assembler import Assembler
-from step_audio.engine.executor import Executor, TokenEmbedding
+from step_audio.engine.executor import TokenEmbedding
+from step_audio.engine.executors import make_executor
 from step_audio.engine.guide import CompiledGuide, GuideCompiler, TokenGuide
 from step_audio.engine.kv_cache import BlockPool
 from step_audio.engine.options import EngineOptions, EngineStats
@@ -60,7 +61,7 @@ class Engine:
         self._assemble = Assembler(TokenEmbedding(weights))
         info = options.xgrammar_tokenizer_info_path
         self._guides = GuideCompiler(info, spec.vocab_size) if info else None
-        self._executor = _make_executor(self.spec, weights, num_blocks, options)
+        self._executor = make_executor(self.spec, weights, num_blocks, options)
         self._pool = BlockPool(num_blocks, options.enable_kv_cache_reuse)
         self._scheduler = Scheduler(
             self._pool,
@@ -384,13 +385,3 @@ class Engine:
             logger.exception("nobody takes the outputs of request %s", active.request.request_id)
             if active.sequences:
                 self._release(active, list(active.sequences))
-
-
-def _make_executor(spec: EngineSpec, weights: Weights, num_blocks: int, options: EngineOptions) -> Executor:
-    if options.executor == "torch":
-        from step_audio.engine.torch_executor import TorchExecutor  # torch takes seconds to import
-
-        return TorchExecutor(spec, weights, num_blocks, options.precision_for(spec), options.threads)
-    from step_audio.engine.openvino_executor import OpenVinoExecutor
-
-    return OpenVinoExecutor(spec, weights, num_blocks, options.precision_for(spec), options.threads)

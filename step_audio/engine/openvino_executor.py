@@ -19,6 +19,7 @@ from openvino.op import Constant, _PagedAttentionExtension
 
 from step_audio.arrays import AnyArray, Float32Array
 from step_audio.engine.executor import Batch
+from step_audio.engine.int8_weights import quantised
 from step_audio.engine.quickest import Quickest
 from step_audio.engine.signal_stack import signal_stack_kept
 from step_audio.engine.trtllm_checkpoint import EngineSpec, Weights
@@ -37,10 +38,13 @@ class OpenVinoExecutor:
 
     precision: of arithmetic and cache, "f32" or "bf16", whatever the weights have ("bf16" halves the cache; a CPU
     without AVX-512 cannot compute it and gets "f32"); threads: 0 is one for a tiny decoder, for a small one what is
-    quicker at the moment, and else OpenVINO's choice.
+    quicker at the moment, and else OpenVINO's choice; int8: matrices in 8 bits, and where a CPU multiplies such, what
+    is multiplied with them, too, in groups of 32.
     """
 
-    def __init__(self, spec: EngineSpec, weights: Weights, num_blocks: int, precision: str, threads: int):
+    def __init__(
+        self, spec: EngineSpec, weights: Weights, num_blocks: int, precision: str, threads: int, int8: bool = False
+    ):
         self.num_blocks = num_blocks
         core = ov.Core()
         # Asked for bf16 where there is none, the plug-in computes in f32 and then refuses a cache of bf16.
@@ -57,7 +61,7 @@ class OpenVinoExecutor:
             "CPU_RUNTIME_CACHE_CAPACITY": 100,
         }
         self._weights = weights  # the graph reads their memory but does not own it
-        decoder = _decoder(spec, weights)
+        decoder = _decoder(spec, weights, int8)
         caches: dict[str, ov.Tensor] = {}
         self._ways: list[_Compiled] = []
         for count in _thread_counts(weights, threads):
@@ -137,8 +141,9 @@ def _read_by_a_step(weights: Weights) -> int:
     return sum(array.nbytes for array in (*layers, weights.lm_head))
 
 
-def _decoder(spec: EngineSpec, weights: Weights) -> ov.Model:
+def _decoder(spec: EngineSpec, weights: Weights, int8: bool) -> ov.Model:
     """Qwen2: pre-norm blocks of attention (biased QKV, rotary positions) and SiLU-gated MLP."""
+    linear = _linear_int8 if int8 else _linear
     parameters: list[ov.Node] = []
 
     def parameter(name: str, shape: list[int], kind: ov.Type) -> ov.Node:
@@ -184,16 +189,16 @@ def _decoder(spec: EngineSpec, weights: Weights) -> ov.Model:
     axis = opset.constant(np.int64(1))
     for index, layer in enumerate(weights.layers):
         normed = _rms_norm(hidden, layer.input_layernorm, spec.norm_epsilon)
-        qkv = opset.variadic_split(opset.add(_linear(normed, layer.qkv), _values(layer.qkv_bias)), axis, split)
+        qkv = opset.variadic_split(opset.add(linear(normed, layer.qkv), _values(layer.qkv_bias)), axis, split)
         queries = _rotate(qkv.output(0), cos, sin, spec.num_heads, spec.head_size)
         keys = _rotate(qkv.output(1), cos, sin, spec.num_kv_heads, spec.head_size)
         attended = attention(index, queries, keys, opset.reshape(qkv.output(2), _shape(0, -1), True))
-        hidden = opset.add(hidden, _linear(attended.output(0), layer.dense))
+        hidden = opset.add(hidden, linear(attended.output(0), layer.dense))
         normed = _rms_norm(hidden, layer.post_layernorm, spec.norm_epsilon)
-        gated = opset.multiply(opset.swish(_linear(normed, layer.fc)), _linear(normed, layer.gate))
-        hidden = opset.add(hidden, _linear(gated, layer.proj))
+        gated = opset.multiply(opset.swish(linear(normed, layer.fc)), linear(normed, layer.gate))
+        hidden = opset.add(hidden, linear(gated, layer.proj))
     wanted = opset.gather(hidden, logit_indices, opset.constant(np.int32(0)))
-    logits = _linear(_rms_norm(wanted, weights.ln_f, spec.norm_epsilon), weights.lm_head)
+    logits = linear(_rms_norm(wanted, weights.ln_f, spec.norm_epsilon), weights.lm_head)
     result = opset.result(opset.convert(logits, "f32"))
     return ov.Model([result], parameters, "decoder")
 
@@ -250,6 +255,12 @@ def _shape(*sizes: int) -> ov.Node:
 
 def _linear(x: ov.Node | ov.Output, weight: AnyArray) -> ov.Node:
     return opset.matmul(x, _values(weight), False, True)
+
+
+def _linear_int8(x: ov.Node | ov.Output, weight: AnyArray) -> ov.Node:
+    """Written in the shape that the plug-in recognises, and so never as float32 in memory."""
+    values, scales = quantised(weight)
+    return opset.matmul(x, opset.multiply(opset.convert(values, "f32"), scales), False, True)
 
 
 def _rms_norm(x: ov.Node, weight: AnyArray, epsilon: float) -> ov.Node:

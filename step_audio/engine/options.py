@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeGuard, get_args
 
 from step_audio.engine.scheduler import Policy
 from step_audio.engine.trtllm_checkpoint import EngineSpec
 
 Precision = Literal["f32", "bf16"]
+Matrices = Literal["stored", "int8"]
 
 DEFAULT_KV_CACHE_BYTES = 2 << 30  # unless the sequences the engine was built for need less
+
+
+def are_matrices(text: str) -> TypeGuard[Matrices]:
+    return text in get_args(Matrices)
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class EngineOptions:
     normalize_log_probs: bool = True
     xgrammar_tokenizer_info_path: str | Path | None = None  # None: requests with a guide are refused
     precision: Precision | None = None  # None: float32 for weights of float32, bfloat16 for the 16-bit types
+    matrices: Matrices = "stored"  # the decoder's as they are, or rounded to 8 bits
     threads: int = 0  # of the executor; 0 is its own choice
     executor: Literal["openvino", "torch"] = "openvino"
 

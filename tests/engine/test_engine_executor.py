@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from engine_fixture import VOCAB, model, prompt, write_engine
+from step_audio.checkpoint import from_float32, to_float32
 from step_audio.engine import openvino_executor
 from step_audio.engine.executor import Batch, TokenEmbedding
+from step_audio.engine.int8_weights import ROWS_AT_ONCE, quantised
 from step_audio.engine.openvino_executor import OpenVinoExecutor, rotary_tables
 from step_audio.engine.torch_executor import TorchExecutor
 from step_audio.errors import ArtefactError
@@ -64,6 +66,27 @@ def test_threads_may_change_from_step_to_step(monkeypatch):
         step = batch(embed, ("a", begin, ids[begin:end]))
         assert np.abs(ours.forward(step) - theirs.forward(step)).max() < 2e-4
     assert set(ways) == {0, 1}
+
+
+def test_matrices_of_8_bits_hardly_change_the_logits():
+    spec, weights = model()
+    embed, ids = TokenEmbedding(weights), prompt(60)
+    stored, rounded = (OpenVinoExecutor(spec, weights, 10, "f32", 1, int8) for int8 in (False, True))
+    for step in (batch(embed, ("a", 0, ids[:59])), batch(embed, ("a", 59, ids[59:]))):
+        exact, got = stored.forward(step)[0], rounded.forward(step)[0]
+        assert not np.array_equal(exact, got)
+        assert np.linalg.norm(exact - got) < 0.05 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rounding_to_8_bits_errs_by_half_a_scale_at_most(dtype):
+    rows = np.random.default_rng(0).standard_normal((ROWS_AT_ONCE + 3, 64), np.float32)
+    rows[5] = 0
+    matrix = from_float32(rows, dtype)
+    values, scales = quantised(matrix)
+    error = np.abs(values * scales - to_float32(matrix))
+    assert values.dtype == np.int8 and (error <= scales * 0.501).all() and not error[5].any()
+    assert (np.abs(values).max(1) == 127).sum() == len(rows) - 1
 
 
 def test_chunks_do_not_change_the_logits():

@@ -54,7 +54,7 @@ LEFT_OUT = {
     # model_instance_state.cc @0c8de69 takes any string, and batch_manager/peftCacheManager.cpp reads what it names.
     "lora_prefetch_dir": "an empty string is a directory, not the absence of one",
 }
-OURS = {"max_queue_size"}  # that the backend for a CPU reads; NVIDIA's takes it from the batcher's block
+OURS = {"max_queue_size", "decoder_matrices"}  # NVIDIA's takes the first from the batcher's block
 
 
 def parameters(config) -> dict[str, str]:
@@ -129,6 +129,7 @@ def test_llm_queue_and_parameters(tmp_path):
         "enable_chunked_context": "true",
         "exclude_input_in_output": "true",
         "normalize_log_probs": "false",
+        "decoder_matrices": "stored",
         "tokenizer_dir": "",
         "guided_decoding_backend": "xgrammar",
         "xgrammar_tokenizer_info_path": str(tmp_path / "xgrammar_tokenizer_info.json"),
@@ -167,6 +168,7 @@ def test_on_the_gpus_of_a_profile(tmp_path, name):
         "normalize_log_probs": "false",
         "enable_chunked_context": "true",
         "executor_worker_path": "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker",
+        "decoder_matrices": "stored",
         "tokenizer_dir": "",
         "guided_decoding_backend": "xgrammar",
         "xgrammar_tokenizer_info_path": str(tmp_path / "xgrammar_tokenizer_info.json"),

@@ -110,6 +110,7 @@ def template_values(
             "max_queue_size": settings.max_queue_size,
             "engine_dir": artefacts.engine_dir,
             "xgrammar_tokenizer_info_path": artefacts.xgrammar_tokenizer_info_file,
+            "decoder_matrices": settings.decoder_matrices,
             "batch_scheduler_policy": settings.batch_scheduler_policy,
             "cancellation_check_period_ms": CANCELLATION_CHECK_MS,
             "stats_check_period_ms": STATS_CHECK_MS,

@@ -12,6 +12,7 @@ from typing import get_args
 
 from step_audio.arrays import AnyArray
 from step_audio.engine import Engine, EngineOptions, EngineStats
+from step_audio.engine.options import Matrices, are_matrices
 from step_audio.engine.request import SequenceOutput
 from step_audio.engine.scheduler import Policy, is_policy
 from step_audio.errors import ArtefactError, InvalidRequest, Overloaded
@@ -72,6 +73,9 @@ class TrtllmBackend:
         guided = parameters.get("guided_decoding_backend")
         if guided and guided != "xgrammar":
             raise ArtefactError(f"guided_decoding_backend must be xgrammar or empty, got {guided!r}")
+        matrices = parameters.get("decoder_matrices") or "stored"
+        if not are_matrices(matrices):
+            raise ArtefactError(f"decoder_matrices must be one of {', '.join(get_args(Matrices))}, got {matrices!r}")
         tokenizer_info = parameters.get("xgrammar_tokenizer_info_path")
         engine_dir = Path(parameters["gpt_model_path"])
         self.engine = Engine(
@@ -82,6 +86,7 @@ class TrtllmBackend:
                 enable_chunked_context=_bool(parameters, "enable_chunked_context", False),
                 batch_scheduler_policy=policy,
                 normalize_log_probs=_bool(parameters, "normalize_log_probs", True),
+                matrices=matrices,
                 max_queue_size=int(_number(parameters, "max_queue_size", 0)),
                 # As in the C++ backend either alone is nothing, and tokenizer_dir is not read.
                 xgrammar_tokenizer_info_path=tokenizer_info if guided and tokenizer_info else None,
