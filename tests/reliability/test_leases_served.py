@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 from raw_triton import active, call, metrics, prompt, refusal, scalar, texts
+from step_audio.errors import Code
 from step_audio_client import Sampling, StepAudioClient, user
+from step_audio_client.errors import request_error
 from waiting import wait_until
 
 CLIENT = """
 import asyncio, sys
-from step_audio.errors import Code
 from step_audio_client import Sampling, StepAudioClient, user
-from step_audio_client.errors import request_error
 
 async def run():
     async with StepAudioClient(sys.argv[1]) as client:
