@@ -59,6 +59,9 @@ class OpenVinoExecutor:
             # Kernels prepared for shapes seen before. Every step has another shape here, and with the default
             # of 5000 the process grows by hundreds of megabytes within minutes.
             "CPU_RUNTIME_CACHE_CAPACITY": 100,
+            # A pinned thread waits where something else has its processor: behind the other steps' processes a token
+            # took up to twice as long. And pinning is done anew in every step, by system calls.
+            "ENABLE_CPU_PINNING": False,
         }
         self._weights = weights  # the graph reads their memory but does not own it
         decoder = _decoder(spec, weights, int8)
