@@ -106,6 +106,31 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "vllm_xargs": (({},), "leave it out"),
 }
 
+# Of /v1/audio/transcriptions, as texts of a form.
+REFUSED_FORM: dict[str, tuple[tuple[str, ...], str]] = {
+    "timestamp_granularities": ((), "the model gives no times"),
+    "include": ((), "a transcription comes without log-probabilities; ask /v1/chat/completions"),
+    "chunking_strategy": (("auto",), "the server cuts recordings itself"),
+    "known_speaker_names": ((), "speakers are not told apart"),
+    "known_speaker_references": ((), "speakers are not told apart"),
+    "hotwords": ((), "put them into the prompt"),
+    "keywords": ((), "put them into the prompt"),
+    "languages": ((), "use language"),
+    "to_language": ((), "ask /v1/chat/completions for a translation"),
+    "audio_data": ((), "send a file"),
+    "n": (("1",), "there is one transcription"),
+    "use_beam_search": (("false",), "answers are sampled"),
+    "length_penalty": (("1", "1.0"), "answers are sampled, not searched"),
+    "include_stop_str_in_output": (("false",), "there are no stop strings"),
+    "stream_continuous_usage_stats": (("false",), "usage comes with the last event"),
+    "watermarking": (("false",), "answers are not marked"),
+    "vllm_xargs": (("{}",), "leave it out"),
+}
+IGNORED_FORM = {
+    "stream_include_usage": "the last event has the usage in any case",
+    "audio_duration_s": "the recording tells",
+}
+
 # And why the answer is the same without them.
 IGNORED: dict[str, str] = {
     "user": "a label",

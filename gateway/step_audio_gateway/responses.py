@@ -219,10 +219,41 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
+class TranscriptionInput(BaseModel):
+    """Of the question and the recording."""
+
+    text_tokens: int
+    audio_tokens: int
+
+
+class TranscriptionUsage(BaseModel):
+    """Tokens, under OpenAI's names for transcriptions."""
+
+    type: Literal["tokens"]
+    input_tokens: int
+    input_token_details: TranscriptionInput
+    output_tokens: int
+    total_tokens: int
+
+    @classmethod
+    def of(cls, usage: ChatUsage | None) -> Self | None:
+        if usage is None:
+            return None
+        heard = usage.audio_tokens
+        return cls(
+            type="tokens",
+            input_tokens=usage.prompt_tokens,
+            input_token_details=TranscriptionInput(text_tokens=usage.prompt_tokens - heard, audio_tokens=heard),
+            output_tokens=usage.completion_tokens,
+            total_tokens=usage.prompt_tokens + usage.completion_tokens,
+        )
+
+
 class Transcription(BaseModel):
     """What was said, as text."""
 
     text: str
+    usage: TranscriptionUsage | None
 
 
 class VerboseTranscription(BaseModel):
@@ -232,6 +263,7 @@ class VerboseTranscription(BaseModel):
     language: str
     duration: float
     text: str
+    usage: TranscriptionUsage | None
 
 
 class Status(BaseModel):

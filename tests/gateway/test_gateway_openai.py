@@ -155,15 +155,29 @@ def test_transcriptions(openai, client, fake):
         {"type": "audio", "audio": Audio(wav())}, {"type": "text", "text": "Write down what you hear."},
     ]  # fmt: skip
     assert ask(model="tiny", file=recording, response_format="text", language="de", prompt="Bahn") == f"{ANSWER}\n"
-    assert "de" in fake.messages[0]["content"][1]["text"] and "Bahn" in fake.messages[0]["content"][1]["text"]
+    assert fake.messages[0]["content"][1]["text"].splitlines()[1:] == ["The language is German.", "For context: Bahn"]
+    for english in ("en", "en-US", "EN", "english"):
+        ask(model="tiny", file=recording, language=english)
+        assert fake.messages[0]["content"][1]["text"] == "Write down what you hear."
+    usage = ask(model="tiny", file=recording).usage
+    assert (usage.type, usage.input_tokens, usage.output_tokens, usage.total_tokens) == ("tokens", 20, 6, 26)
+    assert (usage.input_token_details.audio_tokens, usage.input_token_details.text_tokens) == (13, 7)
+    ask(model="tiny", file=recording, temperature=0.5, extra_body={"seed": 3, "max_completion_tokens": 9, "top_p": 0.5})
+    assert fake.options.sampling == Sampling(temperature=0.5, seed=3, max_tokens=9, top_p=0.5)
     verbose = ask(model="tiny", file=recording, response_format="verbose_json", language="en")
-    assert (verbose.duration, verbose.language, verbose.text) == (0.1, "en", ANSWER)
+    assert (verbose.duration, verbose.language, verbose.text) == (0.1, "english", ANSWER)
     events = list(ask(model="tiny", file=recording, stream=True))
     assert "".join(event.delta for event in events[:-1]) == events[-1].text == ANSWER
+    assert events[-1].usage.total_tokens == 26
     for wrong in (
         {"response_format": "srt"},
         {"timestamp_granularities": ["word"]},
         {"include": ["logprobs"]},
+        {"language": "xx"},
+        {"temperature": 3},
+        {"chunking_strategy": {"type": "server_vad"}},
+        {"known_speaker_names": ["Ada"]},
+        {"extra_body": {"hotwords": "Ada"}},
         {"file": ("a.wav", b"")},
     ):
         with pytest.raises(openai.BadRequestError):

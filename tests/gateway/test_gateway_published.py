@@ -10,8 +10,8 @@ import pytest
 from gateway_calls import asked, refusal
 from step_audio_client import Guide
 from step_audio_gateway.controls import StreamOptions, StructuredOutputs
-from step_audio_gateway.published import IGNORED, REFUSED
-from step_audio_gateway.schemas import ChatRequest
+from step_audio_gateway.published import IGNORED, IGNORED_FORM, REFUSED, REFUSED_FORM
+from step_audio_gateway.schemas import ChatRequest, SamplingFields
 
 PUBLISHED = json.loads(Path(__file__).with_name("published_fields.json").read_text("utf-8"))
 SCHEMA = {"type": "object", "properties": {"a": {"const": 1}}}
@@ -35,6 +35,12 @@ def test_every_published_field_has_one_place():
     for name in names("/v1/chat/completions"):
         assert [name in place for place in (ours, REFUSED, IGNORED)].count(True) == 1, name
     assert not ours & (REFUSED.keys() | IGNORED.keys()), "one place"
+
+
+def test_every_published_field_of_a_transcription_has_one_place():
+    ours = {"file", "model", "language", "prompt", "response_format", "stream", *SamplingFields.model_fields}
+    for name in names("/v1/audio/transcriptions"):
+        assert [name in place for place in (ours, REFUSED_FORM, IGNORED_FORM)].count(True) == 1, name
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -147,12 +147,13 @@ def test_a_thought_by_itself_and_the_answer_to_it(client, raw):
     assert right >= 3
 
 
-def test_dictation(client):
-    """`/v1/audio/transcriptions`, which asks without a thought."""
+@pytest.mark.parametrize("language", [{}, {"language": "en"}])
+def test_dictation(client, language):
+    """`/v1/audio/transcriptions`, which asks without a thought; clients for speech say `en` unasked."""
     right = 0
     for item in held_out(["transcription"], 10, seed=4):
         audio = ("question.wav", bytes(item.audio[0]), "audio/wav")
-        right += client.audio.transcriptions.create(model="R1", file=audio).text == item.expected
+        right += client.audio.transcriptions.create(model="R1", file=audio, **language).text == item.expected
     assert right >= 7
 
 
