@@ -124,10 +124,11 @@ class ChatStream:
                 counting.cancel()
                 counting.add_done_callback(lambda done: done.cancelled() or done.exception())  # never "not retrieved"
         parser = self._parser
-        parser.flush(cut=self._end == "length")
+        calls = parser.calls  # that are whole
+        parser.flush(cut=self._end == "length" or parser.stopped)
         assert self._end != "next"
         usage = ChatUsage(self._prompt_tokens, parser.completion_tokens, audio_tokens, parser.reasoning_tokens)
-        called = self._end == "stop" and parser.calls
+        called = self._end == "stop" and calls
         yield replace(parser.take(), finish_reason="tool_calls" if called else self._end, usage=usage)
 
     @inner

@@ -22,7 +22,7 @@ from step_audio_gateway.errors import ErrorBody
 from step_audio_gateway.fetch import Fetcher
 from step_audio_gateway.middleware import Guard, Observe
 from step_audio_gateway.page import page_routes
-from step_audio_gateway.responses import ChatCompletionChunk, Model, ModelList, Status
+from step_audio_gateway.responses import ChatCompletionChunk, Model, ModelList, Status, Version
 from step_audio_gateway.settings import GatewaySettings
 from step_audio_gateway.transcriptions import transcription_routes
 
@@ -90,6 +90,11 @@ def _service_routes(app: FastAPI, gateway: Gateway) -> None:
     async def retrieve_model(model: str) -> Model:
         """The served model, by one of its names."""
         return await describe(await gateway.model_name(model))
+
+    @app.get("/version", tags=["service"])
+    async def version_of_this() -> Version:
+        """The release of the gateway."""
+        return Version(version=app.version)
 
     @app.head("/health", include_in_schema=False)
     @app.get("/health", tags=["service"])

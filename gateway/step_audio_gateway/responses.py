@@ -270,3 +270,9 @@ class Status(BaseModel):
     """`ok`, or `unavailable`."""
 
     status: str
+
+
+class Version(BaseModel):
+    """As vLLM has it."""
+
+    version: str

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from step_audio.errors import SettingsError
 from step_audio.settings import Settings
@@ -29,6 +30,23 @@ def _keys(value: Any) -> Any:
     return words
 
 
+def _origins(values: tuple[str, ...]) -> tuple[str, ...]:
+    """As browsers write them: what is written otherwise would never match."""
+    for value in values:
+        if value != "*" and not _ORIGIN.fullmatch(value):
+            raise ValueError(f"{value!r} is no origin: write https://host or https://host:8443, or * for all pages")
+    return values
+
+
+def _domains(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        if value != "*" and not _DOMAIN.fullmatch(value):
+            raise ValueError(f"{value!r} is no host: write a name alone, or *.name, or * for all public ones")
+    return values
+
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]+)?", re.IGNORECASE)
+_DOMAIN = re.compile(r"(\*\.)?([a-z0-9_]([a-z0-9_-]*[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?", re.IGNORECASE)
 Several = Annotated[tuple[str, ...], BeforeValidator(_several)]
 Keys = Annotated[tuple[str, ...], BeforeValidator(_keys)]
 
@@ -50,8 +68,12 @@ class GatewaySettings(Settings):
     )
     api_key: Keys = Field((), repr=False, description="keys that clients may use; better by environment or file")
     api_key_file: Path | None = Field(None, description="a file of keys, one a line")
-    allowed_origins: Several = Field((), description="web pages that may call from a browser, besides the playground")
-    allowed_media_domains: Several = Field(
+    allowed_origins: Annotated[Several, AfterValidator(_origins)] = Field(
+        (), description="web pages that may call from a browser, besides the playground"
+    )
+        (), description="web pages that may call from a browser, besides the playground"
+    )
+    allowed_media_domains: Annotated[Several, AfterValidator(_domains)] = Field(
         (), description="hosts that https audio_url may name: host, *.domain, or * for all public ones (default: none)"
     )
     media_timeout: PositiveFloat = Field(20.0, description="seconds for fetching one audio_url")

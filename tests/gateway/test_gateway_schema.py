@@ -37,7 +37,7 @@ def test_every_operation(case):
 def test_the_description_names_all_routes():
     paths = app.openapi()["paths"]
     assert set(paths) == {
-        "/v1/chat/completions", "/v1/audio/transcriptions", "/v1/models", "/v1/models/{model}",
+        "/v1/chat/completions", "/v1/audio/transcriptions", "/v1/models", "/v1/models/{model}", "/version",
         "/health", "/ready", "/metrics",
     }  # fmt: skip
     for path in paths:

@@ -152,3 +152,27 @@ def test_a_process_beside():
         process.stop()
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("allowed_origins", '["*"]'),
+        ("allowed_origins", "https://page.example/"),
+        ("allowed_origins", "page.example"),
+        ("allowed_origins", "https://page.example/path"),
+        ("allowed_media_domains", "media.example:443"),
+        ("allowed_media_domains", "https://media.example"),
+        ("allowed_media_domains", "media.example/files"),
+        ("allowed_media_domains", "*media.example"),
+        ("allowed_media_domains", ""),
+    ],
+)
+def test_what_could_never_match_is_refused(name, value):
+    if value:
+        with pytest.raises(SettingsError, match=name):
+            GatewaySettings.create(**{name: value})
+    for good in ("*", "https://page.example, http://localhost:3000, http://[::1]:80") if "origins" in name else (
+        "*", "media.example,*.media.example,localhost"
+    ):  # fmt: skip
+        assert getattr(GatewaySettings.create(**{name: good}), name)
