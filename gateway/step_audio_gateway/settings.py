@@ -71,8 +71,6 @@ class GatewaySettings(Settings):
     allowed_origins: Annotated[Several, AfterValidator(_origins)] = Field(
         (), description="web pages that may call from a browser, besides the playground"
     )
-        (), description="web pages that may call from a browser, besides the playground"
-    )
     allowed_media_domains: Annotated[Several, AfterValidator(_domains)] = Field(
         (), description="hosts that https audio_url may name: host, *.domain, or * for all public ones (default: none)"
     )
