@@ -1,14 +1,18 @@
 """Tokens per second and time to the first token of the CPU engine, at 1, 8 and 32 requests at once.
 
 A random Qwen2 decoder is made in memory, with the full vocabulary, which is what sampling and the last layer cost
-by. Every request has its own prompt, part of it audio embeddings, so that nothing is reused.
+by. Every request has its own prompt, part of it audio embeddings, so that nothing is reused. One request alone reads
+all matrices for each of its tokens: what that takes of the memory's bandwidth is shown, and what the memory gives.
 
     python benchmarks/engine_throughput.py --executor openvino torch --precision bf16
+    python benchmarks/engine_throughput.py --executor openvino --matrices stored int8 --hidden 1024 --layers 12
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import os
 import threading
 import time
 
@@ -74,6 +78,27 @@ def random_model(hidden: int, layers: int, vocab: int) -> tuple[EngineSpec, Weig
     )
 
 
+def memory_bandwidth() -> float:
+    """GB/s that all processors together read, of arrays too large for any cache; the best of five."""
+    parts = [np.ones(1 << 25, np.float32) for _ in range(os.cpu_count() or 1)]
+    best = 0.0
+    for _ in range(5):
+        threads = [threading.Thread(target=part.max) for part in parts]
+        begin = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        best = max(best, sum(part.nbytes for part in parts) / (time.perf_counter() - begin) / 1e9)
+    return best
+
+
+def matrices_gb(weights: Weights, matrices: str) -> float:
+    """What a step reads of them; scales left out."""
+    values: int = sum(array.size for layer in weights.layers for array in vars(layer).values()) + weights.lm_head.size
+    return values * (1 if matrices == "int8" else 2) / 1e9
+
+
 def measure(engine: Engine, concurrency: int, sampling: SamplingParams, prompt: int, new: int) -> tuple[float, float]:
     """Tokens per second over the whole run, and the median time to the first token in milliseconds."""
     rng = np.random.default_rng()
@@ -115,6 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--executor", nargs="+", default=["openvino", "torch"], choices=["openvino", "torch"])
     parser.add_argument("--precision", default="bf16", choices=["bf16", "f32"])
+    parser.add_argument("--matrices", nargs="+", default=["stored"], choices=["stored", "int8"])
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
@@ -126,18 +152,24 @@ def main() -> None:
 
     model = random_model(args.hidden, args.layers, args.vocab)
     print(f"hidden {args.hidden}, {args.layers} layers, vocabulary {args.vocab}, {args.precision}")
-    print(f"{'executor':10} {'sampling':8} {'at once':>7} {'tokens/s':>9} {'first token':>12} {'start':>7}")
-    for executor in args.executor:
+    print(f"memory: {memory_bandwidth():.1f} GB/s")
+    print(
+        f"{'executor':10} {'matrices':8} {'sampling':8} {'at once':>7} {'tokens/s':>9} {'first token':>12} {'start':>7}"
+    )
+    for executor, matrices in itertools.product(args.executor, args.matrices):
         begin = time.perf_counter()
-        engine = Engine(
-            EngineOptions("in memory", executor=executor, precision=args.precision, threads=args.threads), model
+        options = EngineOptions(
+            "in memory", executor=executor, precision=args.precision, threads=args.threads, matrices=matrices
         )
+        engine = Engine(options, model)
         start = time.perf_counter() - begin
         measure(engine, 2, SAMPLING["sampled"], args.prompt, 8)
         for name, sampling in SAMPLING.items():
             for concurrency in args.concurrency:
                 rate, wait = measure(engine, concurrency, sampling, args.prompt, args.new)
-                print(f"{executor:10} {name:8} {concurrency:7} {rate:9.0f} {wait:9.0f} ms {start:5.1f} s", flush=True)
+                read = f"{rate * matrices_gb(model[1], matrices):5.1f} GB/s" if concurrency == 1 else ""
+                label = f"{executor:10} {matrices:8} {name:8} {concurrency:7}"
+                print(f"{label} {rate:9.0f} {wait:9.0f} ms {start:5.1f} s {read}", flush=True)
         engine.shutdown()
 
 
