@@ -19,6 +19,7 @@ from step_audio_gateway.auth import Keys
 from step_audio_gateway.body import Body, too_large
 from step_audio_gateway.errors import ApiError
 from step_audio_gateway.metrics import Metrics
+from step_audio_gateway.origins import Origins
 from step_audio_gateway.settings import GatewaySettings
 
 log = logging.getLogger("step_audio_gateway")
@@ -118,6 +119,7 @@ class Guard:
     def __init__(self, app: ASGIApp, keys: Keys, settings: GatewaySettings, admission: Admission, metrics: Metrics):
         self.app = app
         self.keys = keys
+        self.origins = None if keys else Origins(settings)
         self.settings = settings
         self.admission = admission
         self.metrics = metrics
@@ -141,6 +143,8 @@ class Guard:
     async def _admitted(self, scope: Scope) -> Admitted | None:
         """None for what generates nothing. Raises ApiError."""
         headers, ours = Headers(scope=scope), scope["path"].startswith("/v1/")
+        if self.origins is not None:
+            self.origins.check(scope["method"], headers)
         try:
             key = self.keys.check(headers.get("authorization", "")) if self.keys and ours else 0
         except ApiError:

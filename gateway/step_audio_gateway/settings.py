@@ -71,6 +71,11 @@ class GatewaySettings(Settings):
     allowed_origins: Annotated[Several, AfterValidator(_origins)] = Field(
         (), description="web pages that may call from a browser, besides the playground"
     )
+    allowed_hosts: Several = Field(
+        (),
+        description="names by which requests may call a server without keys on loopback, besides addresses and names "
+        "without a dot; * for all",
+    )
     allowed_media_domains: Annotated[Several, AfterValidator(_domains)] = Field(
         (), description="hosts that https audio_url may name: host, *.domain, or * for all public ones (default: none)"
     )
