@@ -39,6 +39,7 @@ MODULES = {
     "messages": "Messages and recordings",
     "sampling": "Sampling",
     "chat_types": "Options and results of a chat",
+    "audio_report": "What was amiss with recordings",
     "errors": "Errors",
     "counts": "Counts",
     "replies": "Replies taken apart",

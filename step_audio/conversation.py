@@ -17,6 +17,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 SAME_ROLES: dict[Role, Role] = {"developer": "system"}  # OpenAI's newer word, which no template has
 MAX_CHARACTERS = 1 << 20  # of all messages and tools: 16 for each of the model's 65,536 positions
 MAX_ITEMS = 4096  # messages, content parts, tool calls and tools together, each of which costs time even if empty
+MAX_CHANNELS = 64  # of a recording, those that can be asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,9 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class AudioPlace:
-    """The place of the request's next audio."""
+    """The place of the request's next audio. `channel`: which is heard, from 0 on; None: the mean of all."""
+
+    channel: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +60,18 @@ class Conversation:
     tools: tuple[str, ...] = ()
 
     @property
+    def audio_places(self) -> list[AudioPlace]:
+        """Those of the audios that the request must bring, in the order of their parts."""
+        return [part for message in self.messages for part in message.parts if isinstance(part, AudioPlace)]
+
+    @property
     def audio_count(self) -> int:
-        """How many audios the request must bring, in the order of their parts."""
-        return sum(isinstance(part, AudioPlace) for message in self.messages for part in message.parts)
+        return len(self.audio_places)
 
 
 def parse_conversation(messages: str | bytes | list[Any], tools: str | bytes | list[Any] | None = None) -> Conversation:
-    """Check messages in OpenAI's form (JSON text or parsed), with `{"type": "audio"}` for each audio.
+    """Check messages in OpenAI's form (JSON text or parsed), with `{"type": "audio"}` for each audio,
+    and in it, if one of its channels is to be heard alone, `"channel"`.
 
     Raises InvalidRequest, which names the place. Unknown keys are ignored.
     """
@@ -175,11 +183,18 @@ def _parts(content: Any, where: str) -> Iterator[Text | AudioPlace]:
             if kind == "text":
                 yield _text(part, f"{where}[{i}]")
             elif kind == "audio":
-                yield AudioPlace()
+                yield AudioPlace(_channel(part, f"{where}[{i}].channel"))
             else:
                 raise InvalidRequest(f"{where}[{i}]: unknown part type {_short(kind)}; use text or audio")
     else:
         raise InvalidRequest(f"{where} must be a string or a non-empty list of parts")
+
+
+def _channel(part: dict[str, Any], where: str) -> int | None:
+    channel = part.get("channel")
+    if channel is not None and (type(channel) is not int or not 0 <= channel < MAX_CHANNELS):
+        raise InvalidRequest(f"{where} must be a whole number from 0 to {MAX_CHANNELS - 1}")
+    return channel
 
 
 def _text(part: dict[str, Any], where: str) -> Text:

@@ -9,6 +9,7 @@ async with StepAudioClient("127.0.0.1:8001") as client:
 `ReplyParser` (streamed) and `parse_reply` (whole) take that text apart: thought, answer, tool calls.
 """
 
+from step_audio_client.audio_report import AudioReport
 from step_audio_client.chat_types import (
     ChatDelta,
     ChatOptions,
@@ -44,6 +45,7 @@ from step_audio_client.tts import TtsParser
 
 __all__ = [
     "Audio",
+    "AudioReport",
     "ChatDelta",
     "ChatOptions",
     "ChatUsage",

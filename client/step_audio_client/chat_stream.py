@@ -22,13 +22,14 @@ import contextlib
 import json
 import re
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any, Literal
 
 from step_audio.chat_template import CLOSE_THOUGHT, NO_THOUGHT, OPEN_THOUGHT
 from step_audio.tokenizer import Tokenizer
 from step_audio_client.answer_parser import AnswerParser
+from step_audio_client.audio_report import AudioReport
 from step_audio_client.chat_types import ChatDelta, ChatOptions, ChatUsage, Guide
 from step_audio_client.errors import InvalidGuide, RequestError
 from step_audio_client.generators import inner
@@ -42,6 +43,14 @@ CALL_HEAD = f"{BEGIN_CALL}function\n"
 Generate = Callable[[TokenRequest], AsyncGenerator[Tokens]]
 Until = Callable[[], bool]
 End = FinishReason | Literal["next"]  # how a generation ended; next: another is to follow
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Of a prompt's recordings: how many of its tokens are not theirs, and what was amiss with them."""
+
+    text_tokens: int
+    reports: tuple[AudioReport, ...] = ()
 
 
 class ChatStream:
@@ -103,33 +112,32 @@ class ChatStream:
         )
 
     @inner
-    async def deltas(
-        self, text_tokens: Callable[[], Coroutine[Any, Any, int]] | None = None
-    ) -> AsyncGenerator[ChatDelta]:
-        """`text_tokens`: counts the prompt's that are not audio; None where all are text. Raises RequestError."""
-        counting: asyncio.Task[int] | None = None
+    async def deltas(self, heard: Callable[[], Coroutine[Any, Any, Heard]] | None = None) -> AsyncGenerator[ChatDelta]:
+        """`heard`: tells of the recordings, once a token has come; None where there are none. Raises RequestError."""
+        asking: asyncio.Task[Heard] | None = None
         try:
             async with contextlib.aclosing(self._generations()) as deltas:
                 async for delta in deltas:
-                    if text_tokens and not counting:  # beside the answer, but never in the way of a first token
-                        counting = asyncio.create_task(text_tokens())
+                    if heard and not asking:  # beside the answer, but never in the way of a first token
+                        asking = asyncio.create_task(heard())
                     if delta != ChatDelta():
                         yield delta
-            audio_tokens = 0
-            if text_tokens:
-                counting = counting or asyncio.create_task(text_tokens())
-                audio_tokens = self._prompt_tokens - await counting
+            audio_tokens, reports = 0, Heard(0).reports
+            if heard:
+                asking = asking or asyncio.create_task(heard())
+                told = await asking
+                audio_tokens, reports = self._prompt_tokens - told.text_tokens, told.reports
         finally:
-            if counting:
-                counting.cancel()
-                counting.add_done_callback(lambda done: done.cancelled() or done.exception())  # never "not retrieved"
+            if asking:
+                asking.cancel()
+                asking.add_done_callback(lambda done: done.cancelled() or done.exception())  # never "not retrieved"
         parser = self._parser
         calls = parser.calls  # that are whole
         parser.flush(cut=self._end == "length" or parser.stopped)
         assert self._end != "next"
         usage = ChatUsage(self._prompt_tokens, parser.completion_tokens, audio_tokens, parser.reasoning_tokens)
         called = self._end == "stop" and calls
-        yield replace(parser.take(), finish_reason="tool_calls" if called else self._end, usage=usage)
+        yield replace(parser.take(), finish_reason="tool_calls" if called else self._end, usage=usage, audio=reports)
 
     @inner
     async def _generations(self) -> AsyncGenerator[ChatDelta]:

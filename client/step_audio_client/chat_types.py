@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from step_audio_client.audio_report import AudioReport
 from step_audio_client.sampling import Sampling
 from step_audio_client.tool_calls import ToolCall
 
@@ -150,4 +151,5 @@ class ChatDelta:
     token_ids: tuple[int, ...] = ()
     finish_reason: Literal["stop", "length", "tool_calls"] | None = None  # on the last one
     usage: ChatUsage | None = None  # on the last one
+    audio: tuple[AudioReport, ...] = ()  # on the last one
     speech: SpeechTiming | None = None  # on the last one of a mind-paced answer

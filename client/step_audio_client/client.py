@@ -12,7 +12,7 @@ from typing import Any
 from step_audio.chat_template import NO_THOUGHT, Template
 from step_audio.serving_info import ServingInfo
 from step_audio.tokenizer import IncrementalDecoder, Tokenizer
-from step_audio_client.chat_stream import ChatStream
+from step_audio_client.chat_stream import ChatStream, Heard
 from step_audio_client.chat_stream import check as check_options
 from step_audio_client.chat_types import ChatDelta, ChatOptions
 from step_audio_client.counts import Counts
@@ -146,8 +146,8 @@ class StepAudioClient:
             return
         stream = ChatStream(lambda request: self._tokens(run, request), await self.tokenizer(), messages, options)
         request = stream.request()
-        text_tokens = (lambda: self._text_tokens(request)) if request.audio_count() else None
-        async with contextlib.aclosing(stream.deltas(text_tokens)) as deltas:
+        heard = (lambda: self._heard(run, request)) if request.audio_count() else None
+        async with contextlib.aclosing(stream.deltas(heard)) as deltas:
             async for delta in deltas:
                 yield delta
 
@@ -248,6 +248,10 @@ class StepAudioClient:
         async with contextlib.aclosing(self._pipeline.tokens(run, request, stop_ids, info["max_seq_len"])) as stream:
             async for tokens in stream:
                 yield tokens
+
+    async def _heard(self, run: Run, request: TokenRequest) -> Heard:
+        text_tokens, reports = await asyncio.gather(self._text_tokens(request), self._pipeline.audio_report(run))
+        return Heard(text_tokens, reports)
 
     async def _text_tokens(self, request: TokenRequest) -> int:
         """Positions of the prompt that are not the recordings' own.

@@ -17,6 +17,7 @@ from tritonclient.grpc import service_pb2_grpc
 from step_audio.errors import Retry
 from step_audio.steps.leases import PREFIX
 from step_audio_client import calls, wire
+from step_audio_client.audio_report import AudioReport, audio_reports
 from step_audio_client.errors import RequestError, ServerLost, call_error, request_error
 from step_audio_client.prepared import LLM
 
@@ -45,6 +46,18 @@ async def heartbeat(stub: service_pb2_grpc.GRPCInferenceServiceStub, timeout: fl
     answers = await asyncio.gather(*asked.values(), return_exceptions=True)
     faults = (_fault(model, answer) for model, answer in zip(asked, answers, strict=True))
     return next((fault for fault in faults if fault is not None), None)
+
+
+async def audio_report(
+    stub: service_pb2_grpc.GRPCInferenceServiceStub, request_id: str, timeout: float
+) -> tuple[AudioReport, ...]:
+    """Of the recordings of the generation of this id, whose first token has come; nothing where the server is gone."""
+    asked = wire.infer_request(wire.LEASE, f"{PREFIX}{request_id}", {"report": wire.scalar(True, np.bool_)})
+    try:
+        answer = await stub.ModelInfer(asked, timeout=timeout)
+    except grpc.aio.AioRpcError:
+        return ()
+    return audio_reports(wire.infer_response(answer).outputs["audio_report"])
 
 
 async def stop(stub: service_pb2_grpc.GRPCInferenceServiceStub, request_id: str, timeout: float) -> None:

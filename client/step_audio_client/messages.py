@@ -11,13 +11,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Audio:
-    """A recording in any common format, as the bytes of its file."""
+    """A recording in any common format, as the bytes of its file.
+
+    `channel`: the one to be heard, from 0 on; None: the mean of all.
+    """
 
     data: bytes
+    channel: int | None = None
 
     @classmethod
-    def load(cls, path: str | Path) -> Audio:
-        return cls(Path(path).read_bytes())
+    def load(cls, path: str | Path, channel: int | None = None) -> Audio:
+        return cls(Path(path).read_bytes(), channel)
 
 
 def user(*parts: str | Audio | Path) -> dict[str, Any]:
@@ -41,8 +45,9 @@ def split_audio(messages: Iterable[Mapping[str, Any]]) -> tuple[str, list[bytes]
 
     def part(value: Any) -> Any:
         if isinstance(value, Mapping) and isinstance(value.get("audio"), Audio):
-            audio.append(value["audio"].data)
-            return {"type": "audio"}
+            recording: Audio = value["audio"]
+            audio.append(recording.data)
+            return {"type": "audio"} if recording.channel is None else {"type": "audio", "channel": recording.channel}
         return value
 
     def message(value: Mapping[str, Any]) -> dict[str, Any]:

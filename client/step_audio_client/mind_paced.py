@@ -119,7 +119,8 @@ class MindPacedSpeaker:
             audio_tokens=self._prompt.audio_tokens,
             reasoning_tokens=thought.reasoning_tokens,
         )
-        yield replace(self._take(), finish_reason=reason, usage=usage, speech=self._pacing.timing())
+        ended = replace(self._take(), finish_reason=reason, usage=usage, speech=self._pacing.timing())
+        yield replace(ended, audio=self._prompt.audio)
 
     # What the brains say
 

@@ -15,8 +15,9 @@ from step_audio import tracing
 from step_audio.arrays import AnyArray
 from step_audio.errors import Code, Retry
 from step_audio_client import calls, wire
+from step_audio_client.audio_report import AudioReport
 from step_audio_client.continuation import Continuation
-from step_audio_client.control import PROMPT, heartbeat, stop
+from step_audio_client.control import PROMPT, audio_report, heartbeat, stop
 from step_audio_client.counts import Counts
 from step_audio_client.errors import (
     TOO_LATE,
@@ -40,6 +41,7 @@ from step_audio_client.tokens import TokenRequest, Tokens
 READY_TIMEOUT = 4  # seconds in which every model has to answer
 STOP_TIMEOUT = 10  # seconds
 STOP_AGAIN = 0.5  # seconds
+REPORT_TIMEOUT = 10  # seconds
 LAST_TIMEOUT = 1  # seconds, of stops when the event loop ends
 FEATURIZER = "audio_featurizer"
 
@@ -230,6 +232,10 @@ class Pipeline:
         asked = wire.infer_request(FEATURIZER, "", {name: inputs[name] for name in ("messages", "audio")})
         asked.outputs.add(name="mel")
         return (await self._ask(run, asked, None))["mel"]
+
+    async def audio_report(self, run: Run) -> tuple[AudioReport, ...]:
+        """Of the recordings of the generation under way, whose first token has come."""
+        return await audio_report(run.route[0].stub, run.last_id, REPORT_TIMEOUT)
 
     async def stop(self, request_id: str) -> None:
         """End a request of ours on its server; one that is not ours, on whichever has it.

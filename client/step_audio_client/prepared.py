@@ -10,6 +10,7 @@ import numpy as np
 from step_audio.arrays import AnyArray, Int32Array, UInt64Array
 from step_audio.chat import MARKS
 from step_audio.word_list import pack_word_list, unpack_word_list
+from step_audio_client.audio_report import AudioReport, audio_reports
 from step_audio_client.errors import RequestError
 from step_audio_client.sampling import Sampling
 from step_audio_client.tokens import TokenRequest
@@ -34,6 +35,7 @@ class PreparedPrompt:
     end_id: Int32Array
     stop_words: Int32Array
     clips: dict[str, AnyArray]
+    audio: tuple[AudioReport, ...] = ()
 
     @classmethod
     def of(cls, request: TokenRequest, outputs: dict[str, AnyArray]) -> PreparedPrompt:
@@ -44,6 +46,7 @@ class PreparedPrompt:
             outputs["end_id"],
             outputs["stop_words_list"],
             {name: outputs[name] for name in ("frames", "audio_index", "content_hash")},
+            audio_reports(outputs["audio_report"]),
         )
 
     def __len__(self) -> int:

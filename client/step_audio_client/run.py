@@ -26,10 +26,15 @@ class Run:
     stopped: bool = False  # on somebody's demand: what is still to be generated is not
     start: float = field(default_factory=time.monotonic)
 
+    @property
+    def last_id(self) -> str:
+        """Of the generation under way."""
+        return self.request_id if self.generations < 2 else f"{self.request_id}/{self.generations}"
+
     def next_id(self) -> str:
         """Every generation has its own: a late `stop` for the last one must not end the next."""
         self.generations += 1
-        return self.request_id if self.generations == 1 else f"{self.request_id}/{self.generations}"
+        return self.last_id
 
     def time_left(self) -> float | None:
         """Seconds. Raises RequestTimeout."""

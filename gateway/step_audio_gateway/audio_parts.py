@@ -32,7 +32,9 @@ async def client_messages(
 
     Raises ApiError.
     """
-    sources = {place: source for place, source in _sources(messages)}
+    sources, channels = {}, {}
+    for place, source, channel in _sources(messages):
+        sources[place], channels[place] = source, channel
     if len(sources) > limits["max_audios"]:
         raise refused(f"{len(sources)} recordings, the limit is {limits['max_audios']}", "messages")
     most = limits["max_audio_bytes"]
@@ -50,7 +52,7 @@ async def client_messages(
                 raise refused(f"{param}: the audio is empty", param)
             continue  # the rest of a recording that was cut into pieces, which came out even
         most -= len(data)
-        recordings[place] = Audio(data)
+        recordings[place] = Audio(data, channels[place])
     files = [audio.data for audio in recordings.values()]
     await _apart(sum(map(len, files)), check_length, files, limits["max_audio_seconds"])
     return [_message(message, i, recordings) for i, message in enumerate(messages)]
@@ -106,7 +108,7 @@ def _is_web(source: str) -> bool:
     return ":" in source[:16] and source[:5].lower() != "data:"
 
 
-def _sources(messages: Sequence[ChatMessage]) -> Iterator[tuple[Place, str]]:
+def _sources(messages: Sequence[ChatMessage]) -> Iterator[tuple[Place, str, int | None]]:
     for i, message in enumerate(messages):
         for j, part in enumerate(message.content if isinstance(message.content, list) else ()):
             match part:
@@ -114,13 +116,13 @@ def _sources(messages: Sequence[ChatMessage]) -> Iterator[tuple[Place, str]]:
                     source = part.input_audio.data
                     if _is_web(source):
                         raise refused("input_audio.data must be base64; addresses go into audio_url", "messages")
-                    yield (i, j), source
+                    yield (i, j), source, part.input_audio.channel
                 case AudioUrlPart():
                     if ":" not in part.audio_url.url[:16]:
                         raise refused("audio_url.url must be a data: or https: URL", "messages")
-                    yield (i, j), part.audio_url.url
+                    yield (i, j), part.audio_url.url, part.audio_url.channel
                 case AudioPart():
-                    yield (i, j), part.audio
+                    yield (i, j), part.audio, part.channel
 
 
 def _message(message: ChatMessage, i: int, recordings: dict[Place, Audio]) -> dict[str, Any]:

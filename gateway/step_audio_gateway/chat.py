@@ -113,6 +113,8 @@ async def _logged(deltas: Deltas, fields: dict[str, Any], content: bool) -> Delt
                 fields["audio_tokens"] = delta.usage.audio_tokens
                 fields["completion_tokens"] += delta.usage.completion_tokens
                 fields["reasoning_tokens"] += delta.usage.reasoning_tokens
+                if lost := sum(report.lost_seconds for report in delta.audio):
+                    fields["audio_seconds_lost"] = round(lost, 3)
                 finish[index] = delta.finish_reason
                 fields["finish"] = [reason for _, reason in sorted(finish.items())]
             yield index, delta

@@ -9,9 +9,19 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Literal, TypedDict
 
-from step_audio_client import ChatDelta, ChatUsage, RequestError, SpeechTiming, TokenLogprob, ToolCall, TtsContent
+from step_audio_client import (
+    AudioReport,
+    ChatDelta,
+    ChatUsage,
+    RequestError,
+    SpeechTiming,
+    TokenLogprob,
+    ToolCall,
+    TtsContent,
+)
 from step_audio_gateway.errors import from_client
 from step_audio_gateway.responses import (
+    AudioWarning,
     ChatCompletion,
     ChatCompletionChunk,
     Choice,
@@ -49,6 +59,10 @@ class _Logprobs(TypedDict, total=False):
     logprobs: Logprobs
 
 
+class _Warnings(TypedDict, total=False):
+    audio_warnings: list[AudioWarning]
+
+
 class Completion:
     """One reply to one request: its id, and how its texts are laid out.
 
@@ -76,6 +90,7 @@ class Completion:
             model=self.model,
             choices=[self._choice(i, answer) for i, answer in enumerate(ordered)],
             usage=CompletionUsage.of([answer.usage for answer in ordered if answer.usage]),
+            **warnings_of(ordered[0].audio),
         )
 
     async def events(self, deltas: AsyncIterator[Item], include_usage: bool) -> AsyncGenerator[str]:
@@ -88,14 +103,19 @@ class Completion:
                     usages[index] = delta.usage
                 if choice := self._chunk_choice(index, delta, index not in begun):
                     begun.add(index)
-                    yield self._chunk([choice])
+                    yield self._chunk([choice], audio=delta.audio)
             if include_usage:
                 yield self._chunk([], CompletionUsage.of([usage for _, usage in sorted(usages.items())]))
         except RequestError as error:
             yield json.dumps(from_client(error).body().model_dump())
         yield "[DONE]"
 
-    def _chunk(self, choices: list[ChunkChoice], usage: CompletionUsage | None = None) -> str:
+    def _chunk(
+        self,
+        choices: list[ChunkChoice],
+        usage: CompletionUsage | None = None,
+        audio: tuple[AudioReport, ...] = (),
+    ) -> str:
         chunk = ChatCompletionChunk(
             id=self.id,
             object="chat.completion.chunk",
@@ -103,6 +123,7 @@ class Completion:
             model=self.model,
             choices=choices,
             **({"usage": usage} if usage else {}),
+            **warnings_of(audio),
         )
         return chunk.model_dump_json(exclude_unset=True)
 
@@ -153,6 +174,7 @@ class _Answer:
         self.finish_reason: FinishReason | None = None
         self.usage: ChatUsage | None = None
         self.speech: SpeechTiming | None = None
+        self.audio: tuple[AudioReport, ...] = ()
 
     def add(self, delta: ChatDelta) -> None:
         self.reasoning += delta.reasoning
@@ -166,6 +188,12 @@ class _Answer:
         self.finish_reason = delta.finish_reason or self.finish_reason
         self.usage = delta.usage or self.usage
         self.speech = delta.speech or self.speech
+        self.audio = delta.audio or self.audio
+
+
+def warnings_of(audio: tuple[AudioReport, ...]) -> _Warnings:
+    """Absent where there are none."""
+    return {"audio_warnings": [AudioWarning.of(report) for report in audio]} if audio else {}
 
 
 def _reasoning(text: str) -> _Message:

@@ -7,8 +7,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from step_audio.containers import ADVICE
-from step_audio.conversation import Role
+from step_audio.conversation import MAX_CHANNELS, Role
 from step_audio_gateway.nulls import Lenient
+
+Channel = Annotated[
+    int | None,
+    Field(ge=0, lt=MAX_CHANNELS, description="the one to be heard, from 0 on (default: the mean of all)"),
+]
 
 
 class TextPart(Lenient):
@@ -35,6 +40,7 @@ class InputAudio(Lenient):
 
     data: str = Field(description=f"a file's bytes in base64, bare or as a data: URL: {ADVICE}, and more")
     format: str | None = Field(None, description="not needed: the bytes tell")
+    channel: Channel = None
 
 
 class InputAudioPart(Lenient):
@@ -48,6 +54,7 @@ class AudioUrl(Lenient):
     """Where a recording is."""
 
     url: str = Field(description="data: URL, or https: where the server allows the host")
+    channel: Channel = None
 
 
 class AudioUrlPart(Lenient):
@@ -62,6 +69,7 @@ class AudioPart(Lenient):
 
     type: Literal["audio"]
     audio: str = Field(description="base64, data: URL, or https: where the server allows the host")
+    channel: Channel = None
 
 
 _TEXTS = ("text", "input_text", "output_text")

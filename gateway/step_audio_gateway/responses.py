@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field
 
-from step_audio_client import ChatUsage, Segment, SpeechTiming, TokenLogprob, ToolCall
+from step_audio_client import AudioReport, ChatUsage, Segment, SpeechTiming, TokenLogprob, ToolCall
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -157,6 +157,23 @@ def _milliseconds(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 3)
 
 
+class AudioWarning(BaseModel):
+    """What was amiss with a recording, the `index`-th of the request, that was answered all the same."""
+
+    index: int
+    lost_seconds: float
+    text: str
+
+    @classmethod
+    def of(cls, report: AudioReport) -> Self:
+        said = []
+        if report.lost_seconds:
+            said.append(f"{report.lost_seconds:.2f} s of it are missing or could not be decoded")
+        if report.cancelled:
+            said.append("its channels cancel each other, their mean is nearly silent: ask for one with `channel`")
+        return cls(index=report.index, lost_seconds=report.lost_seconds, text="; ".join(said))
+
+
 class Choice(BaseModel):
     """One of the `n` answers."""
 
@@ -176,6 +193,7 @@ class ChatCompletion(BaseModel):
     model: str
     choices: list[Choice]
     usage: CompletionUsage
+    audio_warnings: list[AudioWarning] | None = None
 
 
 class ChunkChoice(BaseModel):
@@ -197,6 +215,7 @@ class ChatCompletionChunk(BaseModel):
     model: str
     choices: list[ChunkChoice]
     usage: CompletionUsage | None = None
+    audio_warnings: list[AudioWarning] | None = None  # with a finish_reason
 
 
 class Model(BaseModel):
@@ -254,6 +273,7 @@ class Transcription(BaseModel):
 
     text: str
     usage: TranscriptionUsage | None
+    audio_warnings: list[AudioWarning] | None = None
 
 
 class VerboseTranscription(BaseModel):
@@ -264,6 +284,7 @@ class VerboseTranscription(BaseModel):
     duration: float
     text: str
     usage: TranscriptionUsage | None
+    audio_warnings: list[AudioWarning] | None = None
 
 
 class Status(BaseModel):

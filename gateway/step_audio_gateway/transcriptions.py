@@ -15,10 +15,10 @@ from starlette.responses import PlainTextResponse, Response
 from step_audio.audio import Budget, decode_audio
 from step_audio.clips import SAMPLE_RATE
 from step_audio.validation import first_fault
-from step_audio_client import Audio, ChatOptions, ChatUsage, RequestError, Sampling, Thinking, user
+from step_audio_client import Audio, AudioReport, ChatOptions, ChatUsage, RequestError, Sampling, Thinking, user
 from step_audio_gateway.audio_parts import check_length
 from step_audio_gateway.chat import FAILURES, events_of, first_of
-from step_audio_gateway.completions import Deltas, Item
+from step_audio_gateway.completions import Deltas, Item, warnings_of
 from step_audio_gateway.core import Gateway
 from step_audio_gateway.errors import ApiError, from_client, refused, unsupported
 from step_audio_gateway.generations import EventStream, unless_gone
@@ -80,11 +80,11 @@ def transcription_routes(gateway: Gateway) -> APIRouter:
         if stream:
             first = await unless_gone(request.receive, first_of(deltas))
             return EventStream(_events(first, deltas), deltas)
-        text, used = await unless_gone(request.receive, _whole(deltas))
+        text, used, audio = await unless_gone(request.receive, _whole(deltas))
         if response_format == "text":
             return PlainTextResponse(text + "\n")
         usage = TranscriptionUsage.of(used)
-        reply: Transcription | VerboseTranscription = Transcription(text=text, usage=usage)
+        reply: Transcription | VerboseTranscription = Transcription(text=text, usage=usage, **warnings_of(audio))
         if response_format == "verbose_json":
             samples = await asyncio.to_thread(decode_audio, data, Budget(limits["max_audio_seconds"]), "file")
             reply = VerboseTranscription(
@@ -93,8 +93,9 @@ def transcription_routes(gateway: Gateway) -> APIRouter:
                 duration=len(samples) / SAMPLE_RATE,
                 text=text,
                 usage=usage,
+                **warnings_of(audio),
             )
-        return Response(reply.model_dump_json(), media_type="application/json")
+        return Response(reply.model_dump_json(exclude_unset=True), media_type="application/json")
 
     return router
 
@@ -135,13 +136,14 @@ def _question(preset: str, spoken: str | None, prompt: str | None) -> str:
     return "\n".join(lines)
 
 
-async def _whole(deltas: Deltas) -> tuple[str, ChatUsage | None]:
+async def _whole(deltas: Deltas) -> tuple[str, ChatUsage | None, tuple[AudioReport, ...]]:
     text, usage = "", None
+    audio: tuple[AudioReport, ...] = ()
     async with contextlib.aclosing(deltas):
         async for _, delta in deltas:
             text += delta.content
-            usage = delta.usage or usage
-    return text.strip(), usage
+            usage, audio = delta.usage or usage, delta.audio or audio
+    return text.strip(), usage, audio
 
 
 async def _events(first: Item, deltas: AsyncIterator[Item]) -> AsyncGenerator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from step_audio import mel
 from step_audio.arrays import Int32Array, UInt64Array
+from step_audio.clips import CLIP_SAMPLES, CLIP_SECONDS
 from step_audio.errors import ContextTooLong, InvalidRequest
 from step_audio.steps.runtime import Runtime
 
@@ -31,6 +32,15 @@ def clip_tokens(frames: Int32Array, runtime: Runtime) -> list[int]:
             f"audio: {positions} prompt positions, which leaves no room in max_seq_len {runtime.max_seq_len}"
         )
     return tokens
+
+
+def most_seconds(recordings: int, runtime: Runtime) -> float:
+    """What the prompt table and `max_seq_len` have room for, at most, of so many recordings: more is not decoded.
+
+    A recording's last clip has up to two tokens less than its share of a whole one's.
+    """
+    rows = min(runtime.max_prompt_table_rows, runtime.max_seq_len) + 2 * recordings
+    return rows * CLIP_SECONDS / mel.token_count(mel.frame_count(CLIP_SAMPLES), runtime.length_rule)
 
 
 def check_hashes(hashes: UInt64Array) -> None:

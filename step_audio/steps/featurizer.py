@@ -14,11 +14,11 @@ import numpy as np
 
 from step_audio import mel
 from step_audio.arrays import Float32Array, Int32Array, UInt64Array
-from step_audio.audio import Budget, decode_audio
+from step_audio.audio import MOST_LOST, Budget, read_recording
 from step_audio.clips import content_hash, split_clips
 from step_audio.conversation import parse_conversation
 from step_audio.errors import AudioTooLong, InvalidRequest
-from step_audio.steps.clip_limits import clip_tokens
+from step_audio.steps.clip_limits import clip_tokens, most_seconds
 from step_audio.steps.lanes import Lane
 from step_audio.steps.runtime import Runtime
 from step_audio.steps.tensors import Reply, Tensors, byte_strings, one
@@ -32,6 +32,7 @@ class Features:
     frames: Int32Array  # [clips], true lengths, 10 ms each
     audio_index: Int32Array  # [clips], which recording a clip is of
     content_hash: UInt64Array  # [clips]
+    report: Float32Array  # [2, recordings]: seconds lost; 1 where the channels cancel each other
 
 
 class Featurizer:
@@ -42,44 +43,52 @@ class Featurizer:
 
     def featurize(self, messages: bytes | None, audio: Sequence[bytes]) -> Features:
         """Raises InvalidRequest; `messages` is the request's JSON, None if it was not sent."""
-        self._check_before_decoding(messages, audio)
-        clips, index = self._clips(audio)
+        channels = self._check_before_decoding(messages, audio)
+        clips, index, report = self._clips(audio, channels)
         frames = np.array([mel.frame_count(len(clip)) for clip in clips], np.int32)
         clip_tokens(frames, self.runtime)
         n_mels = self.runtime.model.audio.n_mels
         features = [mel.log_mel(clip, n_mels) for clip in clips]
         padded, _ = mel.pad_batch(features, n_mels)
         hashes = np.array([content_hash(clip) for clip in features], np.uint64)
-        return Features(padded, frames, np.array(index, np.int32), hashes)
+        return Features(padded, frames, np.array(index, np.int32), hashes, report)
 
-    def _check_before_decoding(self, messages: bytes | None, audio: Sequence[bytes]) -> None:
+    def _check_before_decoding(self, messages: bytes | None, audio: Sequence[bytes]) -> list[int | None]:
+        """The channel that is wanted of each recording."""
         limits = self.runtime.limits
         if messages is None:
             raise InvalidRequest("missing required input 'messages'")
-        placeholders = parse_conversation(messages).audio_count
-        if placeholders != len(audio):
-            raise InvalidRequest(f"messages have {placeholders} audio parts, but {len(audio)} audios were sent")
+        places = parse_conversation(messages).audio_places
+        if len(places) != len(audio):
+            raise InvalidRequest(f"messages have {len(places)} audio parts, but {len(audio)} audios were sent")
         if len(audio) > limits.max_audios:
             raise InvalidRequest(f"{len(audio)} audios, the limit is {limits.max_audios}")
         if (size := sum(map(len, audio))) > limits.max_audio_bytes:
             raise InvalidRequest(f"audio: {size} bytes, the limit is {limits.max_audio_bytes}")
+        return [place.channel for place in places]
 
-    def _clips(self, audio: Sequence[bytes]) -> tuple[list[Float32Array], list[int]]:
+    def _clips(
+        self, audio: Sequence[bytes], channels: Sequence[int | None]
+    ) -> tuple[list[Float32Array], list[int], Float32Array]:
         clips: list[Float32Array] = []
         index: list[int] = []
-        budget = Budget(self.runtime.limits.max_audio_seconds)
-        for i, data in enumerate(audio):
+        report = np.zeros((2, len(audio)), np.float32)
+        limits = self.runtime.limits
+        total = min(limits.max_audio_seconds, most_seconds(len(audio), self.runtime))
+        budget = Budget(total)
+        most_lost = 0 if limits.strict_audio else MOST_LOST
+        for i, (data, channel) in enumerate(zip(audio, channels, strict=True)):
             try:
-                samples = decode_audio(data, budget, name=f"audio[{i}]")
+                recording = read_recording(data, budget, f"audio[{i}]", channel, most_lost)
             except AudioTooLong as error:
                 if i == 0:
                     raise
-                total = self.runtime.limits.max_audio_seconds
                 raise InvalidRequest(f"{error}: what the recordings before it leave of {total:g} s") from None
-            new = split_clips(samples)
+            report[:, i] = recording.lost, recording.cancelled
+            new = split_clips(recording.samples)
             clips += new
             index += [i] * len(new)
-        return clips, index
+        return clips, index, report
 
 
 class FeaturizerStep:
@@ -103,5 +112,6 @@ class FeaturizerStep:
             "frames": features.frames[None],
             "audio_index": features.audio_index[None],
             "content_hash": features.content_hash[None],
+            "audio_report": features.report[None],
         }
         return outputs | {"mel": features.mel[None]} if len(features.frames) else outputs

@@ -19,17 +19,20 @@ from typing import Protocol
 
 import numpy as np
 
+from step_audio.arrays import Float32Array
 from step_audio.errors import Code, Conflict, InvalidRequest, Overloaded, StepAudioError
-from step_audio.steps.tensors import Tensors, required, scalar
+from step_audio.steps.tensors import Tensors, required, row, scalar
 
 PREFIX = "lease:"  # of a request's id; what follows is the answer's own
 PERIOD = 0.1  # seconds between two looks at all holders
 AGAIN = 1.0  # seconds after which a stop is sent once more: the first may have come before the LLM had the request
 MAX_LEASES = 4096
+MAX_REPORTS = 4096  # of recordings, that nobody has asked for yet
 MAX_UNLEASED = 1 << 16  # answers without a lease whose time is not up; nobody says here which of them are complete
 ENDED_FOR = 600.0  # seconds in which an answer whose lease has ended is remembered: it may be on its way to the LLM
 MAX_SECONDS = 1e6
 MAX_ID = 256  # characters
+NO_REPORT = np.zeros((2, 0), np.float32)
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +94,7 @@ class Leases:
         self._ended: OrderedDict[str, float] = OrderedDict()  # answers, and when their leases ended
         self._unleased: dict[str, float] = {}  # answers by id, and when their time is up
         self._due: list[tuple[float, str]] = []  # a heap of the same, and of what is no longer so
+        self._reports: OrderedDict[str, Float32Array] = OrderedDict()  # of answers' recordings, where there is one
         self._again: list[tuple[float, str]] = []
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="leases", daemon=True)
@@ -99,6 +103,7 @@ class Leases:
     def handle(self, request_id: str, inputs: Tensors, holder: Holder) -> None:
         """One request, which is answered, now or when its lease ends. Raises StepAudioError for what is wrong with it.
 
+        With `report` true it asks what is known of an answer's recordings.
         With `open` true it opens a lease and is answered when that ends, with `open` false it closes one; with `stop`
         as well the client leaves its answer, which ends with the lease. Else it is an answer on its way to the LLM.
         """
@@ -107,9 +112,15 @@ class Leases:
         opens, seconds = scalar(inputs, "open"), scalar(inputs, "seconds")
         if seconds is not None and not 0 < seconds <= MAX_SECONDS:
             raise InvalidRequest(f"seconds must be above 0 and at most {MAX_SECONDS:.0f}, not {seconds:g}")
+        if scalar(inputs, "report"):
+            with self._lock:
+                report = self._reports.pop(request_id.removeprefix(PREFIX), NO_REPORT)
+            holder.end({"audio_report": report[None]})
+            return
         if opens is None:
             lengths = required(inputs, "input_lengths")
             self._pass(request_id, math.inf if seconds is None else seconds)
+            self._keep(request_id, row(inputs, "audio_report"))
             holder.end({"input_lengths": lengths[None]})
             return
         answer = request_id.removeprefix(PREFIX)
@@ -165,6 +176,14 @@ class Leases:
             until = max(time.monotonic() + seconds, self._unleased.get(answer, 0))
             self._unleased[answer] = until
             heapq.heappush(self._due, (until, answer))
+
+    def _keep(self, answer: str, report: Float32Array | None) -> None:
+        if report is None or not report.any() or not answer:
+            return
+        with self._lock:
+            self._reports[answer] = report
+            if len(self._reports) > MAX_REPORTS:
+                self._reports.popitem(last=False)
 
     def _watch(self) -> None:
         while not self._closing.wait(PERIOD):

@@ -19,6 +19,7 @@ class Limits(Strict):
     # 85 minutes fill 65,536 positions.
     max_audio_seconds: NonNegativeFloat = Field(default=5100.0, description="of all recordings of a request")
     max_audio_bytes: PositiveInt = Field(default=512 << 20, description="of all recordings of a request")
+    strict_audio: bool = Field(default=False, description="refuse recordings of which anything is lost")
 
 
 class Runtime(Strict):

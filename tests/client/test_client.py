@@ -26,6 +26,8 @@ from fake_triton import (
 from step_audio.errors import Code
 from step_audio_client import (
     Audio,
+    AudioReport,
+    ChatOptions,
     RequestError,
     Sampling,
     StepAudioClient,
@@ -185,6 +187,22 @@ async def test_an_answer():
     asked = [entry[1] for entry in fake.seen if entry[0] == "asked"]
     assert sorted(asked) == ["serving_info", "tokenizer_json"], "asked once"
     assert not stops(fake)
+
+
+async def test_what_is_amiss_with_recordings_comes_with_the_answer():
+    ids = TOKENIZER.encode("so\n</think>\nHi.")
+    async with served(script(message(*ids), message(final=True, empty=True))) as (fake, client):
+        fake.audio_report = np.array([[[0, 0.25, 0], [0, 0, 1]]], np.float32)
+        messages = [user(Audio(b"1"), Audio(b"2", channel=1), Audio(b"3"))]
+        # Ended early, too, where no final response is read.
+        for options in (ChatOptions(), ChatOptions(stop=("i",))):
+            *_, last = [delta async for delta in client.chat(messages, options)]
+            assert last.audio == (AudioReport(1, 0.25, False), AudioReport(2, 0, True))
+        *before, last = [delta async for delta in client.chat([user("x")])]
+        assert last.audio == () and not any(delta.audio for delta in before)
+    (_, _, inputs), *_ = [entry for entry in fake.seen if entry[0] == "generate"]
+    parts = json.loads(inputs["messages"].item())[0]["content"]
+    assert parts == [{"type": "audio"}, {"type": "audio", "channel": 1}, {"type": "audio"}]
 
 
 @pytest.mark.parametrize(

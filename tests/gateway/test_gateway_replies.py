@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
+from dataclasses import replace
 
 import pytest
 
-from gateway_calls import HELLO, TOOL, ask, asked
+from gateway_calls import HELLO, TOOL, ask, asked, refusal
 from gateway_fixture import ANSWER, REPLY, THOUGHT, FakeClient, events
-from step_audio_client import ChatDelta, Guide, Sampling, ServerBusy, Thinking, TtsContent
+from step_audio_client import Audio, AudioReport, ChatDelta, Guide, Sampling, ServerBusy, Thinking, TtsContent
 
 
 async def test_a_whole_reply():
@@ -54,6 +56,36 @@ async def test_a_streamed_reply():
     assert last["choices"] == [] and last["usage"]["total_tokens"] == 26
     assert len({chunk["id"] for chunk in [*chunks, last]}) == 1
     assert all("usage" not in chunk and chunk["object"] == "chat.completion.chunk" for chunk in chunks)
+
+
+async def test_what_is_amiss_with_recordings_is_told():
+    reports = (AudioReport(0, 0.42, False), AudioReport(2, 0, True))
+    fake = FakeClient(lambda *_: [*REPLY[:-1], replace(REPLY[-1], audio=reports)])
+    told = [
+        {"index": 0, "lost_seconds": 0.42, "text": "0.42 s of it are missing or could not be decoded"},
+        {"index": 2, "lost_seconds": 0, "text": "its channels cancel each other, their mean is nearly silent: ask for "
+         "one with `channel`"},
+    ]  # fmt: skip
+    assert (await ask(fake)).json()["audio_warnings"] == told
+    *others, last = events((await ask(fake, stream=True)).text)
+    assert last["audio_warnings"] == told and last["choices"][0]["finish_reason"] == "stop"
+    assert not any("audio_warnings" in chunk for chunk in others)
+
+
+async def test_a_channel_reaches_the_client():
+    fake, data = FakeClient(), base64.b64encode(b"sound").decode()
+    content = [
+        {"type": "input_audio", "input_audio": {"data": data, "format": "wav", "channel": 1}},
+        {"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{data}", "channel": 0}},
+        {"type": "audio", "audio": data},
+    ]
+    await ask(fake, messages=[{"role": "user", "content": content}])
+    assert [part["audio"] for part in fake.messages[0]["content"]] == [
+        Audio(b"sound", 1), Audio(b"sound", 0), Audio(b"sound"),
+    ]  # fmt: skip
+    content[0]["input_audio"]["channel"] = 64
+    message, _ = await refusal(messages=[{"role": "user", "content": content}])
+    assert "channel" in message
 
 
 async def test_no_usage_chunk_unless_asked_for():

@@ -13,7 +13,17 @@ import pytest
 from raw_triton import call, prompt, refusal, scalar, send, texts
 from reference import sine_speech
 from step_audio.audio import encode_wav
-from step_audio_client import Audio, RequestError, Sampling, StepAudioClient, calls, user
+from step_audio_client import (
+    Audio,
+    AudioReport,
+    ChatOptions,
+    MindPaced,
+    RequestError,
+    Sampling,
+    StepAudioClient,
+    calls,
+    user,
+)
 
 ENSEMBLE, LLM = "step_audio_r1", "tensorrt_llm"
 TEXT = json.dumps([{"role": "user", "content": "hello"}])
@@ -61,6 +71,18 @@ def test_bad_audio(address, kind):
     message = refusal(address, ENSEMBLE, {"messages": texts(WITH_AUDIO), "audio": texts(recording())})
     check(message, pattern)
     assert "audio[0]" in message
+
+
+@pytest.mark.parametrize("paced", [None, MindPaced(think_tokens=4, speak_tokens=2)])
+def test_what_a_recording_has_lost_comes_with_its_answer(address, paced):
+    async def ask(*parts):
+        async with StepAudioClient(address) as client:
+            options = ChatOptions(sampling=Sampling(max_tokens=8), mind_paced=paced)
+            return [delta async for delta in client.chat([user(*parts, "What is this?")], options)][-1].audio
+
+    lost = len(GOOD) // 10
+    assert asyncio.run(ask(Audio(GOOD), Audio(GOOD[:-lost]))) == (AudioReport(1, pytest.approx(0.1, abs=0.002), False),)
+    assert asyncio.run(ask(Audio(GOOD))) == asyncio.run(ask()) == ()
 
 
 BAD_REQUESTS = {

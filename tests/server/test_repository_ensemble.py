@@ -27,11 +27,12 @@ def test_the_prompt_s_ensemble_is_the_other_one_up_to_the_llm(configs):
     )  # fmt: skip
     assert (
         set(outputs)
-        == {"frames", "audio_index", "content_hash", "prompt_vocab_size"}
+        == {"frames", "audio_index", "content_hash", "audio_report", "prompt_vocab_size"}
         | {name for name in steps(configs)[-1].input_map if f"_{name}" == steps(configs)[-1].input_map[name]}
         - {"input_lengths", "request_output_len", "prompt_embedding_table"}
         - GUIDE
     )
+    assert outputs.pop("audio_report") == declared(configs["audio_featurizer"].output)["audio_report"]
     for name, (kind, *_) in outputs.items():
         assert kind == (llm | builder)[name][0], name
 
@@ -47,7 +48,9 @@ def test_the_one_that_continues_is_the_other_one_from_the_encoder_on(configs):
     assert set(mine) - set(whole) - set(made) == {"mel", "input_lengths"}
     of_the_prompt = {"messages", "audio", "tools", "add_generation_prompt", "continue_final_message", "suffix_ids"}
     assert set(whole) - set(mine) == of_the_prompt
-    assert set(made) - set(mine) == {"prompt_vocab_size", "audio_index"}  # for who prepares another prompt
+    assert set(made) - set(mine) == {
+        "prompt_vocab_size", "audio_index", "audio_report",
+    }  # for who prepares another prompt  # fmt: skip
     assert all(mine[name] == kind for name, kind in (made | whole).items() if name in mine)
     assert all(tensor.optional for tensor in configs[CONTINUE].input)
 

@@ -8,8 +8,10 @@ import pytest
 
 from audio_fixture import wav
 from model_fixture import runtime
+from step_audio import mel
 from step_audio.clips import content_hash
 from step_audio.errors import InvalidRequest
+from step_audio.steps.clip_limits import most_seconds
 from step_audio.steps.featurizer import Featurizer, FeaturizerStep
 from step_audio.steps.runtime import Limits
 from waiting import SECONDS
@@ -84,3 +86,43 @@ def test_a_clip_s_hash_is_that_of_its_features():
     features = featurizer().featurize(messages(2), audio)
     for clip, frames, digest in zip(features.mel, features.frames, features.content_hash, strict=True):
         assert content_hash(clip[:, :frames]) == digest
+
+
+def test_what_is_lost_is_reported():
+    whole = sound(16_000)
+    opposite = wav(np.stack([one := np.arange(-8000, 8000, dtype="<i2"), -one], 1).tobytes(), channels=2)
+    features = featurizer().featurize(messages(3), [whole, whole[:-1600], opposite])
+    np.testing.assert_allclose(features.report, [[0, 0.1, 0], [0, 0, 1]], atol=1e-3)
+    text = featurizer().featurize(json.dumps([{"role": "user", "content": "hello"}]).encode(), [])
+    assert text.report.shape == (2, 0)
+    with pytest.raises(
+        InvalidRequest, match=r"^audio\[1\]: the file is cut off .* only whole recordings are taken here$"
+    ):
+        strict = Limits(max_audio_seconds=10, strict_audio=True)
+        featurizer(limits=strict).featurize(messages(2), [whole, whole[:-1600]])
+
+
+def test_a_channel_is_chosen_in_the_message():
+    left, right = (np.random.default_rng(n).normal(0, 3000, 16_000).astype("<i2") for n in (0, 1))
+    both, alone = wav(np.stack([left, right], 1).tobytes(), channels=2), wav(right.tobytes())
+    asked = json.dumps([{"role": "user", "content": [{"type": "audio", "channel": 1}]}]).encode()
+    expected = featurizer().featurize(messages(1), [alone]).mel
+    np.testing.assert_allclose(featurizer().featurize(asked, [both]).mel, expected, atol=1e-4)
+    assert np.abs(featurizer().featurize(messages(1), [both]).mel - expected).max() > 0.1
+    for wrong in ("1", -1, 64, 1.0, True):
+        bad = json.dumps([{"role": "user", "content": [{"type": "audio", "channel": wrong}]}]).encode()
+        with pytest.raises(InvalidRequest, match=r"channel must be a whole number from 0 to 63"):
+            featurizer().featurize(bad, [both])
+
+
+@pytest.mark.parametrize("rule", ["L", "L-2"])
+def test_no_more_is_decoded_than_the_prompt_has_room_for(rule):
+    small = runtime().model_copy(update={"max_prompt_table_rows": 100, "length_rule": rule})
+    for samples in range(160, 25 * 16_000 + 1, 5777):
+        tokens = mel.token_count(mel.frame_count(samples), rule)
+        assert most_seconds(1, small.model_copy(update={"max_prompt_table_rows": tokens})) >= samples / 16_000
+    limits = Limits(max_audio_seconds=5100)
+    with pytest.raises(InvalidRequest, match=r"audio\[0\]: 3600.0 s long, the limit is 8\.\d+ s"):
+        featurizer(max_prompt_table_rows=100, limits=limits, length_rule=rule).featurize(
+            messages(1), [sound(3600 * 1000, 1000)]
+        )

@@ -279,3 +279,26 @@ def test_codes(held, monkeypatch, stopped):
     ask(held, "a", over := Holder(), input_lengths=np.array([[7]], np.int32))
     codes = [code for holder in (*holders, over) for code in holder.codes]
     assert codes == [Code.INVALID_REQUEST, Code.CONFLICT, Code.QUEUE_FULL, Code.CANCELLED]
+
+
+def test_what_is_said_of_recordings_is_kept_for_one_question(held, monkeypatch):
+    monkeypatch.setattr(leases, "MAX_REPORTS", 2)
+
+    def report(request_id):
+        ask(held, request_id, holder := Holder(), report=np.array([[True]]))
+        (end,) = holder.ends
+        return end["audio_report"]
+
+    def passes(request_id, *lost):
+        seen = np.array([[lost, [0] * len(lost)]], np.float32)
+        ask(held, request_id, holder := Holder(), input_lengths=np.array([[7]], np.int32), audio_report=seen)
+        assert holder.ends == [PASSED]
+
+    passes("one", 0, 1.5)
+    passes("nothing", 0, 0)
+    passes("text")
+    assert report("lease:nothing") == report("lease:text") == report("lease:nobody") == [[[], []]]
+    assert report("lease:one") == [[[0, 1.5], [0, 0]]] and report("lease:one") == [[[], []]]
+    for name in ("first", "second", "third"):
+        passes(name, 1)
+    assert [len(report(f"lease:{name}")[0][0]) for name in ("first", "second", "third")] == [0, 1, 1]

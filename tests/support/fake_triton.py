@@ -55,6 +55,7 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.script = script
         self.seen: list[tuple] = []
         self.leases: set[str] = set()  # that have been opened
+        self.audio_report = np.zeros((1, 2, 0), np.float32)
         self.stopped: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self.time_left: list[float] = []  # seconds of each lease
         self.max_seq_len = 100
@@ -71,6 +72,8 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelInfer(self, request, context):
         if request.model_name == "lease":
             inputs = read(request)
+            if "report" in inputs:
+                return answer({"audio_report": self.audio_report})
             if not inputs["open"].item() and request.id in self.leases:
                 self.seen.append(("left" if "stop" in inputs else "returned", request.id))
             if "seconds" in inputs:
