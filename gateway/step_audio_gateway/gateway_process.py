@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import IO
 
 from step_audio.errors import SettingsError
@@ -35,11 +36,15 @@ class GatewayProcess:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def check(self) -> None:
-        """What would keep it from starting, before anything slow is begun. Raises SettingsError."""
+    def check(self, others: Callable[[], None] = lambda: None) -> None:
+        """What would keep it from starting, before anything slow is begun. Raises SettingsError.
+
+        `others`: checks other ports, while this one is taken.
+        """
         self.settings.keys()
         self.settings.tls()
-        listen(self.settings).close()
+        with listen(self.settings):
+            others()
 
     def start(self) -> None:
         """Returns when it answers. Raises SettingsError."""

@@ -138,7 +138,7 @@ class Service:
         door: threading.Thread | None = None
         try:
             if self.gateway is not None:
-                self.gateway.check()
+                self.gateway.check(self.ports.check_free)
             self.start()
             self.records.begin()
             if self.gateway is not None:

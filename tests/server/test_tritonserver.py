@@ -11,11 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from step_audio_gateway.settings import GatewaySettings
 from step_audio_server import tritonserver
 from step_audio_server.errors import ServerError
 from step_audio_server.launch.installation import Installation
 from step_audio_server.launch.launch import Launch
 from step_audio_server.launch.ports import Ports, free_ports
+from step_audio_server.serve import Service
+from step_audio_server.settings import ServeSettings
 from step_audio_server.tritonserver import TritonServer
 from waiting import SECONDS
 
@@ -31,6 +34,18 @@ def test_a_port_in_use_names_its_flag(name):
         with pytest.raises(ServerError, match=f"port {port} is in use: choose another with --{name}-port"):
             Ports(**free | {name: port}).check_free()
     Ports(**free | {name: port}).check_free()
+
+
+@pytest.mark.parametrize("name", ["grpc", "http", "metrics"])
+def test_the_gateway_s_port_is_found_among_triton_s_before_anything_is_loaded(name, tmp_path):
+    ports = dict(zip(("grpc", "http", "metrics"), free_ports(3), strict=True))
+    settings = ServeSettings(
+        checkpoint=tmp_path, work_dir=tmp_path, **{f"{kind}_port": port for kind, port in ports.items()}
+    )
+    service = Service(settings, gateway=GatewaySettings(port=ports[name]))
+    with pytest.raises(ServerError, match=f"port {ports[name]} is in use: choose another with --{name}-port"):
+        service.run()
+    assert service.server is None
 
 
 @pytest.fixture
