@@ -52,7 +52,7 @@ async def audio_report(
     stub: service_pb2_grpc.GRPCInferenceServiceStub, request_id: str, timeout: float
 ) -> tuple[AudioReport, ...]:
     """Of the recordings of the generation of this id, whose first token has come; nothing where the server is gone."""
-    asked = wire.infer_request(wire.LEASE, f"{PREFIX}{request_id}", {"report": wire.scalar(True, np.bool_)})
+    asked = wire.infer_request(calls.LEASE, f"{PREFIX}{request_id}", {"report": wire.scalar(True, np.bool_)})
     try:
         answer = await stub.ModelInfer(asked, timeout=timeout)
     except grpc.aio.AioRpcError:

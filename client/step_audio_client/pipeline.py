@@ -7,6 +7,7 @@ import contextlib
 import weakref
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from tritonclient.grpc import service_pb2
@@ -72,7 +73,7 @@ class Pipeline:
         self._quarantine = Quarantine()
         self.counts = Counts()
         self._open: set[_Open] = set()  # generations under way
-        self._stops: set[asyncio.Task[None]] = set()
+        self._stops: set[asyncio.Task[Any]] = set()
         self._runs: weakref.WeakSet[Run] = weakref.WeakSet()
         self._end: AsyncGenerator[None] | None = None
 
@@ -234,8 +235,11 @@ class Pipeline:
         return (await self._ask(run, asked, None))["mel"]
 
     async def audio_report(self, run: Run) -> tuple[AudioReport, ...]:
-        """Of the recordings of the generation under way, whose first token has come."""
-        return await audio_report(run.route[0].stub, run.last_id, REPORT_TIMEOUT)
+        """Of the recordings of the generation under way, whose first token has come. Who leaves does not cancel it."""
+        asked = asyncio.create_task(audio_report(run.route[0].stub, run.last_id, REPORT_TIMEOUT))
+        self._stops.add(asked)
+        asked.add_done_callback(self._stop_ended)
+        return await asyncio.shield(asked)
 
     async def stop(self, request_id: str) -> None:
         """End a request of ours on its server; one that is not ours, on whichever has it.
@@ -302,7 +306,7 @@ class Pipeline:
         self._stops.add(task)
         task.add_done_callback(self._stop_ended)
 
-    def _stop_ended(self, task: asyncio.Task[None]) -> None:
+    def _stop_ended(self, task: asyncio.Task[Any]) -> None:
         self._stops.discard(task)
         if not task.cancelled():
             task.exception()  # read, or asyncio would report it; the server may be gone
