@@ -30,6 +30,7 @@ def load(given: argparse.Namespace) -> Callable[[Cell], Iterator[Answer]]:
     settings.n_threads = settings.n_threads_batch = given.threads
     if given.exact:
         settings.type_k = settings.type_v = llama.GGML_TYPE_F32
+        settings.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED  # it computes in float16
     context = llama.llama_init_from_model(model, settings)
     batch = llama.llama_batch_init(BATCH, 0, 1)
 
