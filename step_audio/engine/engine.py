@@ -261,21 +261,25 @@ class Engine:
         """Draw the next token of each sequence from its row and tell its request. A fault in one is its alone."""
         drawing: list[tuple[_Active, Sequence, Float32Array]] = []
 
-        def mask(active: _Active, sequence: Sequence, row: Float32Array) -> None:
-            if sequence.guide is None or sequence.guide.mask(row):
+        def mask(active: _Active, sequence: Sequence, row: Float32Array, guide: TokenGuide) -> None:
+            if guide.mask(row):
                 drawing.append((active, sequence, row))
             else:
                 self._finish(active, sequence, "stop")
 
         for row, sequence in zip(logits, sequences, strict=True):
             active = self._active.get(sequence.request.request_id)
-            if active is not None and sequence in active.sequences:  # else another answer to it has just failed
-                self._alone(active, mask, active, sequence, row)
+            if active is None or sequence not in active.sequences:
+                continue  # another answer to it has just failed
+            if sequence.guide is None:
+                drawing.append((active, sequence, row))
+            else:
+                self._alone(active, mask, active, sequence, row, sequence.guide)
         penalize([row for _, _, row in drawing], [sequence.sampler for _, sequence, _ in drawing])
         drawing = [
             (active, sequence, row)
             for active, sequence, row in drawing
-            if self._alone(active, sequence.sampler.forbid, row, sequence.history())
+            if not sequence.sampler.forbids or self._alone(active, sequence.sampler.forbid, row, sequence.history())
         ]
         drawn = draw([row for _, _, row in drawing], [sequence.sampler for _, sequence, _ in drawing])
         now = time.monotonic_ns()

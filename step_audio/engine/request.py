@@ -65,7 +65,7 @@ class SequenceStats:
     last_token_ns: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # there is one for each token, and frozen it takes four times as long to make
 class SequenceOutput:
     """New tokens of one answer.
 

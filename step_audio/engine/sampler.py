@@ -111,6 +111,7 @@ class TokenSampler:
         self.bad_words = bad_words or []
         self.log_probs = log_probs
         self.normalize_log_probs = normalize_log_probs
+        self.forbids = bool((end_id is not None and params.min_tokens) or self.bad_words or params.min_p)
         self.penalized = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) != (1, 0, 0)
         if self.penalized:
             self._ids, self._counts = np.unique(prompt[prompt < vocab_size], return_counts=True)

@@ -113,9 +113,8 @@ class Sequence:
 
     def finish_reason(self) -> Finished | None:
         """After a token was appended: a stop word may begin in the prompt, as on a GPU."""
-        history = self.history()
-        for word in self.stop_words.get(int(history[-1]), ()):
-            if len(word) <= len(history) and history[-len(word) :].tolist() == word:
+        for word in self.stop_words.get(self.last_token, ()):
+            if len(word) <= self.length and self.history()[-len(word) :].tolist() == word:
                 return "stop"
         return "length" if self.length == self.max_length else None
 

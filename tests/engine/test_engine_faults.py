@@ -62,7 +62,7 @@ def test_a_fault_in_one_request_harms_no_neighbour(start, monkeypatch):
 
     monkeypatch.setattr(TokenSampler, "forbid", faulty)
     names = [13, 0, 1, 2]
-    answers = [submit(engine, str(seed), prompt(40, seed), seed=seed) for seed in names]
+    answers = [submit(engine, str(seed), prompt(40, seed), seed=seed, bad_words=[[0]] * (seed == 13)) for seed in names]
     faulted = answers[0].wait().last
     assert isinstance(faulted.error, StepAudioError) and str(faulted.error) == "internal error" and faulted.final
     assert len(answers[0].tokens()) == 3
