@@ -7,6 +7,7 @@ numpy has no such type: on our side they are uint16, the bits as they are. The s
 from __future__ import annotations
 
 import ctypes
+import math
 from typing import Any
 
 import numpy as np
@@ -74,3 +75,10 @@ def bfloat16_bits(capsule: Any) -> npt.NDArray[np.uint16]:
         return np.zeros(shape, np.uint16)
     raw = (ctypes.c_uint16 * size).from_address(tensor.data + tensor.byte_offset)
     return np.array(memoryview(raw), np.uint16).reshape(shape)
+
+
+def memory(capsule: Any) -> tuple[int, int]:
+    """Where a contiguous tensor in the host's memory lies, and its bytes; of any other 0 bytes."""
+    tensor = _Managed.from_address(_pointer(capsule, NAME)).tensor
+    size = math.prod(tensor.shape[: tensor.ndim]) * tensor.bits // 8
+    return (tensor.data or 0) + tensor.byte_offset, size if tensor.device_type == CPU else 0

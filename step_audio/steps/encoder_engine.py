@@ -59,9 +59,12 @@ class OnnxEncoderEngine:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise ArtefactError(f"cannot load the encoder {path.name}: {error}") from None
+        self.run_options = onnxruntime.RunOptions()  # give working memory back: else the longest clips' is kept
+        self.run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     def run(self, features: Float32Array, frames: Int64Array) -> Float32Array:
-        embeddings: Float32Array = self.session.run(["embeddings"], {"mel": features, "frames": frames})[0]
+        inputs = {"mel": features, "frames": frames}
+        embeddings: Float32Array = self.session.run(["embeddings"], inputs, self.run_options)[0]
         return embeddings
 
 

@@ -21,12 +21,13 @@ from step_audio.arrays import AnyArray
 from step_audio.counters import WORKER_RESTARTS, Counters
 from step_audio.errors import InvalidRequest
 from step_audio.steps import dlpack
+from step_audio.steps.memory import ALLOCATOR, give_back
 from step_audio.steps.tensors import Bfloat16, Tensor, Tensors, triton_error
 from step_audio.steps.worker_client import WorkerClient, python_command
 from step_audio.tracing import Tracer
 
 # One thread: the libraries' own pools would take the cores from the LLM.
-ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"}
+ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"} | ALLOCATOR
 
 Told = Callable[["Tensors | Exception"], None]
 MAX_STRINGS = 4096  # of one tensor, as many as a conversation has parts; each costs time, even if it is empty
@@ -60,9 +61,14 @@ class StepStub:
                 self._send(sender, result)
 
             try:
-                self._worker.submit({tensor.name(): _read(tensor) for tensor in request.inputs()}, answer)
+                inputs = {tensor.name(): _read(tensor) for tensor in request.inputs()}
+                self._worker.submit(inputs, answer)
             except Exception as error:
                 answer(error)
+                continue
+            for tensor in request.inputs():
+                if isinstance(inputs[tensor.name()], np.ndarray):
+                    give_back(tensor)
         return [None] * len(requests)
 
     def close(self) -> None:
@@ -79,6 +85,8 @@ class StepStub:
             response = self._response(error)
         try:
             sender.send(response, flags=self._pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            for tensor in response.output_tensors():  # tritonserver has copied them out of the shared memory
+                give_back(tensor)
         except Exception:
             log.warning("a response could not be sent", exc_info=True)
 

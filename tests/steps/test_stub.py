@@ -4,6 +4,8 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
+import torch
+from torch.utils.dlpack import to_dlpack
 
 from step_audio.errors import Code, InvalidRequest, Overloaded, StepAudioError
 from step_audio.steps.stub import StepStub, strings
@@ -32,6 +34,19 @@ class Input:
             raise RuntimeError("/dev/shm/region_of_ours")
         return self._array
 
+    def to_dlpack(self):
+        return to_dlpack(torch.from_numpy(self._array))
+
+
+class Outputs(list):
+    def output_tensors(self):
+        return []
+
+
+class Refusal(tuple):
+    def output_tensors(self):
+        return []
+
 
 class Tensor:
     def __new__(cls, name, array):
@@ -54,7 +69,7 @@ FAULT = (Code.INTERNAL.put_before(INTERNAL_ERROR), TritonError.INTERNAL)
 
 
 PB = SimpleNamespace(
-    InferenceResponse=lambda outputs=None, error=None: error if error else outputs,
+    InferenceResponse=lambda outputs=(), error=None: Refusal(error) if error else Outputs(outputs),
     TritonError=TritonError,
     Tensor=Tensor,
     TRITONSERVER_RESPONSE_COMPLETE_FINAL=1,

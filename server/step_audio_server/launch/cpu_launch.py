@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from step_audio.steps.memory import ALLOCATOR
 from step_audio_server.launch.installation import Installation
 from step_audio_server.launch.launch import Launch, python_environment, serving_flags, shm_flag, shm_prefix
 from step_audio_server.launch.ports import Ports
@@ -26,7 +27,8 @@ def cpu_launch(
             *serving_flags(ports, drain_timeout),
             "--allow-gpu-metrics=false",
         ),
-        environment=environment
+        environment=ALLOCATOR
+        | environment
         | {
             "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
             "LD_LIBRARY_PATH": ":".join(map(str, installation.libraries)),

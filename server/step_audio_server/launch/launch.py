@@ -65,6 +65,8 @@ def serving_flags(ports: Ports, drain_timeout: int) -> tuple[str, ...]:
         # One after the other: no slower, since their workers load beside them, and each has more of a busy machine.
         # A model's process that gets no processor for a second while it loads is given up.
         "--model-load-thread-count=1",
+        # Requests' objects are not kept for the next ones: each would hold the largest recording that it has seen.
+        "--grpc-infer-allocation-pool-size=0",
         # A client whose machine is gone is found out, and its leases end.
         f"--grpc-keepalive-time={KEEPALIVE_MS}",
         f"--grpc-keepalive-timeout={KEEPALIVE_MS // 2}",

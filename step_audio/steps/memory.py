@@ -1,0 +1,34 @@
+"""Memory that comes back to the system when a long recording has been answered.
+
+A model's process shares a region with tritonserver that grows to the largest tensors which were there at once, and
+never shrinks. What a tensor held is not read again once it has been copied out or sent; so the whole pages within it
+are taken out of the region's file, while the tensor still has them. When the region uses the place again, they are
+zeros. What the region itself keeps, its lists of free places, is never within a tensor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from typing import Any
+
+from step_audio.steps import dlpack
+
+LEAST = 1 << 20  # bytes: smaller memory is quicker kept than asked for again
+
+# For the C library: by default it learns from large blocks that are freed to keep up to 32 MB of the next ones, in each
+# thread's own heap.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(LEAST), "MALLOC_TRIM_THRESHOLD_": str(LEAST)}
+
+REMOVE = 9  # madvise(2)'s MADV_REMOVE, of Linux
+
+_madvise = ctypes.CDLL(None).madvise
+_madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+def give_back(tensor: Any) -> None:
+    """What `tensor` holds, one of pb_utils and not of strings, is lost; memory that is not shared stays as it is."""
+    address, size = dlpack.memory(tensor.to_dlpack())
+    if size >= LEAST:
+        begin, end = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE, (address + size) // mmap.PAGESIZE * mmap.PAGESIZE
+        _madvise(begin, end - begin, REMOVE)  # fails on private memory

@@ -1,0 +1,32 @@
+"""What a long recording leaves behind in the server's processes and in their shared memory."""
+
+import numpy as np
+
+from held import MIB, SHARED, held
+from step_audio.audio import encode_wav
+from step_audio.clips import SAMPLE_RATE
+from step_audio_client import Audio, Sampling, user
+
+MINUTES = 12
+ONE = Sampling(max_tokens=1, temperature=0)
+
+
+def recording(seconds: float) -> bytes:
+    samples = np.random.default_rng(int(seconds)).uniform(-0.1, 0.1, int(seconds * SAMPLE_RATE)).astype(np.float32)
+    return encode_wav(samples)
+
+
+def test_a_long_recording_leaves_no_memory_behind(ask, service):
+    def now() -> dict[str, float]:
+        return held(service.server.process.pid, service.server.launch.prefix)
+
+    for seconds in (5, 30, 60):
+        ask(lambda client, s=seconds: client.complete([user(Audio(recording(s)))], ONE))
+    before = now()
+    long = recording(MINUTES * 60)
+    ask(lambda client: client.complete([user(Audio(long))], ONE))
+    after = now()
+    grown = {name: round(after[name] - was, 1) for name, was in before.items()}
+    # Its features are 37 MB, in three processes; the file itself may stay in the featurizer's region.
+    assert grown.pop(SHARED) < len(long) / MIB + 8, grown
+    assert max(grown.values()) < 60, grown
