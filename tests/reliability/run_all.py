@@ -56,6 +56,7 @@ PROOFS = {
     "endings": Proof(8, "500 endings: nothing stays taken", "test_endings.py"),
     "leases": Proof(2, "clients that vanish, stand still or read no more", "test_leases_served.py"),
     "long recording": Proof(6, "first tokens beside a recording of 40 minutes", "long_recording.py"),
+    "memory": Proof(4, "what four recordings of 20 minutes took comes back", "memory_after_long_audio.py"),
     "soak": Proof(31, "30 minutes of mixed traffic, 36 wide: no death, nothing grows", "soak.py", ("--busy", "2")),
     "fuzz": Proof(40, "103,000 wrong requests: one clear error each", "test_fuzz.py"),
 }
