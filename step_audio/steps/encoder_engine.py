@@ -27,13 +27,15 @@ from step_audio.steps.lanes import BatchLane, attempt
 from step_audio.steps.runtime import Runtime
 from step_audio.steps.tensors import Bfloat16, Reply, Tensors, required, row
 
+LARGE = 1024  # of the encoder's width: a small one is as quick in float32
+
 LARGEST: dict[DType, float] = {"float16": 65_504.0, "bfloat16": 3.38e38, "float32": 3.4e38}  # that stay finite
 
 Clip = tuple[ClipKey, Float32Array | None]  # what it is known by, and its features if they were sent
 
 
 class EncoderEngine(Protocol):
-    """What computes the encoder: ONNX Runtime on a CPU, TensorRT on a GPU."""
+    """What computes the encoder: ONNX Runtime or OpenVINO on a CPU, TensorRT on a GPU."""
 
     max_clips: float  # in one run
 
@@ -68,13 +70,21 @@ class OnnxEncoderEngine:
         return embeddings
 
 
-def load_engine(path: Path) -> EncoderEngine:
-    """What `path` says by its suffix: .plan is TensorRT's, for GPU 0. Raises ArtefactError."""
-    if path.suffix != ".plan":
-        return OnnxEncoderEngine(path)
-    from step_audio.steps.tensorrt_encoder import TensorRTEncoderEngine
+def load_engine(path: Path, large: bool = False) -> EncoderEngine:
+    """What `path` says by its suffix: .plan is TensorRT's, for GPU 0. `large`: in bfloat16, where the CPU has it.
 
-    return TensorRTEncoderEngine(path)
+    Raises ArtefactError.
+    """
+    if path.suffix == ".plan":
+        from step_audio.steps.tensorrt_encoder import TensorRTEncoderEngine
+
+        return TensorRTEncoderEngine(path)
+    if large:
+        from step_audio.steps.openvino_encoder import OpenVinoEncoderEngine, has_bfloat16
+
+        if has_bfloat16():
+            return OpenVinoEncoderEngine(path)
+    return OnnxEncoderEngine(path)
 
 
 class ClipEncoder:
@@ -83,7 +93,8 @@ class ClipEncoder:
     def __init__(self, runtime: Runtime, engine: EncoderEngine | None = None):
         self.runtime = runtime
         self.n_mels = runtime.model.audio.n_mels
-        self.engine = engine or load_engine(runtime.encoder_file)
+        large = runtime.model.audio.n_audio_state >= LARGE and runtime.table_dtype == "bfloat16"
+        self.engine = engine or load_engine(runtime.encoder_file, large)
 
     def encode(self, clips: Sequence[Float32Array]) -> list[Float32Array]:
         """Per clip float32 [n_mels, frames] -> float32 [rows, llm_dim]."""

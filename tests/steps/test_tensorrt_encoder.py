@@ -18,7 +18,9 @@ import torch
 from model_fixture import runtime
 from step_audio.errors import ArtefactError
 from step_audio.mel import token_count
+from step_audio.steps import openvino_encoder
 from step_audio.steps.encoder_engine import ClipEncoder, OnnxEncoderEngine, load_engine
+from step_audio.steps.openvino_encoder import OpenVinoEncoderEngine
 from step_audio.steps.tensorrt_encoder import TensorRTEncoderEngine
 
 N_MELS, DIM, CLIPS, FRAMES = 128, 6, 3, 40
@@ -234,6 +236,17 @@ def test_the_engine_is_chosen_by_suffix(plan, monkeypatch):
     assert isinstance(load_engine(path), TensorRTEncoderEngine)
     assert isinstance(load_engine(path.with_suffix(".onnx")), OnnxEncoderEngine)
     assert made == [path, path.with_suffix(".onnx")]
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_large_encoders_compute_in_bfloat16_where_the_cpu_does(tmp_path, monkeypatch, bfloat16):
+    monkeypatch.setattr(openvino_encoder, "has_bfloat16", lambda: bfloat16)
+    for engine in (OnnxEncoderEngine, OpenVinoEncoderEngine):
+        monkeypatch.setattr(engine, "__init__", lambda self, path: None)
+    assert type(load_engine(tmp_path / "e.onnx", large=True)) is (
+        OpenVinoEncoderEngine if bfloat16 else OnnxEncoderEngine
+    )
+    assert type(load_engine(tmp_path / "e.onnx")) is OnnxEncoderEngine
 
 
 @pytest.mark.parametrize(("allowed", "batches"), [(8, [3, 3, 1]), (2, [2, 2, 2, 1])])
