@@ -198,7 +198,7 @@ def test_onnx_agrees_with_torch(tiny, models, exported, rule):
         assert ours.shape == (len(lengths), tokens(max(lengths), "L"), config.audio.llm_dim)
 
 
-def test_bfloat16_stays_within_a_hundredth(models, exported):
+def test_bfloat16_stays_within_two_hundredths(models, exported):
     """Of float32's result, on a CPU that has it; what lies behind a clip's end is zero, too."""
     from step_audio.steps.openvino_encoder import OpenVinoEncoderEngine
 
@@ -207,7 +207,7 @@ def test_bfloat16_stays_within_a_hundredth(models, exported):
         mel, frames = batch([random_mel(n) for n in lengths])
         theirs = models["L"](mel, frames).numpy()
         ours = engine.run(mel.numpy(), frames.numpy())
-        assert ours.shape == theirs.shape and np.linalg.norm(ours - theirs) < 0.01 * np.linalg.norm(theirs), lengths
+        assert ours.shape == theirs.shape and np.linalg.norm(ours - theirs) < 0.02 * np.linalg.norm(theirs), lengths
         assert not any(row[tokens(n, "L") :].any() for row, n in zip(ours, lengths, strict=True))
 
 
