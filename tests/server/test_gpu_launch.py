@@ -84,7 +84,7 @@ def test_the_command_line_of_four_ranks(gpus, monkeypatch):
     serves = [
         "--grpc-address=127.0.0.1", "--http-address=127.0.0.1", "--metrics-address=127.0.0.1",
         "--grpc-port=1", "--http-port=2", "--metrics-port=3", "--exit-timeout-secs=20",
-        "--model-load-thread-count=1",
+        "--model-load-thread-count=1", "--grpc-infer-allocation-pool-size=0",
         "--grpc-keepalive-time=10000", "--grpc-keepalive-timeout=5000", "--grpc-http2-max-pings-without-data=0",
         "--grpc-restricted-protocol=shared-memory,model-repository,logging,trace:closed=VALUE",
         "--http-restricted-api=shared-memory,model-repository,logging,trace:closed=VALUE",
