@@ -20,6 +20,8 @@ PCM_TAGS = (1, 3, 6, 7, 0xFFFE)  # of WAV: integers, floats, A-law, mu-law, and 
 
 def open_file(data: bytes) -> av.container.InputContainer:
     """The file with these bytes, its header read. Raises av.FFmpegError."""
+    if _is_endless(data):
+        raise av.error.InvalidDataError(0, "more chunks than a recording has")
     options = {"format_whitelist": ",".join(one.demuxer for one in CONTAINERS)}
     if data[:4] == b"RIFF":
         options["probesize"] = WAV_PROBE_BYTES
@@ -93,6 +95,7 @@ class _Layout:
 
 _LAYOUTS = {
     b"RIFF": _Layout(12, "<4sI", b"data", 2),
+    b"RIFX": _Layout(12, ">4sI", b"data", 2),
     b"RF64": _Layout(12, "<4sI", b"data", 2),
     b"BW64": _Layout(12, "<4sI", b"data", 2),
     b"FORM": _Layout(12, ">4sI", b"SSND", 2, skipped=8),
@@ -104,6 +107,21 @@ _LAYOUTS = {
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _EBML, _SEGMENT = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067")
+
+
+def _is_endless(data: bytes) -> bool:
+    """Whether it is made of chunks without samples, each of which costs FFmpeg a look."""
+    if (layout := _LAYOUTS.get(data[:4])) is None:
+        return False
+    position, width = layout.start, struct.calcsize(layout.head)
+    for _ in range(MOST_CHUNKS):
+        if position + width > len(data):
+            return False
+        kind, size = struct.unpack_from(layout.head, data, position)
+        if kind == layout.samples or size < 0:
+            return False
+        position += -(-max(size + (0 if layout.whole else width), width) // layout.aligned) * layout.aligned
+    return True
 
 
 def promised_bytes(data: bytes) -> tuple[int, int] | None:

@@ -39,6 +39,7 @@ class Track:
         self._container, self._stream, self._data, self._promised = container, stream, data, promised
         self._kind = kind_of(container)
         self.lost = self.filled = self.failed = self.end = 0.0
+        self._failures = 0  # packets
         self._broken = False  # something could not be decoded since the last frame
         self._begin = self._behind = 0  # of the last packet of any stream: its first byte, and the one behind it
         self._passed = 0  # bytes since the last frame that belong to no packet
@@ -59,6 +60,8 @@ class Track:
                 self._begin, self._behind = position, max(self._behind, position + size)
             if packet.stream.index != self._stream.index:
                 continue
+            if self._failures > MOST_ERRORS + self._good_packets:
+                return
             try:
                 frames = cast(list[av.AudioFrame], packet.decode())
             except av.FFmpegError:
@@ -83,6 +86,7 @@ class Track:
 
     def _fail(self, packet: av.Packet[Any]) -> None:
         self._broken = True
+        self._failures += 1
         if self._kind.raw:  # its duration is a guess
             self._pass(packet.pos or 0, (packet.pos or 0) + packet.size)
         elif packet.duration and packet.time_base:

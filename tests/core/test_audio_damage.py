@@ -61,6 +61,13 @@ def test_what_is_not_audio():
     refused(wav(pcm16(tone(1, SAMPLE_RATE)))[:20], "not an audio file")
 
 
+@pytest.mark.parametrize(
+    "head", [b"RIFF\xff\xff\xff\xffWAVE", b"RIFX\0\0\0\0WAVE", b"FORM\0\0\0\0AIFF", b"caff\0\1\0\0"]
+)
+def test_what_is_made_of_empty_chunks(head):
+    refused(head + bytes(1_000_000), "not an audio file|index cannot be read")
+
+
 def test_no_bytes_no_samples_no_stream():
     refused(b"", "there are no bytes")
     refused(wav(b""), "no samples")
