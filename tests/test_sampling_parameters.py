@@ -19,8 +19,8 @@ from step_audio.steps.trtllm.request import REQUIRED, SUPPORTED
 from step_audio_build.planning.profiles import load_profile
 from step_audio_client import Sampling
 from step_audio_evaluation.presets import PRESETS
-from step_audio_gateway.options import _NEUTRAL
 from step_audio_gateway.page import PLAYGROUND, offers_module
+from step_audio_gateway.published import REFUSED
 from step_audio_gateway.schemas import ChatRequest
 from step_audio_server.commands.arguments import SAMPLING_NAMES, add_sampling, sampling_given
 from step_audio_server.commands.cli import _parser
@@ -124,7 +124,7 @@ def test_the_request_has_each_with_its_bounds():
 
 
 def test_none_is_offered_and_refused():
-    assert not set(_NEUTRAL) & {name for one in PARAMETERS for name in (one.name, *one.aliases)}
+    assert not set(REFUSED) & {name for one in PARAMETERS for name in (one.name, *one.aliases)}
 
 
 # The command
