@@ -116,13 +116,19 @@ def test_a_lease_that_there_is_already(address):
 
 
 def test_a_full_queue(address):
+    """Some are told at once; the others are answered."""
+
     async def crowd():
         async with StepAudioClient(address) as client:
-            answers = [client.complete([user(f"hello {n}")]) for n in range(6)]
+            greedy = Sampling(max_tokens=1000, temperature=0)
+            answers = [client.complete([user("hello")], greedy) for _ in range(6)]
             return await asyncio.gather(*answers, return_exceptions=True)
 
-    refused = [answer for answer in asyncio.run(crowd()) if isinstance(answer, Exception)]
+    results = asyncio.run(crowd())
+    refused = [result for result in results if isinstance(result, Exception)]
     assert refused and all(type(error) is ServerBusy for error in refused), refused
+    answered = [tuple(result.token_ids) for result in results if result not in refused]
+    assert answered and len(set(answered)) == 1
 
 
 def test_an_answer_that_takes_too_long(address):

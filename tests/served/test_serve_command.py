@@ -14,7 +14,7 @@ import pytest
 from serve_process import ServeProcess, living
 from server_settings import settings_for
 from step_audio_build.convert.make_tiny import make_tiny
-from waiting import SECONDS, wait_until
+from waiting import SECONDS
 
 pytestmark = pytest.mark.server
 
@@ -45,13 +45,6 @@ def test_serves_survives_a_dead_model_and_stops(command):
     assert command.process.wait(SECONDS) == 0
     assert not [pid for pid in family if living(pid)]
     assert not list(Path("/dev/shm").glob(f"step_audio_{command.process.pid}_*"))
-
-
-def test_a_killed_serve_leaves_no_server(command):
-    command.wait_for("ready")
-    family = command.family()
-    command.process.kill()
-    wait_until(lambda: not [pid for pid in family if living(pid)], "the end of tritonserver")
 
 
 def test_ctrl_c_while_it_starts(command):

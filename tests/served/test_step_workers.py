@@ -3,14 +3,16 @@
 import asyncio
 import os
 import signal
+import subprocess
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from server_settings import settings_for
 from step_audio.audio import encode_wav
-from step_audio_client import Audio, Sampling, StepAudioClient, user
+from step_audio_client import Audio, RequestError, Sampling, StepAudioClient, user
 from step_audio_server.serve import Service
 from waiting import wait_until
 from worker_processes import worker_of
@@ -100,3 +102,23 @@ def test_text_does_not_wait_for_a_long_recording(server):
 
     done_first, result = ask(server, beside)
     assert done_first > 0 and "audio tokens" in str(result)
+
+
+def test_nothing_is_left_behind(server):
+    """The last test of this module: stopped in the middle of a stream. An error for the client, no process, no shared
+    memory."""
+    pid = server.server.process.pid
+
+    async def start_and_stop():
+        async with StepAudioClient(server.address) as client:
+            stream = client.generate([user("hello")], Sampling(max_tokens=24_000, temperature=0))
+            await anext(stream)
+            await asyncio.to_thread(server.stop)
+            with pytest.raises(RequestError, match="no server"):
+                async for _ in stream:
+                    pass
+
+    asyncio.run(start_and_stop())
+    states = subprocess.run(["ps", "-o", "stat=", "-g", str(pid)], capture_output=True, text=True).stdout.split()
+    assert all(state.startswith("Z") for state in states), states  # dead, at most not yet reaped by init
+    assert not list(Path("/dev/shm").glob(f"step_audio_{os.getpid()}_{server.settings.grpc_port}_*"))

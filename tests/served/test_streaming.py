@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,13 +16,11 @@ import pytest
 from paths import ROOT
 from raw_triton import active, call, prompt, scalar, send
 from reference import sine_speech
-from server_settings import settings_for
 from step_audio.audio import encode_wav
 from step_audio.errors import Code
-from step_audio_client import Audio, RequestError, Sampling, ServerBusy, StepAudioClient, user
+from step_audio_client import Audio, RequestError, Sampling, user
 from step_audio_client.chat import chat
 from step_audio_client.errors import request_error
-from step_audio_server.serve import Service
 from waiting import SECONDS, until, wait_until
 
 LLM = "tensorrt_llm"
@@ -229,43 +226,3 @@ def test_half_an_hour(ask):
 
     usage = ask(long).usage
     assert 22_680 <= usage.prompt_tokens <= 22_720 and usage.completion_tokens == 2
-
-
-def test_full_queue_is_said_at_once(checkpoint, work_dir):
-    settings = settings_for(checkpoint, work_dir, max_batch_size=2, max_queue_size=2, max_seq_len=4096)
-    with Service(settings) as service:
-
-        async def flood():
-            async with StepAudioClient(service.address) as client:
-                greedy = Sampling(max_tokens=1000, temperature=0)
-                return await asyncio.gather(
-                    *(client.complete([user("hello")], greedy) for _ in range(12)), return_exceptions=True
-                )
-
-        results = asyncio.run(flood())
-    errors = [result for result in results if isinstance(result, RequestError)]
-    answers = [result for result in results if not isinstance(result, Exception)]
-    assert len(errors) + len(answers) == 12 and len(answers) >= 2 and errors
-    assert all(isinstance(error, ServerBusy) for error in errors), errors
-    assert len({tuple(answer.token_ids) for answer in answers}) == 1
-
-
-def test_nothing_is_left_behind(checkpoint, work_dir):
-    """Stopped in the middle of a stream: an error for the client, no process, no shared memory."""
-    service = Service(settings_for(checkpoint, work_dir))
-    service.start()
-    pid = service.server.process.pid
-
-    async def start_and_stop():
-        async with StepAudioClient(service.address) as client:
-            stream = client.generate([user("hello")], Sampling(max_tokens=24_000, temperature=0))
-            await anext(stream)
-            await asyncio.to_thread(service.stop)
-            with pytest.raises(RequestError, match="no server"):
-                async for _ in stream:
-                    pass
-
-    asyncio.run(start_and_stop())
-    states = subprocess.run(["ps", "-o", "stat=", "-g", str(pid)], capture_output=True, text=True).stdout.split()
-    assert all(state.startswith("Z") for state in states), states  # dead, at most not yet reaped by init
-    assert not list(Path("/dev/shm").glob(f"step_audio_{os.getpid()}_{service.settings.grpc_port}_*"))
