@@ -263,7 +263,8 @@ def main() -> int:
         pid, url, address = given.pid, given.url, given.grpc
         if pid is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            process = ServeProcess(settings_for(embedded_checkpoint(), folder))
+            # No two clips are alike: a cache that fills for half an hour would look like a leak.
+            process = ServeProcess(settings_for(embedded_checkpoint(), folder, encoder_cache_bytes=16 << 20))
             stack.callback(process.end)
             process.wait_for("ready")
             pid, url = process.process.pid, f"http://127.0.0.1:{process.port}"
