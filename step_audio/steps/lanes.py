@@ -31,6 +31,7 @@ class Lane:
         while True:
             _, _, inputs, reply = self._queue.get()
             _answer(reply, attempt(self._work, inputs))
+            del inputs, reply  # a recording, which would be kept until the next one comes
 
 
 class BatchLane:
@@ -54,6 +55,7 @@ class BatchLane:
             while len(batch) < self._most and not self._queue.empty():
                 batch.append(self._queue.get())
             self._do(batch)
+            del batch  # as above
 
     def _do(self, batch: list[tuple[Tensors, Reply]]) -> None:
         results = attempt(self._work, [inputs for inputs, _ in batch])

@@ -1,11 +1,13 @@
 """Lanes: each request has its own end, whatever becomes of the others."""
 
 import queue
+import weakref
 
+import numpy as np
 import pytest
 
 from step_audio.steps.lanes import BatchLane, Lane
-from waiting import SECONDS
+from waiting import SECONDS, wait_until
 
 
 def answers(lane, *requests):
@@ -55,3 +57,13 @@ def test_an_error_in_a_batch_is_not_tried_again():
 
     found = answers(BatchLane(counted, 8), "good", "own", "other")
     assert isinstance(found["own"], KeyError) and found["good"] == {"name": [b"good"]} and len(seen) == 3
+
+
+@pytest.mark.parametrize("lane", [Lane(lambda inputs: {}), BatchLane(lambda batch: [{} for _ in batch], 4)])
+def test_what_was_sent_is_let_go_with_its_answer(lane):
+    """And not when the next request comes."""
+    recording = np.zeros(9)
+    left = weakref.ref(recording)
+    lane.put({"mel": recording}, lambda result: None)
+    del recording
+    wait_until(lambda: left() is None, "letting go")
