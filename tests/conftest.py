@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ import pytest
 # Before torch is loaded, here and in what the tests start: models are tiny, and tests run side by side, so more
 # threads only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell's background ignores it, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The markers of pyproject.toml that a fixture brings; a test that needs one without its fixture says so itself.
 MARKERS = {

@@ -63,8 +63,7 @@ def test_from_the_beginning_keeps_what_other_profiles_use(built, machine, again)
 
 
 MAIN = """
-import argparse, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started under
+import argparse, sys
 from step_audio_build.commands.build import add_build
 parser = argparse.ArgumentParser()
 add_build(parser.add_subparsers())

@@ -144,7 +144,7 @@ def test_dropped_and_chosen_files_travel_as_they_are(page: Page, gateway: FakeGa
     page.js(
         "const transfer = new DataTransfer(); const bytes = Uint8Array.from(atob(arguments[0]), c => c.charCodeAt(0));"
         "transfer.items.add(new File([bytes], 'dropped.wav', {type: 'audio/wav'}));"
-        "for (const [name, type] of [['old.wma', 'audio/x-ms-wma'], ['notes.pdf', 'application/pdf']])"
+        "for (const [name, type] of [['old.ra', 'audio/x-realaudio'], ['notes.pdf', 'application/pdf']])"
         "  transfer.items.add(new File(['x'], name, {type}));"
         "for (const type of ['dragenter', 'dragover', 'drop'])"
         "  document.body.dispatchEvent(new DragEvent(type, {dataTransfer: transfer, bubbles: true, cancelable: true}))",

@@ -14,7 +14,7 @@ import pytest
 from serve_process import ServeProcess, living
 from server_settings import settings_for
 from step_audio_build.convert.make_tiny import make_tiny
-from waiting import SECONDS
+from waiting import SECONDS, wait_until
 
 pytestmark = pytest.mark.server
 
@@ -43,7 +43,7 @@ def test_serves_survives_a_dead_model_and_stops(command):
     family = command.family()
     command.process.send_signal(signal.SIGTERM)
     assert command.process.wait(SECONDS) == 0
-    assert not [pid for pid in family if living(pid)]
+    wait_until(lambda: not any(map(living, family)), "the end of its processes")
     assert not list(Path("/dev/shm").glob(f"step_audio_{command.process.pid}_*"))
 
 
@@ -52,7 +52,7 @@ def test_ctrl_c_while_it_starts(command):
     family = command.family()
     command.process.send_signal(signal.SIGINT)
     assert command.process.wait(SECONDS) == 0
-    assert not [pid for pid in family if living(pid)]
+    wait_until(lambda: not any(map(living, family)), "the end of its processes")
 
 
 def refused(*arguments: str) -> str:
