@@ -18,7 +18,16 @@ import numpy as np
 import soxr
 
 from step_audio.arrays import AnyArray, Float32Array
-from step_audio.audio_file import kind_of, little_endian, open_file, promised_bytes, promised_seconds, track, wav_rate
+from step_audio.audio_file import (
+    kind_of,
+    little_endian,
+    open_file,
+    plain_wav,
+    promised_bytes,
+    promised_seconds,
+    track,
+    wav_rate,
+)
 from step_audio.audio_pages import whole_pages
 from step_audio.audio_track import Piece, Track
 from step_audio.clips import SAMPLE_RATE
@@ -81,12 +90,15 @@ def read_recording(
     """
     if not data:
         raise InvalidRequest(f"{name}: there are no bytes")
+    budget = budget or Budget(math.inf)
     data = whole_pages(little_endian(data, name))
     if (rate := wav_rate(data)) is not None:
         _check_rate(rate, name)
+    if channel in (None, 0) and (recording := _plain(data, budget)) is not None:
+        return recording
     try:
         with open_file(data) as container:
-            return _Reading(container, data, budget or Budget(math.inf), name, channel).read(most_lost)
+            return _Reading(container, data, budget, name, channel).read(most_lost)
     except av.FFmpegError:
         if data[4:8] == b"ftyp" or data[:4] == b"caff":
             raise InvalidRequest(f"{name}: the file is cut off or damaged: its index cannot be read") from None
@@ -98,6 +110,8 @@ def stated_seconds(data: bytes) -> float | None:
 
     None where the header states none, and for what is no recording.
     """
+    if (plain := plain_wav(data)) is not None and plain[1] in SOURCE_RATES:
+        return len(plain[0]) / plain[1]
     try:
         with open_file(data) as container:
             stream = track(container)
@@ -151,6 +165,22 @@ class _Resampled:
         # soxr rounds the length, the reference (librosa) pads it to the next whole sample.
         missing = -(-self._count * SAMPLE_RATE // self._rate) - (len(self.pcm) - self._begin) // 4
         self.pcm.extend(bytes(4 * max(missing, 0)))
+
+
+def _plain(data: bytes, budget: Budget) -> Recording | None:
+    """What FFmpeg would say of the plainest file, in a tenth of its time; None for others, and beyond the budget."""
+    if (plain := plain_wav(data)) is None:
+        return None
+    samples, rate = plain
+    if len(samples) / rate > budget.seconds or len(samples) > budget.values:
+        return None
+    out = _Resampled()
+    for begin in range(0, len(samples), BLOCK_VALUES):
+        out.add(samples[begin : begin + BLOCK_VALUES] / np.float32(32768), rate)
+    out.end()
+    budget.seconds -= len(samples) / rate
+    budget.values -= len(samples)
+    return Recording(np.frombuffer(out.pcm, np.float32))
 
 
 class _Reading:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import av
 import numpy as np
+import numpy.typing as npt
 
 from step_audio.containers import CONTAINERS, Container
 from step_audio.errors import InvalidRequest
@@ -183,6 +184,27 @@ def wav_rate(data: bytes) -> int | None:
         return None
     rate: int = struct.unpack_from("<I", data, at + 12)[0]
     return rate
+
+
+def plain_wav(data: bytes) -> tuple[npt.NDArray[np.int16], int] | None:
+    """Samples [n], n >= 1, and rate of a whole WAV file of 16 bits and one channel, which needs no decoder; None for
+    any other, and for one with chunks that might say something about the samples."""
+    if data[:4] != b"RIFF" or data[8:16] != b"WAVEfmt " or len(data) < 44:
+        return None
+    size, tag, channels, rate, _, _, bits = struct.unpack_from("<IHHIIHH", data, 16)
+    if (size, tag, channels, bits) != (16, 1, 1, 16):
+        return None
+    position = 36
+    while position + 8 <= len(data):
+        kind, size = struct.unpack_from("<4sI", data, position)
+        position += 8
+        if kind == b"data":
+            whole = 0 < size <= len(data) - position and size % 2 == 0 and size < WAV_SIZE_UNKNOWN
+            return (np.frombuffer(data, "<i2", size // 2, position), rate) if whole else None
+        if kind not in (b"LIST", b"JUNK"):
+            return None
+        position += size + size % 2
+    return None
 
 
 def little_endian(data: bytes, name: str) -> bytes:

@@ -117,11 +117,13 @@ class ChatStream:
         asking: asyncio.Task[Heard] | None = None
         try:
             async with contextlib.aclosing(self._generations()) as deltas:
+                begun = False
                 async for delta in deltas:
-                    if heard and not asking:  # beside the answer, but never in the way of a first token
-                        asking = asyncio.create_task(heard())
                     if delta != ChatDelta():
                         yield delta
+                    if heard and begun and not asking:  # beside the answer, and behind its first token
+                        asking = asyncio.create_task(heard())
+                    begun = True
             audio_tokens, reports = 0, Heard(0).reports
             if heard:
                 asking = asking or asyncio.create_task(heard())

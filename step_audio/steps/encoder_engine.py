@@ -24,6 +24,7 @@ from step_audio.errors import ArtefactError, InvalidRequest, NotCached
 from step_audio.steps.clip_cache import ClipCache, ClipKey
 from step_audio.steps.clip_limits import check_hashes, clip_tokens
 from step_audio.steps.lanes import BatchLane, attempt
+from step_audio.steps.memory import is_small
 from step_audio.steps.runtime import Runtime
 from step_audio.steps.tensors import Bfloat16, Reply, Tensors, required, row
 
@@ -61,12 +62,13 @@ class OnnxEncoderEngine:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise ArtefactError(f"cannot load the encoder {path.name}: {error}") from None
-        self.run_options = onnxruntime.RunOptions()  # give working memory back: else the longest clips' is kept
-        self.run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self.giving_back = onnxruntime.RunOptions()  # working memory: else the longest clips' is kept
+        self.giving_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     def run(self, features: Float32Array, frames: Int64Array) -> Float32Array:
         inputs = {"mel": features, "frames": frames}
-        embeddings: Float32Array = self.session.run(["embeddings"], inputs, self.run_options)[0]
+        options = None if is_small(features) else self.giving_back
+        embeddings: Float32Array = self.session.run(["embeddings"], inputs, options)[0]
         return embeddings
 
 

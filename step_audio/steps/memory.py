@@ -12,9 +12,14 @@ import ctypes
 import mmap
 from typing import Any
 
+from step_audio.arrays import Float32Array
 from step_audio.steps import dlpack
 
 LEAST = 1 << 20  # bytes: smaller memory is quicker kept than asked for again
+
+# Of a run of the encoder, clips times the square of the longest one's frames, as attention takes memory. What one clip
+# of 25 s takes is kept: to ask for it anew takes as long as a short clip's run.
+KEPT = 2500**2
 
 # For the C library: by default it learns from large blocks that are freed to keep up to 32 MB of the next ones, in each
 # thread's own heap.
@@ -24,6 +29,11 @@ REMOVE = 9  # madvise(2)'s MADV_REMOVE, of Linux
 
 _madvise = ctypes.CDLL(None).madvise
 _madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+def is_small(features: Float32Array) -> bool:
+    """Whether what the encoder's run of these takes may be kept: [clips, n_mels, frames of the longest]."""
+    return len(features) * features.shape[2] ** 2 <= KEPT
 
 
 def give_back(tensor: Any) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from step_audio.arrays import Float32Array, Int64Array
 from step_audio.errors import ArtefactError
+from step_audio.steps.memory import is_small
 
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it would tell Intel of the import
 
@@ -36,7 +37,8 @@ class OpenVinoEncoderEngine:
     def run(self, features: Float32Array, frames: Int64Array) -> Float32Array:
         self._request.infer({"mel": np.ascontiguousarray(features), "frames": frames}, share_inputs=True)
         embeddings: Float32Array = self._request.get_output_tensor(0).data.copy()
-        self._compiled.release_memory()  # else what the longest clips took is kept
+        if not is_small(features):
+            self._compiled.release_memory()  # else what the longest clips took is kept
         return embeddings
 
 

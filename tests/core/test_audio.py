@@ -10,8 +10,10 @@ import pytest
 
 from audio_fixture import TONE, encode, peak, tone, wav
 from paths import SHARED
-from step_audio.audio import HEADER_SLACK, Budget, decode_audio, encode_wav, stated_seconds
+from step_audio.audio import HEADER_SLACK, Budget, decode_audio, encode_wav, read_recording, stated_seconds
+from step_audio.audio_file import plain_wav
 from step_audio.clips import CLIP_SAMPLES, SAMPLE_RATE, content_hash, split_clips
+from step_audio.errors import InvalidRequest
 
 SAMPLES = ["big_bench_audio_test", "mmar_test", "mmsu_test", "spoken_mqa_test"]
 
@@ -35,6 +37,22 @@ def test_what_is_written_is_read_again():
     samples = np.array([0, 0.5, -0.25, 1, 3, -3], np.float32)
     np.testing.assert_allclose(decode_audio(encode_wav(samples)), [0, 0.5, -0.25, 1, 1, -1], rtol=0, atol=1 / 32767)
     assert len(decode_audio(encode_wav(np.zeros(800, np.float32), rate=8000))) == 1600
+
+
+@pytest.mark.parametrize("rate", [8_000, SAMPLE_RATE, 44_100])
+def test_a_plain_wav_is_read_as_ffmpeg_reads_it(rate):
+    body = np.random.default_rng(0).integers(-(2**15), 2**15, 300_000, np.int16).tobytes()
+    plain = wav(body, rate=rate, before=b"LIST" + bytes([4, 0, 0, 0]) + b"INFO")
+    other = wav(body, rate=rate, before=b"bext" + bytes([4, 0, 0, 0]) + b"unkn")
+    assert plain_wav(plain) is not None and plain_wav(other) is None
+    np.testing.assert_array_equal(decode_audio(plain), decode_audio(other))
+    assert stated_seconds(plain) == pytest.approx(stated_seconds(other)) == 300_000 / rate
+    budgets = Budget(99), Budget(99)
+    for data, budget in zip((plain, other), budgets, strict=True):
+        read_recording(data, budget, channel=0)
+        with pytest.raises(InvalidRequest, match="it has 1, counted from 0"):
+            read_recording(data, budget, channel=1)
+    assert budgets[0] == budgets[1]
 
 
 FORMATS = [  # container, encoder, rate, muxer's options, tolerated difference in length in seconds
