@@ -33,8 +33,8 @@ demo: $(VENV)/.cpu ## serve the small trained model here and ask it something al
 test: lint ## lint and all tests, a real tritonserver included
 	$(BIN)/pytest -n 2
 
-test-fast: $(VENV)/.test ## the tests that start no server, browser, training or build
-	$(BIN)/pytest -n 2 -m 'not (server or browser or training or build or processes)'
+test-fast: $(VENV)/.test ## the quick tests: without servers, browsers, trainings, builds, and what waits on clocks
+	$(BIN)/pytest -n 2 -m 'not (server or browser or training or build or processes or long)'
 
 reliability: $(VENV)/.test ## every promise of docs/reliability.md in its long form, about three hours; figures in .work/reliability
 	$(BIN)/python tests/reliability/run_all.py

@@ -17,6 +17,9 @@ import pytest
 # threads only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# gRPC says on the terminal that a connection has ended which a test ends.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
 # A shell's background ignores it, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

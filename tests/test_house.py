@@ -65,6 +65,7 @@ def test_the_linter_names_every_wrong_import(tree):
     assert "The server KEPT" in told, "nothing wrong was put there"
 
 
+@pytest.mark.processes
 def test_the_type_checker_notices_a_broken_type(tree):
     """In a small module, as `make lint` calls it; without annotations a function passes nowhere."""
     module = tree / "step_audio/markdown.py"

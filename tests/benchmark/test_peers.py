@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors import safe_open
-from transformers import AutoConfig
 
 from document_fixture import lines
 from paths import ROOT
@@ -109,6 +108,8 @@ def test_a_hugging_face_folder_has_the_decoder_s_weights(tiny, tmp_path):
         assert set(file.keys()) == set(decoder_tensors(text))
         for name in file.keys():  # noqa: SIM118
             assert np.array_equal(file.get_tensor(name).float().numpy(), to_float32(source.read(name)))
+    from transformers import AutoConfig
+
     config = AutoConfig.from_pretrained(tmp_path)
     assert (config.model_type, config.num_key_value_heads) == ("qwen2", text.num_key_value_heads)
     assert config.rope_parameters["rope_theta"] == text.rope_theta and config.rms_norm_eps == text.rms_norm_eps
@@ -182,6 +183,7 @@ def test_agreement_counts_tokens_up_to_the_first_difference():
     assert "55.6%" in agreement_table([found]) and agreement_table([]) == ""
 
 
+@pytest.mark.processes
 def test_an_environment_that_cannot_be_made_says_so(tmp_path, monkeypatch):
     (tmp_path / "asked").mkdir()
     (tmp_path / "asked" / "x.txt").write_text("no-such-package==1\n")

@@ -154,6 +154,7 @@ async def until_answer(stream) -> None:
             return
 
 
+@pytest.mark.long
 async def test_one_deadline_for_all_parts():
     """The second is given what the first has left of it."""
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 
-from fake_triton import TOKENIZER, message, refusal, script, serving
+from fake_triton import TOKENIZER, for_ever, message, refusal, script, serving
 from step_audio.errors import Code
 from step_audio_client import (
     Counts,
@@ -19,12 +20,15 @@ from step_audio_client import (
     ServerBusy,
     StepAudioClient,
     Unavailable,
+    failover,
     quarantine,
     user,
 )
 from step_audio_client.errors import AnswerLost, Quarantined
+from step_audio_client.failover import Failover
 from step_audio_client.quarantine import SECONDS
 from step_audio_client.tokens import TokenRequest
+from waiting import until
 
 QUESTION = [user("x")]
 GREEDY = Sampling(max_tokens=10, temperature=0)
@@ -32,6 +36,11 @@ DEAD = message(error="in ensemble 'step_audio_r1', Stub process 'tensorrt_llm_0_
 STOPPING = message(error="in ensemble 'step_audio_r1', Server is stopping, scheduler for model has stopped")
 BUSY = message(error="in ensemble 'step_audio_r1', [request id: 1] Exceeds maximum queue size")
 STOP_ID = next(iter(TOKENIZER.special.stop_ids))
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr(failover, "PAUSES", (0.02,))
 
 
 async def made(runs, request: TokenRequest, timeout=None, patience=5.0, counts: Counts | None = None):
@@ -110,17 +119,25 @@ async def test_nothing_is_asked_for_where_all_had_come(ids, reason):
     assert (found, last.finish_reason, asked(other)) == (ids, reason, [])
 
 
-async def test_a_server_that_was_there_is_waited_for():
+async def test_a_server_that_was_there_is_waited_for(monkeypatch):
     """Begun on it or not; one that never was there is not."""
-    runs = [script(message(5, 6)), script(message(7, final=True))]
+    runs = [script(message(5, 6), then=for_ever), script(message(7, final=True))]
+    tried, after = Counter(), Failover.after
+
+    async def counted(failover, error):
+        tried[failover] += 1
+        await after(failover, error)
+
+    monkeypatch.setattr(Failover, "after", counted)
     async with serving(runs[0]) as [(_, address, server)]:
         client = StepAudioClient(address, TOKENIZER)
         stream = client._tokens(client._pipeline.run(), TokenRequest(QUESTION, GREEDY))
         assert (await anext(stream)).token_ids == [5, 6]
         await server.stop(0)
         rest = asyncio.create_task(collect(stream))
+        await until(lambda: tried, "the end of the first server")
         unbegun = asyncio.create_task(client.complete(QUESTION, GREEDY))
-        await asyncio.sleep(0.3)
+        await until(lambda: len(tried) == 2 and min(tried.values()) >= 2, "a second attempt of both")
         assert not rest.done() and not unbegun.done()
         async with serving(runs[1], addresses=[address]) as [(back, _, _)], client:
             assert await rest == [7] and (await unbegun).token_ids == [7]
@@ -136,7 +153,7 @@ async def collect(stream) -> list[int]:
 
 async def test_one_clear_error_at_the_deadline():
     """The caller's, or that of the client's patience."""
-    for timeout, patience, kind in ((0.5, 60.0, RequestTimeout), (None, 0.5, Unavailable)):
+    for timeout, patience, kind in ((0.2, 60.0, RequestTimeout), (None, 0.2, Unavailable)):
         with pytest.raises(kind) as caught:
             await made([script(STOPPING)], TokenRequest(QUESTION, GREEDY), timeout, patience)
         assert type(caught.value) is kind

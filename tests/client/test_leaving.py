@@ -7,11 +7,14 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 from fake_triton import for_ever, message, script, serving
 
 TESTS = Path(__file__).parents[1]
 
 
+@pytest.mark.processes
 async def test_nothing_is_reported():
     """In a process of its own, as a user has it, with Python's own checks on."""
     async with serving(script(message(5), message(6), then=for_ever)) as [(_, address, _)]:

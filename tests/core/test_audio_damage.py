@@ -263,6 +263,7 @@ def test_samples_and_channels_have_a_budget():
     assert len(decode_audio(stereo, budget)) == 2 * SAMPLE_RATE and (budget.seconds, budget.values) == (3, 0)
 
 
+@pytest.mark.processes
 def test_memory_stays_near_the_output():
     """5 minutes of stereo FLAC: 115 MB as float32, 19 MB as the result."""
     script = """if True:

@@ -253,7 +253,7 @@ def test_health_is_the_gateway_s_word(status, healthy):
     if status is None:
         server.server_close()  # nobody listens
     else:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     command = [sys.executable, "-I", "-S", DOCKER / "healthcheck.py"]
     done = subprocess.run(command, env={"STEP_AUDIO_PORT": port}, capture_output=True, text=True)
     if status is not None:

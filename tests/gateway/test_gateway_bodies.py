@@ -22,6 +22,10 @@ async def post(body: bytes):
     return response, fake
 
 
+def repeated(entry, count: int) -> str:
+    return ", ".join([json.dumps(entry)] * count)
+
+
 def taken_apart(monkeypatch) -> list[int]:
     """Lengths of the bodies that are."""
     lengths: list[int] = []
@@ -38,14 +42,14 @@ def taken_apart(monkeypatch) -> list[int]:
 @pytest.mark.parametrize(
     "body",
     [
-        json.dumps({"messages": [MESSAGE] * 300_000}).encode(),
-        json.dumps({"messages": [{"role": "user", "content": [TEXT] * 200_000}]}).encode(),
+        f'{{"messages": [{repeated(MESSAGE, 300_000)}]}}'.encode(),
+        f'{{"messages": [{{"role": "user", "content": [{repeated(TEXT, 200_000)}]}}]}}'.encode(),
         b'{"messages": [' + b"[]," * 100_000 + b"[]]}",
         b'{"messages": [' + b"{}," * 100_000 + b"{}]}",
         b'{"a": [' + b"1," * 200_000 + b"1]}",
         b'{"a\\\\": [' + b'"\\",[{",' * 200_000 + b"1]}",
-        json.dumps({"messages": HELLO, "stop": ["x"] * 200_000}).encode(),
-        json.dumps({"messages": HELLO, "tools": [TOOL] * 50_000}).encode(),
+        f'{{"messages": {json.dumps(HELLO)}, "stop": [{repeated("x", 200_000)}]}}'.encode(),
+        f'{{"messages": {json.dumps(HELLO)}, "tools": [{repeated(TOOL, 50_000)}]}}'.encode(),
     ],
     ids=["messages", "parts", "lists", "objects", "numbers", "texts with marks", "stop", "tools"],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hypothesis
+import pytest
 import schemathesis
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -21,6 +22,7 @@ app = create_app(GatewaySettings(), FakeClient())  # type: ignore[arg-type]
 schema = schemathesis.openapi.from_asgi("/openapi.json", app)
 
 
+@pytest.mark.long
 @schema.parametrize()
 @hypothesis.settings(
     max_examples=15,

@@ -132,6 +132,7 @@ def get(port: int, path: str) -> int:
         connection.close()
 
 
+@pytest.mark.processes
 def test_a_process_beside():
     """Alive without a served model, killed and started again, gone with the pipe."""
     port, nobody = free_ports(2)

@@ -27,6 +27,7 @@ from step_audio_server.launch.ports import free_ports
 from step_audio_server.serve import Service
 from waiting import SECONDS, wait_until
 
+pytestmark = pytest.mark.long
 HEAD = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
 

@@ -186,11 +186,13 @@ def unread(arguments: list[str], stream: str, lines: int = 0) -> tuple[int, str]
 
 
 @pytest.mark.parametrize("arguments", ["--help", "plan", "doctor --json"])
+@pytest.mark.processes
 def test_nobody_reads_what_is_printed(arguments):
     """`step-audio plan | true`: silent, with the status of who dies of SIGPIPE."""
     assert unread(arguments.split(), "stdout") == (141, "")
 
 
+@pytest.mark.processes
 def test_one_line_is_read():
     """`step-audio plan | head -1`: silent, be all written before the pipe is closed or not."""
     status, errors = unread(["plan"], "stdout", lines=1)
@@ -200,11 +202,13 @@ def test_one_line_is_read():
 @pytest.mark.parametrize(
     "arguments", ["make-tiny --output {new} --layers 1", "convert --checkpoint {new} --output {new}"]
 )
+@pytest.mark.processes
 def test_nobody_reads_the_messages(arguments, tmp_path):
     """`step-audio build ... 2>&1 | true`, with and without a fault to tell of."""
     assert unread(arguments.format(new=tmp_path / "new").split(), "stderr") == (141, "")
 
 
+@pytest.mark.processes
 def test_a_full_disk_behind_stdout():
     with open("/dev/full", "w") as full:
         ran = subprocess.run(
@@ -213,6 +217,7 @@ def test_a_full_disk_behind_stdout():
     assert (ran.returncode, ran.stderr) == (1, "step-audio: No space left on device\n")
 
 
+@pytest.mark.processes
 def test_what_is_printed_into_nothing():
     """`step-audio plan >&-`: there is no stdout, which is nobody's fault."""
     ran = subprocess.run(

@@ -112,6 +112,7 @@ def fenced(root):
     return Fenced
 
 
+@pytest.mark.processes
 def test_a_server_that_waits_for_a_model_it_has_given_up_has_crashed(tmp_path, monkeypatch):
     """It would wait for ever, for that process lives."""
     monkeypatch.setattr(tritonserver, "STUB_ENDS_IN", 0.2)

@@ -16,6 +16,7 @@ from step_audio.steps.tensors import INTERNAL_ERROR, Bfloat16
 from step_audio.steps.worker_client import WorkerClient
 
 WORKER = Path(__file__).parents[1] / "support" / "frail_worker.py"
+pytestmark = pytest.mark.processes
 TIMEOUT = 60  # seconds for an answer, on however busy a machine
 
 

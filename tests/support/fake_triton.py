@@ -166,19 +166,16 @@ async def serving(*runs, addresses: Sequence[str] = ()):
         started.append((fake, f"127.0.0.1:{port}", server))
     try:
         yield started
-        await asyncio.sleep(0.05)  # what the client leaves running reaches the server, or never
     finally:
         for _, _, server in started:
-            await server.stop(0)
+            await server.stop(0.5)  # what the client leaves running reaches the server, or never
 
 
 @asynccontextmanager
 async def served(run, tokenizer: Tokenizer | None = TOKENIZER):
     """(fake, client of it)"""
-    async with serving(run) as [(fake, address, _)]:
-        async with StepAudioClient(address, tokenizer) as client:
-            yield fake, client
-        await asyncio.sleep(0.05)
+    async with serving(run) as [(fake, address, _)], StepAudioClient(address, tokenizer) as client:
+        yield fake, client
 
 
 def stops(fake) -> list[tuple]:

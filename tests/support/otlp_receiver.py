@@ -85,7 +85,7 @@ def _attributes(given: Any) -> dict[str, Any]:
 @contextmanager
 def receiving() -> Iterator[Receiver]:
     receiver = Receiver()
-    thread = threading.Thread(target=receiver.server.serve_forever, daemon=True)
+    thread = threading.Thread(target=receiver.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     yield receiver
     receiver.server.shutdown()
