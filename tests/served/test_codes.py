@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
@@ -18,6 +20,8 @@ from step_audio.errors import Code
 from step_audio_client import RequestError, RequestTimeout, Sampling, ServerBusy, StepAudioClient, calls, user, wire
 from step_audio_client.errors import call_error, request_error
 from step_audio_server.serve import Service
+from waiting import wait_until
+from worker_processes import worker_of, workers_of
 
 ENSEMBLE, PROMPT, LLM = "step_audio_r1", "step_audio_prompt", "tensorrt_llm"
 TEXT = json.dumps([{"role": "user", "content": "hello"}])
@@ -139,6 +143,26 @@ def test_an_answer_that_takes_too_long(address):
     with pytest.raises(RequestTimeout) as caught:
         asyncio.run(late())
     assert caught.value.code is Code.TIMED_OUT
+
+
+def test_a_request_that_ends_its_worker_twice(server, address):
+    """Fails, for whatever it was, and is refused from then on; another is answered. A stopped worker has it at hand."""
+    worker = worker_of(server, "prompt_builder")
+    os.kill(worker, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(called, address, PROMPT, {"messages": texts(TEXT)})
+        while not asked.done():  # a heartbeat that was at hand, too, may be tried before it
+            time.sleep(0.3)
+            os.kill(worker, signal.SIGKILL)
+            wait_until(lambda gone=worker: workers_of(server, "prompt_builder") not in ([], [gone]))
+            worker = worker_of(server, "prompt_builder")
+            os.kill(worker, signal.SIGSTOP)
+        os.kill(worker, signal.SIGCONT)
+        status, error = asked.result()
+    assert (status, error.code) == (Code.INTERNAL.grpc, Code.INTERNAL)
+    status, error = called(address, PROMPT, {"messages": texts(TEXT)})
+    assert (status, error.code) == (Code.QUARANTINED.grpc, Code.QUARANTINED)
+    assert asyncio.run(send(address, ENSEMBLE, {"messages": texts(OTHER), "request_output_len": scalar(2, np.int32)}))
 
 
 def test_the_end_of_a_model_s_process(server, address):
