@@ -33,6 +33,7 @@ MARKERS = {
 }
 ONE_WORKER = {  # beginnings of the names of tests that share what takes long to make
     "references": (  # transformers and librosa take seconds to load; and one whole build
+        "tests/benchmark/test_peers.py",
         "tests/build_engines/",
         "tests/core/test_audio.py",
         "tests/core/test_encoder.py",
@@ -42,6 +43,7 @@ ONE_WORKER = {  # beginnings of the names of tests that share what takes long to
     "servers": (
         "tests/served/",
         "tests/evaluation/test_evaluate_command.py",
+        "tests/evaluation/test_evaluation_questions.py",
         "tests/gateway/test_gateway_mind_paced.py",
         "tests/reliability/test_fuzz.py",
     ),
@@ -53,6 +55,7 @@ gc.disable()  # what collecting the tests imports stays: looking through it agai
 
 def pytest_collection_finish():
     gc.freeze()
+    gc.set_threshold(20_000)
     gc.enable()
 
 

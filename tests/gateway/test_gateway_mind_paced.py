@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from raw_triton import active
 from step_audio_client import ChatDelta, ChatUsage, MindPaced, Segment, SpeechTiming
 from step_audio_evaluation.held_out import held_out
 from step_audio_evaluation.items import Item
+from step_audio_gateway import metrics
 from waiting import wait_until
 
 CHAT = "/v1/chat/completions"
@@ -81,9 +83,17 @@ async def test_absent_when_not_asked_for():
         assert fake.options.mind_paced is None
 
 
-async def test_the_first_token_is_timed_at_the_first_word_of_either():
-    fake = FakeClient(lambda messages, options: [0.12, INTERLEAVED[0], 0.6, *INTERLEAVED[1:]])
-    async with http(fake) as client:
+async def test_the_first_token_is_timed_at_the_first_word_of_either(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(metrics, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def script(messages, options):
+        now[0] += 0.12
+        yield INTERLEAVED[0]
+        now[0] += 0.6
+        yield from INTERLEAVED[1:]
+
+    async with http(FakeClient(script)) as client:
         await client.post(CHAT, json={"messages": HELLO, "mind_paced_speaking": PACE})
         lines = (await client.get("/metrics")).text.splitlines()
     assert "step_audio_time_to_first_token_seconds_count 1.0" in lines
