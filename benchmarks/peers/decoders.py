@@ -16,7 +16,7 @@ from peers.gguf import Width, write_gguf
 from peers.hugging_face import write_hugging_face
 from step_audio.errors import StepAudioError
 from step_audio_benchmark.bare_engine import random_prompt
-from step_audio_benchmark.load import Level, Run
+from step_audio_benchmark.load import Level, LoadRun
 from step_audio_benchmark.records import Record
 from step_audio_benchmark.workload import Question, Workload
 
@@ -105,7 +105,7 @@ class Decoder:
 
     async def run(
         self, level: Level, questions: Sequence[Question], workload: Workload, on_done: Callable[[], None]
-    ) -> Run:
+    ) -> LoadRun:
         """Raises StepAudioError where the process has ended."""
         if level.concurrency is None:
             raise StepAudioError(f"{self.name} is asked so many at once, not so many a second")
@@ -126,7 +126,7 @@ class Decoder:
         records = list(map(_record, said["records"], asked, questions))
         for _ in records:
             on_done()
-        return Run(records, max(one.ended or 0.0 for one in records) - min(one.sent for one in records))
+        return LoadRun(records, max(one.ended or 0.0 for one in records) - min(one.sent for one in records))
 
 
 def _record(said: dict[str, Any], asked: dict[str, Any], question: Question) -> Record:

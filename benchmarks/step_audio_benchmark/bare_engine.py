@@ -13,7 +13,7 @@ from step_audio.arrays import Int32Array
 from step_audio.engine import Engine, EngineOptions, GenerationRequest, SamplingParams
 from step_audio.engine.request import SequenceOutput
 from step_audio.mel import TOKENS_PER_SECOND
-from step_audio_benchmark.load import Asked, Level, Run
+from step_audio_benchmark.load import Asked, Level, LoadRun
 from step_audio_benchmark.records import Record
 from step_audio_benchmark.workload import Question, Workload
 
@@ -41,7 +41,7 @@ class BareEngine:
 
     async def run(
         self, level: Level, questions: Sequence[Question], workload: Workload, on_done: Callable[[], None]
-    ) -> Run:
+    ) -> LoadRun:
         return await Asked(self).run(level, questions, workload, on_done)
 
     async def ask(self, question: Question, workload: Workload) -> Record:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from step_audio_benchmark.load import Run
+from step_audio_benchmark.load import LoadRun
 from step_audio_benchmark.records import Record
 
 
@@ -59,7 +59,7 @@ class Figures:
     gaps: Quantiles | None  # between messages, over all of them
 
 
-def figures(run: Run, objective: Objective) -> Figures:
+def figures(run: LoadRun, objective: Objective) -> Figures:
     good = [record for record in run.records if record.error is None]
     seconds = run.seconds or float("nan")
     speeds = [record.output_tokens / record.seconds for record in good if record.seconds]

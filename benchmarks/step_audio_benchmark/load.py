@@ -26,7 +26,7 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Run:
+class LoadRun:
     """The requests of one level, and the seconds from the first one's sending to the last one's end."""
 
     records: Sequence[Record]
@@ -41,7 +41,7 @@ class Way(Protocol):
 
     async def run(
         self, level: Level, questions: Sequence[Question], workload: Workload, on_done: Callable[[], None]
-    ) -> Run:
+    ) -> LoadRun:
         """Ask every question once."""
         ...
 
@@ -58,14 +58,14 @@ class Asked:
 
     async def run(
         self, level: Level, questions: Sequence[Question], workload: Workload, on_done: Callable[[], None]
-    ) -> Run:
+    ) -> LoadRun:
         start = time.perf_counter()
         if level.concurrency is not None:
             records = await _closed(level.concurrency, self.target, questions, workload, on_done)
         else:
             assert level.rate is not None
             records = await _open(level.rate, self.target, questions, workload, on_done)
-        return Run(records, max((one.ended or start for one in records), default=start) - start)
+        return LoadRun(records, max((one.ended or start for one in records), default=start) - start)
 
 
 async def ask(target: Target, question: Question, workload: Workload) -> Record:

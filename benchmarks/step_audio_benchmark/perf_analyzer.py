@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from step_audio.errors import StepAudioError
-from step_audio_benchmark.load import Level, Run
+from step_audio_benchmark.load import Level, LoadRun
 from step_audio_benchmark.records import Record
 from step_audio_benchmark.workload import Question, Workload
 from step_audio_client import Audio, user
@@ -105,7 +105,7 @@ class PerfAnalyzer:
 
     async def run(
         self, level: Level, questions: Sequence[Question], workload: Workload, on_done: Callable[[], None]
-    ) -> Run:
+    ) -> LoadRun:
         """Raises StepAudioError with what the program says."""
         with tempfile.TemporaryDirectory() as scratch:
             data, export = Path(scratch) / "input.json", Path(scratch) / "profile.json"
@@ -117,7 +117,7 @@ class PerfAnalyzer:
             records = read_export(export.read_bytes(), questions, workload.output_tokens)
         for _ in records:
             on_done()
-        return Run(records, max(one.ended or 0.0 for one in records) - min(one.sent for one in records))
+        return LoadRun(records, max(one.ended or 0.0 for one in records) - min(one.sent for one in records))
 
     def command(self, level: Level, requests: int, data: Path, export: Path) -> list[str]:
         load = (

@@ -13,8 +13,8 @@ import httpx
 from step_audio.errors import StepAudioError
 from step_audio.progress import Progress
 from step_audio_benchmark.figures import Figures, Objective, figures
-from step_audio_benchmark.load import Level, Run, Way
-from step_audio_benchmark.stages import Counters, Stage, between, counters
+from step_audio_benchmark.load import Level, LoadRun, Way
+from step_audio_benchmark.stages import Counters, StageTimes, between, counters
 from step_audio_benchmark.workload import Workload
 
 WARM_UP = 4  # requests each way before anything is measured
@@ -42,9 +42,9 @@ class Cell:
     target: str
     level: Level
     round: int
-    run: Run
+    run: LoadRun
     figures: Figures
-    stages: Mapping[str, Stage]
+    stages: Mapping[str, StageTimes]
     processor: Mapping[str, float]
     load: float
 

@@ -16,7 +16,7 @@ PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageTimes:
     """One model's mean milliseconds a request."""
 
     requests: int
@@ -48,7 +48,7 @@ def read(page: dict[str, Any]) -> Counters:
     }
 
 
-def between(before: Counters, after: Counters) -> dict[str, Stage]:
+def between(before: Counters, after: Counters) -> dict[str, StageTimes]:
     """What each model did meanwhile; those that did nothing are left out."""
     found = {}
     for model, parts in after.items():
@@ -57,7 +57,7 @@ def between(before: Counters, after: Counters) -> dict[str, Stage]:
         if not requests:
             continue
         mean = {part: ns / requests / 1e6 for part, (_, ns) in passed.items()}
-        found[model] = Stage(
+        found[model] = StageTimes(
             requests,
             queue=mean.get("queue", 0.0),
             compute=sum(mean.get(part, 0.0) for part in PARTS[1:]),

@@ -24,7 +24,7 @@ class DataSetSettings(TypedDict, total=False):
     think: bool
 
 
-class Settings(DataSetSettings):
+class EvaluationSettings(DataSetSettings):
     """What the answers of one folder hang on, which must not be mixed."""
 
     model: str
@@ -47,7 +47,7 @@ class Answer(Strict):
 class AnswerFile:
     """The answers of one output folder, `of` by id. `add` is on the disk when it returns."""
 
-    def __init__(self, directory: Path, settings: Settings):
+    def __init__(self, directory: Path, settings: EvaluationSettings):
         """Opens or begins the folder. Raises EvaluationError where it holds answers that were got otherwise."""
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / ANSWERS
@@ -61,7 +61,7 @@ class AnswerFile:
             file.write(answer.model_dump_json() + "\n")
         self.of[answer.id] = answer
 
-    def _check(self, file: Path, wanted: Settings) -> None:
+    def _check(self, file: Path, wanted: EvaluationSettings) -> None:
         settings: dict[str, object] = json.loads(json.dumps(wanted))  # as they will be read back
         if not file.exists():
             if self.path.exists():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from step_audio_evaluation.agreement import Agreement
-from step_audio_evaluation.answers import Answer, Settings
+from step_audio_evaluation.answers import Answer, EvaluationSettings
 from step_audio_evaluation.items import Item, Snr
 from step_audio_evaluation.scoring import Score, score
 from step_audio_evaluation.statistics import Difference, Interval, bootstrap_ratio, paired_difference, wilson
@@ -48,7 +48,7 @@ class Row:
 class Report:
     """All that `report.md` and `report.json` show: accuracy by task, and how it was measured."""
 
-    settings: Settings
+    settings: EvaluationSettings
     date: str
     rows: list[Row]
     differences: dict[str, Difference]
@@ -66,7 +66,7 @@ def grade(items: Sequence[Item], answers: Mapping[str, Answer]) -> list[Graded]:
     return graded
 
 
-def make_report(graded: Sequence[Graded], settings: Settings, date: str) -> Report:
+def make_report(graded: Sequence[Graded], settings: EvaluationSettings, date: str) -> Report:
     """Rows in the order of the questions; a task's tags behind it."""
     seed = settings["seed"]
     rows, wrong = [], []

@@ -13,7 +13,7 @@ from step_audio.audio import decode_audio, encode_wav
 from step_audio.clips import SAMPLE_RATE
 from step_audio.errors import StepAudioError
 from step_audio_benchmark.figures import Objective, figures, flat, spread
-from step_audio_benchmark.load import Asked, Level, Run
+from step_audio_benchmark.load import Asked, Level, LoadRun
 from step_audio_benchmark.records import Record
 from step_audio_benchmark.report import tables
 from step_audio_benchmark.run import Cell
@@ -31,7 +31,7 @@ REFUSED = Record(10.0, 3.0, ended=10.2, error="429: busy")
 
 
 def test_figures_by_hand():
-    made = flat(figures(Run([*TWO, REFUSED], 2.5), Objective(first_token=0.3)))
+    made = flat(figures(LoadRun([*TWO, REFUSED], 2.5), Objective(first_token=0.3)))
     assert (made["requests"], made["failed"]) == (3, 1)
     assert made["tokens_rate"] == 12 / 2.5 and made["audio_rate"] == 6 / 2.5 and made["requests_rate"] == 2 / 2.5
     assert made["goodput"] == 1 / 2.5  # 0.5 s is too late, and a refusal is not good
@@ -48,7 +48,7 @@ def test_an_objective_between_tokens():
 
 
 def test_a_load_of_refusals_has_no_latencies():
-    made = figures(Run([REFUSED], 1.0), Objective())
+    made = figures(LoadRun([REFUSED], 1.0), Objective())
     assert made.failed == 1 and made.tokens_rate == 0 and made.first_token is None and made.request_tokens_rate is None
 
 
@@ -189,7 +189,7 @@ async def test_what_is_no_api_is_named():
 
 def test_tables_tell_medians_and_ratios_of_rounds():
     def cell(target: str, number: int, seconds: float) -> Cell:
-        run = Run(TWO, seconds)
+        run = LoadRun(TWO, seconds)
         return Cell(target, Level(concurrency=2), number, run, figures(run, Objective()), {}, {"engine": 0.006}, 0.1)
 
     cells = [cell("gRPC", 0, 1.0), cell("HTTP", 0, 2.0), cell("gRPC", 1, 1.0), cell("HTTP", 1, 4.0)]

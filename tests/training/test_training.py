@@ -21,7 +21,7 @@ from step_audio_training.arithmetic import Sum, draw_large_sum, draw_sum, in_wor
 from step_audio_training.batches import IGNORED, WORD_IDS, WORDS, Batches, heard_when
 from step_audio_training.command import run
 from step_audio_training.examples import SHARES, draw_example
-from step_audio_training.recordings import SOUNDS, Recording, draw_conditions, draw_recording, record
+from step_audio_training.recordings import SOUNDS, DrawnRecording, draw_conditions, draw_recording, record
 from step_audio_training.sentences import sentence
 from step_audio_training.speech import PHONEMES, Voice, draw_variant, speak
 
@@ -260,7 +260,7 @@ def test_every_sentence_is_in_the_word_list():
 def test_silence_in_front_and_gain():
     random = np.random.default_rng(6)
     conditions = recordings.Conditions("white", None, 0.0, -6.0, 0.5, 0.25)
-    clean = Recording("sentence", np.full(1600, 0.5, np.float32), "one", ((0.0, 0.1),))
+    clean = DrawnRecording("sentence", np.full(1600, 0.5, np.float32), "one", ((0.0, 0.1),))
     heard = record(clean, conditions, random)
     assert len(heard) == 8000 + 1600 + 4000 and not heard[:8000].any()
     assert heard[8000:9600] == pytest.approx(0.5 * 10 ** (-6 / 20), rel=1e-4)

@@ -35,7 +35,14 @@ from step_audio_training.examples import (
     make_example,
     typed,
 )
-from step_audio_training.recordings import SOUNDS, Recording, draw_conditions, draw_recording, draw_unspoken, record
+from step_audio_training.recordings import (
+    SOUNDS,
+    DrawnRecording,
+    draw_conditions,
+    draw_recording,
+    draw_unspoken,
+    record,
+)
 
 RECORDINGS = 16  # of a batch
 EXAMPLES = 24  # of a batch: a recording is asked about one and a half times
@@ -62,7 +69,7 @@ SOUND_IDS = {sound: n for n, sound in enumerate(SOUNDS)}
 
 
 def heard_when(
-    recording: Recording, before: float, tokens: int, frames: int
+    recording: DrawnRecording, before: float, tokens: int, frames: int
 ) -> tuple[Int64Array, Int64Array, Int64Array]:
     """What is heard when, with `before` seconds of silence in front.
 
@@ -143,7 +150,7 @@ def _encode_answer(text: str, tokenizer: Tokenizer) -> list[int]:
     return [tokenizer.special.tool_call, *tokenizer.encode(body), tokenizer.special.tool_call_end]
 
 
-def _examples(recordings: Sequence[Recording], random: np.random.Generator, held_out: bool) -> list[Example]:
+def _examples(recordings: Sequence[DrawnRecording], random: np.random.Generator, held_out: bool) -> list[Example]:
     """EXAMPLES about these recordings, in which each is heard at least once if any task suits it."""
     made: list[Example] = []
     tasks = np.array(list(SHARES))
@@ -182,7 +189,7 @@ class Batches(Dataset[list[TrainingBatch]]):
         groups = [recordings[k * RECORDINGS : (k + 1) * RECORDINGS] for k in range(BATCHES)]
         return [self._batch(groups[k], random) for k in random.permutation(BATCHES)]
 
-    def _batch(self, recordings: Sequence[Recording], random: np.random.Generator) -> TrainingBatch:
+    def _batch(self, recordings: Sequence[DrawnRecording], random: np.random.Generator) -> TrainingBatch:
         assert self.tokenizer
         examples = _examples(recordings, random, self.held_out)
         heard = {id(r): r for r in recordings} | {id(r): r for e in examples for r in e.recordings}
@@ -217,7 +224,7 @@ class Batches(Dataset[list[TrainingBatch]]):
 
 def collate(
     samples: Sequence[Float32Array],
-    said: Sequence[tuple[Recording, float]],
+    said: Sequence[tuple[DrawnRecording, float]],
     encoded: Sequence[Encoded],
     heard: Sequence[Sequence[int]],
     vocab_size: int,

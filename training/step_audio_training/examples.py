@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from step_audio_training.arithmetic import Sum, draw_sum, in_words
-from step_audio_training.recordings import Kind, Recording, draw_recording
+from step_audio_training.recordings import DrawnRecording, Kind, draw_recording
 from step_audio_training.sentences import DAYS
 
 Task = Literal[
@@ -74,7 +74,7 @@ class Example:
 
     task: Task
     messages: list[dict[str, Any]]
-    recordings: tuple[Recording, ...]
+    recordings: tuple[DrawnRecording, ...]
     thought: str | None
     answer: str
     expected: str
@@ -91,10 +91,10 @@ def draw_example(random: np.random.Generator, held_out: bool = False, task: Task
     return example
 
 
-def _draw_recordings(task: Task, random: np.random.Generator, held_out: bool) -> list[Recording]:
+def _draw_recordings(task: Task, random: np.random.Generator, held_out: bool) -> list[DrawnRecording]:
     """Such that an example of `task` can most often be made of them."""
 
-    def draw(kind: Kind, wanted: Callable[[Recording], object] = lambda _: True) -> Recording:
+    def draw(kind: Kind, wanted: Callable[[DrawnRecording], object] = lambda _: True) -> DrawnRecording:
         while not wanted(recording := draw_recording(random, held_out, kind)):
             pass
         return recording
@@ -146,7 +146,7 @@ def draw_task(random: np.random.Generator) -> Task:
 
 
 def make_example(
-    task: Task, recordings: Sequence[Recording], random: np.random.Generator, held_out: bool = False
+    task: Task, recordings: Sequence[DrawnRecording], random: np.random.Generator, held_out: bool = False
 ) -> Example | None:
     """An example of `task` about these recordings; None where they do not suit it."""
     match task:
@@ -172,7 +172,7 @@ def _ask(key: str, random: np.random.Generator) -> str:
     return ASKED[key][random.integers(len(ASKED[key]))]
 
 
-def _turn(recording: Recording | None, text: str, random: np.random.Generator) -> dict[str, Any]:
+def _turn(recording: DrawnRecording | None, text: str, random: np.random.Generator) -> dict[str, Any]:
     """A user's turn: the recording before the text or behind it."""
     parts: list[dict[str, Any]] = [{"type": "text", "text": text}] if text else []
     if recording is not None:
@@ -186,7 +186,7 @@ def _system(random: np.random.Generator) -> list[dict[str, Any]]:
     return [{"role": "system", "content": SYSTEM[random.integers(len(SYSTEM))]}]
 
 
-def _transcription(task: Task, heard: Recording, random: np.random.Generator) -> Example | None:
+def _transcription(task: Task, heard: DrawnRecording, random: np.random.Generator) -> Example | None:
     if not heard.text:
         return None
     asked = _ask("transcription", random)
@@ -195,7 +195,7 @@ def _transcription(task: Task, heard: Recording, random: np.random.Generator) ->
     return Example(task, messages, (heard,), thought, heard.text, heard.text)
 
 
-def _acoustic(task: Task, heard: Recording, random: np.random.Generator) -> Example | None:
+def _acoustic(task: Task, heard: DrawnRecording, random: np.random.Generator) -> Example | None:
     """Thought and answer come from how it sounds; `expected` is the answer's last word."""
     match task:
         case "pitch" if heard.pitch:
@@ -231,7 +231,7 @@ def worked_out(asked: Sum, heard: str = "") -> str:
     return f"{opening}{asked.written}. {', '.join(asked.steps())}."
 
 
-def _arithmetic(task: Task, heard: Recording, random: np.random.Generator) -> Example | None:
+def _arithmetic(task: Task, heard: DrawnRecording, random: np.random.Generator) -> Example | None:
     asked = heard.sum
     if heard.kind != "sum" or asked is None:
         return None
@@ -247,7 +247,7 @@ def _arithmetic(task: Task, heard: Recording, random: np.random.Generator) -> Ex
     )
 
 
-def _compare(recordings: Sequence[Recording], random: np.random.Generator) -> Example | None:
+def _compare(recordings: Sequence[DrawnRecording], random: np.random.Generator) -> Example | None:
     first, second = recordings
     questions = []
     if {first.pitch, second.pitch} == {"high", "low"}:
@@ -299,7 +299,7 @@ def call_text(expression: str) -> str:
     return f"<tool_call>function\ncalculator\n{arguments}</tool_call>"
 
 
-def _tool_call(heard: Recording, random: np.random.Generator) -> Example | None:
+def _tool_call(heard: DrawnRecording, random: np.random.Generator) -> Example | None:
     asked = heard.sum
     if asked is None or heard.kind not in ("sum", "large_sum"):
         return None
@@ -312,7 +312,7 @@ def _tool_call(heard: Recording, random: np.random.Generator) -> Example | None:
     return Example("tool_call", messages, (heard,), thought, call_text(asked.written), asked.written, tools)
 
 
-def _tool_result(heard: Recording, random: np.random.Generator) -> Example | None:
+def _tool_result(heard: DrawnRecording, random: np.random.Generator) -> Example | None:
     asked = heard.sum
     if asked is None or heard.kind != "large_sum":
         return None
@@ -329,7 +329,7 @@ def _tool_result(heard: Recording, random: np.random.Generator) -> Example | Non
     return Example("tool_result", messages, (heard,), thought, answer, str(asked.result), [CALCULATOR])
 
 
-def _second_turn(recordings: Sequence[Recording], random: np.random.Generator) -> Example | None:
+def _second_turn(recordings: Sequence[DrawnRecording], random: np.random.Generator) -> Example | None:
     first, follow = recordings
     if first.kind != "sum" or first.sum is None or follow.kind != "follow_up" or follow.sum is None:
         return None
@@ -350,7 +350,7 @@ def _second_turn(recordings: Sequence[Recording], random: np.random.Generator) -
     if random.random() < 0.5:
         messages.append(_turn(follow, "", random))
         thought = worked_out(asked, follow.text)
-        heard: tuple[Recording, ...] = (first, follow)
+        heard: tuple[DrawnRecording, ...] = (first, follow)
     else:
         said = {"+": "And plus", "-": "And minus"}[follow.sum.signs]
         messages.append({"role": "user", "content": f"{said} {follow.sum.numbers[1]}?"})

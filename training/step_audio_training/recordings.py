@@ -62,7 +62,7 @@ SOUNDS = (
 
 
 @dataclass(frozen=True)
-class Recording:
+class DrawnRecording:
     """`samples`: float32 [n], clean. `text`: what is said. The rest holds what the kind has."""
 
     kind: Kind
@@ -83,7 +83,7 @@ class Recording:
         return len(self.samples) / SAMPLE_RATE
 
 
-def draw_recording(random: np.random.Generator, held_out: bool = False, kind: Kind | None = None) -> Recording:
+def draw_recording(random: np.random.Generator, held_out: bool = False, kind: Kind | None = None) -> DrawnRecording:
     """One recording; of a random kind if None is given."""
     if kind is None:
         kinds = list(SHARES)
@@ -95,28 +95,30 @@ def draw_recording(random: np.random.Generator, held_out: bool = False, kind: Ki
             count = int(random.integers(1, 6))
             samples, times = sound.beeps(count, random)
             sounds = tuple((*time, f"beep {n}") for n, time in enumerate(times, 1))
-            return Recording(kind, samples, count=count, sounds=sounds)
+            return DrawnRecording(kind, samples, count=count, sounds=sounds)
         case "tone":
             glide = ("rising", "falling", "steady")[random.integers(3)]
             samples = sound.tone(glide, random)
-            return Recording(kind, samples, glide=glide, sounds=((0, len(samples) / SAMPLE_RATE, f"{glide} tone"),))
+            return DrawnRecording(
+                kind, samples, glide=glide, sounds=((0, len(samples) / SAMPLE_RATE, f"{glide} tone"),)
+            )
         case "noise":
             noises = sound.HELD_OUT_NOISES if held_out else sound.TRAIN_NOISES
             n = int(random.uniform(1, 2.5) * SAMPLE_RATE)
             samples = 0.1 * sound.noise(noises[random.integers(len(noises))], n, random)
-            return Recording(kind, samples, sounds=((0, n / SAMPLE_RATE, "noise"),))
+            return DrawnRecording(kind, samples, sounds=((0, n / SAMPLE_RATE, "noise"),))
         case _:
             text, asked = _words(kind, random, held_out)
             return _spoken(kind, text, random, held_out, asked)
 
 
-def draw_unspoken(random: np.random.Generator, held_out: bool = False, kind: Kind | None = None) -> Recording:
+def draw_unspoken(random: np.random.Generator, held_out: bool = False, kind: Kind | None = None) -> DrawnRecording:
     """As draw_recording, of the kinds that are words, without sound."""
     worded: tuple[Kind, ...] = ("sum", "large_sum", "follow_up", "sentence")
     shares = np.array([SHARES[each] for each in worded])
     kind = kind or worded[random.choice(len(worded), p=shares / shares.sum())]
     text, asked = _words(kind, random, held_out)
-    return Recording(kind, np.zeros(0, np.float32), text, sum=asked)
+    return DrawnRecording(kind, np.zeros(0, np.float32), text, sum=asked)
 
 
 def _words(kind: Kind, random: np.random.Generator, held_out: bool) -> tuple[str, Sum | None]:
@@ -154,7 +156,9 @@ def _question(asked: Sum, random: np.random.Generator) -> str:
     return f"{opening} {asked.spoken}"
 
 
-def _spoken(kind: Kind, text: str, random: np.random.Generator, held_out: bool, sum: Sum | None = None) -> Recording:
+def _spoken(
+    kind: Kind, text: str, random: np.random.Generator, held_out: bool, sum: Sum | None = None
+) -> DrawnRecording:
     rates: tuple[Rate, ...] = ("slow", "ordinary", "fast")
     rate = rates[random.choice(3, p=[0.12, 0.76, 0.12])]
     while True:
@@ -165,7 +169,7 @@ def _spoken(kind: Kind, text: str, random: np.random.Generator, held_out: bool, 
     words = tuple(pairwise(said.words))
     samples = said.samples / _level(said.samples)
     sounds = ((0, len(samples) / SAMPLE_RATE, f"{height or 'middle'} voice"),)
-    return Recording(kind, samples, text, words, said.phonemes, sounds, sum, height, (_semitones(pitch),), rate)
+    return DrawnRecording(kind, samples, text, words, said.phonemes, sounds, sum, height, (_semitones(pitch),), rate)
 
 
 def _height(pitch: float) -> Literal["high", "low", ""]:
@@ -181,7 +185,7 @@ def _level(samples: Float32Array) -> float:
     return 10 * float(np.sqrt(np.mean(samples**2))) + 1e-9
 
 
-def _speakers(random: np.random.Generator, held_out: bool) -> Recording:
+def _speakers(random: np.random.Generator, held_out: bool) -> DrawnRecording:
     """One voice twice, or two that differ clearly, with a pause between."""
 
     def phrase() -> str:
@@ -208,7 +212,9 @@ def _speakers(random: np.random.Generator, held_out: bool) -> Recording:
         (later, len(samples) / SAMPLE_RATE, "same voice" if count == 1 else "other voice"),
     )
     heights = (_semitones(pitch), _semitones(another))
-    return Recording("speakers", samples, f"{first} {second}", words, phonemes, sounds, heights=heights, count=count)
+    return DrawnRecording(
+        "speakers", samples, f"{first} {second}", words, phonemes, sounds, heights=heights, count=count
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +249,7 @@ def draw_conditions(random: np.random.Generator, held_out: bool = False, snr_db:
     )
 
 
-def record(recording: Recording, conditions: Conditions, random: np.random.Generator) -> Float32Array:
+def record(recording: DrawnRecording, conditions: Conditions, random: np.random.Generator) -> Float32Array:
     """The recording as a microphone hears it: float32 [n] at 16 kHz within [-1, 1]."""
     ends = (int(conditions.before * SAMPLE_RATE), int(conditions.behind * SAMPLE_RATE))
     samples = np.pad(recording.samples, ends)

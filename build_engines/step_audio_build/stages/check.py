@@ -23,7 +23,7 @@ from step_audio_build.artefacts.manifest import Identity, to_json, write_atomica
 from step_audio_build.planning.gpus import installed_version, require
 from step_audio_build.stages.layout import DTYPE, BuildJob
 from step_audio_build.tools import subprocess_runner
-from step_audio_build.tools.check_engine import Answers, CheckJob, Question
+from step_audio_build.tools.check_engine import Answers, CheckJob, CheckQuestion
 from step_audio_build.tools.mpirun import MPI_ENVIRONMENT, mpirun
 from step_audio_build.tools.tone import gliding_tone
 
@@ -120,7 +120,7 @@ class CheckStage:
     def _job_file(self) -> Path:
         return self.job.layout.own / "check.job.json"
 
-    def _question(self, name: str, tokenizer: Tokenizer, tables: dict[str, Float32Array]) -> Question:
+    def _question(self, name: str, tokenizer: Tokenizer, tables: dict[str, Float32Array]) -> CheckQuestion:
         """`tables` gets the question's embeddings where it has sound."""
         conversation = parse_conversation(QUESTIONS[name])
         clips, file = [], None
@@ -132,7 +132,7 @@ class CheckStage:
             np.save(file, tables[name])
             clips = [[ClipInfo(len(tables[name]), content_hash(samples))]]
         prompt = build_prompt(conversation, tokenizer, self.job.model.text.vocab_size, clips)
-        return Question(name=name, ids=prompt.input_ids.tolist(), table=file)
+        return CheckQuestion(name=name, ids=prompt.input_ids.tolist(), table=file)
 
     def _embed(self, samples: Float32Array) -> Float32Array:
         """Its embeddings by the published weights, rounded as the engine's table is: float32 [rows, hidden]."""

@@ -18,7 +18,7 @@ from step_audio_build.artefacts.manifest import write_atomically
 WARM_UP_TOKENS = 4
 
 
-class Question(Strict):
+class CheckQuestion(Strict):
     """A prompt as the engine takes it."""
 
     name: str
@@ -30,7 +30,7 @@ class CheckJob(Strict):
     """What the check's process is asked: questions for an engine, and where to write the answers."""
 
     engine: Path
-    questions: list[Question]
+    questions: list[CheckQuestion]
     answers: Path  # written by rank 0
     max_tokens: PositiveInt
     end_id: int
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
     )
     load_seconds = time.monotonic() - started
 
-    def ask(question: Question, max_tokens: int) -> list[int]:
+    def ask(question: CheckQuestion, max_tokens: int) -> list[int]:
         table = None
         if question.table is not None:  # [1, rows, hidden]: one table, and every request's task is the first
             table = torch.from_numpy(np.load(question.table)).to(torch.bfloat16)[None]

@@ -18,7 +18,7 @@ from step_audio.extras import install_for
 from step_audio.progress import Progress
 from step_audio_client import RequestError, Sampling, StepAudioClient, Tls
 from step_audio_evaluation.agreement import Agreement, agreement
-from step_audio_evaluation.answers import AnswerFile, DataSetSettings, Settings
+from step_audio_evaluation.answers import AnswerFile, DataSetSettings, EvaluationSettings
 from step_audio_evaluation.data_set import load_data_set
 from step_audio_evaluation.held_out import TASKS, at_noise_levels, end_speakers, held_out
 from step_audio_evaluation.items import EvaluationError, Item, Snr
@@ -119,7 +119,7 @@ async def _answers(
     sampling: Sampling,
     drawn: Mapping[str, Any],
     echo: Echo,
-) -> tuple[Settings, AnswerFile]:
+) -> tuple[EvaluationSettings, AnswerFile]:
     """Everything answered, in the output folder too, and the settings it was answered with."""
     task = asyncio.current_task()
     assert task is not None
@@ -138,7 +138,7 @@ async def _answers(
                 "audio_first": options.audio_first,
                 "think": options.think,
             }
-        settings: Settings = {"model": model, "seed": options.seed, "sampling": dict(drawn), **data_set}
+        settings: EvaluationSettings = {"model": model, "seed": options.seed, "sampling": dict(drawn), **data_set}
         answers = AnswerFile(options.output, settings)
         try:
             await run(items, client, sampling, answers, options.concurrency)
