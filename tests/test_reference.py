@@ -62,7 +62,8 @@ def test_links_within_a_page_lead_somewhere():
 
 
 def test_bounds_defaults_and_requirements_are_said():
-    rows = {row.split("|")[1].strip(): row for row in re.findall(r"^\| `.*$", PAGES["http.md"], re.M)}
+    (asked,) = re.findall(r"^#+ `?ChatRequest`?$(.*?)(?=^#|\Z)", PAGES["http.md"], re.M | re.S)
+    rows = {row.split("|")[1].strip(): row for row in re.findall(r"^\| `.*$", asked, re.M)}
     assert "at most 2" in rows["`temperature`"] and "default `0.7`" in rows["`temperature`"]
     assert "list of [ChatMessage](#chatmessage) (at least 1)" in rows["`messages`"]
     assert "required" in rows["`messages`"] and "required" not in rows["`seed`"]

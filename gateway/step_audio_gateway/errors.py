@@ -83,6 +83,14 @@ class ApiError(HTTPException):
         super().__init__(status, one_line(message), headers)
         self.param, self.code, self.cause = param and one_line(param), code, cause
 
+    def renamed(self, names: Mapping[str, str]) -> ApiError:
+        """With fields as the caller calls them; a place within one of ours is none of theirs."""
+        message, param = self.detail, self.param
+        for ours, theirs in names.items():
+            place = re.compile(rf"\b{ours}\b(\[\d+\]|\.content\b)*")
+            message, param = place.sub(theirs, message), param and place.sub(theirs, param)
+        return ApiError(self.status_code, message, param, self.code, self.headers, self.cause)
+
     def body(self) -> ErrorBody:
         kind = _TYPES.get(self.status_code, "invalid_request_error" if self.status_code < 500 else "server_error")
         return ErrorBody(error=ErrorDetail(message=self.detail, type=kind, param=self.param, code=self.code))
@@ -152,6 +160,7 @@ def install(app: FastAPI) -> None:
     """Every error that a route may raise becomes a response in OpenAI's shape."""
 
     def answer(request: Request, error: ApiError) -> Response:
+        error = error.renamed(getattr(request.state, "names", {}))
         if error.status_code == 413:
             request.app.state.metrics.refused.labels("size").inc()
         request.state.log["error"] = error.code or error.body().error.type

@@ -66,8 +66,8 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Re
 
 
 class EventStream(Response):
-    """Server-sent events: `data: ...` for each of `events`, until the client hangs up. `source`, which the events are
-    made of, is closed in any case.
+    """Server-sent events: `data: ...` for each of `events`, until the client hangs up; a pair is an event's name and
+    its data. `source`, which the events are made of, is closed in any case.
 
     Starlette's StreamingResponse cancels its generator again and again while that cleans up, and closes nothing
     if it is cancelled before the first event.
@@ -75,7 +75,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[str], source: AsyncGenerator[Any]):
+    def __init__(self, events: AsyncGenerator[str] | AsyncGenerator[tuple[str, str]], source: AsyncGenerator[Any]):
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._events = events
@@ -92,7 +92,8 @@ class EventStream(Response):
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async for event in self._events:
-            body = f"data: {event}\n\n".encode()
+            name, data = ("", event) if isinstance(event, str) else (f"event: {event[0]}\n", event[1])
+            body = f"{name}data: {data}\n\n".encode()
             await send({"type": "http.response.body", "body": body, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

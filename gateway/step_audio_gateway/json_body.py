@@ -90,16 +90,17 @@ def _check_items(value: Any) -> None:
     """As the conversation's own limit has it, before each item is looked at."""
     if not isinstance(value, dict):
         return
-    messages, tools = (
-        [*entries] if isinstance(entries := value.get(key), list) else [] for key in ("messages", "tools")
+    messages, items, tools = (
+        [*entries] if isinstance(entries := value.get(key), list) else [] for key in ("messages", "input", "tools")
     )
     inner = (
         entries
-        for message in messages
+        for message in (*messages, *items)
         if isinstance(message, dict)
         for key in ("content", "tool_calls")
         if isinstance(entries := message.get(key), list)
     )
-    count = len(messages) + len(tools) + sum(map(len, inner))
+    count = len(messages) + len(items) + len(tools) + sum(map(len, inner))
     if count > MAX_ITEMS:
-        raise refused(f"messages and tools hold {count} items, at most {MAX_ITEMS} are accepted", "messages")
+        what = "input" if items else "messages"
+        raise refused(f"{what} and tools hold {count} items, at most {MAX_ITEMS} are accepted", what)

@@ -106,6 +106,30 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "vllm_xargs": (({},), "leave it out"),
 }
 
+# Of /v1/responses, besides.
+REFUSED_RESPONSES: dict[str, tuple[tuple[Any, ...], str]] = {
+    "access_programs": (NEVER, "leave it out"),
+    "background": (OFF, "the reply comes at once"),
+    "background_options": (NEVER, "the reply comes at once"),
+    "conversation": (NEVER, "nothing is kept: send the whole conversation as input"),
+    "previous_response_id": (NEVER, "nothing is kept: send the whole conversation as input"),
+    "context_management": (NONE, "send fewer items"),
+    "prompt": (NEVER, "there are no stored prompts; use instructions and input"),
+    "truncation": (("disabled",), "send fewer items"),
+    "image": (NEVER, "the model sees and makes no pictures"),
+    "messages": (NEVER, "use input"),
+    "response_format": (NEVER, "use text.format"),
+    "logprobs": (OFF, "use include"),
+    "max_tokens": (NEVER, "use max_output_tokens"),
+    "max_completion_tokens": (NEVER, "use max_output_tokens"),
+    "n": ((1,), "there is one answer"),
+    "separate_reasoning": ((True,), "the thought is an item of its own"),
+    "mind_paced_speaking": (NEVER, "ask /v1/chat/completions"),
+}
+IGNORED_RESPONSES = {
+    "max_tool_calls": "of tools that the server itself calls: there are none",
+}
+
 # Of /v1/audio/transcriptions, as texts of a form.
 REFUSED_FORM: dict[str, tuple[tuple[str, ...], str]] = {
     "timestamp_granularities": ((), "the model gives no times"),

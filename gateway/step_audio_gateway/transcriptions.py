@@ -16,8 +16,9 @@ from step_audio.audio import Budget, decode_audio
 from step_audio.clips import SAMPLE_RATE
 from step_audio.validation import first_fault
 from step_audio_client import Audio, AudioReport, ChatOptions, ChatUsage, RequestError, Sampling, Thinking, user
+from step_audio_gateway.asking import first_of
 from step_audio_gateway.audio_parts import check_length
-from step_audio_gateway.chat import FAILURES, events_of, first_of
+from step_audio_gateway.chat import FAILURES, events_of
 from step_audio_gateway.completions import Deltas, Item, warnings_of
 from step_audio_gateway.core import Gateway
 from step_audio_gateway.errors import ApiError, from_client, refused, unsupported

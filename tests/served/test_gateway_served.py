@@ -182,6 +182,19 @@ def test_json_schema_after_the_thought(client):
     assert reply.choices[0].message.reasoning_content
 
 
+def test_responses_are_the_same_answer(client):
+    content = [{"type": "input_text", "text": "hello"}, part(tone(1))]
+    ask = {"model": "R1", "temperature": 0}
+    reply = client.responses.create(input=[{"role": "user", "content": content}], max_output_tokens=8, **ask)
+    chat = [{"role": "user", "content": [{"type": "text", "text": "hello"}, part(tone(1))]}]
+    same = client.chat.completions.create(messages=chat, max_tokens=8, **ask)
+    assert reply.output[0].content[0].text == same.choices[0].message.reasoning_content
+    assert (reply.status, reply.usage.input_tokens) == ("incomplete", same.usage.prompt_tokens)
+    with client.responses.stream(input=[{"role": "user", "content": content}], max_output_tokens=8, **ask) as stream:
+        last = list(stream)[-1]
+    assert last.type == "response.incomplete" and last.response.output[0].content == reply.output[0].content
+
+
 def test_transcription(client):
     recording = ("a.wav", base64.b64decode(wav(tone(1))), "audio/wav")
     reply = client.with_options(timeout=300).audio.transcriptions.create(

@@ -1,0 +1,105 @@
+"""From a checked request to answers under way: what every route that takes messages does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+
+from step_audio_client import Audio, ChatOptions
+from step_audio_gateway.audio_parts import client_messages
+from step_audio_gateway.completions import Deltas, Item
+from step_audio_gateway.core import Gateway
+from step_audio_gateway.generations import unless_gone
+from step_audio_gateway.options import (
+    answers_at_once,
+    chat_options,
+    check_mind_paced,
+    check_unsupported,
+    split_final_message,
+)
+from step_audio_gateway.responses import FinishReason
+from step_audio_gateway.schemas import ChatRequest
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be asked: the client library's messages, and options for each answer. `separate`: thought and answer
+    come apart."""
+
+    model: str
+    separate: bool
+    messages: list[dict[str, Any]]
+    options: list[ChatOptions]
+
+
+async def prepare(gateway: Gateway, body: ChatRequest, request: Request) -> Asked:
+    """Raises ApiError, RequestError, ClientGone."""
+    settings, fields = gateway.settings, request.state.log
+    model = await gateway.model_name(body.model)
+    fields |= {"model": model, "stream": bool(body.stream)}
+    check_unsupported(body)
+    request.state.admitted.answers(answers_at_once(body))
+    messages, proceed = split_final_message(body)
+    separate = settings.separate_reasoning if body.separate_reasoning is None else body.separate_reasoning
+    tokenizer = await gateway.client.tokenizer()
+    options = chat_options(body, tokenizer, proceed, separate, gateway.defaults, settings.request_timeout)
+    check_mind_paced(body, options[0], separate)
+    limits = (await gateway.client.serving_info())["limits"]
+    sent = await unless_gone(request.receive, client_messages(messages, limits, gateway.fetcher))
+    if settings.log_content:
+        fields["messages"] = _without_audio(sent)
+    return Asked(model, separate, sent, options)
+
+
+def answers(gateway: Gateway, asked: Asked, request: Request) -> Deltas:
+    """All answers under way, told to the log on their way."""
+    return logged(gateway.answers(asked.messages, asked.options), request.state.log, gateway.settings.log_content)
+
+
+async def first_of(deltas: Deltas) -> Item:
+    return await anext(deltas)
+
+
+async def again(first: Item, deltas: Deltas) -> AsyncIterator[Item]:
+    """`first` and what comes after it."""
+    yield first
+    async for item in deltas:
+        yield item
+
+
+async def logged(deltas: Deltas, fields: dict[str, Any], content: bool) -> Deltas:
+    """The deltas, the log's fields filled on their way."""
+    for kind in ("prompt_tokens", "audio_tokens", "completion_tokens", "reasoning_tokens"):
+        fields[kind] = 0
+    fields["finish"] = []
+    texts: dict[int, str] = {}
+    finish: dict[int, FinishReason | None] = {}
+    try:
+        async for index, delta in deltas:
+            if content:
+                texts[index] = texts.get(index, "") + delta.raw
+            if delta.usage:
+                fields["prompt_tokens"] = delta.usage.prompt_tokens
+                fields["audio_tokens"] = delta.usage.audio_tokens
+                fields["completion_tokens"] += delta.usage.completion_tokens
+                fields["reasoning_tokens"] += delta.usage.reasoning_tokens
+                if lost := sum(report.lost_seconds for report in delta.audio):
+                    fields["audio_seconds_lost"] = round(lost, 3)
+                finish[index] = delta.finish_reason
+                fields["finish"] = [reason for _, reason in sorted(finish.items())]
+            yield index, delta
+    finally:
+        await deltas.aclose()
+        if content:
+            fields["replies"] = [text for _, text in sorted(texts.items())]
+
+
+def _without_audio(messages: list[dict[str, Any]]) -> Any:
+    def size(value: Any) -> Any:
+        return {"bytes": len(value.data)} if isinstance(value, Audio) else repr(value)
+
+    return json.loads(json.dumps(messages, default=size))

@@ -1,0 +1,185 @@
+"""/v1/responses, asked by OpenAI's own Python package."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import httpx
+import pydantic
+import pytest
+
+from gateway_fixture import ANSWER, REPLY, THOUGHT, USAGE, FakeClient, listening, wav
+from step_audio_client import Audio, AudioReport, ChatDelta, Thinking, Unavailable
+from step_audio_gateway.published import IGNORED, IGNORED_RESPONSES, REFUSED, REFUSED_RESPONSES
+from step_audio_gateway.response_request import ResponseRequest
+from step_audio_gateway.schemas import ChatRequest
+
+TOOL = {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": None}
+WAV64 = base64.b64encode(wav()).decode()
+
+
+@pytest.fixture(scope="module")
+def fake() -> FakeClient:
+    return FakeClient()
+
+
+@pytest.fixture(scope="module")
+def url(fake):
+    with listening(fake) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def openai():
+    import openai
+
+    return openai
+
+
+@pytest.fixture(scope="module")
+def client(url, openai):
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+def play(fake):
+    before = fake.script
+
+    def replace(*steps) -> None:
+        fake.script = lambda messages, options: list(steps)
+
+    yield replace
+    fake.script = before
+
+
+def test_whole_and_streamed(client, fake):
+    reply = client.responses.create(model="tiny", input="hello", instructions="Be brief.", store=False)
+    assert (reply.status, reply.output_text, reply.error, reply.store) == ("completed", ANSWER, None, False)
+    thought, message = reply.output
+    assert (thought.type, thought.content[0].text) == ("reasoning", THOUGHT) and message.status == "completed"
+    assert fake.messages == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
+    usage = reply.usage
+    assert (usage.input_tokens, usage.output_tokens, usage.total_tokens) == (20, 6, 26)
+    assert usage.output_tokens_details.reasoning_tokens == 4
+    with client.responses.stream(model="tiny", input="hello") as stream:
+        events = list(stream)
+        assert stream.get_final_response().output_text == ANSWER
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == ANSWER
+    assert "".join(event.delta for event in events if event.type == "response.reasoning_text.delta") == THOUGHT
+
+
+def test_events_in_their_order(url):
+    """With the names before the data, for clients that go by these."""
+    text = httpx.post(f"{url}/v1/responses", json={"input": "hello", "stream": True}).text
+    blocks = [block.split("\n") for block in text.strip().split("\n\n")]
+    data = [json.loads(lines[1].removeprefix("data: ")) for lines in blocks]
+    assert [lines[0] for lines in blocks] == [f"event: {event['type']}" for event in data]
+    assert [event["sequence_number"] for event in data] == list(range(len(data)))
+    item = ["output_item.added", "content_part.added", "{}.delta", "{}.delta", "{}.done", "content_part.done"]
+    item += ["output_item.done"]
+    expected = ["created", "in_progress", *(one.format("reasoning_text") for one in item)]
+    expected += [*(one.format("output_text") for one in item), "completed"]
+    assert [event["type"] for event in data] == [f"response.{kind}" for kind in expected]
+    done = [event["item"] for event in data if event["type"] == "response.output_item.done"]
+    assert data[-1]["response"]["output"] == done
+
+
+def test_tools_round_trip_with_the_replys_own_items(client, fake):
+    reply = client.responses.create(model="tiny", input="hello", tools=[TOOL])
+    thought, call = reply.output
+    assert (call.type, call.name, json.loads(call.arguments)) == ("function_call", "weather", {"city": "Paris"})
+    with client.responses.stream(model="tiny", input="hello", tools=[TOOL]) as stream:
+        assert stream.get_final_response().output[1].arguments == call.arguments
+    asked = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hello"}]}
+    brought = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
+    history = [asked, *(item.model_dump(exclude_none=True) for item in (thought, call)), brought]
+    last = client.responses.create(model="tiny", input=history, tools=[TOOL], tool_choice="none")
+    assert last.output_text == ANSWER
+    _, calling, told = fake.messages
+    assert calling["tool_calls"][0]["id"] == told["tool_call_id"] == call.call_id
+    assert fake.options.tools[0]["function"]["name"] == "weather"
+    again = [asked, *(item.model_dump(exclude_none=True) for item in last.output), {"role": "user", "content": "more"}]
+    client.responses.create(model="tiny", input=again)
+    assert [message["role"] for message in fake.messages] == ["user", "assistant", "user"]
+    client.responses.create(
+        model="tiny", input="hello", tools=[TOOL], tool_choice={"type": "function", "name": "weather"}
+    )
+    assert fake.options.tool_choice == "weather"
+
+
+def test_parse(client):
+    class City(pydantic.BaseModel):
+        city: str
+        people: int
+
+    assert client.responses.parse(model="tiny", input="hello", text_format=City).output_parsed.city == "Paris"
+
+
+def test_recordings(client, fake):
+    for part in (
+        {"type": "input_audio", "input_audio": {"data": WAV64, "format": "wav"}},
+        {"type": "input_file", "filename": "a.wav", "file_data": f"data:audio/wav;base64,{WAV64}"},
+    ):
+        content = [{"type": "input_text", "text": "who?"}, part]
+        client.responses.create(model="tiny", input=[{"role": "user", "content": content}])
+        assert fake.messages[0]["content"][1] == {"type": "audio", "audio": Audio(wav())}
+
+
+def test_settings_of_the_answer(client, fake, play):
+    reply = client.responses.create(
+        model="tiny", input="hello", max_output_tokens=9, temperature=0.5,
+        reasoning={"effort": "none", "summary": "auto"},
+        include=["message.output_text.logprobs", "reasoning.encrypted_content"], metadata={"a": "b"},
+        extra_body={"top_k": 3, "stop": "x"},
+    )  # fmt: skip
+    sampling = fake.options.sampling
+    assert (sampling.max_tokens, sampling.temperature, sampling.top_k) == (9, 0.5, 3) and fake.options.stop == ("x",)
+    assert fake.options.thinking == Thinking("off") and reply.metadata == {"a": "b"} and reply.temperature == 0.5
+    assert [token.token for token in reply.output[0].content[0].logprobs] == ["Four", "."]
+    report = AudioReport(0, 0.5, False)
+    play(REPLY[2], ChatDelta(finish_reason="length", usage=USAGE, audio=(report,)))
+    cut = client.responses.create(model="tiny", input="hello")
+    assert (cut.status, cut.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    assert cut.output[0].status == "incomplete" and cut.audio_warnings[0]["lost_seconds"] == 0.5
+
+
+def test_a_fault_in_the_middle_is_the_last_event(client, play):
+    play(REPLY[0], Unavailable("gone"))
+    events = list(client.responses.create(model="tiny", input="hello", stream=True))
+    assert events[-1].type == "response.failed" and events[-1].response.error.code == "unavailable"
+
+
+@pytest.mark.parametrize(
+    "wrong, param",
+    [
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"store": True}, "store"),
+        ({"background": True}, "background"),
+        ({"truncation": "auto"}, "truncation"),
+        ({"include": ["web_search_call.results"]}, "include"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0]"),
+        ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "a"}]}]}, "input[0].content[0]"),
+        ({"input": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "!"}}]}]}, "input"),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"extra_body": {"top_k": "x"}}, "top_k"),
+        ({"extra_body": {"cache_salt": "x"}}, "cache_salt"),
+        ({"extra_body": {"messages": []}}, "messages"),
+        ({"input": [{"type": "reasoning"}]}, "input"),
+    ],
+)
+def test_refused_by_name(openai, client, wrong, param):
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.create(**{"model": "tiny", "input": "hello"} | wrong)
+    assert caught.value.param == param
+
+
+def test_every_field_that_openai_publishes_has_one_place(openai):
+    from openai.types.responses.response_create_params import ResponseCreateParamsBase
+
+    ours = {*ResponseRequest.model_fields, *ChatRequest.model_fields}
+    for name in {*ResponseCreateParamsBase.__annotations__, "stream"}:
+        assert any(name in place for place in (ours, REFUSED, REFUSED_RESPONSES, IGNORED, IGNORED_RESPONSES)), name
