@@ -242,16 +242,15 @@ class Pipeline:
         return await asyncio.shield(asked)
 
     async def stop(self, request_id: str) -> None:
-        """End a request of ours on its server; one that is not ours, on whichever has it.
+        """End a request of ours on its server, and see it end; one that is not ours, on whichever has it.
 
         A cancelled stream does not do it: tritonserver never tells a step inside an ensemble. The LLM model
         takes a second request with the same id and `stop`.
         """
         for run in self._runs:
             run.stopped |= run.request_id == request_id
-        ours = [(one.request_id, one.server) for one in self._open if one.request_id.partition("/")[0] == request_id]
-        targets = ours or [(request_id, server) for server in self._servers.all]
-        await asyncio.gather(*(stop(server.stub, id_, STOP_TIMEOUT) for id_, server in targets))
+        ours = [one.stop() for one in self._open if one.request_id.partition("/")[0] == request_id]
+        await asyncio.gather(*(ours or [stop(server.stub, request_id, STOP_TIMEOUT) for server in self._servers.all]))
 
     @inner
     async def _responses(

@@ -16,7 +16,7 @@ from step_audio.command_line import Echo
 from step_audio_build.artefacts.lock import lock
 from step_audio_client import Audio, RequestError, Sampling, StepAudioClient, Tls, user
 from step_audio_client.tls import SCHEME
-from step_audio_server.errors import ServerError
+from step_audio_server.errors import ServerCrashed, ServerError
 from step_audio_server.launch.ports import Ports
 from step_audio_server.prepare import prepare
 from step_audio_server.records import Death, Records, limit
@@ -46,6 +46,8 @@ class Service:
         self.echo = echo
         self.records = Records(settings.run_dir)
         self.server: TritonServer | None = None
+        self.stopping = threading.Event()  # by a signal
+        self._loading = False
         self._lock: TextIO | None = None  # of the run directory
         self.gateway: GatewayProcess | None = None
         if gateway is not None:
@@ -79,7 +81,10 @@ class Service:
         self.stop()
 
     def start(self) -> None:
-        """Returns when a warm-up request has gone through. Raises StepAudioError; then nothing is left running."""
+        """Returns when a warm-up request has gone through. Raises StepAudioError; then nothing is left running.
+
+        ServerCrashed: of its own fault, again and again.
+        """
         settings = self.settings
         self.ports.check_free()
         try:
@@ -89,22 +94,30 @@ class Service:
             raise
         self.echo("tritonserver: loading the models")
         for attempt in range(1, LOADS + 1):
-            self.server = TritonServer(launch, self.ports, settings.run_dir / "tritonserver.log")
+            # A KeyboardInterrupt is lost where a process is just being forked: here signals only set `stopping`.
+            self._loading = True
             try:
-                self.server.wait_live(settings.resolved_startup_timeout())
+                self.server = TritonServer(launch, self.ports, settings.run_dir / "tritonserver.log")
+                self.server.wait_live(settings.resolved_startup_timeout(), self.stopping)
+                self._loading = False
+                if self.stopping.is_set():
+                    raise KeyboardInterrupt
                 asyncio.run(warm_up(self.address, self.tls))
                 self.server.watch(self.address, self.tls)
                 return
             except (ServerError, RequestError) as error:
+                assert self.server is not None
                 crashed, reason = self.server.crashed, self.server.reason()
                 if attempt == LOADS or not crashed:
                     self.kill()
-                    raise ServerError(f"{error}: {reason}") from None
+                    raise (ServerCrashed if crashed else ServerError)(f"{error}: {reason}") from None
                 self.server.kill()
                 self.echo("tritonserver crashed while loading: trying again")
             except BaseException:
                 self.kill()
                 raise
+            finally:
+                self._loading = False
 
     def stop(self) -> None:
         if self.server is not None:
@@ -133,21 +146,22 @@ class Service:
 
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM; start a server or gateway that died again, each by itself."""
-        stopping = threading.Event()
-        previous = {s: signal.signal(s, _Interrupt(stopping)) for s in (signal.SIGINT, signal.SIGTERM)}
+        stopping, keeper = self.stopping, Keeper(_KeptServer(self), self.echo, self.stopping)
+        previous = {s: signal.signal(s, self._interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
         door: threading.Thread | None = None
         try:
             if self.gateway is not None:
                 self.gateway.check(self.ports.check_free)
-            self.start()
+            if not keeper.begin():
+                return
             self.records.begin()
             if self.gateway is not None:
                 self.gateway.start()
-                keeper = Keeper(_KeptGateway(self, self.gateway), self.echo, stopping)
-                door = threading.Thread(target=keeper.run, name="gateway", daemon=True)
+                watch = Keeper(_KeptGateway(self, self.gateway), self.echo, stopping)
+                door = threading.Thread(target=watch.run, name="gateway", daemon=True)
                 door.start()
             self.tell_ready()
-            Keeper(_KeptServer(self), self.echo, stopping).run()
+            keeper.run()
         except KeyboardInterrupt:
             pass
         finally:
@@ -165,6 +179,13 @@ class Service:
             self.stop()
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+    def _interrupt(self, *_: object) -> None:
+        """The first signal ends the loop, or breaks off a start; the next ones are ignored while the server stops."""
+        if not self.stopping.is_set():
+            self.stopping.set()
+            if not self._loading:
+                raise KeyboardInterrupt
 
     def tell_ready(self) -> None:
         door = "" if self.gateway is None else f"{self.gateway.url}, "
@@ -221,18 +242,6 @@ class _KeptGateway:
     def restarted(self, death: Death) -> None:
         self._service.records.restarted("gateway")
         self._service.tell_ready()
-
-
-class _Interrupt:
-    """The first signal ends the loop, or breaks off a start; the next ones are ignored while the server stops."""
-
-    def __init__(self, stopping: threading.Event):
-        self.stopping = stopping
-
-    def __call__(self, *_: object) -> None:
-        if not self.stopping.is_set():
-            self.stopping.set()
-            raise KeyboardInterrupt
 
 
 async def warm_up(address: str, tls: Tls) -> None:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from step_audio.command_line import Echo
 from step_audio.errors import StepAudioError
+from step_audio_server.errors import ServerCrashed
 from step_audio_server.records import Death
 
 WATCH_PERIOD = 0.25  # seconds
@@ -34,7 +35,7 @@ class Kept(Protocol):
 
 
 class Keeper:
-    """Watches over `kept`, which is running, until `stopping` is set. It never gives up.
+    """Starts `kept`, or finds it running, and watches over it until `stopping` is set. It never gives up.
 
     `clock`: seconds, from any beginning.
     """
@@ -43,6 +44,20 @@ class Keeper:
         self._kept, self._echo, self._stopping, self._clock = kept, echo, stopping, clock
         self._failures = 0  # in a row
         self._since = clock()  # when it last began to work
+
+    def begin(self) -> bool:
+        """The first start; one that crashes is tried again, however often. False: stopped meanwhile.
+
+        Raises StepAudioError for any other: a wrong setting stays wrong.
+        """
+        try:
+            self._kept.start()
+        except ServerCrashed as error:
+            self._failures = 1
+            if not self._start_again(str(error), ServerCrashed):
+                return False
+        self._since = self._clock()
+        return True
 
     def run(self) -> None:
         while not self._stopping.wait(WATCH_PERIOD):
@@ -53,20 +68,23 @@ class Keeper:
         if self._clock() - self._since > STEADY:
             self._failures = 0
         self._kept.end()
-        reason = str(death)
+        if self._start_again(str(death), StepAudioError):
+            self._since = self._clock()
+            self._kept.restarted(death)
+
+    def _start_again(self, reason: str, tolerated: type[StepAudioError]) -> bool:
+        """False: stopped meanwhile."""
         while True:
             pause = PAUSES[min(self._failures, len(PAUSES) - 1)]
             self._failures += 1
             self._echo(f"{reason}: starting again" + (f" in {pause:.0f} s" if pause else ""))
             if self._stopping.wait(pause):
-                return
+                return False
             try:
                 self._kept.start()
-            except StepAudioError as error:
+            except tolerated as error:
                 if self._stopping.is_set():
-                    return
+                    return False
                 reason = str(error)
             else:
-                self._since = self._clock()
-                self._kept.restarted(death)
-                return
+                return True

@@ -13,6 +13,7 @@ import http.client
 import re
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import TypedDict
@@ -75,8 +76,9 @@ class TritonServer:
         death = self.fault()
         return self._gave_up() or (death is not None and death.signal is not None)
 
-    def wait_live(self, timeout: float) -> None:
-        """Until every model is loaded. Raises ServerError."""
+    def wait_live(self, timeout: float, stopping: threading.Event | None = None) -> None:
+        """Until every model is loaded. Raises ServerError, and KeyboardInterrupt as soon as `stopping` is set."""
+        stopping = stopping or threading.Event()
         deadline = time.monotonic() + timeout
         looked_at = time.monotonic()
         complete_at = time.monotonic()  # when no rank that had begun was missing
@@ -94,7 +96,8 @@ class TritonServer:
             if time.monotonic() > deadline:
                 raise ServerError(f"tritonserver was not ready within {timeout:.0f} s")
             processes.close_regions(self.launch.prefix)
-            time.sleep(0.05 if self.launch.ranks == 1 else 0.25)
+            if stopping.wait(0.05 if self.launch.ranks == 1 else 0.25):
+                raise KeyboardInterrupt
         processes.close_regions(self.launch.prefix)
         if self.launch.ranks > 1:
             self._lost_rank()  # sees those that it has not seen yet, the leader among them

@@ -288,6 +288,27 @@ async def test_leaving_early_stops_the_server(leave):
     assert stops(fake) == [("stop", "mine", True)]
 
 
+class HeardAtLast(asyncio.Event):
+    """A stop that comes before the LLM has the request is lost."""
+
+    lost = 1
+
+    def set(self):
+        self.lost -= 1
+        if self.lost < 0:
+            super().set()
+
+
+async def test_a_stop_that_is_lost_is_sent_again():
+    async with served(script(message(5), then=for_ever)) as (fake, client):
+        fake.stopped = defaultdict(HeardAtLast)
+        answer = asyncio.create_task(client.complete([user("x")], request_id="mine"))
+        await until(lambda: fake.seen)
+        await client.stop("mine")
+        assert (await answer).token_ids == [5]
+    assert stops(fake) == [("stop", "mine", True)] * 2
+
+
 class Deaf(asyncio.Event):
     def set(self):
         pass

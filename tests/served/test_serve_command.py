@@ -47,12 +47,15 @@ def test_serves_survives_a_dead_model_and_stops(command):
     assert not list(Path("/dev/shm").glob(f"step_audio_{command.process.pid}_*"))
 
 
-def test_ctrl_c_while_it_starts(command):
-    command.wait_for("loading the models")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_it_starts(command, number):
+    """The models are not waited for."""
+    command.wait_for("loading the models", 5 * SECONDS)  # it may build first
     family = command.family()
-    command.process.send_signal(signal.SIGINT)
+    command.process.send_signal(number)
     assert command.process.wait(SECONDS) == 0
     wait_until(lambda: not any(map(living, family)), "the end of its processes")
+    assert "Started HTTPService" not in (command.settings.run_dir / "tritonserver.log").read_text()
 
 
 def refused(*arguments: str) -> str:

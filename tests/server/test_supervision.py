@@ -8,7 +8,7 @@ import pytest
 
 from step_audio import counters
 from step_audio_server import records, supervision
-from step_audio_server.errors import ServerError
+from step_audio_server.errors import ServerCrashed, ServerError
 from step_audio_server.records import Death, Records, limit, rotate
 from step_audio_server.supervision import PAUSES, Keeper
 from waiting import wait_until
@@ -162,3 +162,36 @@ def test_a_long_run_s_log_is_put_aside_in_pieces(tmp_path, monkeypatch):
     aside = {"tritonserver.log.1": "2" * 60 + "3" * 60, "tritonserver.log.2": "0" * 60 + "1" * 60}
     assert found == {"tritonserver.log": "end"} | aside
     assert (tmp_path / "tritonserver.log.1").stat().st_mode & 0o777 == 0o600
+
+
+class Starting(Kept):
+    """The first starts end with these errors."""
+
+    def __init__(self, *errors):
+        super().__init__(0)
+        self.errors = list(errors)
+
+    def start(self):
+        self.events.append("start")
+        if self.errors:
+            raise self.errors.pop(0)
+
+
+def test_a_first_start_that_crashes_is_tried_again_however_often(clock):
+    kept, said = Starting(*[ServerCrashed("it crashed: signal 11")] * 20), []
+    assert Keeper(kept, said.append, clock, clock=lambda: clock.now).begin()
+    assert kept.events == ["start"] * 21 and clock.pauses() == [*PAUSES[1:], *[PAUSES[-1]] * 13]
+    assert said[1] == "it crashed: signal 11: starting again in 1 s"
+
+
+def test_a_first_start_that_is_refused_ends_with_the_reason(clock):
+    """Where a crash came before it, too."""
+    for errors in ([ServerError("no such model")], [ServerCrashed("it crashed"), ServerError("no such model")]):
+        with pytest.raises(ServerError, match="no such model"):
+            Keeper(Starting(*errors), lambda line: None, clock).begin()
+
+
+def test_a_first_start_is_given_up_when_it_is_stopped():
+    kept, clock = Starting(*[ServerCrashed("it crashed")] * 20), Clock(3)
+    assert not Keeper(kept, lambda line: None, clock).begin()
+    assert kept.events == ["start"] * 4
