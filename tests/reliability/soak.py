@@ -42,6 +42,8 @@ from step_audio_server.assets import embedded_checkpoint
 
 WARM_UP = 0.15  # of the time
 GROWTH = 1.05
+# Each of the six models' regions grows by a MiB where it must, and that by chance late: of 10 MB 5 % are less than one.
+SLACK = {"shared_mb": 6.3}
 GROWING = ("memory_mb", "descriptors", "threads", "shared_mb")
 TIMEOUT = 300.0  # seconds, for an answer on a machine that is much too busy
 TOOL = {
@@ -272,7 +274,7 @@ def main() -> int:
         told = asyncio.run(soak(pid, url, address, given.minutes, given.wide, given.memory_limit))
     print(json.dumps(told))
     warm, end = told["warm"] or told["end"], told["end"]
-    grown = [name for name in GROWING if end[name] > GROWTH * warm[name]]
+    grown = [name for name in GROWING if end[name] > max(GROWTH * warm[name], warm[name] + SLACK.get(name, 0.0))]
     died = _stubs(warm) - _stubs(end)
     print(f"died: {sorted(died) or 'nothing'}; grown: {grown or 'nothing'}", file=sys.stderr)
     return int(bool(grown or died))
