@@ -48,6 +48,8 @@ def chat_routes(gateway: Gateway) -> APIRouter:
     @router.post("/v1/chat/completions", response_model=ChatCompletion, responses={200: {"content": streamed}})
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
         """One or several answers, whole or, with `stream`, as server-sent events."""
+        if "max_completion_tokens" in body.model_fields_set and "max_tokens" not in body.model_fields_set:
+            request.state.names = {"max_tokens": "max_completion_tokens"}
         asked = await prepare(gateway, body, request)
         completion = Completion(asked.model, raw=not asked.separate, logprobs=bool(body.logprobs))
         request.state.log["completion"] = completion.id

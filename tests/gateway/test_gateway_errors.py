@@ -202,3 +202,10 @@ async def test_bodies_that_are_no_json():
         response = await client.post(CHAT, content=b'{"messages": []}', headers={"Content-Type": "text/plain"})
         assert response.status_code == 415 and "Content-Type: application/json" in response.json()["error"]["message"]
         assert (await client.get("/v1/nothing")).json()["error"]["message"] == "Not Found: GET /v1/nothing"
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+async def test_a_length_is_called_what_the_caller_called_it(name):
+    fake = FakeClient(lambda messages, options: [RequestError("request_output_len 7 is wrong")])
+    error = (await ask(fake, **{name: 7})).json()["error"]
+    assert (error["message"], error["param"]) == (f"{name} 7 is wrong", name)
