@@ -15,11 +15,13 @@ import itertools
 import os
 import threading
 import time
+from typing import get_args
 
 import numpy as np
 
 from step_audio.arrays import AnyArray
 from step_audio.engine import Engine, EngineOptions, GenerationRequest, SamplingParams, SequenceOutput
+from step_audio.engine.options import ExecutorName
 from step_audio.engine.trtllm_checkpoint import EngineSpec, LayerWeights, Weights
 
 SAMPLING = {
@@ -138,7 +140,7 @@ def measure(engine: Engine, concurrency: int, sampling: SamplingParams, prompt: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--executor", nargs="+", default=["openvino", "torch"], choices=["openvino", "torch"])
+    parser.add_argument("--executor", nargs="+", default=["openvino", "torch"], choices=get_args(ExecutorName))
     parser.add_argument("--precision", default="bf16", choices=["bf16", "f32"])
     parser.add_argument("--matrices", nargs="+", default=["stored"], choices=["stored", "int8"])
     parser.add_argument("--threads", type=int, default=0)

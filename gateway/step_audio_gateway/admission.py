@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Literal
 
+from step_audio.errors import Code
 from step_audio_client import RequestError, StepAudioClient
 from step_audio_gateway.errors import RETRY_AFTER, ApiError, from_client
 from step_audio_gateway.metrics import Metrics
@@ -93,7 +94,8 @@ class Admission:
     def refused(self, refusal: Refusal) -> ApiError:
         """Counted."""
         self._metrics.refused.labels(refusal).inc()
-        return ApiError(429, _SAID[refusal], code="server_busy", headers={"Retry-After": str(RETRY_AFTER)})
+        code = Code.QUEUE_FULL
+        return ApiError(code.status, _SAID[refusal], code=code.openai, headers={"Retry-After": str(RETRY_AFTER)})
 
     async def _count_places(self) -> int:
         """A server out of reach has none; while no other is left, requests wait for one."""

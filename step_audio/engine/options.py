@@ -11,6 +11,7 @@ from step_audio.engine.trtllm_checkpoint import EngineSpec
 
 Precision = Literal["f32", "bf16"]
 Matrices = Literal["stored", "int8"]
+ExecutorName = Literal["openvino", "torch"]
 
 DEFAULT_KV_CACHE_BYTES = 2 << 30  # unless the sequences the engine was built for need less
 
@@ -34,7 +35,7 @@ class EngineOptions:
     precision: Precision | None = None  # None: float32 for weights of float32, bfloat16 for the 16-bit types
     matrices: Matrices = "stored"  # the decoder's as they are, or rounded to 8 bits
     threads: int = 0  # of the executor; 0 is its own choice
-    executor: Literal["openvino", "torch"] = "openvino"
+    executor: ExecutorName = "openvino"
 
     def precision_for(self, spec: EngineSpec) -> Precision:
         """Of arithmetic and KV cache."""

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from engine_runs import idle
 from step_audio.checkpoint import from_float32, to_float32
 from step_audio.engine import Engine, EngineOptions, GenerationRequest
 from step_audio.engine.executor import TokenEmbedding
+from step_audio.engine.options import ExecutorName
 
 LENGTHS = (1, 5, 31, 32, 33, 64, 100, 200, 300)
 
@@ -19,7 +21,7 @@ LENGTHS = (1, 5, 31, 32, 33, 64, 100, 200, 300)
 # --- the same tokens as an independent implementation ---
 
 
-@pytest.mark.parametrize("executor", ["openvino", "torch"])
+@pytest.mark.parametrize("executor", get_args(ExecutorName))
 @pytest.mark.parametrize("reuse", [True, False])
 @pytest.mark.parametrize("tokens", [48, 512])
 def test_greedy_answers_equal_transformers_at_mixed_lengths(start, executor, reuse, tokens):

@@ -9,7 +9,7 @@ import pytest
 from audio_fixture import wav
 from model_fixture import runtime
 from step_audio import mel
-from step_audio.clips import content_hash
+from step_audio.clips import CLIP_SAMPLES, content_hash
 from step_audio.errors import InvalidRequest
 from step_audio.steps.clip_limits import most_seconds
 from step_audio.steps.featurizer import Featurizer, FeaturizerStep
@@ -64,12 +64,13 @@ def test_a_deep_text_is_refused():
 
 @pytest.mark.parametrize("samples", [1, 320])
 def test_a_clip_that_has_no_tokens_by_rule_l_2_is_taken(samples):
-    """As a recording, and as what is left behind the last 25 seconds of one."""
+    """As a recording, and as what is left behind the last whole clip of one."""
     alone = featurizer(length_rule="L-2").featurize(messages(1), [sound(samples)])
     assert alone.frames.tolist() == [(samples + 479) // 160] and np.isfinite(alone.mel).all()
     limits = Limits(max_audio_seconds=60)
-    ending = featurizer(length_rule="L-2", limits=limits).featurize(messages(1), [sound(25 * 16_000 + samples)])
-    assert ending.frames.tolist() == [2502, (samples + 479) // 160] and ending.audio_index.tolist() == [0, 0]
+    ending = featurizer(length_rule="L-2", limits=limits).featurize(messages(1), [sound(CLIP_SAMPLES + samples)])
+    assert ending.frames.tolist() == [mel.frame_count(CLIP_SAMPLES), (samples + 479) // 160]
+    assert ending.audio_index.tolist() == [0, 0]
 
 
 def test_a_request_that_is_refused_does_not_end_the_step():
@@ -118,7 +119,7 @@ def test_a_channel_is_chosen_in_the_message():
 @pytest.mark.parametrize("rule", ["L", "L-2"])
 def test_no_more_is_decoded_than_the_prompt_has_room_for(rule):
     small = runtime().model_copy(update={"max_prompt_table_rows": 100, "length_rule": rule})
-    for samples in range(160, 25 * 16_000 + 1, 5777):
+    for samples in range(160, CLIP_SAMPLES + 1, 5777):
         tokens = mel.token_count(mel.frame_count(samples), rule)
         assert most_seconds(1, small.model_copy(update={"max_prompt_table_rows": tokens})) >= samples / 16_000
     limits = Limits(max_audio_seconds=5100)
