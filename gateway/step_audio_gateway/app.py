@@ -26,6 +26,7 @@ from step_audio_gateway.response_route import response_routes
 from step_audio_gateway.responses import ChatCompletionChunk, Model, ModelList, Status, Version
 from step_audio_gateway.settings import GatewaySettings
 from step_audio_gateway.transcriptions import transcription_routes
+from step_audio_gateway.translations import translation_routes
 
 
 def create_app(
@@ -46,6 +47,7 @@ def create_app(
     app.include_router(chat_routes(gateway))
     app.include_router(response_routes(gateway))
     app.include_router(transcription_routes(gateway))
+    app.include_router(translation_routes(gateway))
     _service_routes(app, gateway)
     app.routes.extend(page_routes())
     # The last one added is the outermost.

@@ -140,15 +140,19 @@ REFUSED_FORM: dict[str, tuple[tuple[str, ...], str]] = {
     "hotwords": ((), "put them into the prompt"),
     "keywords": ((), "put them into the prompt"),
     "languages": ((), "use language"),
-    "to_language": ((), "ask /v1/chat/completions for a translation"),
+    "to_language": ((), "ask /v1/audio/translations for English, /v1/chat/completions for others"),
     "audio_data": ((), "send a file"),
-    "n": (("1",), "there is one transcription"),
+    "n": (("1",), "there is one answer"),
     "use_beam_search": (("false",), "answers are sampled"),
     "length_penalty": (("1", "1.0"), "answers are sampled, not searched"),
     "include_stop_str_in_output": (("false",), "there are no stop strings"),
     "stream_continuous_usage_stats": (("false",), "usage comes with the last event"),
     "watermarking": (("false",), "answers are not marked"),
     "vllm_xargs": (("{}",), "leave it out"),
+}
+REFUSED_TRANSLATION = REFUSED_FORM | {
+    "to_language": (("en", "english"), "ask /v1/chat/completions"),
+    "stream": (("false", "0"), "a translation comes whole"),
 }
 IGNORED_FORM = {
     "stream_include_usage": "the last event has the usage in any case",

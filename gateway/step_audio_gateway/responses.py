@@ -269,7 +269,7 @@ class TranscriptionUsage(BaseModel):
 
 
 class Transcription(BaseModel):
-    """What was said, as text."""
+    """What was said, as text; of a translation in English."""
 
     text: str
     usage: TranscriptionUsage | None
@@ -279,7 +279,7 @@ class Transcription(BaseModel):
 class VerboseTranscription(BaseModel):
     """Without segments and words: the model gives no times."""
 
-    task: Literal["transcribe"]
+    task: Literal["transcribe", "translate"]
     language: str
     duration: float
     text: str

@@ -120,6 +120,9 @@ class GatewaySettings(Settings):
     transcription_prompt: str = Field(
         "Write down what you hear.", description="what /v1/audio/transcriptions asks the model"
     )
+    translation_prompt: str = Field(
+        "Translate what you hear into English.", description="what /v1/audio/translations asks the model"
+    )
     log_level: Literal["info", "debug"] = Field(
         "info", description="debug: also the text of each refusal, which may quote a line of what was sent"
     )

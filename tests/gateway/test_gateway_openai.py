@@ -184,6 +184,31 @@ def test_transcriptions(openai, client, fake):
             ask(**{"model": "tiny", "file": recording} | wrong)
 
 
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # OpenAI is giving the route up
+def test_translations(openai, client, fake):
+    recording = ("a.wav", wav(), "audio/wav")
+    ask = client.audio.translations.create
+    assert ask(model="tiny", file=recording).text == ANSWER
+    assert fake.options.thinking == Thinking("off") and fake.options.sampling.temperature == 0
+    assert fake.messages[0]["content"][1]["text"] == "Translate what you hear into English."
+    assert ask(model="tiny", file=recording, response_format="text", prompt="Bahn") == f"{ANSWER}\n"
+    assert fake.messages[0]["content"][1]["text"].splitlines()[1:] == ["For context: Bahn"]
+    ask(model="tiny", file=recording, extra_body={"language": "de", "to_language": "en", "stream": False})
+    assert fake.messages[0]["content"][1]["text"].splitlines()[1:] == ["The language is German."]
+    verbose = ask(model="tiny", file=recording, response_format="verbose_json", extra_body={"language": "de"})
+    assert (verbose.duration, verbose.language, verbose.text) == (0.1, "english", ANSWER)
+    for wrong, param in (
+        ({"response_format": "srt"}, "response_format"),
+        ({"extra_body": {"stream": True}}, "stream"),
+        ({"extra_body": {"to_language": "fr"}}, "to_language"),
+        ({"extra_body": {"timestamp_granularities": ["word"]}}, "timestamp_granularities"),
+        ({"temperature": 3}, "temperature"),
+    ):
+        with pytest.raises(openai.BadRequestError) as caught:
+            ask(**{"model": "tiny", "file": recording} | wrong)
+        assert caught.value.param == param
+
+
 async def test_hanging_up_frees_the_slot(url, fake, play):
     play(REPLY[0], 60.0)
     headers = {"Authorization": "Bearer key"}

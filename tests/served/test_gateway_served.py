@@ -203,6 +203,14 @@ def test_transcription(client):
     assert reply.duration == 1.0 and isinstance(reply.text, str)
 
 
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # OpenAI is giving the route up
+def test_translation(client):
+    recording = ("a.wav", base64.b64decode(wav(tone(1))), "audio/wav")
+    ask = client.with_options(timeout=300).audio.translations.create
+    reply = ask(model="R1", file=recording, response_format="verbose_json", extra_body={"max_completion_tokens": 8})
+    assert (reply.duration, reply.language) == (1.0, "english") and isinstance(reply.text, str)
+
+
 def test_what_the_served_model_refuses(client, bad_request):
     with pytest.raises(bad_request) as caught:
         client.chat.completions.create(model="R1", messages=[{"role": "user", "content": [part(tone(0.0))]}])
