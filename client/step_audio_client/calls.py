@@ -35,7 +35,7 @@ ENDING = 5.0  # seconds in which a call that nobody waits for has to end by itse
 # Of a call that had reached the server, which answers by messages: the connection broke, or the server ended.
 BROKEN = (
     grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.DATA_LOSS,
+    grpc.StatusCode.ABORTED, grpc.StatusCode.DATA_LOSS,
 )  # fmt: skip
 
 _under_way: dict[asyncio.Task[Any], Stub] = {}

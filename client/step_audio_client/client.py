@@ -100,9 +100,9 @@ class StepAudioClient:
         return self._pipeline.counts
 
     @property
-    def reachable(self) -> int:
-        """How many of its servers are not known to be out of reach."""
-        return self._pipeline.reachable
+    def expected(self) -> int:
+        """How many of its servers are in reach, or have been away for less than the patience."""
+        return self._pipeline.expected
 
     async def ready(self) -> bool:
         """Whether the whole pipeline is loaded, on one server at least."""

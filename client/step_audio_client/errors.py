@@ -105,6 +105,10 @@ _KINDS = {
     )
 }  # fmt: skip
 
+# How a server that ends, or a proxy before it, ends a call. An error of a model has them only with a code of ours, and
+# a cancel by this client is none of gRPC's errors.
+_LOST = (grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED, grpc.StatusCode.DATA_LOSS)
+
 # Triton's, before a text: they mean nothing to a caller.
 _PREFIXES = re.compile(r"(in ensemble '[^']*', |\[request id: [^]]*\] )*")
 
@@ -138,9 +142,12 @@ def call_error(
         return error_of(*meaning)
     if status == grpc.StatusCode.DEADLINE_EXCEEDED:
         return RequestTimeout(TOO_LATE)
+    gone = ServerLost(f"the server at {address} went away: try again later")
+    if status in _LOST:
+        return gone
     if status == grpc.StatusCode.UNAVAILABLE:
         if connected:
-            return ServerLost(f"the server at {address} went away: try again later")
+            return gone
         if untrusted(details):
             return Unavailable(f"the certificate of the server at {address} is not trusted here, or for another name")
         return Unavailable(f"no server answers at {address}")

@@ -57,7 +57,7 @@ KNOWN = (
     # TensorRT-LLM 1.2.1, executorImpl.cpp (fetchNewRequests): a guide, and an engine that was set up without.
     _known(r"GuidedDecoder is not setup", Code.INVALID_GUIDE, "the served LLM is not set up for guided decoding"),
     # gRPC, src/core/ext/transport/chttp2: the server ended, or a proxy before it.
-    _known(r"Received RST_STREAM with error code", Code.SERVER_LOST, BROKEN),
+    _known(r"Received RST_STREAM with error code|^Stream removed$", Code.SERVER_LOST, BROKEN),
 )  # fmt: skip
 
 # gRPC's, of a server's certificate that is by somebody unknown, and of one that is for another name.

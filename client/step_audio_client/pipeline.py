@@ -112,9 +112,9 @@ class Pipeline:
         return run
 
     @property
-    def reachable(self) -> int:
-        """How many servers are not known to be out of reach."""
-        return self._servers.reachable
+    def expected(self) -> int:
+        """How many servers are in reach, or have been away for less than the patience."""
+        return self._servers.expected(self._patience)
 
     async def ready(self) -> bool:
         """Whether one server at least has everything loaded, and every model of it answers."""

@@ -10,7 +10,9 @@ tritonserver does not have its `Watch` method, and gRPC then takes the connectio
 from __future__ import annotations
 
 import asyncio
+import math
 import re
+import time
 from collections.abc import Sequence
 
 import grpc
@@ -36,6 +38,7 @@ class Server:
         self.channel = wire.channel(address, tls)
         self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
         self.seen = False  # it has answered, at some time
+        self.reached = -math.inf  # when it was last seen to be connected
 
     async def close(self) -> None:
         """When the calls under way have ended."""
@@ -64,10 +67,16 @@ class Servers:
         self._turn += 1
         return sorted(self.all[turn:] + self.all[:turn], key=Server.rank)
 
-    @property
-    def reachable(self) -> int:
-        """Those to which the last attempt to connect has not failed."""
-        return sum(server.rank() < max(_ORDER.values()) for server in self.all)
+    def expected(self, seconds: float) -> int:
+        """How many are in reach, or were so within `seconds`: those that are being restarted count on."""
+        now, ranks = time.monotonic(), [server.rank() for server in self.all]
+        for server, rank in zip(self.all, ranks, strict=True):
+            if rank == 0:
+                server.reached = now
+        return sum(
+            rank < max(_ORDER.values()) or now - server.reached <= seconds
+            for server, rank in zip(self.all, ranks, strict=True)
+        )
 
     async def close(self) -> None:
         """When what is under way has ended."""

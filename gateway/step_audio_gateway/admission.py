@@ -98,12 +98,15 @@ class Admission:
         return ApiError(code.status, _SAID[refusal], code=code.openai, headers={"Retry-After": str(RETRY_AFTER)})
 
     async def _count_places(self) -> int:
-        """A server out of reach has none; while no other is left, requests wait for one."""
+        """Of the servers in reach, and of those expected back: while one is restarted, requests wait a little longer.
+
+        One that stays away has none in the end; while no other is left, requests wait for one.
+        """
         try:
             at_once = (await self._client.serving_info())["max_batch_size"]
         except RequestError as error:
             raise from_client(error) from None
-        return at_once * max(1, self._client.reachable) + self._settings.max_waiting
+        return at_once * max(1, self._client.expected) + self._settings.max_waiting
 
 
 class Admitted:

@@ -86,7 +86,7 @@ class GatewaySettings(Settings):
     )
     max_concurrent_requests: PositiveInt | None = Field(
         None,
-        description="answers under way or waiting; then 429 (default: what the reachable servers compute at once, "
+        description="answers under way or waiting; then 429 (default: what the servers in reach compute at once, "
         "and max-waiting)",
     )
     max_waiting: NonNegativeInt = Field(4, description="requests let in that the servers have no room for yet")

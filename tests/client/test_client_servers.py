@@ -56,6 +56,20 @@ async def test_turns(join):
         assert [len(answered(fake)) for fake, _, _ in servers] == [2, 2, 2]
 
 
+async def test_a_server_away_is_expected_back_for_as_long_as_one_is_waited_for():
+    """What a door counts: one that has never been reached is not expected, one that comes back is again."""
+    done = script(message(5, final=True))
+    async with serving(done, done) as servers, client_of(*(address for _, address, _ in servers), dead()) as client:
+        several = client._pipeline._servers
+        await until(lambda: client.expected == 2 and [one.rank() for one in several.all] == [0, 0, 2])
+        _, address, server = servers[0]
+        await server.stop(None)
+        await until(lambda: several.expected(-1) == 1)
+        await until(lambda: several.expected(3600) == 2)  # three, while the dead one is tried
+        async with serving(done, addresses=[address]):
+            await until(lambda: several.expected(-1) == 2)
+
+
 def test_an_address_is_needed():
     with pytest.raises(ValueError, match="needs the address"):
         StepAudioClient(" , ")

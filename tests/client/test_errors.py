@@ -130,7 +130,13 @@ def rpc(status: grpc.StatusCode, details: str) -> grpc.aio.AioRpcError:
         (grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded", True, Code.TIMED_OUT),
         (grpc.StatusCode.INVALID_ARGUMENT, INTERNALS[5], True, Code.INTERNAL),
         (grpc.StatusCode.INTERNAL, "Received RST_STREAM with error code 2", True, Code.SERVER_LOST),
+        (grpc.StatusCode.UNKNOWN, "Stream removed", True, Code.SERVER_LOST),
         (grpc.StatusCode.UNKNOWN, "", True, Code.INTERNAL),
+        (grpc.StatusCode.CANCELLED, "", False, Code.SERVER_LOST),
+        (grpc.StatusCode.CANCELLED, Code.CANCELLED.put_before("stopped"), True, Code.CANCELLED),
+        (grpc.StatusCode.ABORTED, "", True, Code.SERVER_LOST),
+        (grpc.StatusCode.DATA_LOSS, "", True, Code.SERVER_LOST),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "Received message larger than max (5 vs. 4)", True, Code.INTERNAL),
     ],
 )
 def test_a_call_that_fails(status, details, connected, code):

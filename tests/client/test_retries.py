@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import grpc
 import pytest
 
-from fake_triton import TOKENIZER, message, refusal, script, serving
+import fake_triton
+from fake_triton import TOKENIZER, Fake, message, refusal, script, serving
 from step_audio.errors import Code
 from step_audio_client import RequestError, Sampling, StepAudioClient, failover, user
 from step_audio_client.tokens import TokenRequest
@@ -44,3 +46,31 @@ async def test_what_is_done(code, begun, servers, monkeypatch):
         else:
             assert ids == [5] * begun + [{OTHER: 7, SAME: 6}[expected]]
         await client.close()
+
+
+@pytest.mark.parametrize("status", ["CANCELLED", "ABORTED", "DATA_LOSS", "UNAVAILABLE"])
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_call_that_ends_with_its_server_is_made_again(status, streamed, monkeypatch):
+    """Of a server alone, before anything has come."""
+    monkeypatch.setattr(failover, "PAUSES", (0.01,))
+    to_end = []
+
+    class Ending(Fake):
+        async def ModelInfer(self, request, context):
+            if request.model_name != "lease" and to_end and not streamed:
+                await context.abort(to_end.pop(), "")
+            return await super().ModelInfer(request, context)
+
+        async def ModelStreamInfer(self, requests, context):
+            if to_end and streamed:
+                await requests.__anext__()
+                await context.abort(to_end.pop(), "")
+            async for part in super().ModelStreamInfer(requests, context):
+                yield part
+
+    monkeypatch.setattr(fake_triton, "Fake", Ending)
+    async with serving(script(message(6, final=True))) as [(_, address, _)], StepAudioClient(address) as client:
+        await client.serving_info()
+        to_end.append(grpc.StatusCode[status])
+        assert await client._pipeline.ask(client._pipeline.run(), "tokenizer", {}, "serving_info")
+        assert (await client.complete([user("x")])).token_ids == [6] and not to_end

@@ -116,11 +116,11 @@ async def test_what_finds_no_place_is_refused_before_its_body_is_read():
         assert (await door.knock())[0] == 429
 
 
-async def test_places_are_as_many_as_the_reachable_servers_have():
+async def test_places_are_as_many_as_the_expected_servers_have():
     fake = FakeClient()
     async with opened(fake, max_waiting=3) as door:
-        for batch, reachable, places in [(8, 2, 19), (8, 1, 11), (8, 0, 11)]:
-            fake.max_batch_size, fake.reachable = batch, reachable
+        for batch, expected, places in [(8, 2, 19), (8, 1, 11), (8, 0, 11)]:
+            fake.max_batch_size, fake.expected = batch, expected
             assert (await door.ask())[0] == 200
             assert door.metric("step_audio_requests_in_flight_limit") == places
 

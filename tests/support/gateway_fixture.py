@@ -67,7 +67,7 @@ class FakeClient:
         self.begun = self.closed = 0
         self.up = True
         self.max_batch_size = 32
-        self.reachable = 1
+        self.expected = 1
         self.counts = Counts()
 
     async def chat(
