@@ -58,6 +58,8 @@ KNOWN = (
     _known(r"GuidedDecoder is not setup", Code.INVALID_GUIDE, "the served LLM is not set up for guided decoding"),
     # gRPC, src/core/ext/transport/chttp2: the server ended, or a proxy before it.
     _known(r"Received RST_STREAM with error code|^Stream removed$", Code.SERVER_LOST, BROKEN),
+    # gRPC, src/python/grpcio/grpc/_cython/_cygrpc/aio/call.pyx.pxi: the call broke while this client was writing it.
+    _known(r"^Internal error from Core$", Code.SERVER_LOST, BROKEN),
 )  # fmt: skip
 
 # gRPC's, of a server's certificate that is by somebody unknown, and of one that is for another name.

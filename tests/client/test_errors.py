@@ -130,6 +130,7 @@ def rpc(status: grpc.StatusCode, details: str) -> grpc.aio.AioRpcError:
         (grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded", True, Code.TIMED_OUT),
         (grpc.StatusCode.INVALID_ARGUMENT, INTERNALS[5], True, Code.INTERNAL),
         (grpc.StatusCode.INTERNAL, "Received RST_STREAM with error code 2", True, Code.SERVER_LOST),
+        (grpc.StatusCode.INTERNAL, "Internal error from Core", True, Code.SERVER_LOST),
         (grpc.StatusCode.UNKNOWN, "Stream removed", True, Code.SERVER_LOST),
         (grpc.StatusCode.UNKNOWN, "", True, Code.INTERNAL),
         (grpc.StatusCode.CANCELLED, "", False, Code.SERVER_LOST),
