@@ -37,6 +37,7 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 _BYTE_OF = _byte_alphabet()
+_CHARACTER_OF = {byte: character for character, byte in _BYTE_OF.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +143,11 @@ class Tokenizer:
         return self._json
 
     @cached_property
+    def _names(self) -> re.Pattern[str]:
+        longest_first = sorted(map(re.escape, self.added_names), key=len, reverse=True)
+        return re.compile(f"({'|'.join(longest_first)})" if longest_first else "(?!)()")
+
+    @cached_property
     def special(self) -> SpecialTokens:
         """Raises CheckpointError if the checkpoint is of another model family."""
         return SpecialTokens(**{field: self.token_id(name) for field, name in SPECIAL_TOKEN_NAMES.items()})
@@ -159,6 +165,15 @@ class Tokenizer:
         """
         return self._plain.encode(_without_surrogates(text)).ids
 
+    def encode_raw(self, text: str) -> list[int]:
+        """Ids of a prompt that its caller has laid out: names of added tokens in it are those tokens."""
+        pieces = self._names.split(text)  # text and names in turn
+        return [
+            id_
+            for i, piece in enumerate(pieces)
+            for id_ in ((self.added_tokens[piece],) if i % 2 else self.encode(piece))
+        ]
+
     def least_tokens(self, text: str) -> int:
         """At least so many ids has `text`, told without encoding it: by the bytes of the longest token."""
         text = _without_surrogates(text)
@@ -169,6 +184,12 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """Text of `ids`; invalid UTF-8 becomes U+FFFD, ids without a token (padding rows) nothing."""
         return self.token_bytes(ids, skip_special_tokens).decode("utf-8", "replace")
+
+    def token_string(self, id_: int) -> str:
+        """As the vocabulary writes it: an added token's name, or each byte as one visible character. Of an id without
+        a token it is empty."""
+        content = self._bytes.get(id_, b"")
+        return content.decode() if id_ in self.added_ids else "".join(_CHARACTER_OF[byte] for byte in content)
 
     def token_bytes(self, ids: Iterable[int], skip_special_tokens: bool = False) -> bytes:
         """UTF-8 bytes of `ids`, which may begin or end inside a character."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from step_audio.arrays import AnyArray
-from step_audio.chat import count_text
+from step_audio.chat import build_prompt, count_text
 from step_audio.chat_template import Template
 from step_audio.conversation import parse_conversation
 from step_audio.errors import StepAudioError
@@ -94,6 +94,22 @@ class TokenRequest:
         if self.continue_final_message:
             inputs["continue_final_message"] = scalar(True, np.bool_)
         return inputs
+
+    def prompt_ids(
+        self, tokenizer: Tokenizer, vocab_size: int, template: Template, new_turn: bool, limit: int
+    ) -> list[int]:
+        """The prompt's tokens, of messages without recordings; `limit`: of a prompt that surely has more nothing is
+        encoded. Raises RequestError for what a server refuses."""
+        inputs = self.prompt_inputs()
+        tools = inputs["tools"].item() if "tools" in inputs else None
+        try:
+            conversation = parse_conversation(inputs["messages"].item(), tools)
+            proceed = self.continue_final_message
+            prompt = build_prompt(conversation, tokenizer, vocab_size, [], template, new_turn, proceed, limit)
+        except StepAudioError as error:
+            raise refused(error) from None
+        ids: list[int] = prompt.input_ids.tolist()
+        return ids
 
     def text_tokens(self, tokenizer: Tokenizer, vocab_size: int, template: Template) -> int:
         """How many tokens of the prompt are not its recordings'. Raises RequestError for what a server refuses."""

@@ -20,11 +20,12 @@ from step_audio_gateway.chat import FAILURES, chat_routes
 from step_audio_gateway.core import Gateway
 from step_audio_gateway.errors import ErrorBody
 from step_audio_gateway.fetch import Fetcher
-from step_audio_gateway.middleware import Guard, Observe
+from step_audio_gateway.middleware import GUARDED, Guard, Observe
 from step_audio_gateway.page import page_routes
 from step_audio_gateway.response_route import response_routes
 from step_audio_gateway.responses import ChatCompletionChunk, Model, ModelList, Status, Version
 from step_audio_gateway.settings import GatewaySettings
+from step_audio_gateway.tokenization import tokenization_routes
 from step_audio_gateway.transcriptions import transcription_routes
 from step_audio_gateway.translations import translation_routes
 
@@ -48,6 +49,7 @@ def create_app(
     app.include_router(response_routes(gateway))
     app.include_router(transcription_routes(gateway))
     app.include_router(translation_routes(gateway))
+    app.include_router(tokenization_routes(gateway))
     _service_routes(app, gateway)
     app.routes.extend(page_routes())
     # The last one added is the outermost.
@@ -137,7 +139,7 @@ def _describe(app: FastAPI, with_keys: bool) -> None:
             for path, methods in document["paths"].items():
                 for method in methods.values():
                     method["responses"].pop("422", None)  # faults of validation are 400 here
-                    if with_keys and path.startswith("/v1/"):
+                    if with_keys and path.startswith(GUARDED):
                         method["security"] = [{"key": []}]
             if with_keys:
                 components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}

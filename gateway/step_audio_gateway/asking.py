@@ -43,7 +43,7 @@ async def prepare(gateway: Gateway, body: ChatRequest, request: Request) -> Aske
     fields |= {"model": model, "stream": bool(body.stream)}
     check_unsupported(body)
     request.state.admitted.answers(answers_at_once(body))
-    messages, proceed = split_final_message(body)
+    messages, proceed = split_final_message(body.messages, body.continue_final_message, body.add_generation_prompt)
     separate = settings.separate_reasoning if body.separate_reasoning is None else body.separate_reasoning
     tokenizer = await gateway.client.tokenizer()
     options = chat_options(body, tokenizer, proceed, separate, gateway.defaults, settings.request_timeout)

@@ -36,6 +36,7 @@ TOLD = {
 }
 SCRAPED = ("/health", "/metrics", "/ready")  # every few seconds, by probes and Prometheus
 REQUEST_ID = "request.id"
+GUARDED = ("/v1/", "/tokenize", "/detokenize")  # what needs a key, and of which there may be too much
 
 
 class JsonLines(logging.Formatter):
@@ -142,7 +143,7 @@ class Guard:
 
     async def _admitted(self, scope: Scope) -> Admitted | None:
         """None for what generates nothing. Raises ApiError."""
-        headers, ours = Headers(scope=scope), scope["path"].startswith("/v1/")
+        headers, ours = Headers(scope=scope), scope["path"].startswith(GUARDED)
         if self.origins is not None:
             self.origins.check(scope["method"], headers)
         try:

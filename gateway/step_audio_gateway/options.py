@@ -56,13 +56,15 @@ def answers_at_once(request: ChatRequest) -> int:
     return 2 if pace and pace.mode in ("think_first", "speak_first") else request.n or 1
 
 
-def split_final_message(request: ChatRequest) -> tuple[list[ChatMessage], bool]:
-    """The messages to send, and whether the last one is to be continued.
+def split_final_message(
+    messages: list[ChatMessage], proceed: bool | None, new_turn: bool | None
+) -> tuple[list[ChatMessage], bool]:
+    """The messages to send, and whether the last one is to be continued. `proceed`: continue_final_message;
+    `new_turn`: add_generation_prompt.
 
     A last assistant message with text is continued unless something says otherwise; one without text and calls is
     a place for the answer, and left out. Raises ApiError.
     """
-    messages, proceed, new_turn = request.messages, request.continue_final_message, request.add_generation_prompt
     last = messages[-1]
     if len(messages) > 1 and last.role == "assistant" and last.said is None and not last.calls and not proceed:
         messages = messages[:-1]

@@ -211,6 +211,15 @@ def test_translation(client):
     assert (reply.duration, reply.language) == (1.0, "english") and isinstance(reply.text, str)
 
 
+def test_tokens_are_those_of_the_answer(client, url):
+    messages = [{"role": "user", "content": "hello"}]
+    usage = client.chat.completions.create(model="R1", messages=messages, max_tokens=1).usage
+    counted = httpx.post(f"{url}/tokenize", json={"messages": messages}).json()
+    assert counted["count"] == len(counted["tokens"]) == usage.prompt_tokens
+    prompt = httpx.post(f"{url}/detokenize", json={"tokens": counted["tokens"]}).json()["prompt"]
+    assert httpx.post(f"{url}/tokenize", json={"prompt": prompt}).json()["tokens"] == counted["tokens"]
+
+
 def test_what_the_served_model_refuses(client, bad_request):
     with pytest.raises(bad_request) as caught:
         client.chat.completions.create(model="R1", messages=[{"role": "user", "content": [part(tone(0.0))]}])

@@ -19,6 +19,7 @@ from fastapi import FastAPI
 import tokenizer_fixture
 from step_audio import sampling_parameters
 from step_audio.audio import encode_wav
+from step_audio.chat_template import load_template
 from step_audio.tokenizer import Tokenizer
 from step_audio_client import ChatDelta, ChatOptions, ChatUsage, Counts, TokenLogprob, ToolCall
 from step_audio_client.messages import split_audio
@@ -97,7 +98,7 @@ class FakeClient:
             "vocab_size": 700,
             "max_seq_len": 4096,
             "max_batch_size": self.max_batch_size,
-            "chat_template": "",
+            "chat_template": load_template("default").source,
             "limits": LIMITS,
             "sampling_parameters": PARAMETERS,
         }
