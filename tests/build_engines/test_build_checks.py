@@ -224,6 +224,7 @@ def test_report_is_written_for_a_plan_that_is_refused(tmp_path, monkeypatch, cap
     assert json.loads(job.report.read_text())["min_cosine"] == pytest.approx(-1)
 
 
+@pytest.mark.processes
 def test_a_child_that_leaves_others_behind(tmp_path):
     """What it has started ends with it, and its output is kept."""
     script = "import subprocess; print(subprocess.Popen(['sleep', '60']).pid)"

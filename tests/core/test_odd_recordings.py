@@ -52,6 +52,7 @@ def check(recordings: Iterable[Odd], right: Callable[[Odd, Recording | InvalidRe
     assert not rows, "\n".join(["", f"{'recording':60} {'true':>6} {'another':>8}  ours", *rows])
 
 
+@pytest.mark.long
 def test_whole_ones_are_read_to_their_end():
     def right(odd: Odd, found: Recording | InvalidRequest) -> bool:
         return (
@@ -66,6 +67,7 @@ def test_whole_ones_are_read_to_their_end():
     check(whole(), right)
 
 
+@pytest.mark.long
 def test_damage_inside_is_skipped_and_told():
     def right(odd: Odd, found: Recording | InvalidRequest) -> bool:
         if not isinstance(found, Recording):

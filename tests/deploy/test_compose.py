@@ -48,6 +48,7 @@ def test_compose_variables_are_pinned_or_have_a_default():
         assert f"`{name}`" in documented, f"{name} is not in docker/README.md"
 
 
+@pytest.mark.processes
 def test_compose_file_with_its_variables_filled_in(tmp_path):
     """By podman-compose, which asks podman for nothing but its version here."""
     pytest.importorskip("podman_compose")

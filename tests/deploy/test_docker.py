@@ -106,6 +106,7 @@ def image_root(tmp_path) -> tuple[Path, dict[str, str]]:
     return tmp_path, {"PATH": f"{tmp_path}/bin:{image}/bin:/usr/bin:/bin"}
 
 
+@pytest.mark.processes
 def test_gpu_image_is_put_together_and_keeps_the_image_s_packages(image_root):
     root, environment = image_root
     (root / "tmp").mkdir()
@@ -119,6 +120,7 @@ def test_gpu_image_is_put_together_and_keeps_the_image_s_packages(image_root):
     assert "venv-tritonserver" in shown
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("lacking", ["backend", "worker", "version", "program"])
 def test_gpu_image_is_refused_before_anything_is_installed(image_root, lacking):
     root, environment = image_root
@@ -136,6 +138,7 @@ def test_gpu_image_is_refused_before_anything_is_installed(image_root, lacking):
     assert not (root / "opt/step-audio").exists()
 
 
+@pytest.mark.processes
 def test_gpu_image_whose_numpy_is_not_the_image_s_is_refused(image_root):
     """The lock has none, so that one which is found elsewhere, or not at all, is a fault of this file's."""
     root, environment = image_root

@@ -17,6 +17,7 @@ from step_audio_evaluation.items import EvaluationError
 # -- held-out questions
 
 
+@pytest.mark.long
 def test_held_out_is_the_seed_s_and_a_larger_set_holds_the_smaller():
     small, same, large = (held_out(TASKS, n, 5) for n in (1, 1, 2))
     assert [i.task for i in small] == list(TASKS)

@@ -72,6 +72,7 @@ history = st.lists(
 )
 
 
+@pytest.mark.long
 @given(history)
 @settings(max_examples=60, deadline=None)
 async def test_what_openai_allows_is_accepted(messages):

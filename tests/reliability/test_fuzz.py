@@ -33,6 +33,8 @@ from step_audio_client import calls, wire
 from step_audio_server import processes
 from waiting import SECONDS
 
+pytestmark = pytest.mark.long
+
 LONG = bool(os.environ.get("RELIABILITY_ROUNDS"))
 STEPS = {"audio_featurizer": 20_000, "prompt_builder": 40_000, "audio_encoder": 25_000}
 MODELS = STEPS | {"tensorrt_llm": 10_000, "lease": 5_000}
