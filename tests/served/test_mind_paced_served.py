@@ -82,7 +82,7 @@ def test_speech_within_the_thought(listener, questions, mode, rate):
         timing = last.speech
         assert thought.startswith("I hear: ") and speech.endswith(".")
         assert timing.thought_before == (12 if mode == "think_first" else 0) and len(timing.segments) > 1
-        assert timing.thought_ended is None or timing.segments[0].begun < timing.thought_ended
+        assert timing.segments[0].thought_tokens < timing.thought_tokens
         spoken = sum(segment.spoken_tokens for segment in timing.segments)
         assert last.usage.completion_tokens - spoken - timing.thought_tokens in (0, 1)  # a stop word, which is no text
         assert all(0 < segment.reused_blocks < segment.total_blocks for segment in timing.segments[1:])
@@ -138,11 +138,14 @@ PHASES = {  # mode, and after how many characters of thought and speech
 }
 
 
+MOST = 20_000  # tokens: two brains make thousands a second
+
+
 @pytest.mark.parametrize("how", ["break", "cancel", "stop"])
 @pytest.mark.parametrize("phase", PHASES)
 def test_leaving_frees_both_slots(service, phase, how):
     pace, thought, spoken = PHASES[phase]
-    options = ChatOptions(sampling=Sampling(max_tokens=4000, temperature=0), mind_paced=pace)
+    options = ChatOptions(sampling=Sampling(max_tokens=MOST, temperature=0), mind_paced=pace)
 
     async def use(client):
         seen = [0, 0]
@@ -158,14 +161,15 @@ def test_leaving_frees_both_slots(service, phase, how):
 
         task = asyncio.create_task(listen())
         if how == "stop" or not thought + spoken:
-            await until(lambda: active(service))
+            # The gauge alone may be of the server's own looking whether the LLM still answers.
+            await until(lambda: client._pipeline._open and active(service))
         else:
             await asyncio.wait({task})
         if how == "stop":
             await client.stop(f"{phase}-{how}")
             last = await task
-            assert last.finish_reason == "stop"  # an end, as if the model had made it
-            assert last.usage.completion_tokens < 4000  # and nobody else has gone on
+            assert last.finish_reason == "stop", last.usage  # an end, as if the model had made it
+            assert last.usage.completion_tokens < MOST  # and nobody else has gone on
         elif how == "cancel" or not task.done():
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -181,7 +185,7 @@ def test_a_fault_of_the_engine_ends_both(service):
 
     async def use(client):
         options = ChatOptions(
-            sampling=Sampling(max_tokens=4000, temperature=0), mind_paced=MindPaced("speak_first", 8, 4)
+            sampling=Sampling(max_tokens=MOST, temperature=0), mind_paced=MindPaced("speak_first", 8, 4)
         )
         generate, number = client._tokens, 0
 
