@@ -195,7 +195,9 @@ def plain_wav(data: bytes) -> tuple[npt.NDArray[np.int16], int] | None:
     if (size, tag, channels, bits) != (16, 1, 1, 16):
         return None
     position = 36
-    while position + 8 <= len(data):
+    for _ in range(MOST_CHUNKS):
+        if position + 8 > len(data):
+            break
         kind, size = struct.unpack_from("<4sI", data, position)
         position += 8
         if kind == b"data":

@@ -11,7 +11,7 @@ import pytest
 from audio_fixture import TONE, encode, peak, tone, wav
 from paths import SHARED
 from step_audio.audio import HEADER_SLACK, Budget, decode_audio, encode_wav, read_recording, stated_seconds
-from step_audio.audio_file import plain_wav
+from step_audio.audio_file import MOST_CHUNKS, plain_wav
 from step_audio.clips import CLIP_SAMPLES, SAMPLE_RATE, content_hash, split_clips
 from step_audio.errors import InvalidRequest
 
@@ -53,6 +53,13 @@ def test_a_plain_wav_is_read_as_ffmpeg_reads_it(rate):
         with pytest.raises(InvalidRequest, match="it has 1, counted from 0"):
             read_recording(data, budget, channel=1)
     assert budgets[0] == budgets[1]
+
+
+def test_a_plain_wav_is_not_looked_for_in_more_chunks_than_any_other():
+    """Each costs a look: 100 MB hold 12 million of them."""
+    for chunks, found in ((MOST_CHUNKS - 1, True), (MOST_CHUNKS, False)):
+        data = wav(bytes(200), before=(b"JUNK" + bytes(4)) * chunks)
+        assert (plain_wav(data) is not None) == found
 
 
 FORMATS = [  # container, encoder, rate, muxer's options, tolerated difference in length in seconds
