@@ -24,6 +24,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from step_audio.steps.leases import PREFIX
+from step_audio_client.errors import LOST
 from step_audio_client.generators import inner
 from step_audio_client.wire import Response, infer_request, infer_response, scalar
 
@@ -33,10 +34,7 @@ LEASE = "lease"  # the model; its ids are PREFIX and the answer's own
 ENDING = 5.0  # seconds in which a call that nobody waits for has to end by itself; then it is cancelled
 
 # Of a call that had reached the server, which answers by messages: the connection broke, or the server ended.
-BROKEN = (
-    grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.ABORTED, grpc.StatusCode.DATA_LOSS,
-)  # fmt: skip
+BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, *LOST)
 
 _under_way: dict[asyncio.Task[Any], Stub] = {}
 

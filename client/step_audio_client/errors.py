@@ -107,7 +107,7 @@ _KINDS = {
 
 # How a server that ends, or a proxy before it, ends a call. An error of a model has them only with a code of ours, and
 # a cancel by this client is none of gRPC's errors.
-_LOST = (grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED, grpc.StatusCode.DATA_LOSS)
+LOST = (grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED, grpc.StatusCode.DATA_LOSS)
 
 # Triton's, before a text: they mean nothing to a caller.
 _PREFIXES = re.compile(r"(in ensemble '[^']*', |\[request id: [^]]*\] )*")
@@ -143,7 +143,7 @@ def call_error(
     if status == grpc.StatusCode.DEADLINE_EXCEEDED:
         return RequestTimeout(TOO_LATE)
     gone = ServerLost(f"the server at {address} went away: try again later")
-    if status in _LOST:
+    if status in LOST:
         return gone
     if status == grpc.StatusCode.UNAVAILABLE:
         if connected:

@@ -12,7 +12,7 @@ import numpy as np
 from step_audio.arrays import AnyArray
 from step_audio.chat import build_prompt, count_text
 from step_audio.chat_template import Template
-from step_audio.conversation import parse_conversation
+from step_audio.conversation import Conversation, parse_conversation
 from step_audio.errors import StepAudioError
 from step_audio.tokenizer import Tokenizer
 from step_audio.word_list import pack_word_list
@@ -100,12 +100,9 @@ class TokenRequest:
     ) -> list[int]:
         """The prompt's tokens, of messages without recordings; `limit`: of a prompt that surely has more nothing is
         encoded. Raises RequestError for what a server refuses."""
-        inputs = self.prompt_inputs()
-        tools = inputs["tools"].item() if "tools" in inputs else None
+        proceed = self.continue_final_message
         try:
-            conversation = parse_conversation(inputs["messages"].item(), tools)
-            proceed = self.continue_final_message
-            prompt = build_prompt(conversation, tokenizer, vocab_size, [], template, new_turn, proceed, limit)
+            prompt = build_prompt(self._conversation(), tokenizer, vocab_size, [], template, new_turn, proceed, limit)
         except StepAudioError as error:
             raise refused(error) from None
         ids: list[int] = prompt.input_ids.tolist()
@@ -113,13 +110,16 @@ class TokenRequest:
 
     def text_tokens(self, tokenizer: Tokenizer, vocab_size: int, template: Template) -> int:
         """How many tokens of the prompt are not its recordings'. Raises RequestError for what a server refuses."""
-        inputs, proceed = self.prompt_inputs(), self.continue_final_message
-        tools = inputs["tools"].item() if "tools" in inputs else None
+        proceed = self.continue_final_message
         try:
-            conversation = parse_conversation(inputs["messages"].item(), tools)
-            return count_text(conversation, tokenizer, vocab_size, template, not proceed, proceed)
+            return count_text(self._conversation(), tokenizer, vocab_size, template, not proceed, proceed)
         except StepAudioError as error:
             raise refused(error) from None
+
+    def _conversation(self) -> Conversation:
+        """As a server reads it. Raises StepAudioError."""
+        inputs = self.prompt_inputs()
+        return parse_conversation(inputs["messages"].item(), inputs["tools"].item() if "tools" in inputs else None)
 
     def audio_count(self) -> int:
         return len(split_audio(self.messages)[1])

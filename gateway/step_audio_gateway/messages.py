@@ -75,12 +75,17 @@ class AudioPart(Lenient):
 _TEXTS = ("text", "input_text", "output_text")
 
 
-def _part_tag(value: Any) -> str:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+def kind_of(value: Any) -> Any:
+    """The `type` of what is not validated yet, or is."""
+    return value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+
+
+def part_tag(value: Any) -> str:
+    kind = kind_of(value)
     return "<text>" if kind in _TEXTS else f"<{kind}>"
 
 
-def _content_tag(value: Any) -> str:
+def content_tag(value: Any) -> str:
     return "<parts>" if isinstance(value, list) else "<text>"
 
 
@@ -92,14 +97,14 @@ Part = Annotated[
     | Annotated[AudioUrlPart, Tag("<audio_url>")]
     | Annotated[AudioPart, Tag("<audio>")],
     Discriminator(
-        _part_tag,
+        part_tag,
         custom_error_type="part_type",
         custom_error_message="a part has one of these types: text, input_audio, audio_url, audio",
     ),
 ]
 Content = Annotated[
     Annotated[str | None, Tag("<text>")] | Annotated[list[Part], Field(min_length=1), Tag("<parts>")],
-    Discriminator(_content_tag),
+    Discriminator(content_tag),
 ]
 
 
@@ -139,8 +144,7 @@ class MessageCustomCall(Lenient):
 
 
 def _call_tag(value: Any) -> str:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return "<custom>" if kind == "custom" else "<function>"
+    return "<custom>" if kind_of(value) == "custom" else "<function>"
 
 
 MessageCall = Annotated[

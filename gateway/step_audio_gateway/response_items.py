@@ -8,7 +8,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from step_audio.conversation import Role
-from step_audio_gateway.messages import AudioPart, AudioUrlPart, InputAudioPart, RefusalPart, TextPart
+from step_audio_gateway.messages import (
+    AudioPart,
+    AudioUrlPart,
+    InputAudioPart,
+    RefusalPart,
+    TextPart,
+    content_tag,
+    kind_of,
+    part_tag,
+)
 from step_audio_gateway.nulls import Lenient
 
 
@@ -30,21 +39,6 @@ class InputFilePart(Lenient):
         return {"type": "audio", "audio": self.file_data or self.file_url}
 
 
-_TEXTS = ("text", "input_text", "output_text")
-
-
-def _kind(value: Any) -> Any:
-    return value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-
-
-def _part_tag(value: Any) -> str:
-    return "<text>" if _kind(value) in _TEXTS else f"<{_kind(value)}>"
-
-
-def _text_tag(value: Any) -> str:
-    return "<parts>" if isinstance(value, list) else "<text>"
-
-
 Part = Annotated[
     Annotated[TextPart, Tag("<text>")]
     | Annotated[RefusalPart, Tag("<refusal>")]
@@ -53,7 +47,7 @@ Part = Annotated[
     | Annotated[AudioUrlPart, Tag("<audio_url>")]
     | Annotated[AudioPart, Tag("<audio>")],
     Discriminator(
-        _part_tag,
+        part_tag,
         custom_error_type="part_type",
         custom_error_message="a part has one of these types: input_text, output_text, refusal, input_audio, "
         "input_file, audio_url, audio",
@@ -61,7 +55,7 @@ Part = Annotated[
 ]
 Parts = Annotated[
     Annotated[str, Tag("<text>")] | Annotated[list[Part], Tag("<parts>")],
-    Discriminator(_text_tag),
+    Discriminator(content_tag),
 ]
 
 
@@ -119,7 +113,7 @@ class ReasoningItem(Lenient):
 
 
 def _item_tag(value: Any) -> str:
-    kind = _kind(value) or "message"
+    kind = kind_of(value) or "message"
     return f"<{'function_call_output' if kind == 'custom_tool_call_output' else kind}>"
 
 

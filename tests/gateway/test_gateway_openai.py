@@ -30,29 +30,9 @@ def url(fake):
 
 
 @pytest.fixture(scope="module")
-def openai():
-    """Loaded by the process that runs these tests, not by all that collect them."""
-    import openai
-
-    return openai
-
-
-@pytest.fixture(scope="module")
 def client(url, openai):
     with openai.OpenAI(base_url=f"{url}/v1", api_key="key", max_retries=0, timeout=60) as client:
         yield client
-
-
-@pytest.fixture
-def play(fake):
-    """Replace the fake's script for one test."""
-    before = fake.script
-
-    def replace(*steps) -> None:
-        fake.script = lambda messages, options: list(steps)
-
-    yield replace
-    fake.script = before
 
 
 def test_whole_and_streamed(client):

@@ -31,27 +31,9 @@ def url(fake):
 
 
 @pytest.fixture(scope="module")
-def openai():
-    import openai
-
-    return openai
-
-
-@pytest.fixture(scope="module")
 def client(url, openai):
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as client:
         yield client
-
-
-@pytest.fixture
-def play(fake):
-    before = fake.script
-
-    def replace(*steps) -> None:
-        fake.script = lambda messages, options: list(steps)
-
-    yield replace
-    fake.script = before
 
 
 def test_whole_and_streamed(client, fake):
