@@ -1,12 +1,12 @@
-"""Deltas of the client library to the events of a streamed response, and to the whole one, which is made by them."""
+"""Deltas of the client library to a response, whole or with the events of a streamed one."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any, Literal
 
 from step_audio_client import ChatDelta, RequestError, TokenLogprob, ToolCall
 from step_audio_gateway.completions import Deltas, Item
@@ -17,6 +17,7 @@ from step_audio_gateway.response_object import (
     Incomplete,
     ItemStatus,
     MessageOutput,
+    OutputItem,
     OutputText,
     ReasoningOutput,
     ReasoningText,
@@ -34,6 +35,7 @@ class ResponseWriter:
 
     def __init__(self, about: ResponseObject):
         self._response = about
+        self._events: list[Event] | None = None  # that are not sent yet; None: nobody gets them, and none are made
         self._sequence = 0
         self._open: ReasoningOutput | MessageOutput | None = None
         self._logprobs: list[Logprob] = []  # that no event has told yet
@@ -42,37 +44,39 @@ class ResponseWriter:
         """Read all deltas. Raises RequestError."""
         async with contextlib.aclosing(deltas):
             async for _, delta in deltas:
-                for _ in self._read(delta):
-                    pass
+                self._read(delta)
         return self._response
 
     async def events(self, deltas: AsyncIterator[Item]) -> AsyncGenerator[Event]:
         """A fault in the middle is an event, too, the last one."""
+        self._events = []
         for kind in ("created", "in_progress"):
-            yield self._event(f"response.{kind}", response=_dump(self._response))
+            self._tell(f"response.{kind}", self._whole_so_far)
         try:
             async for _, delta in deltas:
-                for event in self._read(delta):
+                self._read(delta)
+                for event in self._told():
                     yield event
         except RequestError as error:
             told = from_client(error)
-            for event in self._close("incomplete"):
-                yield event
+            self._close("incomplete")
             self._response.status = "failed"
             self._response.error = Failure(code=told.code or "server_error", message=told.detail)
-        yield self._event(f"response.{self._response.status}", response=_dump(self._response))
+        self._tell(f"response.{self._response.status}", self._whole_so_far)
+        for event in self._told():
+            yield event
 
-    def _read(self, delta: ChatDelta) -> Iterator[Event]:
+    def _read(self, delta: ChatDelta) -> None:
         if delta.reasoning:
-            yield from self._grow("reasoning", delta.reasoning)
+            self._grow("reasoning", delta.reasoning)
         self._add_logprobs(delta.logprobs)
         if delta.content:
-            yield from self._grow("message", delta.content)
+            self._grow("message", delta.content)
         for call in delta.tool_calls:
-            yield from self._call(call)
+            self._call(call)
         if delta.finish_reason:
             cut = delta.finish_reason == "length"
-            yield from self._close("incomplete" if cut else "completed")
+            self._close("incomplete" if cut else "completed")
             self._response.status = "incomplete" if cut else "completed"
             self._response.incomplete_details = Incomplete(reason="max_output_tokens") if cut else None
             self._response.usage = ResponseUsage.of(delta.usage) if delta.usage else None
@@ -81,21 +85,27 @@ class ResponseWriter:
     def _add_logprobs(self, tokens: tuple[TokenLogprob, ...]) -> None:
         self._logprobs += [Logprob.of(token) for token in tokens if not token.reasoning]
 
-    def _grow(self, kind: str, text: str) -> Iterator[Event]:
+    def _grow(self, kind: str, text: str) -> None:
         if self._open is None or self._open.type != kind:
-            yield from self._close("completed")
-            yield from self._begin(kind)
+            self._close("completed")
+            self._begin(kind)
         item = self._open
         assert item
         item.content[0].text += text
-        logprobs = {}
+        logprobs: list[Logprob] | None = None
         if isinstance(item, MessageOutput):
-            logprobs = {"logprobs": [one.model_dump() for one in self._logprobs]}
-            item.content[0].logprobs += self._logprobs
-            self._logprobs = []
-        yield self._event(f"response.{_TEXT[kind]}.delta", **self._place(item.id), delta=text, **logprobs)
+            logprobs, self._logprobs = self._logprobs, []
+            item.content[0].logprobs += logprobs
+        self._tell(
+            f"response.{_TEXT[kind]}.delta",
+            lambda: (
+                self._place(item.id)
+                | {"delta": text}
+                | ({} if logprobs is None else {"logprobs": [one.model_dump() for one in logprobs]})
+            ),
+        )
 
-    def _begin(self, kind: str) -> Iterator[Event]:
+    def _begin(self, kind: str) -> None:
         item = (
             ReasoningOutput(id=f"rs_{uuid.uuid4().hex}", status="in_progress")
             if kind == "reasoning"
@@ -103,39 +113,43 @@ class ResponseWriter:
         )
         self._open = item
         self._response.output.append(item)
-        yield self._event("response.output_item.added", output_index=self._index, item=item.model_dump())
+        self._tell_item("added", item)
         if isinstance(item, ReasoningOutput):
             item.content.append(ReasoningText(text=""))
         else:
             item.content.append(OutputText(text=""))
-        part = item.content[0].model_dump()
-        yield self._event("response.content_part.added", **self._place(item.id), part=part)
+        self._tell("response.content_part.added", lambda: self._place(item.id) | {"part": item.content[0].model_dump()})
 
-    def _close(self, status: ItemStatus) -> Iterator[Event]:
+    def _close(self, status: ItemStatus) -> None:
         if (item := self._open) is None:
             return
         if isinstance(item, MessageOutput):
             item.content[0].logprobs += self._logprobs
-        self._logprobs = []
+            self._logprobs = []
         item.status = status
-        part = item.content[0].model_dump()
-        place, text = self._place(item.id), {key: part[key] for key in ("text", "logprobs") if key in part}
-        yield self._event(f"response.{_TEXT[item.type]}.done", **place, **text)
-        yield self._event("response.content_part.done", **place, part=part)
-        yield self._event("response.output_item.done", output_index=self._index, item=item.model_dump())
+        part = item.content[0]
+        self._tell(
+            f"response.{_TEXT[item.type]}.done",
+            lambda: self._place(item.id) | part.model_dump(include={"text", "logprobs"}),
+        )
+        self._tell("response.content_part.done", lambda: self._place(item.id) | {"part": part.model_dump()})
+        self._tell_item("done", item)
         self._open = None
 
-    def _call(self, call: ToolCall) -> Iterator[Event]:
-        yield from self._close("completed")
+    def _call(self, call: ToolCall) -> None:
+        self._close("completed")
+        self._logprobs = []  # its own
         id_ = f"fc_{uuid.uuid4().hex}"
         item = CallOutput(id=id_, call_id=call.id, name=call.name, arguments="", status="in_progress")
         self._response.output.append(item)
-        place = {"item_id": id_, "output_index": self._index}
-        yield self._event("response.output_item.added", output_index=self._index, item=item.model_dump())
+        self._tell_item("added", item)
         item.arguments, item.status = call.arguments, "completed"
-        yield self._event("response.function_call_arguments.delta", **place, delta=call.arguments)
-        yield self._event("response.function_call_arguments.done", **place, name=call.name, arguments=call.arguments)
-        yield self._event("response.output_item.done", output_index=self._index, item=item.model_dump())
+        place = {"item_id": id_, "output_index": self._index}
+        self._tell("response.function_call_arguments.delta", lambda: place | {"delta": call.arguments})
+        self._tell(
+            "response.function_call_arguments.done", lambda: place | {"name": call.name, "arguments": call.arguments}
+        )
+        self._tell_item("done", item)
 
     @property
     def _index(self) -> int:
@@ -144,10 +158,20 @@ class ResponseWriter:
     def _place(self, item_id: str) -> dict[str, Any]:
         return {"item_id": item_id, "output_index": self._index, "content_index": 0}
 
-    def _event(self, kind: str, **values: Any) -> Event:
-        number, self._sequence = self._sequence, self._sequence + 1
-        return kind, json.dumps({"type": kind, "sequence_number": number, **values})
+    def _whole_so_far(self) -> dict[str, Any]:
+        without = None if self._response.audio_warnings else {"audio_warnings"}
+        return {"response": self._response.model_dump(exclude=without)}
 
+    def _tell_item(self, what: Literal["added", "done"], item: OutputItem) -> None:
+        self._tell(f"response.output_item.{what}", lambda: {"output_index": self._index, "item": item.model_dump()})
 
-def _dump(response: ResponseObject) -> dict[str, Any]:
-    return response.model_dump(exclude=None if response.audio_warnings else {"audio_warnings"})
+    def _tell(self, kind: str, values: Callable[[], dict[str, Any]]) -> None:
+        """An event, as things are now."""
+        if self._events is not None:
+            data = {"type": kind, "sequence_number": self._sequence, **values()}
+            self._events.append((kind, json.dumps(data)))
+            self._sequence += 1
+
+    def _told(self) -> list[Event]:
+        told, self._events = self._events or [], []
+        return told

@@ -10,7 +10,7 @@ import pydantic
 import pytest
 
 from gateway_fixture import ANSWER, REPLY, THOUGHT, USAGE, FakeClient, listening, wav
-from step_audio_client import Audio, AudioReport, ChatDelta, Thinking, Unavailable
+from step_audio_client import Audio, AudioReport, ChatDelta, Thinking, TokenLogprob, ToolCall, Unavailable
 from step_audio_gateway.published import IGNORED, IGNORED_RESPONSES, REFUSED, REFUSED_RESPONSES
 from step_audio_gateway.response_request import ResponseRequest
 from step_audio_gateway.schemas import ChatRequest
@@ -125,6 +125,25 @@ def test_settings_of_the_answer(client, fake, play):
     cut = client.responses.create(model="tiny", input="hello")
     assert (cut.status, cut.incomplete_details.reason) == ("incomplete", "max_output_tokens")
     assert cut.output[0].status == "incomplete" and cut.audio_warnings[0]["lost_seconds"] == 0.5
+
+
+def test_whole_is_what_the_stream_ends_with(url, play):
+    call = ToolCall(0, "call_1", "weather", "{}")
+    word = TokenLogprob("So", tuple(b"So"), -0.5)
+    said = [ChatDelta(content="So", logprobs=(word,)), ChatDelta(content=" be it.")]
+    play(*REPLY[:2], *said, ChatDelta(tool_calls=(call,)), ChatDelta(content="Then"), REPLY[-1])
+    asked = {"input": "hello", "include": ["message.output_text.logprobs"]}
+    whole = httpx.post(f"{url}/v1/responses", json=asked).json()
+    text = httpx.post(f"{url}/v1/responses", json=asked | {"stream": True}).text
+    last = json.loads(text.strip().split("\n")[-1].removeprefix("data: "))["response"]
+    for reply in (whole, last):
+        reply.pop("id"), reply.pop("created_at")
+        for item in reply["output"]:
+            item.pop("id")
+    assert whole == last and [item["type"] for item in whole["output"]] == [
+        "reasoning", "message", "function_call", "message"
+    ]  # fmt: skip
+    assert whole["output"][1]["content"][0]["logprobs"][0]["token"] == "So"
 
 
 def test_a_fault_in_the_middle_is_the_last_event(client, play):
