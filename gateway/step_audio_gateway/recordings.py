@@ -7,9 +7,9 @@ import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import Request, UploadFile
+from fastapi import Depends, File, Form, Request, UploadFile
 from pydantic import ValidationError
 from starlette.responses import PlainTextResponse, Response
 
@@ -28,6 +28,30 @@ from step_audio_gateway.responses import Transcription, TranscriptionUsage, Verb
 from step_audio_gateway.schemas import SamplingFields
 
 Format = Literal["json", "text", "verbose_json", "srt", "vtt", "diarized_json"]
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A recording and what is said of it, in a form; its other fields are looked at by name."""
+
+    file: UploadFile
+    model: str | None
+    language: str | None
+    prompt: str | None
+    response_format: Format
+
+
+def _upload(
+    file: Annotated[UploadFile, File()],
+    model: Annotated[str | None, Form()] = None,
+    language: Annotated[str | None, Form(max_length=64)] = None,
+    prompt: Annotated[str | None, Form(max_length=4096)] = None,
+    response_format: Annotated[Format, Form()] = "json",
+) -> Upload:
+    return Upload(file, model, language, prompt, response_format)
+
+
+UploadForm = Annotated[Upload, Depends(_upload)]
 
 
 @dataclass(frozen=True)
@@ -50,23 +74,15 @@ def question_of(preset: str, spoken: str | None, prompt: str | None) -> str:
     return "\n".join(lines)
 
 
-async def reply_to(
-    gateway: Gateway,
-    request: Request,
-    task: Task,
-    file: UploadFile,
-    model: str | None,
-    response_format: Format,
-    stream: bool = False,
-) -> Response:
+async def reply_to(gateway: Gateway, request: Request, task: Task, form: Upload, stream: bool = False) -> Response:
     """The text that the model answers with. Raises ApiError, RequestError, ClientGone."""
     fields = request.state.log
-    fields |= {"model": await gateway.model_name(model), "stream": stream}
-    if response_format not in ("json", "text", "verbose_json"):
-        raise unsupported("response_format", f"{response_format} needs times; use json, text or verbose_json")
+    fields |= {"model": await gateway.model_name(form.model), "stream": stream}
+    if form.response_format not in ("json", "text", "verbose_json"):
+        raise unsupported("response_format", f"{form.response_format} needs times; use json, text or verbose_json")
     given = {key.partition("[")[0]: value for key, value in (await request.form()).items()}
     _check_unsupported(given, task.refused)
-    data = await file.read()
+    data = await form.file.read()
     limits = (await gateway.client.serving_info())["limits"]
     if not data:
         raise refused("file: it is empty", "file")
@@ -87,11 +103,11 @@ async def reply_to(
         first = await unless_gone(request.receive, first_of(deltas))
         return EventStream(_events(first, deltas), deltas)
     text, used, audio = await unless_gone(request.receive, _whole(deltas))
-    if response_format == "text":
+    if form.response_format == "text":
         return PlainTextResponse(text + "\n")
     usage = TranscriptionUsage.of(used)
     reply: Transcription | VerboseTranscription = Transcription(text=text, usage=usage, **warnings_of(audio))
-    if response_format == "verbose_json":
+    if form.response_format == "verbose_json":
         samples = await asyncio.to_thread(decode_audio, data, Budget(limits["max_audio_seconds"]), "file")
         reply = VerboseTranscription(
             task=task.name,

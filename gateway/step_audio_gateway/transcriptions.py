@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, File, Form, Request, UploadFile
+from fastapi import APIRouter, Form, Request
 from starlette.responses import Response
 
 from step_audio_gateway.chat import FAILURES, events_of
 from step_audio_gateway.core import Gateway
 from step_audio_gateway.languages import name_of
 from step_audio_gateway.published import REFUSED_FORM
-from step_audio_gateway.recordings import Format, Task, question_of, reply_to
+from step_audio_gateway.recordings import Task, UploadForm, question_of, reply_to
 from step_audio_gateway.responses import Transcription, VerboseTranscription
 
 
@@ -26,21 +26,15 @@ def transcription_routes(gateway: Gateway) -> APIRouter:
         responses={200: {"content": others}},
     )
     async def create_transcription(
-        request: Request,
-        file: Annotated[UploadFile, File()],
-        model: Annotated[str | None, Form()] = None,
-        language: Annotated[str | None, Form(max_length=64)] = None,
-        prompt: Annotated[str | None, Form(max_length=4096)] = None,
-        response_format: Annotated[Format, Form()] = "json",
-        stream: Annotated[bool, Form()] = False,
+        request: Request, form: UploadForm, stream: Annotated[bool, Form()] = False
     ) -> Response:
         """What is said in a recording. The model gives no times: there are no segments, words and subtitles.
 
         Sampling parameters are those of /v1/chat/completions, but that nothing is left to chance by default.
         """
-        spoken = name_of(language)
-        question = question_of(gateway.settings.transcription_prompt, spoken, prompt)
+        spoken = name_of(form.language)
+        question = question_of(gateway.settings.transcription_prompt, spoken, form.prompt)
         task = Task("transcribe", question, (spoken or "").lower(), REFUSED_FORM)
-        return await reply_to(gateway, request, task, file, model, response_format, stream)
+        return await reply_to(gateway, request, task, form, stream)
 
     return router

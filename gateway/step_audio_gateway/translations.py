@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, File, Form, Request, UploadFile
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from step_audio_gateway.chat import FAILURES
 from step_audio_gateway.core import Gateway
 from step_audio_gateway.languages import name_of
 from step_audio_gateway.published import REFUSED_TRANSLATION
-from step_audio_gateway.recordings import Format, Task, question_of, reply_to
+from step_audio_gateway.recordings import Task, UploadForm, question_of, reply_to
 from step_audio_gateway.responses import Transcription, VerboseTranscription
 
 
@@ -23,21 +21,14 @@ def translation_routes(gateway: Gateway) -> APIRouter:
         response_model=Transcription | VerboseTranscription,
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
-    async def create_translation(
-        request: Request,
-        file: Annotated[UploadFile, File()],
-        model: Annotated[str | None, Form()] = None,
-        language: Annotated[str | None, Form(max_length=64)] = None,
-        prompt: Annotated[str | None, Form(max_length=4096)] = None,
-        response_format: Annotated[Format, Form()] = "json",
-    ) -> Response:
+    async def create_translation(request: Request, form: UploadForm) -> Response:
         """What is said in a recording, in English, whole. The model gives no times.
 
         `language` is the recording's. Sampling parameters are those of /v1/chat/completions, but that nothing is left
         to chance by default.
         """
-        question = question_of(gateway.settings.translation_prompt, name_of(language), prompt)
+        question = question_of(gateway.settings.translation_prompt, name_of(form.language), form.prompt)
         task = Task("translate", question, "english", REFUSED_TRANSLATION)
-        return await reply_to(gateway, request, task, file, model, response_format)
+        return await reply_to(gateway, request, task, form)
 
     return router
