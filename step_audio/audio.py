@@ -86,10 +86,10 @@ def read_recording(
 
     `channel`: from 0 on; None takes the mean of all. `most_lost`: the share of the recording that may be missing or
     damaged. The budget is checked against the header before decoding and against the samples while decoding. Raises
-    InvalidRequest, its text starting with `name`, AudioTooLong for more seconds than the budget has.
+    InvalidRequest, which names `name`, AudioTooLong for more seconds than the budget has.
     """
     if not data:
-        raise InvalidRequest(f"{name}: there are no bytes")
+        raise InvalidRequest(f"{name}: there are no bytes", name)
     budget = budget or Budget(math.inf)
     data = whole_pages(little_endian(data, name))
     if (rate := wav_rate(data)) is not None:
@@ -101,8 +101,8 @@ def read_recording(
             return _Reading(container, data, budget, name, channel).read(most_lost)
     except av.FFmpegError:
         if data[4:8] == b"ftyp" or data[:4] == b"caff":
-            raise InvalidRequest(f"{name}: the file is cut off or damaged: its index cannot be read") from None
-        raise InvalidRequest(f"{name}: not an audio file that can be read; send {ADVICE}") from None
+            raise InvalidRequest(f"{name}: the file is cut off or damaged: its index cannot be read", name) from None
+        raise InvalidRequest(f"{name}: not an audio file that can be read; send {ADVICE}", name) from None
 
 
 def stated_seconds(data: bytes) -> float | None:
@@ -134,7 +134,7 @@ def encode_wav(samples: Float32Array, rate: int = SAMPLE_RATE) -> bytes:
 def _check_rate(rate: int, name: str) -> None:
     if rate not in SOURCE_RATES:
         raise InvalidRequest(
-            f"{name}: the header says {rate} Hz; send {SOURCE_RATES.start} to {SOURCE_RATES.stop - 1} Hz"
+            f"{name}: the header says {rate} Hz; send {SOURCE_RATES.start} to {SOURCE_RATES.stop - 1} Hz", name
         )
 
 
@@ -190,10 +190,10 @@ class _Reading:
         self, container: av.container.InputContainer, data: bytes, budget: Budget, name: str, channel: int | None
     ):
         if not container.streams.audio:
-            raise InvalidRequest(f"{name}: the file has no audio stream")
+            raise InvalidRequest(f"{name}: the file has no audio stream", name)
         stream = track(container)
         if stream is None:
-            raise InvalidRequest(f"{name}: the file's audio codec is not supported; send {ADVICE}")
+            raise InvalidRequest(f"{name}: the file's audio codec is not supported; send {ADVICE}", name)
         codec = stream.codec_context
         if codec.name == "flac":
             codec.options = {"err_detect": "crccheck+explode"}  # or damage is heard as noise
@@ -213,7 +213,7 @@ class _Reading:
     def read(self, most_lost: float) -> Recording:
         budget, promised = self._budget, self._promised
         if promised is not None and promised > budget.seconds + HEADER_SLACK:
-            raise AudioTooLong(f"{self._name}: {promised:.1f} s long, the limit is {budget.seconds:g} s")
+            raise AudioTooLong(f"{self._name}: {promised:.1f} s long, the limit is {budget.seconds:g} s", self._name)
         if promised is not None:  # a header may state half of the rate, and never more than it
             rate, channels = self._stream.rate, self._stream.channels
             self._check_cost((promised - HEADER_SLACK) * rate * channels, rate, channels)
@@ -225,7 +225,7 @@ class _Reading:
                 self._add(batch)
         if not self._longest:
             why = "nothing of it can be decoded" if pieces.failed else "there are no samples"
-            raise InvalidRequest(f"{self._name}: {why}")
+            raise InvalidRequest(f"{self._name}: {why}", self._name)
         self._out.end()
         missing = self._missing(pieces)
         lost, length = pieces.lost + missing, self._seconds + pieces.lost - pieces.filled + missing
@@ -234,7 +234,8 @@ class _Reading:
         if lost > most_lost * length:
             raise InvalidRequest(
                 f"{self._name}: the file is cut off or damaged: of {length:.2f} s, {lost:.2f} s are lost; "
-                f"{f'at most {most_lost:.0%} may be' if most_lost else 'only whole recordings are taken here'}"
+                f"{f'at most {most_lost:.0%} may be' if most_lost else 'only whole recordings are taken here'}",
+                self._name,
             )
         budget.seconds -= self._seconds
         budget.values -= self._values
@@ -270,10 +271,12 @@ class _Reading:
         elif self._channel < channels:
             block = np.ascontiguousarray(samples[self._channel], np.float32)
         else:
-            raise InvalidRequest(f"{self._name}: channel {self._channel}: it has {channels}, counted from 0")
+            raise InvalidRequest(
+                f"{self._name}: channel {self._channel}: it has {channels}, counted from 0", self._name
+            )
         self._take(len(block) / rate, len(block) * channels)
         if not (np.abs(block) <= LOUDEST).all():
-            raise InvalidRequest(f"{self._name}: the samples hold NaN or infinity, or reach {LOUDEST:g}")
+            raise InvalidRequest(f"{self._name}: the samples hold NaN or infinity, or reach {LOUDEST:g}", self._name)
         if channels > 1 and self._channel is None:
             self._power += float(np.vdot(samples, samples)) / channels
             self._mean_power += float(np.vdot(block, block))
@@ -292,14 +295,15 @@ class _Reading:
         self._seconds += seconds
         self._values += values
         if self._seconds > self._budget.seconds * (1 + 1e-12):
-            raise AudioTooLong(f"{self._name}: longer than the limit of {self._budget.seconds:g} s")
+            raise AudioTooLong(f"{self._name}: longer than the limit of {self._budget.seconds:g} s", self._name)
         self._check_cost(self._values, self._rate, self._channels)
 
     def _check_cost(self, values: float, rate: int, channels: int) -> None:
         if values > self._budget.values:
             raise InvalidRequest(
                 f"{self._name}: too long to decode at {rate} Hz with {channels} channels; "
-                "send up to 96000 Hz in mono or stereo"
+                "send up to 96000 Hz in mono or stereo",
+                self._name,
             )
 
 

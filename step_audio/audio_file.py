@@ -224,7 +224,7 @@ def little_endian(data: bytes, name: str) -> bytes:
         if kind == b"data" and form is not None:
             tag, bits = form[0], form[5]
             if tag not in PCM_TAGS or bits not in (8, 16, 24, 32, 64):
-                raise InvalidRequest(f"{name}: a big-endian WAV (RIFX) with compressed samples cannot be read")
+                raise InvalidRequest(f"{name}: a big-endian WAV (RIFX) with compressed samples cannot be read", name)
             if tag == 0xFFFE and position >= 12 + 8 + 26:  # the tag proper stands in front of a GUID
                 at = data.find(b"fmt ", 12) + 8 + 24
                 form = (struct.unpack_from(">H", data, at)[0], *form[1:])

@@ -58,7 +58,8 @@ def build_prompt(
     check_vocabulary(tokenizer, vocab_size)
     if len(clips) != conversation.audio_count:
         raise InvalidRequest(
-            f"the messages have {conversation.audio_count} audio parts but the request brings {len(clips)} audios"
+            f"the messages have {conversation.audio_count} audio parts but the request brings {len(clips)} audios",
+            "messages",
         )
     segments = render(conversation, template, add_generation_prompt, continue_final_message, tokenizer.added_names)
     if max_positions is not None:

@@ -193,7 +193,7 @@ def render(
     except _FAILURES as error:
         told = vault.pattern.sub("...", str(error))
         if _works(template):
-            raise InvalidRequest(f"messages: {label} does not take them: {told}") from None
+            raise InvalidRequest(f"messages: {label} does not take them: {told}", "messages") from None
         raise CheckpointError(f"{label} failed: {told}") from None
     if continue_final_message:  # whatever the template puts behind the last message would end the turn
         rendered, found, _ = rendered.rpartition(end)
@@ -202,17 +202,20 @@ def render(
     segments = list(_segments(rendered, vault, _control_pattern(control_tokens), label))
     if (shown := sum(isinstance(segment, AudioPlace) for segment in segments)) != conversation.audio_count:
         raise InvalidRequest(
-            f"{label} shows {shown} of {conversation.audio_count} audio parts; put audio into user messages"
+            f"{label} shows {shown} of {conversation.audio_count} audio parts; put audio into user messages", "messages"
         )
     return segments
 
 
 def _check_continuation(conversation: Conversation, add_generation_prompt: bool) -> None:
+    name = "continue_final_message"
     if add_generation_prompt:
-        raise InvalidRequest("continue_final_message needs add_generation_prompt to be false")
+        raise InvalidRequest("continue_final_message needs add_generation_prompt to be false", name)
     last = conversation.messages[-1]
     if last.role != "assistant" or last.tool_calls:
-        raise InvalidRequest("continue_final_message needs the last message to be an assistant's without tool_calls")
+        raise InvalidRequest(
+            "continue_final_message needs the last message to be an assistant's without tool_calls", name
+        )
 
 
 def _template_message(message: Message, vault: _Vault) -> dict[str, Any]:

@@ -78,13 +78,13 @@ def parse_conversation(messages: str | bytes | list[Any], tools: str | bytes | l
     try:
         return _parse(messages, tools)
     except RecursionError:
-        raise InvalidRequest("messages and tools are nested too deeply") from None
+        raise InvalidRequest("messages and tools are nested too deeply", "messages") from None
 
 
 def _parse(messages: str | bytes | list[Any], tools: str | bytes | list[Any] | None) -> Conversation:
     entries = _json_list(messages, "messages")
     if not entries:
-        raise InvalidRequest("messages is empty")
+        raise InvalidRequest("messages is empty", "messages")
     schemas = [] if tools in (None, "", b"") else _json_list(tools, "tools")
     _limit(len(entries) + len(schemas), MAX_ITEMS, "items")
     call_names: dict[str, str] = {}
@@ -100,19 +100,19 @@ def _parse(messages: str | bytes | list[Any], tools: str | bytes | list[Any] | N
 
 def _limit(count: int, most: int, what: str) -> None:
     if count > most:
-        raise InvalidRequest(f"messages and tools hold {count} {what}, at most {most} are accepted")
+        raise InvalidRequest(f"messages and tools hold {count} {what}, at most {most} are accepted", "messages")
 
 
 def _json_list(value: Any, where: str) -> list[Any]:
     if isinstance(value, (str, bytes)):
         if len(value) > 8 * MAX_CHARACTERS:  # escapes and keys included, before any work is spent on it
-            raise InvalidRequest(f"{where} is too long: {len(value)} bytes of JSON")
+            raise InvalidRequest(f"{where} is too long: {len(value)} bytes of JSON", where)
         try:
             value = json.loads(value, parse_constant=_refuse_constant)
         except ValueError as error:
-            raise InvalidRequest(f"{where} is not valid JSON: {error}") from None
+            raise InvalidRequest(f"{where} is not valid JSON: {error}", where) from None
     if not isinstance(value, list):
-        raise InvalidRequest(f"{where} must be a list")
+        raise InvalidRequest(f"{where} must be a list", where)
     return value
 
 
@@ -124,22 +124,22 @@ def _dump(value: Any, where: str) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)  # spaces as the model saw them in training
     except (ValueError, TypeError) as error:
-        raise InvalidRequest(f"{where} cannot be written as JSON: {error}") from None
+        raise InvalidRequest(f"{where} cannot be written as JSON: {error}", where) from None
 
 
 def _tool(tool: Any, where: str) -> str:
     if not isinstance(tool, dict):
-        raise InvalidRequest(f"{where} must be an object")
+        raise InvalidRequest(f"{where} must be an object", where)
     return _dump(tool, where)
 
 
 def _message(entry: Any, where: str, call_names: dict[str, str]) -> Message:
     """`call_names`: tool name by call id, of the messages so far; this one's calls are added."""
     if not isinstance(entry, dict):
-        raise InvalidRequest(f"{where} must be an object with role and content")
+        raise InvalidRequest(f"{where} must be an object with role and content", where)
     role: Any = entry.get("role")
     if role not in ROLES:
-        raise InvalidRequest(f"{where}: unknown role {_short(role)}; use one of {', '.join(ROLES)}")
+        raise InvalidRequest(f"{where}: unknown role {_short(role)}; use one of {', '.join(ROLES)}", where)
     calls = tuple(_tool_calls(entry, where, call_names)) if role == "assistant" else ()
     content = entry.get("content")
     parts = () if content is None and calls else tuple(_parts(content, f"{where}.content"))
@@ -153,20 +153,20 @@ def _message(entry: Any, where: str, call_names: dict[str, str]) -> Message:
 def _tool_calls(entry: dict[str, Any], where: str, call_names: dict[str, str]) -> Iterator[ToolCall]:
     calls = entry.get("tool_calls") or []
     if not isinstance(calls, list):
-        raise InvalidRequest(f"{where}.tool_calls must be a list")
+        raise InvalidRequest(f"{where}.tool_calls must be a list", f"{where}.tool_calls")
     for i, call in enumerate(calls):
         here = f"{where}.tool_calls[{i}]"
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict):
-            raise InvalidRequest(f"{here} must be an object with function.name and function.arguments")
+            raise InvalidRequest(f"{here} must be an object with function.name and function.arguments", here)
         name = function.get("name")
         if not isinstance(name, str) or not name:
-            raise InvalidRequest(f"{here}.function.name must be a non-empty string")
-        arguments = function.get("arguments", "{}")
+            raise InvalidRequest(f"{here}.function.name must be a non-empty string", f"{here}.function.name")
+        arguments, place = function.get("arguments", "{}"), f"{here}.function.arguments"
         if isinstance(arguments, dict):
-            arguments = _dump(arguments, f"{here}.function.arguments")
+            arguments = _dump(arguments, place)
         elif not isinstance(arguments, str):
-            raise InvalidRequest(f"{here}.function.arguments must be a JSON string or an object")
+            raise InvalidRequest(f"{place} must be a JSON string or an object", place)
         if call_id := _optional_string(call, "id", here):
             call_names[call_id] = name
         yield ToolCall(name, arguments)
@@ -179,36 +179,38 @@ def _parts(content: Any, where: str) -> Iterator[Text | AudioPlace]:
         yield _text(content, where)
     elif isinstance(content, list) and content:
         for i, part in enumerate(content):
-            kind = part.get("type") if isinstance(part, dict) else None
+            kind, here = part.get("type") if isinstance(part, dict) else None, f"{where}[{i}]"
             if kind == "text":
-                yield _text(part, f"{where}[{i}]")
+                yield _text(part, here)
             elif kind == "audio":
-                yield AudioPlace(_channel(part, f"{where}[{i}].channel"))
+                yield AudioPlace(_channel(part, f"{here}.channel"))
             else:
-                raise InvalidRequest(f"{where}[{i}]: unknown part type {_short(kind)}; use text or audio")
+                raise InvalidRequest(f"{here}: unknown part type {_short(kind)}; use text or audio", here)
     else:
-        raise InvalidRequest(f"{where} must be a string or a non-empty list of parts")
+        raise InvalidRequest(f"{where} must be a string or a non-empty list of parts", where)
 
 
 def _channel(part: dict[str, Any], where: str) -> int | None:
     channel = part.get("channel")
     if channel is not None and (type(channel) is not int or not 0 <= channel < MAX_CHANNELS):
-        raise InvalidRequest(f"{where} must be a whole number from 0 to {MAX_CHANNELS - 1}")
+        raise InvalidRequest(f"{where} must be a whole number from 0 to {MAX_CHANNELS - 1}", where)
     return channel
 
 
 def _text(part: dict[str, Any], where: str) -> Text:
     key = "value" if "value" in part else "text"
-    if not isinstance(part.get(key), str):
-        raise InvalidRequest(f"{where}.{key} must be a string")
-    return Text(part[key])
+    return Text(_string(part.get(key), f"{where}.{key}"))
 
 
 def _optional_string(entry: dict[str, Any], key: str, where: str) -> str:
     value = entry.get(key)
-    if value is not None and not isinstance(value, str):
-        raise InvalidRequest(f"{where}.{key} must be a string")
-    return value or ""
+    return "" if value is None else _string(value, f"{where}.{key}")
+
+
+def _string(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{where} must be a string", where)
+    return value
 
 
 def _texts(message: Message) -> Iterator[str]:

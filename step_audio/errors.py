@@ -4,10 +4,11 @@ Every message names what is wrong and what to change, in one line, without paths
 machine: an edge may hand `str(error)` to a client as it is. Anything else that is raised is a fault
 of ours and reaches a client only as "internal error".
 
-A code travels from a step to the client at the head of the text, in brackets, for a stream of tritonserver's has no
-place of its own for it: an error there is a text. (The header `triton_grpc_error` makes it the stream's status; but
-tritonserver 2.51 crashes where another request is under way on the same stream, and what it refuses before a model
-gets it comes as a text all the same.) Words in a text decide nothing.
+A code travels from a step to the client at the head of the text, in brackets, and with it the parameter that is at
+fault, where it is one: a stream of tritonserver's has no place of its own for them, for an error there is a text. (The
+header `triton_grpc_error` makes it the stream's status; but tritonserver 2.51 crashes where another request is under
+way on the same stream, and what it refuses before a model gets it comes as a text all the same.) Words in a text
+decide nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 MAX_TEXT = 400  # characters of a text that a caller gets
 
@@ -75,26 +77,34 @@ class Code(Enum):
         """Of `grpc.StatusCode`: what tritonserver makes of `triton` where an error is a status."""
         return _GRPC.get(self.triton, self.triton)
 
-    def put_before(self, text: str) -> str:
-        """As it travels.
+    def put_before(self, text: str, param: str | None = None) -> str:
+        """As it travels; `param`: what is at fault, without spaces.
 
-        >>> Code.INVALID_REQUEST.put_before("messages is empty")
-        '[INVALID_REQUEST] messages is empty'
+        >>> Code.INVALID_REQUEST.put_before("messages is empty", "messages")
+        '[INVALID_REQUEST messages] messages is empty'
         """
-        return f"[{self.name}] {one_line(text)}"
+        return f"[{self.name}{f' {param}' if param else ''}] {one_line(text)}"
 
 
-_CODED = re.compile(r"\[([A-Z_]+)\] (.*)", re.DOTALL)
+_CODED = re.compile(r"\[([A-Z_]+)(?: (\S+))?\] (.*)", re.DOTALL)
 
 
-def take_code(text: str) -> tuple[Code, str] | None:
+class Said(NamedTuple):
+    """An error as it has come."""
+
+    code: Code
+    text: str
+    param: str | None
+
+
+def take_code(text: str) -> Said | None:
     """What `put_before` has put together; None for any other text.
 
     >>> take_code("[QUEUE_FULL] later")
-    (<Code.QUEUE_FULL: 6>, 'later')
+    Said(code=<Code.QUEUE_FULL: 6>, text='later', param=None)
     """
     match = _CODED.fullmatch(text)
-    return (Code[match[1]], one_line(match[2])) if match and match[1] in Code.__members__ else None
+    return Said(Code[match[1]], one_line(match[3]), match[2]) if match and match[1] in Code.__members__ else None
 
 
 def one_line(text: str) -> str:
@@ -108,12 +118,17 @@ def one_line(text: str) -> str:
 
 
 class StepAudioError(Exception):
-    """Base of every error whose text is meant for a person. `code` INTERNAL: for the operator, not for a caller."""
+    """Base of every error whose text is meant for a person. `code` INTERNAL: for the operator, not for a caller.
+
+    `param`: the one parameter that is at fault, by its name here, or a place in it, as `messages[0].content`.
+    """
 
     code = Code.INTERNAL
+    param: str | None = None
 
-    def __init__(self, text: str, code: Code | None = None):
+    def __init__(self, text: str, param: str | None = None, code: Code | None = None):
         super().__init__(text)
+        self.param = param or type(self).param
         self.code = code or type(self).code
 
 
@@ -127,12 +142,14 @@ class InvalidGuide(InvalidRequest):
     """The guide of an answer is not what its kind says, or asks for what cannot be had."""
 
     code = Code.INVALID_GUIDE
+    param = "guided_decoding_guide"
 
 
 class ContextTooLong(InvalidRequest):
     """Prompt and answer have no room in `max_seq_len`."""
 
     code = Code.CONTEXT_TOO_LONG
+    param = "messages"
 
 
 class Unsupported(InvalidRequest):

@@ -52,7 +52,9 @@ class Guide:
         """Raises InvalidGuide for a kind that there is not."""
         if not _is_guide_kind(kind):
             kinds = ", ".join(get_args(GuideKind))
-            raise InvalidGuide(f"guided_decoding_guide_type must be one of {kinds}, not {kind[:40]!r}")
+            raise InvalidGuide(
+                f"guided_decoding_guide_type must be one of {kinds}, not {kind[:40]!r}", "guided_decoding_guide_type"
+            )
         return cls(kind, text)
 
     def check(self, longest: int = MAX_GUIDE_LENGTH) -> None:

@@ -71,7 +71,8 @@ def check_clip(frames: int, n_audio_ctx: int) -> None:
         limit = n_audio_ctx * CONV_STRIDE
         raise InvalidRequest(
             f"an audio clip has {frames / FRAMES_PER_SECOND:.2f} s, "
-            f"the encoder takes {limit / FRAMES_PER_SECOND:.2f} s; split the audio into shorter clips"
+            f"the encoder takes {limit / FRAMES_PER_SECOND:.2f} s; split the audio into shorter clips",
+            "frames",
         )
 
 

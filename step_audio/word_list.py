@@ -29,15 +29,15 @@ def pack_word_list(words: Sequence[Sequence[int]]) -> Int32Array:
 def unpack_word_list(packed: Int32Array, name: str = "stop_words_list") -> list[list[int]]:
     """int32 [2, n] -> words. Raises InvalidRequest for offsets that are not increasing and within the row."""
     if packed.ndim != 2 or packed.shape[0] != 2:
-        raise InvalidRequest(f"{name} must have shape [2, n], got {list(packed.shape)}")
+        raise InvalidRequest(f"{name} must have shape [2, n], got {list(packed.shape)}", name)
     if packed.shape[1] > MAX_IDS:
-        raise InvalidRequest(f"{name} has {packed.shape[1]} ids, at most {MAX_IDS} are accepted")
+        raise InvalidRequest(f"{name} has {packed.shape[1]} ids, at most {MAX_IDS} are accepted", name)
     words, start = [], 0
     for end in packed[1].tolist():
         if end == -1:
             break
         if not start < end <= packed.shape[1]:
-            raise InvalidRequest(f"{name}: the offsets in row 1 must increase and stay within {packed.shape[1]}")
+            raise InvalidRequest(f"{name}: the offsets in row 1 must increase and stay within {packed.shape[1]}", name)
         words.append(packed[0, start:end].tolist())
         start = end
     return words

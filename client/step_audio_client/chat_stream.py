@@ -39,6 +39,7 @@ from step_audio_client.tool_calls import BEGIN_CALL, END_CALL
 from step_audio_client.tts import TTS_START
 
 CALL_HEAD = f"{BEGIN_CALL}function\n"
+_GUIDE = re.compile(r"\bguided_decoding_guide(_type)?\b")
 
 Generate = Callable[[TokenRequest], AsyncGenerator[Tokens]]
 Until = Callable[[], bool]
@@ -159,7 +160,9 @@ class ChatStream:
                         yield self._parser.take()
             except InvalidGuide as error:  # by the caller's word for it
                 asked = self._options.guide
-                raise InvalidGuide(f"{asked.name if asked else 'tool_choice'}: {error}") from None
+                name = asked.name if asked else "tool_choice"
+                said, count = _GUIDE.subn(name, str(error))
+                raise InvalidGuide(said if count else f"{name}: {said}", name) from None
             if self._end == "next":
                 yield self._parser.take()
 
@@ -192,7 +195,7 @@ class ChatStream:
             stop_ids = {*self._tokenizer.special.stop_ids, *self._options.stop_token_ids}
             names = [self._tokenizer.decode(token for token in self._ids if token not in stop_ids)]
             if names[0] not in self._schemas:
-                raise RequestError(f"tool_choice: the model named no tool, but {names[0]!r}")
+                raise RequestError(f"tool_choice: the model named no tool, but {names[0]!r}", "tool_choice")
             self._prefill = (self._prefill or "") + names[0]
         self._insert("\n")
         yield Guide("json_schema", self._schemas[names[0]]), _never
@@ -232,27 +235,27 @@ def check(options: ChatOptions) -> dict[str, str]:
     for i, tool in enumerate(options.tools):
         function = tool.get("function", tool)
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
-            raise RequestError(f"tools[{i}] has no function with a name")
+            raise RequestError(f"tools[{i}] has no function with a name", f"tools[{i}]")
         schemas[function["name"]] = json.dumps(function.get("parameters") or {"type": "object"}, ensure_ascii=False)
     choice, guide, thinking = options.tool_choice, options.guide, options.thinking
     if choice == "required" and not schemas:
-        raise RequestError("tool_choice 'required' needs tools")
+        raise RequestError("tool_choice 'required' needs tools", "tool_choice")
     if choice not in ("auto", "none", "required") and choice not in schemas:
-        raise RequestError(f"tool_choice: {choice!r} is none of the tools")
+        raise RequestError(f"tool_choice: {choice!r} is none of the tools", "tool_choice")
     if any("\n" in name for name in (schemas if choice == "required" else [choice])):
-        raise RequestError("tool_choice: a name of several lines cannot be called")
+        raise RequestError("tool_choice: a name of several lines cannot be called", "tool_choice")
     if guide and choice not in ("auto", "none"):
-        raise RequestError(f"tool_choice {choice!r} and a guide of the answer contradict each other")
+        raise RequestError(f"tool_choice {choice!r} and a guide of the answer contradict each other", "tool_choice")
     if guide and guide.kind != "json" and not guide.text:
-        raise RequestError(f"{guide.name}: {guide.kind} without a text")
+        raise RequestError(f"{guide.name}: {guide.kind} without a text", guide.name)
     if thinking.budget is not None and (thinking.budget < 0 or thinking.mode == "off"):
-        raise RequestError("thinking: a budget is a number of tokens from 0, with mode 'on'")
+        raise RequestError("thinking: a budget is a number of tokens from 0, with mode 'on'", "thinking")
     if options.ignore_eos and (guide or choice not in ("auto", "none")):
-        raise RequestError("ignore_eos: an answer in a given form ends with it")
+        raise RequestError("ignore_eos: an answer in a given form ends with it", "ignore_eos")
     if not all(options.bad_words):
-        raise RequestError("bad_words: an empty string is in every answer")
+        raise RequestError("bad_words: an empty string is in every answer", "bad_words")
     if not all(options.stop):
-        raise RequestError("stop: an empty string would end every answer")
+        raise RequestError("stop: an empty string would end every answer", "stop")
     return schemas
 
 
@@ -281,6 +284,6 @@ def _text(content: Any) -> str:
     """Of a message that is to be continued, as the prompt has it. Raises RequestError."""
     parts = content if isinstance(content, (list, tuple)) else [content]
     if any(isinstance(part, Mapping) and part.get("type", "text") != "text" for part in parts):
-        raise RequestError("messages: the one to be continued holds more than text")
+        raise RequestError("messages: the one to be continued holds more than text", "messages")
     texts = (part.get("value", part.get("text")) if isinstance(part, Mapping) else part for part in parts)
     return "\n".join(text for text in texts if isinstance(text, str))

@@ -7,7 +7,8 @@ import re
 
 import grpc
 
-from step_audio.errors import Code, StepAudioError, one_line, take_code
+from step_audio.errors import Code, Said, StepAudioError, one_line, take_code
+from step_audio.sampling_parameters import PARAMETERS
 from step_audio_client.known_texts import translate, untrusted
 
 TOO_LATE = "the answer took longer than the timeout"
@@ -17,12 +18,18 @@ log = logging.getLogger(__name__)
 
 
 class RequestError(Exception):
-    """The server refused or failed the request; the text is a line for a person. `code`: what that means."""
+    """The server refused or failed the request; the text is a line for a person.
+
+    `code`: what that means. `param`: the one parameter at fault, by the caller's name for it, or a place in it;
+    `audio[i]` is the i-th of the request's recordings.
+    """
 
     code = Code.INVALID_REQUEST
+    param: str | None = None
 
-    def __init__(self, text: str, code: Code | None = None):
+    def __init__(self, text: str, param: str | None = None, code: Code | None = None):
         super().__init__(one_line(text))
+        self.param = param or type(self).param
         self.code = code or type(self).code
 
 
@@ -30,6 +37,7 @@ class ContextTooLong(RequestError):
     """The prompt leaves no room for an answer."""
 
     code = Code.CONTEXT_TOO_LONG
+    param = "messages"
 
 
 class InvalidGuide(RequestError):
@@ -39,13 +47,12 @@ class InvalidGuide(RequestError):
 
 
 class UnsupportedParameter(RequestError):
-    """The served LLM cannot do what a parameter asks for; `name` is the parameter's."""
+    """The served LLM cannot do what a parameter asks for."""
 
     code = Code.UNSUPPORTED
 
     def __init__(self, name: str):
-        super().__init__(f"{name} is not supported: the served LLM's backend does not take it")
-        self.name = name
+        super().__init__(f"{name} is not supported: the served LLM's backend does not take it", name)
 
 
 class ServerFailed(RequestError):
@@ -113,13 +120,25 @@ LOST = (grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED, grpc.StatusCode.DATA
 _PREFIXES = re.compile(r"(in ensemble '[^']*', |\[request id: [^]]*\] )*")
 
 
-def error_of(code: Code, text: str) -> RequestError:
-    return _KINDS.get(code, RequestError)(text, code)
+# The caller's names of what has others inside.
+_NAMES = {one.input: one.name for one in PARAMETERS if one.input != one.name} | {
+    "max_new_tokens": "max_tokens",
+    "stop_words_list": "stop_token_ids",
+    "stop_words": "stop_token_ids",
+    "bad_words_list": "bad_words",
+}
+_NAME = re.compile(rf"\b({'|'.join(_NAMES)})\b")
+
+
+def error_of(code: Code, text: str, param: str | None = None) -> RequestError:
+    """Of an error with the names of inside."""
+    kind = _KINDS.get(code, RequestError)
+    return kind(_called(text), param and _called(param), code)
 
 
 def refused(error: StepAudioError) -> RequestError:
     """As if a server had said it."""
-    return error_of(error.code, str(error))
+    return error_of(error.code, str(error), error.param)
 
 
 def request_error(text: str, request_id: str = "") -> RequestError:
@@ -154,6 +173,10 @@ def call_error(
     return request_error(details or status.name, request_id)
 
 
-def _meaning(text: str) -> tuple[Code, str] | None:
+def _called(text: str) -> str:
+    return _NAME.sub(lambda match: _NAMES[match[1]], text)
+
+
+def _meaning(text: str) -> Said | tuple[Code, str] | None:
     said = _PREFIXES.sub("", text, count=1)  # matches at the beginning, if it is nothing
     return take_code(said) or translate(said)

@@ -270,14 +270,17 @@ def check(options: ChatOptions) -> None:
     assert pace
     modes = get_args(PaceMode)
     if pace.mode not in modes:
-        raise RequestError(f"mind_paced_speaking: mode must be one of {', '.join(modes)}, not {pace.mode!r}")
+        said = f"mind_paced_speaking: mode must be one of {', '.join(modes)}, not {pace.mode!r}"
+        raise RequestError(said, "mind_paced_speaking.mode")
     for name, value in (("think_tokens", pace.think_tokens), ("speak_tokens", pace.speak_tokens)):
         if value < 1:
-            raise RequestError(f"mind_paced_speaking: {name} must be at least 1, not {value}")
+            said = f"mind_paced_speaking: {name} must be at least 1, not {value}"
+            raise RequestError(said, f"mind_paced_speaking.{name}")
     if pace.speech_rate is not None and not 0 < pace.speech_rate < math.inf:
-        raise RequestError(f"mind_paced_speaking: speech_rate must be a number above 0, not {pace.speech_rate:g}")
+        said = f"mind_paced_speaking: speech_rate must be a number above 0, not {pace.speech_rate:g}"
+        raise RequestError(said, "mind_paced_speaking.speech_rate")
     for name in conflicts(options):
-        raise RequestError(f"{name} does not go with mind_paced_speaking")
+        raise RequestError(f"{name} does not go with mind_paced_speaking", name)
 
 
 def conflicts(options: ChatOptions) -> list[str]:

@@ -88,7 +88,8 @@ class PreparedRequest:
         prompt, words = self.prompt, self.prompt.stop_words
         if self.stop_token_ids:
             if any(not 0 <= token < 2**31 for token in self.stop_token_ids):
-                raise RequestError(f"stop_token_ids: {list(self.stop_token_ids)} are not all token ids")
+                said = f"stop_token_ids: {list(self.stop_token_ids)} are not all token ids"
+                raise RequestError(said, "stop_token_ids")
             words = pack_word_list([*unpack_word_list(words[0]), *([token] for token in self.stop_token_ids)])[None]
         inputs = {
             "input_ids": np.concatenate([prompt.input_ids, np.array([self.suffix_ids], np.int32)], axis=1),

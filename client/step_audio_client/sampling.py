@@ -46,7 +46,7 @@ class Sampling(SamplingParameters):
     def inputs(self) -> dict[str, AnyArray]:
         """Under the names of the `tensorrt_llm` model, each of shape [1, 1]. Raises RequestError."""
         if self.max_tokens is not None and self.max_tokens < 1:
-            raise RequestError(f"max_tokens must be at least 1, not {self.max_tokens}")
+            raise RequestError(f"max_tokens must be at least 1, not {self.max_tokens}", "max_tokens")
         # To the engine no seed is seed 0: everybody would always get the same answer.
         tensors = {one.input: _tensor(one, value) for one, value in self.with_seed()._asked()}
         if self.temperature == 0:
@@ -68,5 +68,5 @@ def _tensor(one: Parameter, value: float) -> AnyArray:
     if issubclass(one.dtype, np.integer):
         limits = np.iinfo(one.dtype)
         if not limits.min <= value <= limits.max:  # numpy 1 would wrap it round
-            raise RequestError(f"{one.name} {value} is out of range")
+            raise RequestError(f"{one.name} {value} is out of range", one.name)
     return scalar(value, one.dtype)

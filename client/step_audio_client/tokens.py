@@ -69,7 +69,8 @@ class TokenRequest:
         }
         if self.stop_token_ids:
             if any(not 0 <= token < 2**31 for token in self.stop_token_ids):
-                raise RequestError(f"stop_token_ids: {list(self.stop_token_ids)} are not all token ids")
+                said = f"stop_token_ids: {list(self.stop_token_ids)} are not all token ids"
+                raise RequestError(said, "stop_token_ids")
             inputs["stop_words_list"] = pack_word_list([[token] for token in self.stop_token_ids])[None]
         if self.bad_words:
             inputs["bad_words_list"] = pack_word_list(self.bad_words)[None]

@@ -49,7 +49,9 @@ async def prepare(gateway: Gateway, body: ChatRequest, request: Request) -> Aske
     options = chat_options(body, tokenizer, proceed, separate, gateway.defaults, settings.request_timeout)
     check_mind_paced(body, options[0], separate)
     limits = (await gateway.client.serving_info())["limits"]
-    sent = await unless_gone(request.receive, client_messages(messages, limits, gateway.fetcher))
+    sent, places = await unless_gone(request.receive, client_messages(messages, limits, gateway.fetcher))
+    names = {f"audio[{i}]": place for i, place in enumerate(places)}
+    request.state.names = names | getattr(request.state, "names", {})
     if settings.log_content:
         fields["messages"] = _without_audio(sent)
     return Asked(model, separate, sent, options)

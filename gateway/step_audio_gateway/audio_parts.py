@@ -26,9 +26,10 @@ SMALL = 1 << 19  # bytes, done in 2 ms
 
 async def client_messages(
     messages: Sequence[ChatMessage], limits: ServedLimits, fetcher: Fetcher
-) -> list[dict[str, Any]]:
-    """`limits`: the served model's, of one request. They are checked as early as they can be known: the number
-    of recordings and their size before base64 is undone, their stated length before anything is sent on.
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """With each recording's place in the request. `limits`: the served model's, of one request. They are checked as
+    early as they can be known: the number of recordings and their size before base64 is undone, their stated length
+    before anything is sent on.
 
     Raises ApiError.
     """
@@ -42,7 +43,7 @@ async def client_messages(
         raise ApiError(413, f"the recordings are larger than {most} bytes", "messages", "audio_too_large")
     recordings: dict[Place, Audio] = {}
     for place, source in sources.items():
-        param = f"messages[{place[0]}].content[{place[1]}]"
+        param = _param(place)
         if _is_web(source):
             data = await fetcher.fetch(source, most, param)
         else:
@@ -55,7 +56,11 @@ async def client_messages(
         recordings[place] = Audio(data, channels[place])
     files = [audio.data for audio in recordings.values()]
     await _apart(sum(map(len, files)), check_length, files, limits["max_audio_seconds"])
-    return [_message(message, i, recordings) for i, message in enumerate(messages)]
+    return [_message(message, i, recordings) for i, message in enumerate(messages)], [*map(_param, recordings)]
+
+
+def _param(place: Place) -> str:
+    return f"messages[{place[0]}].content[{place[1]}]"
 
 
 async def _apart(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

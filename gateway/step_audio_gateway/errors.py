@@ -14,38 +14,15 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from step_audio.errors import Code, InvalidRequest, one_line
-from step_audio.sampling_parameters import offered
 from step_audio.validation import words
-from step_audio_client import RequestError, UnsupportedParameter
+from step_audio_client import RequestError
 
 RETRY_AFTER = 1  # seconds; a queue of short answers moves that fast
 CLIENT_GONE = 499  # nobody reads it; nginx's number, for the log
 
-# The fields of a request, by the first word of what the client library or the server says of them.
-_PARAMS = {
-    "audio": "messages",
-    "messages": "messages",
-    "tools": "tools",
-    "tool_choice": "tool_choice",
-    "thinking": "thinking",
-    "stop": "stop",
-    "bad_words": "bad_words",
-    "ignore_eos": "ignore_eos",
-    "stop_token_ids": "stop_token_ids",
-} | {one.name: one.name for one in offered("http")}
-_PARAMS |= {
-    name: name for name in ("response_format", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
-}
-_PARAMS |= {name: name for name in ("regex", "ebnf", "structured_outputs")}
-# What is inside has other names than the request.
-_INNER = {one.input: one.name for one in offered("http") if one.input != one.name} | {
-    "max_new_tokens": "max_tokens",
-    "max_seq_len": "max_model_len",
-    "stop_words_list": "stop_token_ids",
-    "bad_words_list": "bad_words",
-}
-_INNER_NAME = re.compile(rf"\b({'|'.join(_INNER)})\b")
-_GUIDE = re.compile(r"^([\w.]+): guided_decoding_guide\b")
+# What is made from messages has names of its own inside.
+_FIELDS = dict.fromkeys(("audio", "frames", "input_ids"), "messages")
+_MAX_SEQ_LEN = re.compile(r"\bmax_seq_len\b")  # max_model_len here, see /v1/models
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 # What a caller is told where the client library names servers, or others their own inside.
 _GONE = "the server is not available: try again later"
@@ -87,7 +64,7 @@ class ApiError(HTTPException):
         """With fields as the caller calls them; a place within one of ours is none of theirs."""
         message, param = self.detail, self.param
         for ours, theirs in names.items():
-            place = re.compile(rf"\b{ours}\b(\[\d+\]|\.content\b)*")
+            place = re.compile(rf"\b{re.escape(ours)}(?!\w)(\[\d+\]|\.content\b)*")
             message, param = place.sub(theirs, message), param and place.sub(theirs, param)
         return ApiError(self.status_code, message, param, self.code, self.headers, self.cause)
 
@@ -117,24 +94,15 @@ def unsupported(param: str, instead: str) -> ApiError:
 def from_client(error: RequestError) -> ApiError:
     """The client library's error as a status: its code says which."""
     code = error.code
-    message = _INNER_NAME.sub(lambda match: _INNER[match[1]], _GUIDE.sub(r"\1", str(error)))
+    message = _MAX_SEQ_LEN.sub("max_model_len", str(error))
     headers = {"Retry-After": str(RETRY_AFTER)} if code.status in (429, 503) else None
     if told := _TOLD.get(code):
         return ApiError(code.status, told, code=code.openai, headers=headers, cause=message)
-    if isinstance(error, UnsupportedParameter):
-        param: str | None = error.name
-    elif code is Code.CONTEXT_TOO_LONG:
-        param = "messages"
-    else:
-        param = _param(message)
-    return ApiError(code.status, message, param, code.openai, headers)
+    return ApiError(code.status, message, _field(error.param), code.openai, headers)
 
 
-def _param(message: str) -> str | None:
-    """The field that the message begins with, or the one that it is in."""
-    words = re.split(r"[^\w.]", message, maxsplit=1)[0]
-    outermost = _PARAMS.get(words.partition(".")[0])
-    return words if outermost is not None and "." in words else outermost
+def _field(param: str | None) -> str | None:
+    return _FIELDS.get(param or "", param)
 
 
 def from_validation(error: RequestValidationError) -> ApiError:
@@ -187,7 +155,8 @@ def install(app: FastAPI) -> None:
         return answer(request, from_client(error))
 
     async def invalid(request: Request, error: Exception) -> Response:
-        return answer(request, refused(str(error)))
+        assert isinstance(error, InvalidRequest)
+        return answer(request, refused(str(error), _field(error.param)))
 
     async def gone(request: Request, error: Exception) -> Response:
         request.state.log["error"] = "client_gone"

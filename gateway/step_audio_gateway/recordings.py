@@ -77,6 +77,7 @@ def question_of(preset: str, spoken: str | None, prompt: str | None) -> str:
 async def reply_to(gateway: Gateway, request: Request, task: Task, form: Upload, stream: bool = False) -> Response:
     """The text that the model answers with. Raises ApiError, RequestError, ClientGone."""
     fields = request.state.log
+    request.state.names = {"audio[0]": "file", "messages": "file"}
     fields |= {"model": await gateway.model_name(form.model), "stream": stream}
     if form.response_format not in ("json", "text", "verbose_json"):
         raise unsupported("response_format", f"{form.response_format} needs times; use json, text or verbose_json")

@@ -14,7 +14,13 @@ from step_audio_gateway.published import REFUSED_RESPONSES
 from step_audio_gateway.response_items import Item, chat_messages
 from step_audio_gateway.schemas import ChatRequest, JsonObjectFormat, TextFormat
 
-NAMES = {"messages": "input", "max_tokens": "max_output_tokens"}  # for errors: as the caller calls them
+# For errors: as the caller calls them.
+NAMES = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+}
 INCLUDED = ("message.output_text.logprobs", "reasoning.encrypted_content")
 
 

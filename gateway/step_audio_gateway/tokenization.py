@@ -110,7 +110,7 @@ async def _of_messages(gateway: Gateway, body: TokenizeRequest, tokenizer: Token
     new_turn = None if closed else body.add_generation_prompt
     messages, proceed = split_final_message(body.messages, body.continue_final_message, new_turn)
     info = await gateway.client.serving_info()
-    sent = await client_messages(messages, info["limits"], gateway.fetcher)
+    sent, _ = await client_messages(messages, info["limits"], gateway.fetcher)
     tools = [tool.model_dump(exclude_unset=True) for tool in body.tools or ()]
     template = Template("of the server", info["chat_template"])
     asked = TokenRequest(sent, Sampling(), tools, proceed)

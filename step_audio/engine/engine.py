@@ -90,7 +90,8 @@ class Engine:
         )
         if request.guide is not None and self._guides is None:
             raise InvalidGuide(
-                "input 'guided_decoding_guide_type' needs guided decoding, which this server is not set up for"
+                "input 'guided_decoding_guide_type' needs guided decoding, which this server is not set up for",
+                "guided_decoding_guide_type",
             )
         sequences = [
             Sequence(

@@ -35,7 +35,7 @@ class SamplingParams:
         for name in self.__slots__:
             value = getattr(self, name)
             if not math.isfinite(value):
-                raise InvalidRequest(f"{name} must be a finite number, not {value}")
+                raise InvalidRequest(f"{name} must be a finite number, not {value}", name)
         ranges = {
             "temperature": (self.temperature >= 0, "at least 0"),
             "top_k": (self.top_k >= 0, "at least 0 (0 is no limit)"),
@@ -47,7 +47,7 @@ class SamplingParams:
         }
         for name, (valid, allowed) in ranges.items():
             if not valid:
-                raise InvalidRequest(f"{name} must be {allowed}, not {getattr(self, name)}")
+                raise InvalidRequest(f"{name} must be {allowed}, not {getattr(self, name)}", name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,17 +21,19 @@ def validate(request: GenerationRequest, spec: EngineSpec, *, reuse: bool, chunk
     """
     ids: AnyArray = np.asarray(request.input_ids)
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-        raise InvalidRequest(f"input_ids must be a list of integers, not {ids.dtype} {list(ids.shape)}")
+        raise InvalidRequest(f"input_ids must be a list of integers, not {ids.dtype} {list(ids.shape)}", "input_ids")
     if ids.size == 0:
-        raise InvalidRequest("input_ids is empty: send at least one token")
+        raise InvalidRequest("input_ids is empty: send at least one token", "input_ids")
     longest = spec.max_seq_len - 1 if chunked else min(spec.max_seq_len - 1, spec.max_num_tokens)
     if ids.size > longest:
-        raise ContextTooLong(f"Prompt length ({ids.size}) exceeds maximum input length ({longest}): shorten the prompt")
+        said = f"Prompt length ({ids.size}) exceeds maximum input length ({longest}): shorten the prompt"
+        raise ContextTooLong(said, "input_ids")
     if request.max_new_tokens < 1:
-        raise InvalidRequest(f"max_new_tokens must be at least 1, not {request.max_new_tokens}")
+        raise InvalidRequest(f"max_new_tokens must be at least 1, not {request.max_new_tokens}", "max_new_tokens")
     if not 1 <= request.num_return_sequences <= MAX_RETURN_SEQUENCES:
         raise InvalidRequest(
-            f"num_return_sequences must be between 1 and {MAX_RETURN_SEQUENCES}, not {request.num_return_sequences}"
+            f"num_return_sequences must be between 1 and {MAX_RETURN_SEQUENCES}, not {request.num_return_sequences}",
+            "num_return_sequences",
         )
     _check_prompt_table(request, spec, ids)
     request.input_ids = ids.astype(np.int32, copy=False)
@@ -48,22 +50,25 @@ def _check_prompt_table(request: GenerationRequest, spec: EngineSpec, ids: AnyAr
         table = request.prompt_table
         if table.ndim != 2 or table.shape[1] != spec.hidden_size:
             raise InvalidRequest(
-                f"the prompt table must be [rows, {spec.hidden_size}] for this model, not {list(table.shape)}"
+                f"the prompt table must be [rows, {spec.hidden_size}] for this model, not {list(table.shape)}",
+                "prompt_embedding_table",
             )
         if not all_finite(table):
-            raise InvalidRequest("the prompt table holds NaN or infinity")
+            raise InvalidRequest("the prompt table holds NaN or infinity", "prompt_embedding_table")
         rows = len(table)
         if rows > spec.max_prompt_vocab_size:
             raise InvalidRequest(
                 f"Prompt vocab size {rows} is larger than max prompt vocab size of {spec.max_prompt_vocab_size}. "
-                "Max prompt vocab size is computed from max_prompt_embedding_table_size / max_batch_size."
+                "Max prompt vocab size is computed from max_prompt_embedding_table_size / max_batch_size.",
+                "prompt_embedding_table",
             )
     lowest, highest = int(ids.min()), int(ids.max())
     if lowest < 0:
-        raise InvalidRequest(f"input_ids has {lowest}: token ids are not negative")
+        raise InvalidRequest(f"input_ids has {lowest}: token ids are not negative", "input_ids")
     if highest >= spec.vocab_size + rows:
         known = f"a prompt table of {rows} rows" if rows else "no prompt table"
-        raise InvalidRequest(f"input_ids has {highest}, but the vocabulary is {spec.vocab_size} with {known}")
+        said = f"input_ids has {highest}, but the vocabulary is {spec.vocab_size} with {known}"
+        raise InvalidRequest(said, "input_ids")
 
 
 def _check_extra_ids(request: GenerationRequest, reuse: bool) -> None:
@@ -73,17 +78,21 @@ def _check_extra_ids(request: GenerationRequest, reuse: bool) -> None:
         # The Triton backend drops them without a word if their number is wrong; the check below then speaks.
         request.extra_ids = extra.astype(np.uint64, copy=False) if extra.shape == request.input_ids.shape else None
     if reuse and request.prompt_table is not None and request.extra_ids is None:
-        raise InvalidRequest("Input token extra ids must be provided when enabling kv cache reuse with prompt table")
+        said = "Input token extra ids must be provided when enabling kv cache reuse with prompt table"
+        raise InvalidRequest(said, "prompt_table_extra_ids")
 
 
 def _check_words(request: GenerationRequest, spec: EngineSpec) -> None:
     if request.end_id is not None and not -1 <= request.end_id < spec.vocab_size:
-        raise InvalidRequest(f"EndId ({request.end_id}) is not within acceptable range [-1, {spec.vocab_size})")
+        said = f"EndId ({request.end_id}) is not within acceptable range [-1, {spec.vocab_size})"
+        raise InvalidRequest(said, "end_id")
     if request.end_id == -1:  # TensorRT-LLM's way of saying that there is none
         request.end_id = None
     for name in ("stop_words", "bad_words"):
-        if len(getattr(request, name)) > MAX_WORDS:
-            raise InvalidRequest(f"{name} has {len(getattr(request, name))} words, at most {MAX_WORDS} are allowed")
-        for word in getattr(request, name):
+        words: list[list[int]] = getattr(request, name)
+        if len(words) > MAX_WORDS:
+            raise InvalidRequest(f"{name} has {len(words)} words, at most {MAX_WORDS} are allowed", name)
+        for word in words:
             if not word or not all(0 <= token < spec.vocab_size for token in word):
-                raise InvalidRequest(f"{name} has {list(word)}: each must be token ids from 0 to {spec.vocab_size - 1}")
+                said = f"{name} has {list(word)}: each must be token ids from 0 to {spec.vocab_size - 1}"
+                raise InvalidRequest(said, name)

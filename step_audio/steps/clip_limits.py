@@ -16,20 +16,22 @@ def clip_tokens(frames: Int32Array, runtime: Runtime) -> list[int]:
     leaves the prompt no room for a word.
     """
     if 2 * len(frames) >= runtime.max_seq_len:  # each stands between two marks
-        raise ContextTooLong(f"audio: {len(frames)} clips, which leaves no room in max_seq_len {runtime.max_seq_len}")
+        said = f"audio: {len(frames)} clips, which leaves no room in max_seq_len {runtime.max_seq_len}"
+        raise ContextTooLong(said, "audio")
     lengths = frames.tolist()
     if lengths and min(lengths) < mel.LEAST_FRAMES:
-        raise InvalidRequest(f"frames: a clip has at least {mel.LEAST_FRAMES}, got {min(lengths)}")
+        raise InvalidRequest(f"frames: a clip has at least {mel.LEAST_FRAMES}, got {min(lengths)}", "frames")
     mel.check_clip(max(lengths, default=0), runtime.model.audio.n_audio_ctx)
     tokens = [mel.token_count(length, runtime.length_rule) for length in lengths]
     if (total := sum(tokens)) > runtime.max_prompt_table_rows:
         raise InvalidRequest(
             f"audio: {total} audio tokens (12.5 a second), the limit of the prompt table is "
-            f"{runtime.max_prompt_table_rows}; send less audio"
+            f"{runtime.max_prompt_table_rows}; send less audio",
+            "audio",
         )
     if (positions := total + 2 * len(tokens)) >= runtime.max_seq_len:
         raise ContextTooLong(
-            f"audio: {positions} prompt positions, which leaves no room in max_seq_len {runtime.max_seq_len}"
+            f"audio: {positions} prompt positions, which leaves no room in max_seq_len {runtime.max_seq_len}", "audio"
         )
     return tokens
 
@@ -46,4 +48,4 @@ def most_seconds(recordings: int, runtime: Runtime) -> float:
 def check_hashes(hashes: UInt64Array) -> None:
     """uint64 [clips]. Raises InvalidRequest for one that would let two recordings share KV cache."""
     if not hashes.all():
-        raise InvalidRequest("content_hash: 0 stands for text, a clip's is 1 to 2^64 - 1")
+        raise InvalidRequest("content_hash: 0 stands for text, a clip's is 1 to 2^64 - 1", "content_hash")

@@ -151,7 +151,7 @@ class AudioEncoderStep:
             if key not in rows and features is None:
                 raise NotCached
             if key not in rows:
-                raise InvalidRequest(f"mel: the encoder's embeddings of it are beyond {self._dtype}")
+                raise InvalidRequest(f"mel: the encoder's embeddings of it are beyond {self._dtype}", "mel")
         if not clips:
             return {}
         table = np.concatenate([rows[key] for key, _ in clips])[None]
@@ -165,16 +165,16 @@ def _clips(inputs: Tensors, runtime: Runtime) -> list[Clip]:
     """Those of a request's clips that have rows: rule "L-2" leaves the shortest without. Raises InvalidRequest."""
     frames, hashes, features = required(inputs, "frames"), required(inputs, "content_hash"), row(inputs, "mel")
     if len(hashes) != len(frames) or (features is not None and len(features) != len(frames)):
-        raise InvalidRequest("frames, content_hash and mel differ in their number of clips")
+        raise InvalidRequest("frames, content_hash and mel differ in their number of clips", "frames")
     tokens = clip_tokens(frames, runtime)
     check_hashes(hashes)
     if features is not None and (longest := frames.max(initial=0)) > features.shape[2]:
-        raise InvalidRequest(f"frames: a clip has {longest}, but mel {features.shape[2]}")
+        raise InvalidRequest(f"frames: a clip has {longest}, but mel {features.shape[2]}", "frames")
     clips: list[Clip] = []
     for i, (digest, length) in enumerate(zip(hashes.tolist(), frames.tolist(), strict=True)):
         mine = None if features is None else features[i, :, :length]
         if mine is not None and not all_finite(mine):
-            raise InvalidRequest("mel holds NaN or infinity")
+            raise InvalidRequest("mel holds NaN or infinity", "mel")
         if tokens[i]:  # by what it is, not by what it is said to be: nobody puts another's clip under this hash
             clips.append(((digest if mine is None else content_hash(mine), length), mine))
     return clips

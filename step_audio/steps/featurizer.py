@@ -57,14 +57,16 @@ class Featurizer:
         """The channel that is wanted of each recording."""
         limits = self.runtime.limits
         if messages is None:
-            raise InvalidRequest("missing required input 'messages'")
+            raise InvalidRequest("missing required input 'messages'", "messages")
         places = parse_conversation(messages).audio_places
         if len(places) != len(audio):
-            raise InvalidRequest(f"messages have {len(places)} audio parts, but {len(audio)} audios were sent")
+            raise InvalidRequest(
+                f"messages have {len(places)} audio parts, but {len(audio)} audios were sent", "messages"
+            )
         if len(audio) > limits.max_audios:
-            raise InvalidRequest(f"{len(audio)} audios, the limit is {limits.max_audios}")
+            raise InvalidRequest(f"{len(audio)} audios, the limit is {limits.max_audios}", "audio")
         if (size := sum(map(len, audio))) > limits.max_audio_bytes:
-            raise InvalidRequest(f"audio: {size} bytes, the limit is {limits.max_audio_bytes}")
+            raise InvalidRequest(f"audio: {size} bytes, the limit is {limits.max_audio_bytes}", "audio")
         return [place.channel for place in places]
 
     def _clips(
@@ -83,7 +85,8 @@ class Featurizer:
             except AudioTooLong as error:
                 if i == 0:
                     raise
-                raise InvalidRequest(f"{error}: what the recordings before it leave of {total:g} s") from None
+                said = f"{error}: what the recordings before it leave of {total:g} s"
+                raise InvalidRequest(said, error.param) from None
             report[:, i] = recording.lost, recording.cancelled
             new = split_clips(recording.samples)
             clips += new

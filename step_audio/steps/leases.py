@@ -111,7 +111,7 @@ class Leases:
             raise InvalidRequest(f"the request's id has {len(request_id)} characters, at most {MAX_ID} are accepted")
         opens, seconds = scalar(inputs, "open"), scalar(inputs, "seconds")
         if seconds is not None and not 0 < seconds <= MAX_SECONDS:
-            raise InvalidRequest(f"seconds must be above 0 and at most {MAX_SECONDS:.0f}, not {seconds:g}")
+            raise InvalidRequest(f"seconds must be above 0 and at most {MAX_SECONDS:.0f}, not {seconds:g}", "seconds")
         if scalar(inputs, "report"):
             with self._lock:
                 report = self._reports.pop(request_id.removeprefix(PREFIX), NO_REPORT)
@@ -165,7 +165,7 @@ class Leases:
         seconds = min(seconds, self._unleased_seconds)
         with self._lock:
             if answer in self._ended:
-                raise StepAudioError("the lease of this answer has ended", Code.CANCELLED)
+                raise StepAudioError("the lease of this answer has ended", code=Code.CANCELLED)
             if answer in self._leases or math.isinf(seconds):
                 return
             if not answer:

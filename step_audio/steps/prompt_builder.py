@@ -78,13 +78,14 @@ class PromptBuilder:
     def _clips(self, request: PromptRequest, audios: int) -> list[list[ClipInfo]]:
         """Of each of the messages' audio parts."""
         if not len(request.frames) == len(request.audio_index) == len(request.content_hash):
-            raise InvalidRequest("frames, audio_index and content_hash differ in their number of clips")
+            raise InvalidRequest("frames, audio_index and content_hash differ in their number of clips", "frames")
         tokens = clip_tokens(request.frames, self.runtime)
         check_hashes(request.content_hash)
         index = request.audio_index.tolist()
         if index != sorted(index) or list(dict.fromkeys(index)) != list(range(audios)):
             raise InvalidRequest(
-                f"audio_index must name the messages' {audios} audio parts from 0 on, each, and in their order"
+                f"audio_index must name the messages' {audios} audio parts from 0 on, each, and in their order",
+                "audio_index",
             )
         clips: list[list[ClipInfo]] = [[] for _ in range(audios)]
         for audio, count, digest in zip(index, tokens, request.content_hash.tolist(), strict=True):
@@ -95,10 +96,12 @@ class PromptBuilder:
         if ids is None:
             return np.zeros(0, np.int32)
         if len(ids) >= self.runtime.max_seq_len:
-            raise ContextTooLong(f"suffix_ids has {len(ids)} ids and max_seq_len is {self.runtime.max_seq_len}")
+            raise ContextTooLong(
+                f"suffix_ids has {len(ids)} ids and max_seq_len is {self.runtime.max_seq_len}", "suffix_ids"
+            )
         vocab_size = self.runtime.model.text.vocab_size
         if np.any((ids < 0) | (ids >= vocab_size)):  # from there on they are the recordings' positions
-            raise InvalidRequest(f"suffix_ids must be token ids from 0 to {vocab_size - 1}")
+            raise InvalidRequest(f"suffix_ids must be token ids from 0 to {vocab_size - 1}", "suffix_ids")
         return ids
 
     def _output_len(self, prompt_length: int, asked: int | None) -> int:
@@ -111,7 +114,7 @@ class PromptBuilder:
         if asked is None:
             return room
         if asked < 1:
-            raise InvalidRequest(f"request_output_len must be at least 1, got {asked}")
+            raise InvalidRequest(f"request_output_len must be at least 1, got {asked}", "request_output_len")
         return min(asked, room)
 
     def _stop_set(self, request: PromptRequest) -> dict[str, Int32Array]:
@@ -131,12 +134,13 @@ def _guide_of(kind: bytes | None, text: bytes | None) -> Guide | None:
     """Raises InvalidRequest."""
     if not kind:
         if text:
-            raise InvalidRequest("input 'guided_decoding_guide' needs 'guided_decoding_guide_type' beside it")
+            said = "input 'guided_decoding_guide' needs 'guided_decoding_guide_type' beside it"
+            raise InvalidRequest(said, "guided_decoding_guide")
         return None
     try:
         return Guide.of(kind.decode("utf-8", "replace"), (text or b"").decode())
     except UnicodeDecodeError:
-        raise InvalidRequest("input 'guided_decoding_guide' is not UTF-8") from None
+        raise InvalidRequest("input 'guided_decoding_guide' is not UTF-8", "guided_decoding_guide") from None
 
 
 def _guide_outputs(guide: Guide | None) -> dict[str, AnyArray]:
@@ -163,7 +167,7 @@ class PromptBuilderStep:
     def _work(self, inputs: Tensors) -> Tensors:
         messages = one(inputs, "messages")
         if messages is None:
-            raise InvalidRequest("missing required input 'messages'")
+            raise InvalidRequest("missing required input 'messages'", "messages")
         outputs = self._builder.build(
             PromptRequest(
                 messages=messages,

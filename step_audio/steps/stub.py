@@ -146,5 +146,7 @@ def _read(tensor: Any) -> Tensor:
     if array.dtype != object:
         return array
     if array.size > MAX_STRINGS:
-        raise InvalidRequest(f"{tensor.name()}: {array.size} elements, at most {MAX_STRINGS} are accepted")
+        raise InvalidRequest(
+            f"{tensor.name()}: {array.size} elements, at most {MAX_STRINGS} are accepted", tensor.name()
+        )
     return list(array.reshape(-1))

@@ -37,24 +37,26 @@ class Failed:
 
     code: Code
     text: str
+    param: str | None = None
 
     @classmethod
     def of(cls, error: Exception) -> Failed:
         """What a client may see: errors that are meant for it as they are, of any other only that there was one."""
         if isinstance(error, StepAudioError) and error.code is not Code.INTERNAL:
-            return cls(error.code, str(error))
+            return cls(error.code, str(error), error.param)
         if not (isinstance(error, StepAudioError) and str(error) == INTERNAL_ERROR):  # it has been logged
             log.error("a step failed", exc_info=error)
         return cls(Code.INTERNAL, INTERNAL_ERROR)
 
     def error(self) -> StepAudioError:
-        return StepAudioError(self.text, self.code)
+        return StepAudioError(self.text, self.param, self.code)
 
 
 def triton_error(pb_utils: Any, error: Exception) -> Any:
     """As Triton is to send it: `pb_utils.TritonError`."""
     failed = Failed.of(error)
-    return pb_utils.TritonError(failed.code.put_before(failed.text), getattr(pb_utils.TritonError, failed.code.triton))
+    text = failed.code.put_before(failed.text, failed.param)
+    return pb_utils.TritonError(text, getattr(pb_utils.TritonError, failed.code.triton))
 
 
 def packed(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -84,7 +86,7 @@ def one(inputs: Tensors, name: str) -> bytes | None:
     """The only element of a BYTES tensor, None where it was not sent. Raises InvalidRequest for a batch."""
     values = byte_strings(inputs, name)
     if len(values) > 1:
-        raise InvalidRequest(f"{name}: a batch of {len(values)}, send one request at a time")
+        raise InvalidRequest(f"{name}: a batch of {len(values)}, send one request at a time", name)
     return values[0] if values else None
 
 
@@ -96,7 +98,7 @@ def row(inputs: Tensors, name: str) -> npt.NDArray[Any] | None:
         return None
     assert isinstance(value, np.ndarray)
     if len(value) != 1:
-        raise InvalidRequest(f"{name}: a batch of {len(value)}, send one request at a time")
+        raise InvalidRequest(f"{name}: a batch of {len(value)}, send one request at a time", name)
     inner: AnyArray = value[0]
     return inner
 
@@ -107,7 +109,7 @@ def scalar(inputs: Tensors, name: str) -> Any:
     if value is None:
         return None
     if value.size != 1:
-        raise InvalidRequest(f"{name}: {value.size} values, send one")
+        raise InvalidRequest(f"{name}: {value.size} values, send one", name)
     return value.item()
 
 
@@ -115,5 +117,5 @@ def required(inputs: Tensors, name: str) -> AnyArray:
     """As `row`. Raises InvalidRequest, too, for one that was not sent."""
     value = row(inputs, name)
     if value is None:
-        raise InvalidRequest(f"missing required input '{name}'")
+        raise InvalidRequest(f"missing required input '{name}'", name)
     return value

@@ -97,37 +97,50 @@ def test_one_call_at_a_time():
         assert (len(whole.tool_calls), whole.content, whole.finish_reason) == (1, "", "tool_calls")
 
 
-def test_a_server_without_guides_is_named():
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("input 'guided_decoding_guide_type' needs what is not there", "input '{}' needs what is not there"),
+        ("guided_decoding_guide cannot be used as json: x", "{} cannot be used as json: x"),
+        ("the served LLM is not set up for guided decoding", "{}: the served LLM is not set up for guided decoding"),
+    ],
+)
+def test_a_guide_that_is_refused_is_called_by_the_caller_s_name(said, told):
     class Poor(Model):
         async def __call__(self, request):
-            raise InvalidGuide("input 'guided_decoding_guide_type' needs what is not there")
+            raise InvalidGuide(said)
             yield
 
     for name, options in (
         ("guide", ChatOptions(guide=Guide("json"), thinking=OFF)),
         ("tool_choice", ChatOptions(tools=TOOLS, tool_choice="required", thinking=OFF)),
     ):
-        with pytest.raises(RequestError, match=f"^{name}: input 'guided_decoding_guide_type' needs"):
+        with pytest.raises(InvalidGuide) as caught:
             reply(Poor(), options)
+        assert (str(caught.value), caught.value.param) == (told.format(name), name)
 
 
 @pytest.mark.parametrize(
-    "options, words",
+    "options, words, param",
     [
-        ({"tool_choice": "required"}, "needs tools"),
-        ({"tool_choice": "nobody", "tools": TOOLS}, "'nobody' is none of the tools"),
-        ({"tool_choice": "required", "tools": TOOLS, "guide": Guide("json")}, "contradict"),
-        ({"tools": ({"type": "function"},)}, r"tools\[0\] has no function with a name"),
-        ({"guide": Guide("regex")}, "guide: regex without a text"),
-        ({"thinking": Thinking(budget=-1)}, "budget"),
-        ({"thinking": Thinking("off", budget=3)}, "budget"),
-        ({"stop": ("a", "")}, "stop"),
+        ({"tool_choice": "required"}, "needs tools", "tool_choice"),
+        ({"tool_choice": "nobody", "tools": TOOLS}, "'nobody' is none of the tools", "tool_choice"),
+        ({"tool_choice": "required", "tools": TOOLS, "guide": Guide("json")}, "contradict", "tool_choice"),
+        ({"tools": ({"type": "function"},)}, r"tools\[0\] has no function with a name", "tools[0]"),
+        ({"guide": Guide("regex")}, "guide: regex without a text", "guide"),
+        ({"guide": Guide("regex", name="guided_regex")}, "guided_regex: regex without a text", "guided_regex"),
+        ({"thinking": Thinking(budget=-1)}, "budget", "thinking"),
+        ({"thinking": Thinking("off", budget=3)}, "budget", "thinking"),
+        ({"stop": ("a", "")}, "stop", "stop"),
+        ({"bad_words": ("",)}, "bad_words", "bad_words"),
+        ({"ignore_eos": True, "guide": Guide("json")}, "ignore_eos", "ignore_eos"),
     ],
 )
-def test_options_that_do_not_fit(options, words):
+def test_options_that_do_not_fit(options, words, param):
     model = Model()
-    with pytest.raises(RequestError, match=words):
+    with pytest.raises(RequestError, match=words) as caught:
         reply(model, ChatOptions(**options))
+    assert caught.value.param == param
     assert not model.requests
 
 

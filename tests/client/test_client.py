@@ -368,5 +368,5 @@ async def test_what_the_served_llm_does_not_take_is_refused_by_name():
             assert (await client.complete([user("hi")], sampling)).token_ids == [5]
         with pytest.raises(UnsupportedParameter, match=r"^min_p is not supported") as caught:
             await client.complete([user("hi")], Sampling(min_p=0.1))
-        assert caught.value.name == "min_p"
+        assert caught.value.param == "min_p"
         assert sum(what == "generate" for what, *_ in fake.seen) == 2

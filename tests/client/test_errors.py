@@ -57,6 +57,30 @@ def test_a_code_decides_and_the_words_do_not(code, caplog):
     assert error.code is code and str(error) == words and not caplog.records
 
 
+@pytest.mark.parametrize(
+    ("param", "named"),
+    [
+        ("request_output_len", "max_tokens"),
+        ("max_new_tokens", "max_tokens"),
+        ("runtime_top_p", "top_p"),
+        ("min_p", "min_p"),
+        ("stop_words_list", "stop_token_ids"),
+        ("bad_words_list", "bad_words"),
+        ("messages[0].content[1]", "messages[0].content[1]"),
+        ("audio[1]", "audio[1]"),
+    ],
+)
+def test_a_parameter_has_the_caller_s_name(param, named):
+    error = request_error(full(Code.INVALID_REQUEST.put_before(f"{param} must be other", param)))
+    assert (error.param, str(error)) == (named, f"{named} must be other")
+
+
+def test_the_parameter_is_not_guessed_from_words():
+    assert request_error(full(Code.INVALID_REQUEST.put_before("temperature is wrong"))).param is None
+    assert request_error(full(Code.CONTEXT_TOO_LONG.put_before("too long"))).param == "messages"
+    assert request_error(full(Code.CONTEXT_TOO_LONG.put_before("too long", "suffix_ids"))).param == "suffix_ids"
+
+
 def trtllm(text: str) -> str:
     """As TllmException writes it, and NVIDIA's backend hands it on."""
     return (
@@ -149,4 +173,5 @@ def test_a_text_is_a_line_however_long_what_it_quotes():
     options = ChatOptions(tool_choice="no such\ntool " * 10_000, tools=[{"function": {"name": "a"}}])
     with pytest.raises(RequestError) as caught:
         check(options)
+    assert caught.value.param == "tool_choice"
     assert len(str(caught.value)) == MAX_TEXT and "\n" not in str(caught.value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway_calls import CHAT, HELLO, TOOL, ask, asked, refusal
+from gateway_calls import CHAT, HELLO, TOOL, WAV, WAV64, ask, asked, refusal
 from gateway_fixture import REPLY, FakeClient, events, http
 from step_audio.errors import Code
 from step_audio_client import RequestError, Unavailable, UnsupportedParameter
@@ -12,29 +12,42 @@ from step_audio_client.errors import error_of
 
 
 @pytest.mark.parametrize(
-    "said, param",
+    "param, field",
     [
-        ("response_format: guided_decoding_guide cannot be used as json_schema: x", "response_format"),
-        ("structured_outputs.regex: guided_decoding_guide is missing", "structured_outputs.regex"),
-        ("tool_choice: guided_decoding_guide cannot be used as json_schema: x", "tool_choice"),
-        ("audio[0]: there are no bytes", "messages"),
-        ("thinking: no", "thinking"),
-        ("something else", None),
-        ("request_output_len must be at least 1", "max_tokens"),
-        ("runtime_top_p is one of the inner words, and max_seq_len, too", "top_p"),
+        ("response_format", "response_format"),
+        ("structured_outputs.regex", "structured_outputs.regex"),
+        ("messages[0].role", "messages[0].role"),
+        ("audio", "messages"),
+        ("frames", "messages"),
+        ("top_p", "top_p"),
+        (None, None),
     ],
 )
-async def test_the_field_at_fault(said, param):
-    error = (await ask(FakeClient(lambda messages, options: [RequestError(said)]))).json()["error"]
-    assert (error["param"], error["code"]) == (param, None)
-    for inner, outer in (
-        (": guided_decoding_guide", ""),
-        ("request_output_len", "max_tokens"),
-        ("runtime_top_p", "top_p"),
-        ("max_seq_len", "max_model_len"),
-    ):
-        said = said.replace(inner, outer)
-    assert error["message"] == said
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_field_at_fault(param, field, stream):
+    """It is the error's own, whatever its text begins with."""
+    said = RequestError("temperature is one word, and max_seq_len another", param)
+    error = (await ask(FakeClient(lambda messages, options: [said]), stream=stream)).json()["error"]
+    assert (error["param"], error["code"]) == (field, None)
+    assert error["message"] == "temperature is one word, and max_model_len another"
+
+
+async def test_the_recording_at_fault_by_its_place():
+    parts = [{"type": "text", "text": "both:"}, *(2 * [{"type": "input_audio", "input_audio": {"data": WAV64}}])]
+    fake = FakeClient(lambda messages, options: [RequestError("audio[1]: it is cut off", "audio[1]")])
+    error = (await ask(fake, messages=[*HELLO, {"role": "user", "content": parts}])).json()["error"]
+    place = "messages[1].content[2]"
+    assert (error["message"], error["param"]) == (f"{place}: it is cut off", place)
+
+
+@pytest.mark.parametrize("stream", ["false", "true"])
+async def test_the_recording_at_fault_is_the_file(stream):
+    fake = FakeClient(lambda messages, options: [RequestError("audio[0]: it is cut off", "audio[0]")])
+    for path in ("transcriptions", "translations") if stream == "false" else ("transcriptions",):
+        async with http(fake) as client:
+            response = await client.post(f"/v1/audio/{path}", files={"file": WAV}, data={"stream": stream})
+        error = response.json()["error"]
+        assert (error["message"], error["param"]) == ("file: it is cut off", "file")
 
 
 async def test_paths_and_methods():
@@ -168,7 +181,7 @@ async def test_what_the_served_llm_does_not_take_is_refused_by_name():
 
 @pytest.mark.parametrize("name", ["temperature", "top_p", "min_p", "repetition_penalty"])
 async def test_what_the_engine_refuses_names_its_parameter(name):
-    response = await ask(FakeClient(lambda messages, options: [RequestError(f"{name} must be other, not 3")]))
+    response = await ask(FakeClient(lambda messages, options: [RequestError(f"{name} must be other, not 3", name)]))
     assert response.json()["error"]["param"] == name
 
 
@@ -206,6 +219,6 @@ async def test_bodies_that_are_no_json():
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
 async def test_a_length_is_called_what_the_caller_called_it(name):
-    fake = FakeClient(lambda messages, options: [RequestError("request_output_len 7 is wrong")])
+    fake = FakeClient(lambda messages, options: [RequestError("max_tokens 7 is wrong", "max_tokens")])
     error = (await ask(fake, **{name: 7})).json()["error"]
     assert (error["message"], error["param"]) == (f"{name} 7 is wrong", name)

@@ -112,13 +112,13 @@ def test_inputs_that_cannot_be_read_are_their_request_s_fault():
 def test_outputs_that_cannot_be_sent_are_their_request_s_fault():
     answers = [
         {"table": Bfloat16(np.zeros((1, 0, 4), np.uint16))},
-        InvalidRequest("no \ud800"),
+        InvalidRequest("no \ud800", "messages"),
         {"out": np.ones(1)},
         {},
     ]
     table, text, good, gone = sent(answers, [np.array([n]) for n in range(4)], gone={3})
     assert table == [(FAULT, 1)] and len(good) == 1 and gone == []
-    assert text == [(("[INVALID_REQUEST] no", TritonError.INVALID_ARG), 1)]
+    assert text == [(("[INVALID_REQUEST messages] no", TritonError.INVALID_ARG), 1)]
 
 
 def test_errors_carry_their_code_and_faults_say_nothing(caplog):
@@ -151,5 +151,5 @@ def test_no_more_strings_than_are_read():
     many = strings(np.zeros(4 * 10_000_000, np.uint8)).reshape([1, 10_000_000])
     good = {"out": np.ones(1)}
     refused, answered = sent([good], [many, np.array([0])])
-    said = "[INVALID_REQUEST] n: 10000000 elements, at most 4096 are accepted"
+    said = "[INVALID_REQUEST n] n: 10000000 elements, at most 4096 are accepted"
     assert refused == [((said, TritonError.INVALID_ARG), 1)] and answered == [([("out", good["out"])], 1)]

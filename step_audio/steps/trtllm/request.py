@@ -106,12 +106,14 @@ def parse(
         if name in SUPPORTED or (name in NEUTRAL and (tensor == NEUTRAL[name]).all()):
             continue
         if name in NEUTRAL:
-            raise Unsupported(f"input '{name}' is supported only as {str(NEUTRAL[name]).lower()} by the CPU backend")
-        raise Unsupported(f"input '{name}' is not supported by the CPU backend")
+            raise Unsupported(
+                f"input '{name}' is supported only as {str(NEUTRAL[name]).lower()} by the CPU backend", name
+            )
+        raise Unsupported(f"input '{name}' is not supported by the CPU backend", name)
 
     for name in REQUIRED:
         if name not in tensors:
-            raise InvalidRequest(f"missing required input '{name}'")
+            raise InvalidRequest(f"missing required input '{name}'", name)
     _check_shapes(tensors)
 
     def flag(name: str, default: bool = False) -> bool:
@@ -119,7 +121,7 @@ def parse(
             return default
         values = tensors[name].reshape(-1)
         if (values != values[0]).any():  # the rows of a batch are answered on one stream
-            raise InvalidRequest(f"input '{name}' must be the same for all rows of a batch")
+            raise InvalidRequest(f"input '{name}' must be the same for all rows of a batch", name)
         return bool(values[0])
 
     several = tensors.get("num_return_sequences")
@@ -139,12 +141,12 @@ def parse(
 def _check_shapes(tensors: Mapping[str, AnyArray]) -> None:
     ids = tensors["input_ids"]
     if not len(ids):
-        raise InvalidRequest("input_ids has no rows")
+        raise InvalidRequest("input_ids has no rows", "input_ids")
     for name, tensor in tensors.items():
         fits = tensor.ndim == NDIM[name] if name in NDIM else tensor.size == len(ids)
         if not fits or len(tensor) != len(ids):
             raise InvalidRequest(
-                f"input '{name}' of shape {list(tensor.shape)} does not fit input_ids {list(ids.shape)}"
+                f"input '{name}' of shape {list(tensor.shape)} does not fit input_ids {list(ids.shape)}", name
             )
 
 
@@ -167,13 +169,13 @@ def _row(
             value: bytes = tensors[name].reshape(len(tensors["input_ids"]), -1)[row, 0]
             return value.decode()
         except UnicodeDecodeError:
-            raise InvalidRequest(f"input '{name}' is not UTF-8") from None
+            raise InvalidRequest(f"input '{name}' is not UTF-8", name) from None
 
     input_ids, length = tensors["input_ids"][row], scalar("input_lengths")
     if len(tensors["input_ids"]) == 1:
         length = len(input_ids)  # a batch of one is not padded: the C++ backend does not look at input_lengths
     if not 1 <= length <= len(input_ids):
-        raise InvalidRequest(f"input_lengths is {length}, but input_ids has {len(input_ids)} ids")
+        raise InvalidRequest(f"input_lengths is {length}, but input_ids has {len(input_ids)} ids", "input_lengths")
     extra_ids = tensors.get("prompt_table_extra_ids")
     # The C++ backend drops extra ids of another length than the prompt; the engine then refuses a table with reuse.
     if extra_ids is not None and extra_ids.shape[1] != length:
@@ -202,6 +204,7 @@ def _guide(kind: str | None, text: str | None) -> Guide | None:
     `prompt_builder` sends where there is none; any other our engine refuses."""
     if not kind:
         if text:
-            raise InvalidRequest("input 'guided_decoding_guide' needs 'guided_decoding_guide_type' beside it")
+            said = "input 'guided_decoding_guide' needs 'guided_decoding_guide_type' beside it"
+            raise InvalidRequest(said, "guided_decoding_guide")
         return None
     return Guide.of(kind, text or "")

@@ -133,7 +133,7 @@ class ResponseStream:
         self._rows_left -= sum(output.final for output in outputs)
         final = self._rows_left == 0 or failed is not None
         if final and failed is None and outputs[-1].finished == "cancelled":
-            failed = StepAudioError("the answer was stopped", Code.CANCELLED)
+            failed = StepAudioError("the answer was stopped", code=Code.CANCELLED)
         self._ended = final
         try:
             if failed is not None:
