@@ -121,7 +121,7 @@ class ChatStream:
                 begun = False
                 async for delta in deltas:
                     if delta != ChatDelta():
-                        yield delta
+                        yield replace(delta, prompt_tokens=self._prompt_tokens)
                     if heard and begun and not asking:  # beside the answer, and behind its first token
                         asking = asyncio.create_task(heard())
                     begun = True
@@ -140,7 +140,8 @@ class ChatStream:
         assert self._end != "next"
         usage = ChatUsage(self._prompt_tokens, parser.completion_tokens, audio_tokens, parser.reasoning_tokens)
         called = self._end == "stop" and calls
-        yield replace(parser.take(), finish_reason="tool_calls" if called else self._end, usage=usage, audio=reports)
+        last = replace(parser.take(), prompt_tokens=self._prompt_tokens, usage=usage, audio=reports)
+        yield replace(last, finish_reason="tool_calls" if called else self._end)
 
     @inner
     async def _generations(self) -> AsyncGenerator[ChatDelta]:

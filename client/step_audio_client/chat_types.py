@@ -149,6 +149,7 @@ class ChatDelta:
     tts: TtsContent | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     token_ids: tuple[int, ...] = ()
+    prompt_tokens: int = 0  # as in `usage`, from the first one on
     finish_reason: Literal["stop", "length", "tool_calls"] | None = None  # on the last one
     usage: ChatUsage | None = None  # on the last one
     audio: tuple[AudioReport, ...] = ()  # on the last one

@@ -103,7 +103,7 @@ class MindPacedSpeaker:
                 else:
                     self._on_articulation_tokens(brain, tokens)
                 if not self._end and (delta := self._take()) != ChatDelta():
-                    yield delta
+                    yield replace(delta, prompt_tokens=len(self._prompt))
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -120,7 +120,7 @@ class MindPacedSpeaker:
             reasoning_tokens=thought.reasoning_tokens,
         )
         ended = replace(self._take(), finish_reason=reason, usage=usage, speech=self._pacing.timing())
-        yield replace(ended, audio=self._prompt.audio)
+        yield replace(ended, prompt_tokens=len(self._prompt), audio=self._prompt.audio)
 
     # What the brains say
 

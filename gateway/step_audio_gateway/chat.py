@@ -59,7 +59,6 @@ def chat_routes(gateway: Gateway) -> APIRouter:
             return Response(whole.model_dump_json(exclude_unset=True), media_type="application/json")
         # The first delta is waited for, so that what goes wrong before it still has a status of its own.
         first = await unless_gone(request.receive, first_of(deltas))
-        include_usage = body.stream_options is not None and body.stream_options.include_usage
-        return EventStream(completion.events(again(first, deltas), include_usage), deltas)
+        return EventStream(completion.events(again(first, deltas), body.stream_options), deltas)
 
     return router

@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Literal, TypedDict
 
@@ -19,6 +20,7 @@ from step_audio_client import (
     ToolCall,
     TtsContent,
 )
+from step_audio_gateway.controls import StreamOptions
 from step_audio_gateway.errors import from_client
 from step_audio_gateway.responses import (
     AudioWarning,
@@ -93,17 +95,22 @@ class Completion:
             **warnings_of(ordered[0].audio),
         )
 
-    async def events(self, deltas: AsyncIterator[Item], include_usage: bool) -> AsyncGenerator[str]:
+    async def events(self, deltas: AsyncIterator[Item], options: StreamOptions | None) -> AsyncGenerator[str]:
         """The chunks as JSON texts and the closing `[DONE]`. A fault in the middle becomes an event of its own."""
+        include_usage = options is not None and options.include_usage
+        continuous = include_usage and options is not None and options.continuous_usage_stats
         usages: dict[int, ChatUsage] = {}  # in the order in which the answers end
         begun: set[int] = set()
+        counted: Counter[int] = Counter()  # tokens of each answer
         try:
             async for index, delta in deltas:
                 if delta.usage:
                     usages[index] = delta.usage
+                counted[index] += len(delta.token_ids)
                 if choice := self._chunk_choice(index, delta, index not in begun):
                     begun.add(index)
-                    yield self._chunk([choice], audio=delta.audio)
+                    so_far = CompletionUsage.so_far(delta.prompt_tokens, counted[index]) if continuous else None
+                    yield self._chunk([choice], so_far, delta.audio)
             if include_usage:
                 yield self._chunk([], CompletionUsage.of([usage for _, usage in sorted(usages.items())]))
         except RequestError as error:

@@ -19,7 +19,9 @@ class StreamOptions(Lenient):
     model_config = ConfigDict(extra="forbid")
 
     include_usage: bool = Field(False, description="a last chunk with the usage")
-    continuous_usage_stats: bool | None = Field(False, description="only false: usage comes with the last chunk")
+    continuous_usage_stats: bool | None = Field(
+        False, description="with include_usage: every other chunk has its answer's usage so far"
+    )
     include_obfuscation: bool | None = Field(None, description="is ignored: chunks have no filling")
 
 

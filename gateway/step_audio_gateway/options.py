@@ -27,8 +27,6 @@ def check_unsupported(request: ChatRequest) -> None:
             neutral, instead = REFUSED[name]
             if value not in neutral:
                 raise unsupported(name, instead)
-    if request.stream_options and request.stream_options.continuous_usage_stats:
-        raise unsupported("stream_options.continuous_usage_stats", "use include_usage")
     if request.top_logprobs:
         raise unsupported("top_logprobs", "only the chosen token's log-probability is known; use logprobs alone")
 

@@ -24,13 +24,13 @@ class CompletionDetails(BaseModel):
 
 
 class CompletionUsage(BaseModel):
-    """The prompt counts once, however many answers it has."""
+    """The prompt counts once, however many answers it has. The details come with the whole usage only."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: PromptDetails
-    completion_tokens_details: CompletionDetails
+    prompt_tokens_details: PromptDetails | None = None
+    completion_tokens_details: CompletionDetails | None = None
 
     @classmethod
     def of(cls, answers: list[ChatUsage]) -> CompletionUsage:
@@ -44,6 +44,11 @@ class CompletionUsage(BaseModel):
                 reasoning_tokens=sum(usage.reasoning_tokens for usage in answers)
             ),
         )
+
+    @classmethod
+    def so_far(cls, prompt: int, completion: int) -> CompletionUsage:
+        """Of one answer on its way."""
+        return cls(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 
 class Logprob(BaseModel):
@@ -207,7 +212,7 @@ class ChunkChoice(BaseModel):
 
 
 class ChatCompletionChunk(BaseModel):
-    """`choices` is empty in the last one, which has the usage if that was asked for."""
+    """`choices` is empty in the last one, which has the usage if that was asked for; see StreamOptions for others'."""
 
     id: str
     object: Literal["chat.completion.chunk"]

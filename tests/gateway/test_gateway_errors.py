@@ -85,7 +85,6 @@ async def test_thinking_that_contradicts_itself():
         ("best_of", 2),
         ("logit_bias", {"1": 5}),
         ("modalities", ["text", "audio"]),
-        ("stream_options.continuous_usage_stats", True),
         ("use_beam_search", True),
     ],
 )

@@ -124,6 +124,25 @@ async def test_several_answers_and_what_is_counted_and_logged(caplog):
     assert first[2]["finish"] == ["stop", "length", "tool_calls"]
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_usage_so_far(seed):
+    """Of the answer that a chunk belongs to; the last one's is that of all."""
+    lines = [tokens("so\n</think>\n", "one two three " * n, "<|EOT|>") for n in (1, 5)]
+    body = CHAT | {"n": 2, "stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    async with shared(Grouped(list(lines), seed)) as client:
+        *chunks, last = events((await client.post("/v1/chat/completions", json=body)).text)
+        told = {i: [c["usage"] for c in chunks if c["choices"][0]["index"] == i] for i in (0, 1)}
+        for i, line in enumerate(lines):
+            counts = [usage["completion_tokens"] for usage in told[i]]
+            assert counts == sorted(counts) and counts[0] >= 1 and counts[-1] == len(line)
+            assert {usage["prompt_tokens"] for usage in told[i]} == {101}
+            assert all(usage["total_tokens"] == 101 + usage["completion_tokens"] for usage in told[i])
+        assert not last["choices"] and last["usage"]["completion_tokens"] == sum(map(len, lines))
+    async with shared(Grouped(list(lines), seed)) as client:  # as vLLM has it: only where usage is asked for at all
+        body["stream_options"] = {"continuous_usage_stats": True}
+        assert not any("usage" in c for c in events((await client.post("/v1/chat/completions", json=body)).text))
+
+
 @pytest.mark.parametrize("response_format", ["json", "text"])
 async def test_transcriptions(response_format):
     first = None
