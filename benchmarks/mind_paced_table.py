@@ -43,7 +43,7 @@ class Asker:
 
     async def open(self) -> None:
         self.tokenizer, info = await self.client.tokenizer(), await self.client.serving_info()
-        self.vocabulary, self.max_seq_len = info["vocab_size"], info["max_seq_len"]
+        self.vocabulary, self.sizes = info["vocab_size"], (info["max_seq_len"], info["tokens_per_block"])
 
     def thought(self) -> str:
         return " ".join(str(n) for n in self.random.integers(10, 100, WORDS))
@@ -57,7 +57,7 @@ class Asker:
         """Seconds, inputs made and the whole answer read, and the prompt's positions."""
         start = time.perf_counter()
         stop_ids = self.tokenizer.special.stop_ids
-        generation = self.pipeline.tokens(self.pipeline.run(), request, stop_ids, self.max_seq_len)
+        generation = self.pipeline.tokens(self.pipeline.run(), request, stop_ids, *self.sizes)
         *_, last = [tokens async for tokens in generation]
         return time.perf_counter() - start, last.prompt_tokens
 

@@ -18,3 +18,4 @@ class Artefacts:
     xgrammar_tokenizer_info_file: Path
     table_dtype: DType
     max_prompt_table_rows: int
+    tokens_per_block: int  # of the LLM's KV cache

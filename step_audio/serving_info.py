@@ -16,14 +16,15 @@ class ServedLimits(TypedDict):
 class ServingInfo(TypedDict):
     """JSON of the `tokenizer` model's output `serving_info`. `max_seq_len`: positions of prompt and answer.
 
-    `max_batch_size`: generations that the LLM computes at once. `chat_template`: its Jinja source.
-    `sampling_parameters`: those that the LLM's backend takes.
+    `max_batch_size`: generations that the LLM computes at once. `tokens_per_block`: positions of one block of its KV
+    cache. `chat_template`: its Jinja source. `sampling_parameters`: those that the LLM's backend takes.
     """
 
     model: str
     vocab_size: int
     max_seq_len: int
     max_batch_size: int
+    tokens_per_block: int
     chat_template: str
     limits: ServedLimits
     sampling_parameters: list[str]

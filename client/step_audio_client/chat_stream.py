@@ -90,6 +90,7 @@ class ChatStream:
         )
         self._bad_words = _bad_words(options, tokenizer)
         self._prompt_tokens = 0  # of the first generation: what the others have more is the model's own
+        self._cached_tokens = 0  # of these
         self._ids: list[int] = []  # of the generation under way
         self._end: End = "next"  # of the last one
 
@@ -138,7 +139,9 @@ class ChatStream:
         calls = parser.calls  # that are whole
         parser.flush(cut=self._end == "length" or parser.stopped)
         assert self._end != "next"
-        usage = ChatUsage(self._prompt_tokens, parser.completion_tokens, audio_tokens, parser.reasoning_tokens)
+        usage = ChatUsage(
+            self._prompt_tokens, parser.completion_tokens, audio_tokens, parser.reasoning_tokens, self._cached_tokens
+        )
         called = self._end == "stop" and calls
         last = replace(parser.take(), prompt_tokens=self._prompt_tokens, usage=usage, audio=reports)
         yield replace(last, finish_reason="tool_calls" if called else self._end)
@@ -154,7 +157,8 @@ class ChatStream:
             try:
                 async with contextlib.aclosing(self._generate(request)) as stream:
                     async for tokens in stream:
-                        self._prompt_tokens = self._prompt_tokens or tokens.prompt_tokens
+                        if not self._prompt_tokens:
+                            self._prompt_tokens, self._cached_tokens = tokens.prompt_tokens, tokens.cached_tokens
                         if end := self._read(tokens, until):
                             self._end = end
                             break  # the server's work is ended before the caller gets the rest

@@ -122,12 +122,14 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class ChatUsage:
-    """Tokens. `audio_tokens` are among the `prompt_tokens`, `reasoning_tokens` among the `completion_tokens`."""
+    """Tokens. Among the `prompt_tokens` are `audio_tokens`, and `cached_tokens`, which the LLM had computed before;
+    `reasoning_tokens` are among the `completion_tokens`."""
 
     prompt_tokens: int
     completion_tokens: int
     audio_tokens: int
     reasoning_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -245,7 +245,8 @@ class StepAudioClient:
         info = await self.serving_info()
         request.sampling.check_supported(info["sampling_parameters"])
         stop_ids = {*(await self.tokenizer()).special.stop_ids, *request.stop_token_ids}
-        async with contextlib.aclosing(self._pipeline.tokens(run, request, stop_ids, info["max_seq_len"])) as stream:
+        stream = self._pipeline.tokens(run, request, stop_ids, info["max_seq_len"], info["tokens_per_block"])
+        async with contextlib.aclosing(stream):
             async for tokens in stream:
                 yield tokens
 

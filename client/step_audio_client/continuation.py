@@ -19,19 +19,30 @@ from step_audio_client.prepared import PreparedRequest
 from step_audio_client.tokens import FinishReason, TokenRequest, Tokens
 from step_audio_client.wire import Response
 
+TOTAL, REUSED = "kv_cache_alloc_total_blocks", "kv_cache_reused_blocks"
+
 
 class Continuation:
-    """`stop_ids`: those that end an answer; `max_seq_len`: the most positions of prompt and answer."""
+    """`stop_ids`: those that end an answer; `max_seq_len`: the most positions of prompt and answer; `tokens_per_block`:
+    positions of a block of the KV cache."""
 
-    def __init__(self, request: TokenRequest | PreparedRequest, stop_ids: Collection[int], max_seq_len: int):
+    def __init__(
+        self,
+        request: TokenRequest | PreparedRequest,
+        stop_ids: Collection[int],
+        max_seq_len: int,
+        tokens_per_block: int,
+    ):
         # With a seed that is known, what is generated again is the same.
         self._request = replace(request, sampling=request.sampling.with_seed())
         self._stop_ids = stop_ids
         self._limit = request.sampling.max_tokens or max_seq_len
         self._max_seq_len = max_seq_len
+        self._tokens_per_block = tokens_per_block
         self._ids: list[int] = []
         self._prompt_tokens = 0
-        self._blocks = dict.fromkeys(("kv_cache_alloc_total_blocks", "kv_cache_reused_blocks"), 0)
+        self._blocks = dict.fromkeys((TOTAL, REUSED), 0)
+        self._cached_tokens = 0
         self._again = 0  # of the ids that have come, those that are still to come again
 
     @property
@@ -83,11 +94,16 @@ class Continuation:
             if known != self._ids[begin : begin + len(known)] or (response.final and self._again):
                 raise AnswerLost("the server went away in the middle of the answer, which could not be continued")
             ids, logprobs = ids[len(known) :], logprobs[len(known) :]
-        self._ids += ids
         for name in self._blocks.keys() & outputs.keys():  # the final response may have none
             self._blocks[name] = int(outputs[name].item())
+        if not self._ids:  # what a server that goes on has found of the prompt is not what was asked
+            # NVIDIA's counts a block that is known in part as a whole one. The last position is always computed.
+            known_tokens = self._blocks[REUSED] * self._tokens_per_block
+            self._cached_tokens = max(min(known_tokens, self._prompt_tokens - 1), 0)
+        self._ids += ids
         reason = self._reason() if response.final else None
-        return Tokens(ids, logprobs, self._prompt_tokens, reason, *self._blocks.values())
+        total, reused = (self._blocks[name] for name in (TOTAL, REUSED))
+        return Tokens(ids, logprobs, self._prompt_tokens, reason, total, reused, self._cached_tokens)
 
     def _full(self) -> bool:
         return len(self._ids) >= min(self._limit, self._max_seq_len - self._prompt_tokens)

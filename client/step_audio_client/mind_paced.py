@@ -79,6 +79,7 @@ class MindPacedSpeaker:
         self._thought_ids: list[int] = []  # with the end marker's, if there is one
         self._spoken: list[int] = []
         self._end: FinishReason | None = None
+        self._cached_tokens: int | None = None  # of the prompt, as the first tokens tell
 
     @inner
     async def deltas(self) -> AsyncGenerator[ChatDelta]:
@@ -98,6 +99,8 @@ class MindPacedSpeaker:
                 brain, tokens = event
                 if isinstance(tokens, Exception):
                     raise tokens
+                if self._cached_tokens is None:
+                    self._cached_tokens = min(tokens.cached_tokens, len(self._prompt))
                 if brain is self._formulation:
                     self._on_formulation_tokens(brain, tokens)
                 else:
@@ -118,6 +121,7 @@ class MindPacedSpeaker:
             completion_tokens=thought.completion_tokens + answer.completion_tokens,
             audio_tokens=self._prompt.audio_tokens,
             reasoning_tokens=thought.reasoning_tokens,
+            cached_tokens=self._cached_tokens or 0,
         )
         ended = replace(self._take(), finish_reason=reason, usage=usage, speech=self._pacing.timing())
         yield replace(ended, prompt_tokens=len(self._prompt), audio=self._prompt.audio)

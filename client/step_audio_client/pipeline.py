@@ -164,14 +164,19 @@ class Pipeline:
 
     @inner
     async def tokens(
-        self, run: Run, request: TokenRequest | PreparedRequest, stop_ids: Collection[int], max_seq_len: int
+        self,
+        run: Run,
+        request: TokenRequest | PreparedRequest,
+        stop_ids: Collection[int],
+        max_seq_len: int,
+        tokens_per_block: int,
     ) -> AsyncGenerator[Tokens]:
         """One generation; leaving it early stops the server's work. Raises RequestError.
 
-        A server that dies is seen as a pause: another goes on, or the same when it is back. `stop_ids`: those that end
-        an answer, `max_seq_len`: the most positions of prompt and answer.
+        A server that dies is seen as a pause: another goes on, or the same when it is back. The rest is as for
+        Continuation.
         """
-        answer = Continuation(request, stop_ids, max_seq_len)
+        answer = Continuation(request, stop_ids, max_seq_len, tokens_per_block)
         failover = Failover(self._servers, run, self._patience)
         first: Mapping[str, AnyArray] | None = None  # what it is known by, however often it goes on
         mel: AnyArray | None = None

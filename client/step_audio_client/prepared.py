@@ -64,7 +64,7 @@ class PreparedPrompt:
 
 @dataclass(frozen=True, eq=False)
 class PreparedRequest:
-    """One generation from `prompt` and the token ids `behind` it; asks for its use of the KV cache, too."""
+    """One generation from `prompt` and the token ids `behind` it."""
 
     prompt: PreparedPrompt
     sampling: Sampling

@@ -33,10 +33,11 @@ class Tokens:
     logprobs: list[float]  # empty unless asked for
     prompt_tokens: int
     finish_reason: FinishReason | None = None  # on the last one
-    # Of the KV cache, where the request asks for it, on the last one: blocks that prompt and answer take, and how
-    # many of these held a known beginning.
+    # Of the KV cache: blocks that prompt and answer take, how many of these held a known beginning, and how many of the
+    # prompt's positions that is. On the last one; where the server says so, before.
     total_blocks: int = 0
     reused_blocks: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class TokenRequest:
         inputs |= {
             "streaming": scalar(True, np.bool_),
             "return_num_input_tokens": scalar(True, np.bool_),
+            "return_perf_metrics": scalar(True, np.bool_),
         }
         if self.stop_token_ids:
             if any(not 0 <= token < 2**31 for token in self.stop_token_ids):

@@ -64,10 +64,10 @@ OutputItem = ReasoningOutput | MessageOutput | CallOutput
 
 
 class InputDetails(BaseModel):
-    """Positions of the prompt that are audio; none are told to have been cached."""
+    """As PromptDetails."""
 
     audio_tokens: int
-    cached_tokens: int = 0
+    cached_tokens: int
 
 
 class OutputDetails(BaseModel):
@@ -89,7 +89,7 @@ class ResponseUsage(BaseModel):
     def of(cls, usage: ChatUsage) -> Self:
         return cls(
             input_tokens=usage.prompt_tokens,
-            input_tokens_details=InputDetails(audio_tokens=usage.audio_tokens),
+            input_tokens_details=InputDetails(audio_tokens=usage.audio_tokens, cached_tokens=usage.cached_tokens),
             output_tokens=usage.completion_tokens,
             output_tokens_details=OutputDetails(reasoning_tokens=usage.reasoning_tokens),
             total_tokens=usage.prompt_tokens + usage.completion_tokens,

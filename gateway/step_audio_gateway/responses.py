@@ -12,9 +12,11 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class PromptDetails(BaseModel):
-    """Positions of the prompt that are audio."""
+    """Positions of the prompt that are audio, and those that the LLM had computed for a prompt before: in whole blocks
+    of its KV cache, on GPUs the last one counted as whole where it is known in part."""
 
     audio_tokens: int
+    cached_tokens: int
 
 
 class CompletionDetails(BaseModel):
@@ -39,7 +41,9 @@ class CompletionUsage(BaseModel):
             prompt_tokens=prompt,
             completion_tokens=completion,
             total_tokens=prompt + completion,
-            prompt_tokens_details=PromptDetails(audio_tokens=answers[0].audio_tokens),
+            prompt_tokens_details=PromptDetails(
+                audio_tokens=answers[0].audio_tokens, cached_tokens=answers[0].cached_tokens
+            ),
             completion_tokens_details=CompletionDetails(
                 reasoning_tokens=sum(usage.reasoning_tokens for usage in answers)
             ),

@@ -326,10 +326,10 @@ class Engine:
         else:
             if guide is not None:
                 guide.accept(token)
-            self._send(
-                active,
-                SequenceOutput(request.request_id, sequence.index, [token], log_probs, sequence.cum_log_prob),
-            )
+            output = SequenceOutput(request.request_id, sequence.index, [token], log_probs, sequence.cum_log_prob)
+            if sequence.generated == 1:
+                output.stats = sequence.stats(active.arrival_ns)
+            self._send(active, output)
 
     def _finish(
         self,

@@ -52,7 +52,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class SequenceStats:
-    """What one answer cost; sent with its last output. Times are monotonic nanoseconds, 0 if never reached."""
+    """What one answer cost until then. Times are monotonic nanoseconds, 0 if not reached."""
 
     num_input_tokens: int
     num_output_tokens: int
@@ -81,7 +81,7 @@ class SequenceOutput:
     finished: Finished | None = None  # set on the answer's last output
     error: StepAudioError | None = None  # the request ended by a fault; final is set
     final: bool = False  # the last output of the whole request; there is exactly one, ever
-    stats: SequenceStats | None = None  # with `finished`
+    stats: SequenceStats | None = None  # with the first token, and with `finished`
 
 
 @dataclass(slots=True)

@@ -34,6 +34,7 @@ class Runtime(Strict):
     max_seq_len: PositiveInt
     max_batch_size: PositiveInt  # generations that the LLM computes at once
     max_prompt_table_rows: PositiveInt
+    tokens_per_block: PositiveInt  # of the LLM's KV cache
     encoder_batch_clips: PositiveInt
     encoder_cache_bytes: NonNegativeInt
     table_dtype: DType  # of the prompt table: the engine's own
@@ -52,6 +53,7 @@ class Runtime(Strict):
             "vocab_size": self.model.text.vocab_size,
             "max_seq_len": self.max_seq_len,
             "max_batch_size": self.max_batch_size,
+            "tokens_per_block": self.tokens_per_block,
             "chat_template": load_template(self.chat_template).source,
             "limits": ServedLimits(
                 max_audios=limits.max_audios,

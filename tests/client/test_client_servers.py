@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from fake_triton import TOKENIZER, for_ever, message, refusal, script, serving
+from fake_triton import EOT, TOKENIZER, for_ever, message, refusal, script, serving
 from step_audio.errors import Code
 from step_audio_client import (
     Audio,
@@ -196,3 +196,13 @@ async def test_audio_tokens():
     assert (delta.usage.prompt_tokens, delta.usage.audio_tokens) == (50, 50 - text)
     assert silent.usage.audio_tokens == 0
     assert {e[1] for e in fake.seen if e[0] == "asked"} <= {"tokenizer_json", "serving_info"}
+
+
+async def test_cached_tokens():
+    """Of the prompt, as the first response tells, whoever ends the answer; never all of it."""
+    for reused, cached in ((0, 0), (2, 8), (3, 9)):  # blocks of 4 for a prompt of 10; a GPU's last one may be in part
+        parts = message(5, reused=reused), message(*TOKENIZER.encode("x"), EOT, final=True)
+        async with serving(script(*parts)) as [(_, address, _)], client_of(address) as client:
+            for options in (ChatOptions(), ChatOptions(stop=("x",), stop_in_thought=True)):
+                *_, last = [d async for d in client.chat(QUESTION, options)]
+                assert last.usage.cached_tokens == cached

@@ -58,6 +58,14 @@ async def made(runs, request: TokenRequest, timeout=None, patience=5.0, counts: 
         return ids, tokens, [fake for fake, _, _ in servers]
 
 
+async def test_what_was_cached_is_what_the_first_server_found():
+    """The next one begins its prompt with that of the first, and with the answer's own tokens."""
+    runs = script(message(5, reused=1), DEAD), script(message(6, reused=2), message(STOP_ID, final=True))
+    assert (await made(runs, TokenRequest(QUESTION, GREEDY)))[1].cached_tokens == 4
+    early = script(DEAD), script(message(6, reused=2), message(STOP_ID, final=True))
+    assert (await made(early, TokenRequest(QUESTION, GREEDY)))[1].cached_tokens == 8
+
+
 def asked(fake) -> list[dict]:
     return [entry[2] for entry in fake.seen if entry[0] == "generate"]
 

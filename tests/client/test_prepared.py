@@ -32,7 +32,7 @@ def request(*recordings: bytes) -> PreparedRequest:
 async def generated(addresses, asked):
     pipeline = Pipeline(addresses)
     try:
-        tokens = pipeline.tokens(pipeline.run(), asked, {EOT}, 100)
+        tokens = pipeline.tokens(pipeline.run(), asked, {EOT}, 100, 32)
         return [token async for part in tokens for token in part.token_ids]
     finally:
         await pipeline.close()

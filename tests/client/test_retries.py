@@ -38,7 +38,7 @@ async def test_what_is_done(code, begun, servers, monkeypatch):
         await client.serving_info()
         run = client._pipeline.run()
         run.route = list(client._pipeline._servers.all)
-        tokens = client._pipeline.tokens(run, TokenRequest([user("x")], GREEDY), set(), 100)
+        tokens = client._pipeline.tokens(run, TokenRequest([user("x")], GREEDY), set(), 100, 32)
         try:
             ids = [token async for part in tokens for token in part.token_ids]
         except RequestError as error:

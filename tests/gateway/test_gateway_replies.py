@@ -34,7 +34,7 @@ async def test_a_whole_reply():
             "prompt_tokens": 20,
             "completion_tokens": 6,
             "total_tokens": 26,
-            "prompt_tokens_details": {"audio_tokens": 13},
+            "prompt_tokens_details": {"audio_tokens": 13, "cached_tokens": 16},
             "completion_tokens_details": {"reasoning_tokens": 4},
         },
     }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -129,6 +130,21 @@ def test_streamed_is_whole_and_seeds_count(client):
     streamed = "".join(text(c.choices[0].delta) for c in client.chat.completions.create(**ask, seed=5, stream=True))
     assert text(two.choices[0].message) == streamed and text(two.choices[1].message) == text(second.choices[0].message)
     assert second.usage.completion_tokens == 12 and second.choices[0].finish_reason == "length"
+
+
+def test_what_was_cached_is_told(client):
+    """To who is answered to the end, and to who has it stopped."""
+    text = f"{uuid.uuid4()} " * 8
+    ask = {"model": "R1", "messages": [{"role": "user", "content": text}], "max_tokens": 40, "temperature": 0}
+    first = client.chat.completions.create(**ask, extra_body={"ignore_eos": True})
+    positions = first.usage.prompt_tokens
+    assert first.usage.prompt_tokens_details.cached_tokens == 0 and positions > 100
+    known = (positions - 1) // 32 * 32
+    for more in ({}, {"stop": first.choices[0].message.reasoning_content[:2]}, {"max_tokens": 1}):
+        usage = client.chat.completions.create(**ask | more, extra_body={"separate_reasoning": False}).usage
+        assert (usage.prompt_tokens, usage.prompt_tokens_details.cached_tokens) == (positions, known)
+    item = client.responses.create(model="R1", input=text, max_output_tokens=1)
+    assert item.usage.input_tokens_details.cached_tokens == known
 
 
 @pytest.fixture

@@ -56,6 +56,7 @@ def service(gpus, tmp_path, monkeypatch):
         xgrammar_tokenizer_info_file=work / "xgrammar_tokenizer_info.json",
         table_dtype="bfloat16",
         max_prompt_table_rows=7512,
+        tokens_per_block=32,
     )
     monkeypatch.setattr(building, "read_built", lambda *_: built)
 

@@ -3,6 +3,7 @@
 import random
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -192,6 +193,18 @@ def test_only_what_was_asked_for(pool):
     times = ("arrival_time_ns", "first_scheduled_time_ns", "first_token_time_ns", "last_token_time_ns")
     assert [full[name].item() for name in times] == [1, 2, 3, 4]
     assert all(array.dtype == np.int64 for name, array in full.items() if name.endswith("_ns"))
+
+
+def test_the_use_of_the_cache_comes_with_the_first_token(pool):
+    """Who leaves in the middle has been told, too."""
+    client = Client()
+    responses = stream(pool, client, perf_metrics=True)
+    early = SequenceStats(3, 1, 10, 20, 30, 1, 2, 3, 3)
+    responses.put(0, output(5, stats=early))
+    responses.put(0, output(6))
+    responses.put(0, output(7, finished="length", final=True, stats=replace(early, num_output_tokens=3)))
+    told = [tensors for tensors, _, _ in client.wait().responses]
+    assert told[0]["kv_cache_reused_blocks"].item() == told[-1]["kv_cache_reused_blocks"].item() == 10
 
 
 @pytest.mark.parametrize("streaming", [True, False])

@@ -65,6 +65,7 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
         return {
             "vocab_size": TOKENIZER.max_id + 1,
             "max_seq_len": self.max_seq_len,
+            "tokens_per_block": 4,
             "chat_template": load_template("default").source,
             "sampling_parameters": self.parameters,
         }
@@ -128,10 +129,14 @@ async def until(stopped: asyncio.Event, parts):
         stop.cancel()
 
 
-def message(*ids: int, final: bool = False, prompt: int = 10, empty: bool = False, error: str = ""):
+def message(
+    *ids: int, final: bool = False, prompt: int = 10, empty: bool = False, error: str = "", reused: int | None = None
+):
     if error:
         return service_pb2.ModelStreamInferResponse(error_message=error)
     outputs = {"output_ids": np.array([[ids]], np.int32), "num_input_tokens": np.array([[prompt]], np.int32)}
+    if reused is not None:
+        outputs["kv_cache_reused_blocks"] = np.array([[reused]], np.int32)
     return service_pb2.ModelStreamInferResponse(infer_response=answer({} if empty else outputs, final))
 
 

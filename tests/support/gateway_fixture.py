@@ -28,7 +28,7 @@ from step_audio_gateway.server import listen, server_of
 from step_audio_gateway.settings import GatewaySettings
 from step_audio_server.launch.ports import free_ports
 
-USAGE = ChatUsage(prompt_tokens=20, completion_tokens=6, audio_tokens=13, reasoning_tokens=4)
+USAGE = ChatUsage(prompt_tokens=20, completion_tokens=6, audio_tokens=13, reasoning_tokens=4, cached_tokens=16)
 THOUGHT, ANSWER = "It says four.", "Four."
 REPLY = [
     ChatDelta(reasoning="It says ", raw="It says "),
@@ -98,6 +98,7 @@ class FakeClient:
             "vocab_size": 700,
             "max_seq_len": 4096,
             "max_batch_size": self.max_batch_size,
+            "tokens_per_block": 32,
             "chat_template": load_template("default").source,
             "limits": LIMITS,
             "sampling_parameters": PARAMETERS,

@@ -22,7 +22,7 @@ def runtime() -> Runtime:
     return Runtime(
         model=model(), name="Step-Audio-R1.1", tokenizer_file="/srv/private/tokenizer.json",
         encoder_file="/srv/private/encoder.onnx", chat_template="/srv/private/mine.jinja", length_rule="L-2",
-        max_seq_len=8192, max_batch_size=32, max_prompt_table_rows=4096, encoder_batch_clips=8,
+        max_seq_len=8192, max_batch_size=32, max_prompt_table_rows=4096, tokens_per_block=32, encoder_batch_clips=8,
         encoder_cache_bytes=1 << 20, table_dtype="float16", limits=Limits(max_audios=3),
         sampling_parameters=("temperature", "seed"),
     )  # fmt: skip

@@ -28,7 +28,7 @@ def settings(work: Path, **values) -> ServeSettings:
 def build(work: Path, dtype: str = "bfloat16", profile=None, encoder: str = "encoder.onnx", **values) -> Path:
     work.mkdir(exist_ok=True)
     files = ("engine", encoder, "tokenizer.json", "xgrammar_tokenizer_info.json")
-    artefacts = Artefacts(*(work / name for name in files), dtype, 4096)
+    artefacts = Artefacts(*(work / name for name in files), dtype, 4096, 32)
     return assemble(settings(work, **values), model(), artefacts, profile)
 
 

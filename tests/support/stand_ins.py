@@ -78,6 +78,7 @@ PROGRAMS = {
             (output / f"rank{n}.engine").write_bytes(b"engine of " + rank.read_bytes()[:64])
         limits = {name: int(flags["--" + name]) for name in (
             "max_batch_size", "max_seq_len", "max_num_tokens", "max_prompt_embedding_table_size")}
+        limits["plugin_config"] = {"tokens_per_block": int(flags["--tokens_per_block"])}
         config = {"version": "1.2.1", "build_config": limits | told.get("build_config", {})}
         (output / "config.json").write_text(json.dumps(config))
         times = Path(flags["--output_timing_cache"])

@@ -70,6 +70,7 @@ def build(job: CpuBuild, echo: Echo) -> Artefacts:
         xgrammar_tokenizer_info_file=work / "xgrammar_tokenizer_info.json",
         table_dtype=dtype,
         max_prompt_table_rows=job.limits.max_prompt_embedding_table_size // job.limits.max_batch_size,
+        tokens_per_block=job.limits.tokens_per_block,
     )
 
 

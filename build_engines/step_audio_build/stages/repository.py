@@ -134,12 +134,13 @@ def read_built(
         )
     if checkpoint is not None and _config_file(checkpoint) not in built.source:
         raise ArtefactError(f"{layout.own} was built from another checkpoint than {checkpoint}; {again}")
-    limits = json.loads((layout.engine / "config.json").read_text(encoding="utf-8"))["build_config"]
+    built_with = json.loads((layout.engine / "config.json").read_text(encoding="utf-8"))["build_config"]
     return Artefacts(
         engine_dir=layout.engine,
         encoder_file=layout.encoder_plan,
         tokenizer_file=layout.tokenizer,
         xgrammar_tokenizer_info_file=layout.xgrammar_tokenizer_info,
         table_dtype=DTYPE,
-        max_prompt_table_rows=limits["max_prompt_embedding_table_size"] // limits["max_batch_size"],
+        max_prompt_table_rows=built_with["max_prompt_embedding_table_size"] // built_with["max_batch_size"],
+        tokens_per_block=built_with["plugin_config"]["tokens_per_block"],
     )

@@ -6,8 +6,8 @@ client a response costs 0.6 ms of a processor, about what a token of a small mod
 some milliseconds, the more the more requests there are. First tokens and ends never wait.
 
 What is in a response is what TensorRT-LLM 1.2's C++ backend puts there, with three differences: KV cache and time
-figures come with an answer's last response only, a row of a batch that is refused ends the whole request, and so does
-a stop, by an error: there is no other way to tell it from an answer that has come to its end.
+figures come with an answer's first and last response only, a row of a batch that is refused ends the whole request, and
+so does a stop, by an error: there is no other way to tell it from an answer that has come to its end.
 """
 
 from __future__ import annotations
@@ -173,8 +173,8 @@ class ResponseStream:
             tensors["num_input_tokens"] = _int32(len(self.prompts[row]))
         if options.num_output_tokens:  # of this response
             tensors["num_output_tokens"] = _int32(len(tokens))
-        if options.perf_metrics and last.stats is not None:
-            stats = last.stats
+        stats = next((output.stats for output in reversed(outputs) if output.stats), None)
+        if options.perf_metrics and stats is not None:
             tensors |= {
                 "kv_cache_alloc_new_blocks": _int32(stats.new_blocks),
                 "kv_cache_reused_blocks": _int32(stats.reused_blocks),

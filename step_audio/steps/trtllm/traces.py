@@ -26,7 +26,7 @@ class EngineTraces:
 
     def output(self, context: str | None, output: SequenceOutput) -> None:
         """Looks at the ends of answers alone. `context`: the `traceparent` of the request."""
-        if context is None or (output.stats is None and output.error is None):
+        if context is None or (output.finished is None and output.error is None):
             return
         if output.stats is None:
             now = time.time_ns()
