@@ -3,8 +3,9 @@
 A field of `SamplingParameters` is a parameter: its name, type and default are the client library's, the rest is what
 `parameter` is told. Made from it: the client library's `Sampling` and its tensors, the HTTP request's fields, the
 flags of `step-audio chat` and `eval`, the page's controls, the inputs of the ensemble and those of the LLM that only
-the CPU's has. Compared with it by tests: the engine's `SamplingParams`, NVIDIA's inputs in the LLM's config.pbtxt, and
-the table of docs/reference/requests.md. A further parameter is a field here, and its work in `step_audio.engine`.
+the CPU's has, with the outputs that belong to them. Compared with it by tests: the engine's `SamplingParams`, NVIDIA's
+inputs in the LLM's config.pbtxt, and the table of docs/reference/requests.md. A further parameter is a field here, and
+its work in `step_audio.engine`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ Place = Literal["http", "command"]  # the OpenAI-compatible API; `step-audio cha
 
 EVERYWHERE: frozenset[Place] = frozenset(("http", "command"))
 INT32 = 2**31 - 1
+MAX_TOP_LOGPROBS = 20  # OpenAI's
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,15 @@ class Box:
 
 
 @dataclass(frozen=True)
+class Output:
+    """An output of the ensembles and of tensorrt_llm; `rank`: its dimensions beside the batch's, of any size."""
+
+    name: str
+    dtype: type[np.generic]
+    rank: int
+
+
+@dataclass(frozen=True)
 class Facts:
     """What is told of a parameter beside its name, type and default."""
 
@@ -45,6 +56,7 @@ class Facts:
     input: str  # of the ensemble step_audio_r1 and of tensorrt_llm
     dtype: type[np.generic]  # of that input
     nvidia: bool = True  # an input of NVIDIA's backend (TensorRT-LLM 1.2.1), too; else only the CPU's takes it
+    outputs: tuple[Output, ...] = ()  # that it brings, where NVIDIA's backend has none of them either
     draws: bool = False  # chooses among several tokens: means nothing at temperature 0, and is then not sent
     nothing: tuple[Value, ...] = ()  # values that ask for nothing: they are not sent
     at_least: float | None = None  # bounds of what the HTTP door accepts
@@ -184,6 +196,18 @@ class SamplingParameters:
         "return_log_probs",
         np.bool_,
         nothing=(False,),
+        places=(),
+    )
+    top_logprobs: int | None = parameter(
+        None,
+        "as many of the likeliest tokens in each place of the answer, with their log-probabilities",
+        "num_top_log_probs",
+        np.int32,
+        nvidia=False,
+        outputs=(Output("top_log_prob_ids", np.int32, 3), Output("top_log_probs", np.float32, 3)),
+        nothing=(0,),
+        at_least=0,
+        at_most=MAX_TOP_LOGPROBS,
         places=(),
     )
 

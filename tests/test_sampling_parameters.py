@@ -28,7 +28,7 @@ from trtllm_interface import INPUTS, table
 
 BY_NAME = {one.name: one for one in PARAMETERS}
 TYPES = {np.float32: "TYPE_FP32", np.int32: "TYPE_INT32", np.uint64: "TYPE_UINT64", np.bool_: "TYPE_BOOL"}
-NOT_DRAWN_WITH = {"max_tokens", "logprobs"}  # the engine has them outside SamplingParams
+NOT_DRAWN_WITH = {"max_tokens", "logprobs", "top_logprobs"}  # the engine has them outside SamplingParams
 
 
 def a_value(one):
@@ -78,6 +78,18 @@ def test_the_ensembles_and_the_llm_have_their_inputs(tmp_path, profile):
         assert {one.name: inputs[one.input][:2] for one in taken} == {
             one.name: (TYPES[one.dtype], [1]) for one in taken
         }, name
+
+
+@pytest.mark.parametrize("profile", [None, "4xH100-16k"])
+def test_what_a_parameter_brings_comes_out_where_it_is_taken(tmp_path, profile):
+    configs = parse(build(tmp_path, profile=profile and load_profile(profile)))
+    for one in PARAMETERS:
+        for output in one.outputs:
+            here = one.nvidia or profile is None
+            for name in (ENSEMBLE, CONTINUE, LLM):
+                outputs = declared(configs[name].output)
+                expected = (TYPES[output.dtype], [-1] * output.rank, False) if here else None
+                assert outputs.get(output.name) == expected, (name, output.name)
 
 
 def test_the_llm_has_no_other_inputs_than_nvidia_s_and_the_list_s(tmp_path):

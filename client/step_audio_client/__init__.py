@@ -21,6 +21,7 @@ from step_audio_client.chat_types import (
     SpeechTiming,
     Thinking,
     TokenLogprob,
+    TopLogprob,
     TtsContent,
 )
 from step_audio_client.client import Delta, Generation, StepAudioClient, Usage
@@ -74,6 +75,7 @@ __all__ = [
     "TokenLogprob",
     "ToolCall",
     "ToolCallParser",
+    "TopLogprob",
     "TtsContent",
     "TtsParser",
     "Unavailable",

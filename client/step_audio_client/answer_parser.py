@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from typing import Literal, get_args
 
 from step_audio.tokenizer import Tokenizer
-from step_audio_client.chat_types import ChatDelta, TokenLogprob, TtsContent
+from step_audio_client.chat_types import ChatDelta, TokenLogprob, TopLogprob, TtsContent
 from step_audio_client.reasoning import BEGIN_MARKERS, END_MARKERS, ReasoningSplitter
 from step_audio_client.stop_strings import StopStrings
 from step_audio_client.tool_calls import ToolCall, ToolCallParser
@@ -77,8 +77,15 @@ class AnswerParser:
         """A stop string was found: nothing more will come."""
         return self._stop.found is not None or self._anywhere.found is not None
 
-    def add(self, token: int, logprob: float | None = None, thought_only: bool = False) -> None:
-        """The next generated token. `thought_only`: what it brings of the answer is left out."""
+    def add(
+        self,
+        token: int,
+        logprob: float | None = None,
+        top: Sequence[tuple[int, float]] = (),
+        thought_only: bool = False,
+    ) -> None:
+        """The next generated token. `top`: the likeliest in its place. `thought_only`: what it brings of the answer is
+        left out."""
         self.completion_tokens += 1
         self._ids.append(token)
         if token in self._stop_ids:
@@ -89,7 +96,8 @@ class AnswerParser:
         # A marker that is a special token is looked for even where special tokens are left out.
         data = self._tokenizer.token_bytes([token], self._skip and not (thinking and token in self._markers))
         if data and logprob is not None:
-            shown = TokenLogprob(data.decode("utf-8", "replace"), tuple(data), logprob, thinking)
+            likeliest = tuple(TopLogprob(*self._shown(id_), value) for id_, value in top)
+            shown = TokenLogprob(data.decode("utf-8", "replace"), tuple(data), logprob, thinking, likeliest)
             self._waiting.append((self._anywhere.size, self._stop.size, shown))
         if speech:
             self._add_speech(token, data)
@@ -172,6 +180,10 @@ class AnswerParser:
         self._new["content"].append(content)
         self._new_calls += calls
         self.calls += len(calls)
+
+    def _shown(self, id_: int) -> tuple[str, tuple[int, ...]]:
+        data = self._tokenizer.token_bytes([id_])
+        return data.decode("utf-8", "replace"), tuple(data)
 
     def _release_logprobs(self) -> None:
         """Those of tokens with any text let pass; with a stop string go the tokens that lie inside it."""

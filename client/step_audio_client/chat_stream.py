@@ -97,7 +97,8 @@ class ChatStream:
     def request(self, guide: Guide | None = None) -> TokenRequest:
         """What is to be generated next."""
         options, used = self._options, self._parser.completion_tokens
-        sampling = replace(options.sampling, logprobs=options.logprobs or options.sampling.logprobs)
+        logprobs = options.logprobs or options.sampling.logprobs or bool(options.sampling.top_logprobs)
+        sampling = replace(options.sampling, logprobs=logprobs)
         if sampling.max_tokens is not None:
             sampling = replace(sampling, max_tokens=sampling.max_tokens - used)
         if sampling.min_tokens is not None and used:
@@ -220,8 +221,8 @@ class ChatStream:
 
     def _read(self, tokens: Tokens, until: Until) -> End | None:
         """Reads up to the token at which a stop string is complete or `until` holds; the generation's end, if it is."""
-        for token, logprob in zip_longest(tokens.token_ids, tokens.logprobs):
-            self._parser.add(token, logprob, thought_only=self._in_two)
+        for token, logprob, top in zip_longest(tokens.token_ids, tokens.logprobs, tokens.top_logprobs):
+            self._parser.add(token, logprob, top or (), thought_only=self._in_two)
             self._ids.append(token)
             if self._parser.stopped or (self._parser.calls and not self._options.parallel_tool_calls):
                 return "stop"

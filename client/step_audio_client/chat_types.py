@@ -111,13 +111,20 @@ class ChatOptions:
 
 
 @dataclass(frozen=True)
-class TokenLogprob:
-    """One generated token. `bytes` may be a part of a character, whose place in `token` is then U+FFFD."""
+class TopLogprob:
+    """One that might have been drawn. `bytes` may be a part of a character, whose place in `token` is then U+FFFD."""
 
     token: str
     bytes: tuple[int, ...]
     logprob: float
+
+
+@dataclass(frozen=True)
+class TokenLogprob(TopLogprob):
+    """One generated token. `top`: the likeliest in its place, if `sampling.top_logprobs` asked for them."""
+
     reasoning: bool = False  # of the thought or its end marker
+    top: tuple[TopLogprob, ...] = ()
 
 
 @dataclass(frozen=True)

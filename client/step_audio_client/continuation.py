@@ -7,7 +7,7 @@ A guide begins with the answer: such a one is generated again, and what has come
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -87,13 +87,14 @@ class Continuation:
         # The engine sends those of the whole answer each time.
         logprobs: list[float] = outputs.get("output_log_probs", np.zeros(0)).reshape(-1).tolist()
         logprobs = logprobs[len(logprobs) - len(ids) :]
+        top = _top_logprobs(outputs)
         if self._again:
             begin = len(self._ids) - self._again
             known = ids[: self._again]
             self._again -= len(known)
             if known != self._ids[begin : begin + len(known)] or (response.final and self._again):
                 raise AnswerLost("the server went away in the middle of the answer, which could not be continued")
-            ids, logprobs = ids[len(known) :], logprobs[len(known) :]
+            ids, logprobs, top = ids[len(known) :], logprobs[len(known) :], top[len(known) :]
         for name in self._blocks.keys() & outputs.keys():  # the final response may have none
             self._blocks[name] = int(outputs[name].item())
         if not self._ids:  # what a server that goes on has found of the prompt is not what was asked
@@ -103,7 +104,7 @@ class Continuation:
         self._ids += ids
         reason = self._reason() if response.final else None
         total, reused = (self._blocks[name] for name in (TOTAL, REUSED))
-        return Tokens(ids, logprobs, self._prompt_tokens, reason, total, reused, self._cached_tokens)
+        return Tokens(ids, logprobs, self._prompt_tokens, reason, top, total, reused, self._cached_tokens)
 
     def _full(self) -> bool:
         return len(self._ids) >= min(self._limit, self._max_seq_len - self._prompt_tokens)
@@ -113,3 +114,11 @@ class Continuation:
         stop words the last token is kept, of end_id it is not."""
         stopped = bool(self._ids) and self._ids[-1] in self._stop_ids
         return "length" if self._full() and not stopped else "stop"
+
+
+def _top_logprobs(outputs: Mapping[str, AnyArray]) -> list[list[tuple[int, float]]]:
+    """Of the tokens of one response; [1, 1, tokens, n] each, -1 where there are fewer."""
+    if "top_log_prob_ids" not in outputs:
+        return []
+    places = zip(outputs["top_log_prob_ids"][0, 0].tolist(), outputs["top_log_probs"][0, 0].tolist(), strict=True)
+    return [[(id_, value) for id_, value in zip(*place, strict=True) if id_ >= 0] for place in places]

@@ -292,7 +292,7 @@ def conflicts(options: ChatOptions) -> list[str]:
     asked = {
         "thinking": options.thinking != Thinking(),
         "response_format": options.guide is not None,
-        "logprobs": options.logprobs or options.sampling.logprobs,
+        "logprobs": options.logprobs or options.sampling.logprobs or bool(options.sampling.top_logprobs),
         "continue_final_message": options.continue_final_message,
         "tool_choice": options.tool_choice not in ("auto", "none"),
         "parallel_tool_calls": not options.parallel_tool_calls,

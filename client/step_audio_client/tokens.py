@@ -33,6 +33,8 @@ class Tokens:
     logprobs: list[float]  # empty unless asked for
     prompt_tokens: int
     finish_reason: FinishReason | None = None  # on the last one
+    # Of each of `token_ids` the likeliest in its place, as id and log-probability; empty unless asked for.
+    top_logprobs: Sequence[Sequence[tuple[int, float]]] = ()
     # Of the KV cache: blocks that prompt and answer take, how many of these held a known beginning, and how many of the
     # prompt's positions that is. On the last one; where the server says so, before.
     total_blocks: int = 0

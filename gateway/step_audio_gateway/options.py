@@ -27,8 +27,8 @@ def check_unsupported(request: ChatRequest) -> None:
             neutral, instead = REFUSED[name]
             if value not in neutral:
                 raise unsupported(name, instead)
-    if request.top_logprobs:
-        raise unsupported("top_logprobs", "only the chosen token's log-probability is known; use logprobs alone")
+    if request.top_logprobs and not request.logprobs:
+        raise refused("top_logprobs needs logprobs", "top_logprobs")
 
 
 def check_mind_paced(request: ChatRequest, options: ChatOptions, separate: bool) -> None:
@@ -89,7 +89,7 @@ def chat_options(
     """One for each of the request's answers; they differ in the seed. Where thought and answer do not come apart,
     stop strings hold for both. Raises ApiError."""
     options = ChatOptions(
-        sampling=_sampling(request, defaults),
+        sampling=dataclasses.replace(_sampling(request, defaults), top_logprobs=request.top_logprobs),
         tools=tuple(tool.model_dump(exclude_unset=True) for tool in request.tools or ()),
         tool_choice=_tool_choice(request),
         parallel_tool_calls=request.parallel_tool_calls is not False,

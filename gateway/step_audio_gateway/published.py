@@ -50,7 +50,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "task": (NEVER, "this model has no tasks to choose from"),
     # Log-probabilities and other figures.
     "prompt_logprobs": (NEVER, "only generated tokens have log-probabilities"),
-    "logprob_token_ids": (NEVER, "only the chosen token's log-probability is known"),
+    "logprob_token_ids": (NEVER, "use top_logprobs"),
     "sampling_logprobs_mode": (NEVER, "log-probabilities are those of what was drawn from"),
     "return_tokens_as_token_ids": (OFF, "tokens are shown as text and bytes"),
     "return_token_ids": (OFF, "the reply has no token ids"),

@@ -20,6 +20,7 @@ NAMES = {
     "max_tokens": "max_output_tokens",
     "response_format": "text.format",
     "reasoning_effort": "reasoning.effort",
+    "logprobs": "include",
 }
 INCLUDED = ("message.output_text.logprobs", "reasoning.encrypted_content")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, Field
 
@@ -55,17 +55,23 @@ class CompletionUsage(BaseModel):
         return cls(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 
-class Logprob(BaseModel):
-    """A generated token and its log-probability. `bytes` is its UTF-8, which may end within a character."""
+class TopLogprob(BaseModel):
+    """A token and its log-probability. `bytes` is its UTF-8, which may end within a character."""
 
     token: str
     logprob: float
     bytes: list[int]
-    top_logprobs: list[Any] = Field(default_factory=list)
+
+
+class Logprob(TopLogprob):
+    """Of a generated token; `top_logprobs`: of the likeliest in its place, as many as were asked for."""
+
+    top_logprobs: list[TopLogprob]
 
     @classmethod
     def of(cls, token: TokenLogprob) -> Logprob:
-        return cls(token=token.token, logprob=token.logprob, bytes=list(token.bytes), top_logprobs=[])
+        top = [TopLogprob(token=one.token, logprob=one.logprob, bytes=list(one.bytes)) for one in token.top]
+        return cls(token=token.token, logprob=token.logprob, bytes=list(token.bytes), top_logprobs=top)
 
 
 class Logprobs(BaseModel):

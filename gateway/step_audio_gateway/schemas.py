@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, create_model
 
-from step_audio.sampling_parameters import INT32, Parameter, offered
+from step_audio.sampling_parameters import INT32, MAX_TOP_LOGPROBS, Parameter, offered
 from step_audio_gateway.controls import (
     ChatTemplateKwargs,
     Effort,
@@ -132,7 +132,12 @@ class ChatRequest(SamplingFields):
     skip_special_tokens: bool | None = True
 
     logprobs: bool | None = Field(False, description="of every generated token, those of the thought included")
-    top_logprobs: int | None = Field(None, ge=0, le=20, description="only 0: the chosen token alone is known")
+    top_logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_TOP_LOGPROBS,
+        description="of the likeliest tokens in each place, too; on GPUs only 0: the chosen token alone is known",
+    )
 
     tools: list[Tool] | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedToolChoice | None = None

@@ -310,7 +310,7 @@ class Engine:
                 if guide is None
                 else "bad_words or min_tokens forbid every token that the guide allows next"
             )
-        token, log_prob, cumulative = drawn
+        token, log_prob, cumulative, top = drawn
         sequence.first_token_ns = sequence.first_token_ns or now
         if token == request.end_id:
             self._finish(active, sequence, "stop")
@@ -320,13 +320,15 @@ class Engine:
         sequence.last_token_ns = now
         self._total_tokens += 1
         log_probs = [log_prob] if request.return_log_probs else []
+        output = SequenceOutput(request.request_id, sequence.index, [token], log_probs, sequence.cum_log_prob)
+        if top is not None:
+            output.top_log_probs = [top]
         finished = sequence.finish_reason()
         if finished:
-            self._finish(active, sequence, finished, [token], log_probs)
+            self._finish(active, sequence, finished, output)
         else:
             if guide is not None:
                 guide.accept(token)
-            output = SequenceOutput(request.request_id, sequence.index, [token], log_probs, sequence.cum_log_prob)
             if sequence.generated == 1:
                 output.stats = sequence.stats(active.arrival_ns)
             self._send(active, output)
@@ -336,21 +338,14 @@ class Engine:
         active: _Active,
         sequence: Sequence,
         finished: Finished,
-        tokens: list[int] | None = None,
-        log_probs: list[float] | None = None,
+        output: SequenceOutput | None = None,
     ) -> None:
-        """The last output of an answer, and of the request if it is its last answer."""
+        """The last output of an answer, by default one without tokens, and of the request if it is its last answer."""
         self._release(active, [sequence])
-        output = SequenceOutput(
-            active.request.request_id,
-            sequence.index,
-            tokens or [],
-            log_probs or [],
-            sequence.cum_log_prob,
-            finished=finished,
-            final=not active.sequences,
-            stats=sequence.stats(active.arrival_ns),
-        )
+        if output is None:
+            output = SequenceOutput(active.request.request_id, sequence.index, [], [], sequence.cum_log_prob)
+        output.finished, output.final = finished, not active.sequences
+        output.stats = sequence.stats(active.arrival_ns)
         self._send(active, output)
         if self._guides is not None and finished != "cancelled":
             self._guides.prepare()

@@ -12,6 +12,7 @@ from step_audio.errors import InvalidRequest, StepAudioError
 from step_audio.guides import Guide
 
 Finished = Literal["stop", "length", "cancelled"]
+TopLogProbs = list[tuple[int, float]]  # of one place: the likeliest tokens, the likeliest first
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ class SequenceOutput:
     token_ids: list[int]  # the new ones
     log_probs: list[float]  # one per token if the request asked for them, else empty
     cum_log_prob: float  # sum over the answer so far, 0.0 unless asked for
+    top_log_probs: list[TopLogProbs] = field(default_factory=list)  # one per token if asked for, else empty
     finished: Finished | None = None  # set on the answer's last output
     error: StepAudioError | None = None  # the request ended by a fault; final is set
     final: bool = False  # the last output of the whole request; there is exactly one, ever
@@ -100,4 +102,5 @@ class GenerationRequest:
     extra_ids: UInt64Array | None = None  # [n], tell apart equal ids of different clips in the KV cache
     num_return_sequences: int = 1  # sequence i draws with seed + i
     return_log_probs: bool = False
+    num_top_log_probs: int = 0  # of the likeliest tokens, in each place; as many as have a finite logit
     guide: Guide | None = None

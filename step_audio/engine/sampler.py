@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from step_audio.arrays import Float32Array, IndexArray, Int32Array
-from step_audio.engine.request import SamplingParams
+from step_audio.engine.request import SamplingParams, TopLogProbs
 
 MAX_TOP_K = 1024
 _MASK64 = 2**64 - 1
@@ -45,6 +45,7 @@ class Draw(NamedTuple):
     token: int
     log_prob: float  # of the token, and its share of the cumulative one; both 0.0 unless asked for
     cumulative: float
+    top: TopLogProbs | None  # unless asked for
 
 
 def largest(rows: Sequence[Float32Array], k: int) -> tuple[IndexArray, Float32Array]:
@@ -93,6 +94,7 @@ class TokenSampler:
         end_id: int | None = None,
         bad_words: list[list[int]] | None = None,
         log_probs: bool = False,
+        top_log_probs: int = 0,
         normalize_log_probs: bool = True,
     ):
         top_k, top_p = params.top_k, params.top_p
@@ -110,6 +112,7 @@ class TokenSampler:
         self.end_id = end_id
         self.bad_words = bad_words or []
         self.log_probs = log_probs
+        self.top_log_probs = top_log_probs
         self.normalize_log_probs = normalize_log_probs
         self.forbids = bool((end_id is not None and params.min_tokens) or self.bad_words or params.min_p)
         self.penalized = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) != (1, 0, 0)
@@ -246,12 +249,16 @@ def _outcome(sampler: TokenSampler, row: Float32Array, token: int, best: float, 
     if not math.isfinite(best):
         return None
     sampler.accept(token)
-    if not sampler.log_probs:
-        return Draw(token, 0.0, 0.0)
+    if not (sampler.log_probs or sampler.top_log_probs):
+        return Draw(token, 0.0, 0.0, None)
     log_prob = (float(row[token]) - best) * sampler.scale
-    plain = log_prob - math.log(_total(row, best, sampler.scale))
-    normalized = sampler.normalize_log_probs and sampler.top_k
-    return Draw(token, log_prob - math.log(within) if normalized else plain, plain)
+    total = math.log(_total(row, best, sampler.scale))
+    mass = math.log(within) if sampler.normalize_log_probs and sampler.top_k else total
+    top = None
+    if sampler.top_log_probs:
+        ids, values = (found[0].tolist() for found in largest([row], sampler.top_log_probs))
+        top = [(i, (v - best) * sampler.scale - mass) for i, v in zip(ids, values, strict=True) if v > -math.inf]
+    return Draw(token, log_prob - mass, log_prob - total, top)
 
 
 def _total(row: Float32Array, best: float, scale: float) -> float:

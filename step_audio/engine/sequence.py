@@ -74,6 +74,7 @@ class Sequence:
             end_id=request.end_id,
             bad_words=request.bad_words,
             log_probs=request.return_log_probs,
+            top_log_probs=request.num_top_log_probs,
             normalize_log_probs=self.normalize_log_probs,
         )
 

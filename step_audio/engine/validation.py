@@ -9,6 +9,7 @@ from step_audio.engine.request import GenerationRequest
 from step_audio.engine.trtllm_checkpoint import EngineSpec
 from step_audio.errors import ContextTooLong, InvalidRequest
 from step_audio.guides import MAX_GRAMMAR_LENGTH, MAX_GUIDE_LENGTH
+from step_audio.sampling_parameters import MAX_TOP_LOGPROBS
 
 MAX_WORDS = 1024  # bad words cost every step of the whole batch
 MAX_RETURN_SEQUENCES = 64  # each takes memory from the moment the request is queued
@@ -34,6 +35,11 @@ def validate(request: GenerationRequest, spec: EngineSpec, *, reuse: bool, chunk
         raise InvalidRequest(
             f"num_return_sequences must be between 1 and {MAX_RETURN_SEQUENCES}, not {request.num_return_sequences}",
             "num_return_sequences",
+        )
+    if not 0 <= request.num_top_log_probs <= MAX_TOP_LOGPROBS:
+        raise InvalidRequest(
+            f"num_top_log_probs must be between 0 and {MAX_TOP_LOGPROBS}, not {request.num_top_log_probs}",
+            "num_top_log_probs",
         )
     _check_prompt_table(request, spec, ids)
     request.input_ids = ids.astype(np.int32, copy=False)

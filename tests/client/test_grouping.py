@@ -88,7 +88,13 @@ def responses(ids: list[int], seed: int | None) -> list[service_pb2.ModelStreamI
             "output_log_probs": np.array([[[-i / 1000 for i in ids[:end]]]], np.float32).reshape(1, 1, -1),
             "num_input_tokens": np.array([[10]], np.int32),
         }
-        if last:
+        if begin < end:  # of this response's tokens, the second of them not everywhere
+            likeliest = [[i, i + 1 if i % 2 else -1] for i in ids[begin:end]]
+            outputs |= {
+                "top_log_prob_ids": np.array([[likeliest]], np.int32),
+                "top_log_probs": np.array([[likeliest]], np.float32) / -1000,
+            }
+        if n == 0 or last:
             outputs |= {
                 "kv_cache_alloc_total_blocks": np.array([[5]], np.int32),
                 "kv_cache_reused_blocks": np.array([[3]], np.int32),
@@ -126,7 +132,10 @@ async def test_chat_over_the_wire(ids):
     first = None
     for seed in SEEDS:
         async with served(script(*responses(ids, seed))) as (_, client):
-            deltas = [delta async for delta in client.chat(QUESTION, ChatOptions(logprobs=True))]
+            options = ChatOptions(Sampling(top_logprobs=2))
+            deltas = [delta async for delta in client.chat(QUESTION, options)]
+        for one in (logprob for delta in deltas for logprob in delta.logprobs):
+            assert (one.top[0].bytes, one.top[0].logprob) == (one.bytes, pytest.approx(one.logprob))
         whole = (
             *("".join(getattr(d, name) for d in deltas) for name in ("reasoning", "content", "raw")),
             *([x for d in deltas for x in getattr(d, name)] for name in ("token_ids", "logprobs")),

@@ -15,7 +15,9 @@ def logits(vocab=200, seed=0, scale=2.0):
 
 def sampler(vocab=200, prompt=PROMPT, index=0, **fields):
     kept = {
-        key: fields.pop(key) for key in ("end_id", "bad_words", "log_probs", "normalize_log_probs") if key in fields
+        key: fields.pop(key)
+        for key in ("end_id", "bad_words", "log_probs", "top_log_probs", "normalize_log_probs")
+        if key in fields
     }
     return TokenSampler(SamplingParams(**fields), prompt, vocab, index=index, **kept)
 
@@ -25,7 +27,7 @@ def next_token(ours, row, history=PROMPT):
     penalize([row], [ours])
     ours.forbid(row, history)
     (drawn,) = draw([row], [ours])
-    return drawn
+    return drawn and drawn[:3]
 
 
 def modified(row, history, *, temperature=1.0, repetition=1.0, presence=0.0, frequency=0.0):
@@ -143,6 +145,7 @@ def test_who_else_is_in_the_batch_does_not_matter():
         {"top_k": 50, "top_p": 0.9, "temperature": 0.7, "repetition_penalty": 1.05},
         {"top_k": 50, "temperature": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.2},
         {"top_p": 0.8, "log_probs": True},
+        {"top_k": 7, "top_log_probs": 3},
         {"top_k": 50, "log_probs": True, "normalize_log_probs": False},
         {"min_p": 0.1, "top_p": 1},
         {"end_id": 7, "min_tokens": 3, "repetition_penalty": 1.4},
@@ -210,6 +213,30 @@ def test_penalties_match_transformers_where_the_definitions_agree():
     ours = sampler(prompt=np.array(history), repetition_penalty=1.8)
     theirs = RepetitionPenaltyLogitsProcessor(1.8)(torch.tensor([history]), torch.from_numpy(row.copy())[None])
     assert next_token(ours, row, np.array(history))[0] == theirs.argmax()
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("fields", [{}, {"top_k": 4}, {"top_p": 0.8, "temperature": 0.7}, {"presence_penalty": 3}])
+def test_the_likeliest_in_a_place(fields, normalize):
+    """Beside the token's own, on the same scale; what is out of the question is not among them."""
+    row = logits()
+    order = np.argsort(-row)
+    words = [[int(order[0])], [int(order[4])]]
+    ours = sampler(**fields, bad_words=words, log_probs=True, top_log_probs=5, normalize_log_probs=normalize, seed=3)
+    penalize([row], [ours])
+    ours.forbid(row, PROMPT)
+    expected = torch.log_softmax(torch.from_numpy(row.astype(np.float64) * ours.scale), 0).numpy()
+    if normalize and ours.top_k:
+        expected -= np.log(np.exp(np.sort(expected)[-ours.top_k :]).sum())
+    (drawn,) = draw([row.copy()], [ours])
+    best = np.argsort(-row, kind="stable")[:5]
+    assert [token for token, _ in drawn.top] == best.tolist() and not {word[0] for word in words} & set(best)
+    assert [value for _, value in drawn.top] == pytest.approx(expected[best].tolist(), abs=1e-5)
+    assert drawn.log_prob == pytest.approx(expected[drawn.token], abs=1e-5)
+    few = np.full(200, -np.inf, np.float32)
+    few[7] = 1.0
+    (drawn,) = draw([few], [sampler(top_log_probs=5)])
+    assert drawn.top == [(7, 0.0)]
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(7, 0.8), (0, 0.8), (0, 0)])

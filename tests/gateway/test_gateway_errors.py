@@ -80,7 +80,6 @@ async def test_thinking_that_contradicts_itself():
 @pytest.mark.parametrize(
     "name, value",
     [
-        ("top_logprobs", 3),
         ("length_penalty", 2),
         ("best_of", 2),
         ("logit_bias", {"1": 5}),

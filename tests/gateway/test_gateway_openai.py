@@ -85,6 +85,9 @@ def test_logprobs_and_n(client):
     for choice in reply.choices:
         first = choice.logprobs.content[0]
         assert (first.token, first.logprob, first.bytes, first.top_logprobs) == ("Four", -0.25, list(b"Four"), [])
+    reply = client.chat.completions.create(model="tiny", messages=HELLO, logprobs=True, top_logprobs=1)
+    (other,) = reply.choices[0].logprobs.content[0].top_logprobs
+    assert (other.token, other.logprob, other.bytes) == ("Five", -1.5, list(b"Five"))
     chunks = client.chat.completions.create(model="tiny", messages=HELLO, logprobs=True, stream=True)
     assert [t.token for c in chunks if c.choices[0].logprobs for t in c.choices[0].logprobs.content] == ["Four", "."]
 

@@ -120,6 +120,9 @@ def test_settings_of_the_answer(client, fake, play):
     assert (sampling.max_tokens, sampling.temperature, sampling.top_k) == (9, 0.5, 3) and fake.options.stop == ("x",)
     assert fake.options.thinking == Thinking("off") and reply.metadata == {"a": "b"} and reply.temperature == 0.5
     assert [token.token for token in reply.output[0].content[0].logprobs] == ["Four", "."]
+    more = {"include": ["message.output_text.logprobs"], "top_logprobs": 1}
+    reply = client.responses.create(model="tiny", input="hello", **more)
+    assert reply.output[0].content[0].logprobs[0].top_logprobs[0].token == "Five"
     report = AudioReport(0, 0.5, False)
     play(REPLY[2], ChatDelta(finish_reason="length", usage=USAGE, audio=(report,)))
     cut = client.responses.create(model="tiny", input="hello")
@@ -165,6 +168,7 @@ def test_a_fault_in_the_middle_is_the_last_event(client, play):
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0]"),
         ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "a"}]}]}, "input[0].content[0]"),
         ({"input": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "!"}}]}]}, "input"),
+        ({"top_logprobs": 2}, "top_logprobs"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"extra_body": {"top_k": "x"}}, "top_k"),
         ({"extra_body": {"cache_salt": "x"}}, "cache_salt"),

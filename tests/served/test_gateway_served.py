@@ -132,6 +132,19 @@ def test_streamed_is_whole_and_seeds_count(client):
     assert second.usage.completion_tokens == 12 and second.choices[0].finish_reason == "length"
 
 
+def test_top_logprobs_reach_the_engine(client):
+    ask = {"model": "R1", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 9, "temperature": 0}
+    for stream in (False, True):
+        reply = client.chat.completions.create(**ask, logprobs=True, top_logprobs=3, stream=stream)
+        choices = [chunk.choices[0] for chunk in reply] if stream else reply.choices
+        places = [one for choice in choices if choice.logprobs for one in choice.logprobs.content]
+        assert places
+        for one in places:
+            values = [top.logprob for top in one.top_logprobs]
+            assert len(values) == 3 and values == sorted(values, reverse=True)
+            assert (one.bytes, one.logprob) == (one.top_logprobs[0].bytes, values[0])
+
+
 def test_what_was_cached_is_told(client):
     """To who is answered to the end, and to who has it stopped."""
     text = f"{uuid.uuid4()} " * 8

@@ -96,8 +96,9 @@ def test_the_rest_of_what_is_supported():
     one = row(
         end_id=scalars(77), stop_words_list=words, bad_words_list=words, num_return_sequences=scalars(4),
         prompt_embedding_table=hidden, prompt_table_extra_ids=extra, prompt_vocab_size=scalars(2), pad_id=scalars(0),
+        num_top_log_probs=scalars(3),
     )  # fmt: skip
-    assert (one.end_id, one.num_return_sequences) == (77, 4)
+    assert (one.end_id, one.num_return_sequences, one.num_top_log_probs) == (77, 4, 3)
     assert one.stop_words == one.bad_words == [[1], [2, 3]]
     assert one.prompt_table.shape == (2, 4) and one.extra_ids.tolist() == [0, 8, 0]
 

@@ -195,6 +195,18 @@ def test_only_what_was_asked_for(pool):
     assert all(array.dtype == np.int64 for name, array in full.items() if name.endswith("_ns"))
 
 
+def test_the_likeliest_tokens_of_each_place(pool):
+    """Of a response's own tokens, padded where there are fewer."""
+    client = Client()
+    responses = stream(pool, client, streaming=False)
+    responses.put(0, output(5, top_log_probs=[[(5, -0.25), (9, -2.0)]]))
+    responses.put(0, output(6, top_log_probs=[[(6, 0.0)]]))
+    responses.put(0, output(finished="stop", final=True))
+    ((told, *_),) = client.wait().responses
+    assert told["top_log_prob_ids"].tolist() == [[[[5, 9], [6, -1]]]]
+    assert told["top_log_probs"].tolist() == [[[[-0.25, -2.0], [0.0, -np.inf]]]]
+
+
 def test_the_use_of_the_cache_comes_with_the_first_token(pool):
     """Who leaves in the middle has been told, too."""
     client = Client()

@@ -21,7 +21,7 @@ from step_audio import sampling_parameters
 from step_audio.audio import encode_wav
 from step_audio.chat_template import load_template
 from step_audio.tokenizer import Tokenizer
-from step_audio_client import ChatDelta, ChatOptions, ChatUsage, Counts, TokenLogprob, ToolCall
+from step_audio_client import ChatDelta, ChatOptions, ChatUsage, Counts, TokenLogprob, ToolCall, TopLogprob
 from step_audio_client.messages import split_audio
 from step_audio_gateway.app import create_app
 from step_audio_gateway.server import listen, server_of
@@ -53,8 +53,9 @@ def script(messages: list[dict[str, Any]], options: ChatOptions) -> list[Step]:
         return [*REPLY[:2], ChatDelta(tool_calls=(call,), raw=text), ChatDelta(finish_reason="tool_calls", usage=USAGE)]
     if options.logprobs:
         words = [("Four", -0.25), (".", -0.5)]
+        top = (TopLogprob("Five", tuple(b"Five"), -1.5),) * (options.sampling.top_logprobs or 0)
         return [
-            ChatDelta(content=w, raw=w, logprobs=(TokenLogprob(w, tuple(w.encode()), p),)) for w, p in words
+            ChatDelta(content=w, raw=w, logprobs=(TokenLogprob(w, tuple(w.encode()), p, top=top),)) for w, p in words
         ] + REPLY[-1:]
     return list(REPLY)
 

@@ -42,9 +42,10 @@ OTHERS = (
     "pad_id",
     "guided_decoding_guide_type",
     "guided_decoding_guide",
+    "num_top_log_probs",
 )
 # Input name -> field of SamplingParams.
-SAMPLING = {one.input: one.name for one in PARAMETERS if one.input not in (*REQUIRED, *FLAGS)}
+SAMPLING = {one.input: one.name for one in PARAMETERS if one.input not in (*REQUIRED, *FLAGS, *OTHERS)}
 SUPPORTED = frozenset((*REQUIRED, *SAMPLING, *FLAGS, *OTHERS))
 
 # Of those that are not one value a row.
@@ -194,6 +195,7 @@ def _row(
         extra_ids=None if extra_ids is None else np.ascontiguousarray(extra_ids[row]),
         num_return_sequences=1 if (answers := scalar("num_return_sequences")) is None else answers,
         return_log_probs=options.log_probs,
+        num_top_log_probs=scalar("num_top_log_probs") or 0,
         guide=_guide(text("guided_decoding_guide_type"), text("guided_decoding_guide")),
         on_output=lambda output: on_output(row, output),
     )

@@ -23,7 +23,7 @@ from itertools import count
 import numpy as np
 
 from step_audio.arrays import AnyArray, Int32Array, Int64Array
-from step_audio.engine.request import SequenceOutput
+from step_audio.engine.request import SequenceOutput, TopLogProbs
 from step_audio.errors import Code, StepAudioError
 from step_audio.steps.trtllm.request import ResponseOptions
 
@@ -169,6 +169,8 @@ class ResponseStream:
         if options.log_probs:  # of the whole answer, in every response
             tensors["output_log_probs"] = np.array(log_probs, np.float32).reshape(1, 1, -1)
             tensors["cum_log_probs"] = np.array([[last.cum_log_prob]], np.float32)
+        if tops := [top for output in outputs for top in output.top_log_probs]:  # of this response
+            tensors |= _top_log_probs(tops)
         if options.num_input_tokens:
             tensors["num_input_tokens"] = _int32(len(self.prompts[row]))
         if options.num_output_tokens:  # of this response
@@ -188,6 +190,16 @@ class ResponseStream:
                 "total_draft_tokens": _int32(0),
             }
         return tensors
+
+
+def _top_log_probs(tops: list[TopLogProbs]) -> dict[str, AnyArray]:
+    """Places with fewer tokens than others end in -1, and -infinity."""
+    shape = (1, 1, len(tops), max(map(len, tops)))
+    ids, values = np.full(shape, -1, np.int32), np.full(shape, -np.inf, np.float32)
+    for place, top in enumerate(tops):
+        ids[0, 0, place, : len(top)] = [token for token, _ in top]
+        values[0, 0, place, : len(top)] = [value for _, value in top]
+    return {"top_log_prob_ids": ids, "top_log_probs": values}
 
 
 def _int32(value: int) -> Int32Array:
