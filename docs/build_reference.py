@@ -24,14 +24,23 @@ from step_audio.conversation import ROLES, SAME_ROLES
 from step_audio.engine import EngineStats
 from step_audio.markdown import markdown_table
 from step_audio.sampling_parameters import PARAMETERS, Parameter
+from step_audio.settings import fields_of, names_of
 from step_audio.steps.trtllm.metrics import FAMILIES, readings
 from step_audio_client import StepAudioClient
+from step_audio_gateway import vllm_flags as http_flags
 from step_audio_gateway.app import create_app
 from step_audio_gateway.metrics import REFUSALS, Metrics
 from step_audio_gateway.settings import GatewaySettings
+from step_audio_server.commands import vllm_flags as serve_flags
+from step_audio_server.settings import ServeSettings
 
 FOLDER = Path(__file__).parent / "reference"
 NOTE = "<!-- Written by docs/build_reference.py: change the docstrings, then run `make docs`. -->"
+
+FROM_VLLM = """`step-audio serve DIR` takes the flags of `vllm serve` that mean the same. `step-audio gateway`, which is
+the HTTP API alone, takes those that are about HTTP. It listens on port 9999; 8000 to 8002 are Triton's own
+(`--http-port`, `--grpc-port`, `--metrics-port`). `--config` is TOML, not YAML. DIR is a directory:
+`step-audio build --model HF_ID@REVISION` downloads. What requests may hold: [openai-api.md](../openai-api.md)."""
 
 # Modules of the client library in the order in which they are read, and what they are about.
 MODULES = {
@@ -61,6 +70,7 @@ def pages() -> dict[str, str]:
         "http.md": http_page(),
         "metrics.md": metrics_page(),
         "requests.md": requests_page(),
+        "vllm.md": vllm_page(),
     }
 
 
@@ -274,6 +284,39 @@ def requests_page() -> str:
         "`step_audio/chat_template.py`.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def vllm_page() -> str:
+    """From the lists by which flags are read."""
+    fields = fields_of(ServeSettings)
+    other = [
+        (f"`--{name.replace('_', '-')}`", f"`--{names[0].replace('_', '-')}`", fields[names[0]].description or "")
+        for names in map(names_of, fields, fields.values())
+        for name in names[1:]
+    ]
+    same = ", ".join(f"`{flag}`" for flag in (*http_flags.SAME, *serve_flags.SAME))
+    tables = (http_flags.ALWAYS | serve_flags.ALWAYS, http_flags.REFUSED | serve_flags.REFUSED)
+    always, refused = ([(f"`{flag}`", text) for flag, text in table.items()] for table in tables)
+    return (
+        "\n\n".join(
+            [
+                "# For those who come from `vllm serve`",
+                NOTE,
+                FROM_VLLM,
+                f"Of the same name and meaning: {same}.",
+                "## Other names",
+                "Understood as flags, in the environment (`STEP_AUDIO_MAX_MODEL_LEN`) and in the file.",
+                markdown_table([("`vllm serve`", "here", ""), *other], numbers=False),
+                "## What is so in any case",
+                "These are taken, and change nothing.",
+                markdown_table([("`vllm serve`", ""), *always], numbers=False),
+                "## Refused by name",
+                "They mean something that is not done here, or is done otherwise. Any other flag is unknown.",
+                markdown_table([("`vllm serve`", "instead"), *refused], numbers=False),
+            ]
+        )
+        + "\n"
+    )
 
 
 def metrics_page() -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
-from pydantic import AliasChoices, BaseModel, Field, ValidationError, create_model
+from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from step_audio.config import Strict
@@ -77,9 +77,12 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 def add_flags(parser: argparse._ActionsContainer, fields: Mapping[str, FieldInfo]) -> None:
     """One flag a field; what is not given stays None."""
     for name, field in fields.items():
-        flags = [f"--{alias.replace('_', '-')}" for alias in _names(name, field)]
+        flags = [f"--{alias.replace('_', '-')}" for alias in names_of(name, field)]
         text = f"{field.description}{_default(field)}".replace("%", "%%")
-        parser.add_argument(*flags, dest=name, default=None, help=text, **_form(name, _plain(field.annotation)))
+        form = _form(name, _plain(field.annotation))
+        if any(isinstance(one, BeforeValidator) for one in field.metadata):  # it reads other words, too
+            form.pop("type", None)
+        parser.add_argument(*flags, dest=name, default=None, help=text, **form)
 
 
 def said(fields: Mapping[str, FieldInfo], arguments: argparse.Namespace) -> dict[str, Any]:
@@ -127,7 +130,8 @@ def _read(config: Path | None) -> dict[str, Any]:
     return {name.replace("-", "_"): value for name, value in read.items()}
 
 
-def _names(name: str, field: FieldInfo) -> list[str]:
+def names_of(name: str, field: FieldInfo) -> list[str]:
+    """Its own first."""
     alias = field.validation_alias
     return [str(choice) for choice in alias.choices] if isinstance(alias, AliasChoices) else [name]
 

@@ -20,7 +20,7 @@ from step_audio_gateway.chat import FAILURES, chat_routes
 from step_audio_gateway.core import Gateway
 from step_audio_gateway.errors import ErrorBody
 from step_audio_gateway.fetch import Fetcher
-from step_audio_gateway.middleware import GUARDED, Guard, Observe
+from step_audio_gateway.middleware import GUARDED, Guard, Observe, Under
 from step_audio_gateway.page import page_routes
 from step_audio_gateway.response_route import response_routes
 from step_audio_gateway.responses import ChatCompletionChunk, Model, ModelList, Status, Version
@@ -41,7 +41,13 @@ def create_app(
     gateway = Gateway(settings, client, fetcher)
     keys = Keys(settings.keys())
     admission = Admission(settings, client, len(keys), gateway.metrics)
-    app = FastAPI(title="Step-Audio-R1", version=version("step-audio-triton"), redoc_url=None, docs_url=None)
+    app = FastAPI(
+        title="Step-Audio-R1",
+        version=version("step-audio-triton"),
+        redoc_url=None,
+        docs_url=None,
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
+    )
     app.state.log_content = settings.log_content
     app.state.metrics = gateway.metrics
     errors.install(app)
@@ -63,6 +69,8 @@ def create_app(
             expose_headers=["X-Request-Id", "Retry-After"],
         )
     app.add_middleware(Observe, metrics=gateway.metrics, tracer=tracer)
+    if settings.root_path:
+        app.add_middleware(Under, root=settings.root_path)
     _describe(app, bool(keys))
     return app
 

@@ -6,8 +6,10 @@ import argparse
 from typing import Any
 
 from step_audio.command_line import Commands, add_command
+from step_audio.foreign_flags import add_foreign_flags
 from step_audio.settings import Settings, add_config, add_flags, fields_of, said, values_for
 from step_audio_gateway.settings import GatewaySettings
+from step_audio_gateway.vllm_flags import ALWAYS, REFUSED
 
 DESCRIPTION = "Open the OpenAI-compatible HTTP API and the playground in front of servers that run already."
 
@@ -21,6 +23,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     parser = add_command(commands, "gateway", run, DESCRIPTION)
     add_config(parser)
     add_flags(parser.add_argument_group("HTTP"), FIELDS)
+    add_foreign_flags(parser, REFUSED, ALWAYS)
     return parser
 
 
@@ -29,6 +32,7 @@ def add_serve_flags(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument("--headless", action="store_true", help="gRPC only: no HTTP API, no playground")
     add_flags(parser.add_argument_group("HTTP"), SERVE_FIELDS)
+    add_foreign_flags(parser, REFUSED, ALWAYS)
 
 
 def serve_settings(

@@ -10,6 +10,7 @@ import uuid
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from step_audio import tracing
@@ -52,6 +53,21 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry)
+
+
+class Under:
+    """Cuts the path off under which a proxy shows the server: for all that is within, keys too, there is none."""
+
+    def __init__(self, app: ASGIApp, root: str):
+        self.app = app
+        self.root = root
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == self.root:
+            return await RedirectResponse(f"{self.root}/")(scope, receive, send)  # the page's links are relative
+        if scope["type"] == "http" and scope["path"].startswith(f"{self.root}/"):
+            scope = {**scope, "path": scope["path"].removeprefix(self.root)}
+        await self.app(scope, receive, send)
 
 
 class Observe:

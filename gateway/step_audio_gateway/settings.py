@@ -45,6 +45,13 @@ def _domains(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+def _root(path: str) -> str:
+    if path and not _ROOT.fullmatch(path):
+        raise ValueError("write it as /name, or /name/name, without a slash at the end")
+    return path
+
+
+_ROOT = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]+)?", re.IGNORECASE)
 _DOMAIN = re.compile(r"(\*\.)?([a-z0-9_]([a-z0-9_-]*[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?", re.IGNORECASE)
 Several = Annotated[tuple[str, ...], BeforeValidator(_several)]
@@ -56,6 +63,9 @@ class GatewaySettings(Settings):
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all, then set --api-key")
     port: int = Field(9999, ge=1, le=65535, description="port to listen on")
+    root_path: Annotated[str, AfterValidator(_root)] = Field(
+        "", description="path under which a proxy shows the server, as /speech, whether the proxy cuts it off or not"
+    )
     triton: Several = Field(("127.0.0.1:8001",), min_length=1, description="gRPC addresses of the served model")
     triton_ca: Path | None = Field(
         None, description="PEM certificates of those who sign the servers' at grpcs:// addresses (default: public ones)"

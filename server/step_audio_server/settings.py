@@ -50,12 +50,17 @@ class Certificates:
 class ServeSettings(Settings):
     """Everything `step-audio serve` can be told."""
 
-    checkpoint: Path = Field(description="directory of a Step-Audio checkpoint (required)")
+    checkpoint: Path = Field(
+        validation_alias=AliasChoices("checkpoint", "model"),
+        description="directory of a Step-Audio checkpoint (required)",
+    )
     work_dir: Path = Field(description="for what is built (default: CHECKPOINT.step-audio beside it)")
     profile: str | None = Field(
         None, description="on GPUs: what `step-audio build` made for them (default: on the CPU)"
     )
-    tp: PositiveInt = Field(4, description="ranks of the decoder")
+    tp: PositiveInt = Field(
+        4, validation_alias=AliasChoices("tp", "tensor_parallel_size"), description="ranks of the decoder"
+    )
     dtype: DType | None = Field(None, description="of weights and activations (default: the checkpoint's own)")
     max_batch_size: PositiveInt = Field(
         32, validation_alias=AliasChoices("max_batch_size", "max_num_seqs"), description="sequences in flight"
@@ -65,7 +70,11 @@ class ServeSettings(Settings):
         validation_alias=AliasChoices("max_seq_len", "max_model_len"),
         description="positions of prompt and answer (default: the checkpoint's, up to 32768)",
     )
-    max_num_tokens: PositiveInt = Field(2048, description="positions computed in one step, all requests together")
+    max_num_tokens: PositiveInt = Field(
+        2048,
+        validation_alias=AliasChoices("max_num_tokens", "max_num_batched_tokens"),
+        description="positions computed in one step, all requests together",
+    )
     max_prompt_table_rows: PositiveInt | None = Field(
         None, description="audio tokens of a request (default: max-seq-len)"
     )
@@ -79,8 +88,16 @@ class ServeSettings(Settings):
     decoder_matrices: Literal["stored", "int8"] = Field(
         "stored", description="on a CPU: as they are stored, or rounded to 8 bits when the server starts"
     )
-    kv_cache_reuse: bool = Field(True, description="keep the blocks of earlier prompts for later ones (default: yes)")
-    chunked_context: bool = Field(True, description="compute long prompts in parts (default: yes)")
+    kv_cache_reuse: bool = Field(
+        True,
+        validation_alias=AliasChoices("kv_cache_reuse", "enable_prefix_caching"),
+        description="keep the blocks of earlier prompts for later ones (default: yes)",
+    )
+    chunked_context: bool = Field(
+        True,
+        validation_alias=AliasChoices("chunked_context", "enable_chunked_prefill"),
+        description="compute long prompts in parts (default: yes)",
+    )
     batch_scheduler_policy: Literal["guaranteed_no_evict", "max_utilization"] = Field(
         "guaranteed_no_evict", description="which requests may start"
     )

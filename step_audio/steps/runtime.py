@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import AliasChoices, BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from step_audio.chat_template import load_template
 from step_audio.config import DType, ModelConfig, Strict
@@ -12,10 +14,27 @@ from step_audio.mel import LengthRule
 from step_audio.serving_info import ServedLimits, ServingInfo
 
 
+def _audios(value: Any) -> Any:
+    """Of `4`, `audio=4`, `{"audio": 4}`, and with other kinds of which there may be none."""
+    if isinstance(value, str) and value.startswith("{"):
+        value = json.loads(value)
+    elif isinstance(value, str) and "=" in value:
+        value = dict(pair.split("=", 1) for pair in value.split(","))
+    if not isinstance(value, dict):
+        return value
+    if others := [kind for kind, most in value.items() if kind != "audio" and str(most) != "0"]:
+        raise ValueError(f"{others[0]}: the model hears recordings, and takes nothing else")
+    return value.get("audio")
+
+
 class Limits(Strict):
     """What one request may hold. Checked before anything is decoded, as far as it can be known then."""
 
-    max_audios: NonNegativeInt = Field(default=64, description="recordings in a request")
+    max_audios: Annotated[NonNegativeInt, BeforeValidator(_audios)] = Field(
+        default=64,
+        validation_alias=AliasChoices("max_audios", "limit_mm_per_prompt"),
+        description="recordings in a request: 4, or as vLLM has it, audio=4",
+    )
     # 85 minutes fill 65,536 positions.
     max_audio_seconds: NonNegativeFloat = Field(default=5100.0, description="of all recordings of a request")
     max_audio_bytes: PositiveInt = Field(default=512 << 20, description="of all recordings of a request")

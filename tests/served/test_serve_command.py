@@ -68,7 +68,7 @@ def refused(*arguments: str) -> str:
 
 def test_what_serve_refuses(checkpoint, work_dir, service, tmp_path):
     here = ("--checkpoint", str(checkpoint), "--work-dir", str(work_dir))
-    assert "give --checkpoint DIR" in refused("serve")
+    assert "step-audio serve DIR" in refused("serve")
     assert "does not exist" in refused("serve", "--checkpoint", str(tmp_path / "nothing"))
     port = str(service.settings.grpc_port)
     assert f"port {port} is in use: choose another with --grpc-port" in refused("serve", *here, "--grpc-port", port)

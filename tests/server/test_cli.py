@@ -1,17 +1,21 @@
 """The command: help for every subcommand, and one line with status 1 for whatever goes wrong."""
 
+import argparse
 import json
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from export_fixture import export_nothing
 from step_audio.config import ModelConfig
+from step_audio_gateway import vllm_flags as HTTP_FLAGS
 from step_audio_server.commands import cli
+from step_audio_server.commands import vllm_flags as FLAGS
 from step_audio_server.launch.ports import free_ports
 from step_audio_server.serve import Service
 from step_audio_server.settings import ServeSettings
@@ -45,6 +49,96 @@ def fails(capsys):
         return lines[0]
 
     return run
+
+
+class Served(Exception):
+    """What would have been served: settings, and those of the gateway."""
+
+
+@pytest.fixture
+def serves(monkeypatch):
+    """Run `step-audio serve` or `gateway` up to where it would begin; the settings."""
+
+    def run(*arguments) -> tuple:
+        def begin(*settings):
+            raise Served(*settings)
+
+        monkeypatch.setattr("step_audio_server.serve.Service", lambda settings, echo, gateway: begin(settings, gateway))
+        monkeypatch.setattr("step_audio_gateway.server.serve", begin)
+        with pytest.raises(Served) as begun:
+            cli.main([str(argument) for argument in arguments])
+        return begun.value.args
+
+    return run
+
+
+def test_a_command_line_of_vllm_s(serves, tmp_path):
+    """What means the same is understood under vLLM's name, and what is so in any case is taken."""
+    settings, gateway = serves(
+        "serve", tmp_path,
+        *("--served-model-name", "R1", "--host", "0.0.0.0", "--port", 8100, "--api-key", "a", "b"),
+        *("--tensor-parallel-size", 2, "--max-model-len", 4096, "--max-num-seqs", 8, "--max-num-batched-tokens", 512),
+        *("--no-enable-prefix-caching", "--no-enable-chunked-prefill", "--dtype", "bfloat16"),
+        *("--limit-mm-per-prompt", '{"audio": 3, "image": 0}', "--root-path", "/speech"),
+        *("--trust-remote-code", "--enable-auto-tool-choice", "--interleave-mm-strings", "--no-enable-log-requests"),
+    )  # fmt: skip
+    assert (settings.checkpoint, settings.tp, settings.max_seq_len, settings.dtype) == (tmp_path, 2, 4096, "bfloat16")
+    assert (settings.max_batch_size, settings.max_num_tokens, settings.limits.max_audios) == (8, 512, 3)
+    assert not settings.kv_cache_reuse and not settings.chunked_context
+    assert (gateway.served_model_name, gateway.api_key, gateway.root_path) == (("R1",), ("a", "b"), "/speech")
+    assert (gateway.host, gateway.port) == ("0.0.0.0", 8100)
+
+
+@pytest.mark.parametrize("way", [["DIR"], ["--model", "DIR"], ["--checkpoint", "DIR"]])
+def test_the_model_s_directory(serves, fails, way, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert serves("serve", *way)[0].checkpoint == Path("DIR")
+    assert "give one of them" in fails("serve", "DIR", "--checkpoint", "OTHER")
+
+
+@pytest.mark.parametrize(
+    ("said", "audios"), [("5", 5), ("audio=5", 5), ("image=0,audio=5", 5), ('{"audio": 5}', 5), ('{"audio": 0}', 0)]
+)
+def test_how_many_recordings(serves, said, audios, tmp_path, monkeypatch):
+    assert serves("serve", tmp_path, "--max-audios", said)[0].limits.max_audios == audios
+    monkeypatch.setenv("STEP_AUDIO_LIMIT_MM_PER_PROMPT", said)
+    assert serves("serve", tmp_path)[0].limits.max_audios == audios
+
+
+@pytest.mark.parametrize(
+    "said", ["many", "audio=many", '{"image": 1}', '{"audio": ', "audio=2,video=1", "-1", "video=0"]
+)
+def test_no_number_of_recordings(fails, said, tmp_path):
+    assert "max_audios: " in fails("serve", tmp_path, f"--limit-mm-per-prompt={said}")
+
+
+@pytest.mark.parametrize("flag", [*HTTP_FLAGS.REFUSED, *FLAGS.REFUSED])
+@pytest.mark.parametrize("value", [[], ["1"]])
+def test_what_means_something_else_is_refused_by_name(fails, flag, value, tmp_path):
+    told = fails("serve", tmp_path, flag, *value)
+    assert told == f"step-audio: {flag} is no flag of this server's: {(HTTP_FLAGS.REFUSED | FLAGS.REFUSED)[flag]}"
+
+
+def test_flags_that_are_named_are_there():
+    """In what is told instead, and in the list of those that are the same."""
+    (parser,) = [
+        choices["serve"]
+        for a in cli._parser()._actions
+        if isinstance(choices := a.choices, dict) and "serve" in choices
+    ]
+    known = {flag for action in parser._actions if action.help != argparse.SUPPRESS for flag in action.option_strings}
+    told = " ".join([*HTTP_FLAGS.REFUSED.values(), *FLAGS.REFUSED.values()])
+    named = set(re.findall(r"--[a-z-]+", re.sub(r"`step-audio [^`]*`", "", told)))
+    assert named and {*named, *HTTP_FLAGS.SAME, *FLAGS.SAME} <= known
+    assert not known.intersection([*HTTP_FLAGS.REFUSED, *FLAGS.REFUSED, *HTTP_FLAGS.ALWAYS, *FLAGS.ALWAYS])
+
+
+def test_the_gateway_alone(serves, fails):
+    (settings,) = serves("gateway", "--root-path", "/a/b", "--enable-auto-tool-choice", "--port", 8100)
+    assert (settings.root_path, settings.port) == ("/a/b", 8100)
+    assert "--log-content" in fails("gateway", "--enable-log-requests")
+    for path in ("speech", "/speech/", "/", "/a//b", "/a?b"):
+        assert "root_path: " in fails("gateway", "--root-path", path)
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])

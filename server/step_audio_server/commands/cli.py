@@ -13,6 +13,7 @@ from step_audio.command_line import Commands, add_command, echo
 from step_audio.containers import ADVICE
 from step_audio.errors import StepAudioError
 from step_audio.extras import install_for
+from step_audio.foreign_flags import add_foreign_flags
 from step_audio.settings import add_flags, fields_of
 from step_audio_server.commands.arguments import (
     add_mind_paced,
@@ -22,6 +23,7 @@ from step_audio_server.commands.arguments import (
     sampling_given,
     tls_given,
 )
+from step_audio_server.commands.vllm_flags import ALWAYS, REFUSED
 
 BROKEN_PIPE = 141  # exit status where nobody reads on, as shells have it for who dies of SIGPIPE
 
@@ -111,8 +113,10 @@ def _add_serve(commands: Commands) -> None:
         "Serve a checkpoint: Triton on loopback, the OpenAI-compatible API before it. On a CPU it is converted first."
     )
     parser = add_command(commands, "serve", _serve, about)
+    parser.add_argument("directory", nargs="?", type=Path, metavar="MODEL", help="the same as --checkpoint")
     add_flags(parser, fields_of(ServeSettings))
     add_serve_flags(parser)
+    add_foreign_flags(parser, REFUSED, ALWAYS)
 
 
 def _serve(arguments: argparse.Namespace) -> None:
@@ -121,9 +125,13 @@ def _serve(arguments: argparse.Namespace) -> None:
     from step_audio_server.serve import Service
     from step_audio_server.settings import ServeSettings
 
+    if arguments.directory is not None:
+        if arguments.checkpoint is not None:
+            raise StepAudioError(f"which model, {arguments.directory} or --checkpoint? give one of them")
+        arguments.checkpoint = arguments.directory
     given, gateway = serve_settings(arguments, ServeSettings)
     if "checkpoint" not in given:
-        raise StepAudioError("which model? give --checkpoint DIR")
+        raise StepAudioError("which model? give its directory: step-audio serve DIR")
     given["work_dir"] = Path(given.get("work_dir") or default_work_dir(Path(given["checkpoint"]))).resolve()
     Service(ServeSettings.create(**given), echo, gateway).run()
 
