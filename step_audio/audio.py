@@ -18,6 +18,7 @@ import numpy as np
 import soxr
 
 from step_audio.arrays import AnyArray, Float32Array
+from step_audio.audio_boxes import whole_boxes
 from step_audio.audio_file import (
     kind_of,
     little_endian,
@@ -27,6 +28,7 @@ from step_audio.audio_file import (
     promised_seconds,
     track,
     wav_rate,
+    without_rest,
 )
 from step_audio.audio_pages import whole_pages
 from step_audio.audio_track import Piece, Track
@@ -91,14 +93,14 @@ def read_recording(
     if not data:
         raise InvalidRequest(f"{name}: there are no bytes", name)
     budget = budget or Budget(math.inf)
-    data = whole_pages(little_endian(data, name))
+    data, gone = whole_pages(whole_boxes(without_rest(little_endian(data, name)), budget.values))
     if (rate := wav_rate(data)) is not None:
         _check_rate(rate, name)
     if channel in (None, 0) and (recording := _plain(data, budget)) is not None:
         return recording
     try:
         with open_file(data) as container:
-            return _Reading(container, data, budget, name, channel).read(most_lost)
+            return _Reading(container, data, gone, budget, name, channel).read(most_lost)
     except av.FFmpegError:
         if data[4:8] == b"ftyp" or data[:4] == b"caff":
             raise InvalidRequest(f"{name}: the file is cut off or damaged: its index cannot be read", name) from None
@@ -184,10 +186,16 @@ def _plain(data: bytes, budget: Budget) -> Recording | None:
 
 
 class _Reading:
-    """One recording on its way."""
+    """One recording on its way; `gone`: bytes that were at its ends, beside `data`."""
 
     def __init__(
-        self, container: av.container.InputContainer, data: bytes, budget: Budget, name: str, channel: int | None
+        self,
+        container: av.container.InputContainer,
+        data: bytes,
+        gone: int,
+        budget: Budget,
+        name: str,
+        channel: int | None,
     ):
         if not container.streams.audio:
             raise InvalidRequest(f"{name}: the file has no audio stream", name)
@@ -199,7 +207,7 @@ class _Reading:
             codec.options = {"err_detect": "crccheck+explode"}  # or damage is heard as noise
         if codec.name == "alac" and container.format.name == "caf":
             codec.flags2 |= av.codec.context.Flags2.skip_manual  # FFmpeg cuts the end off a second time
-        self._container, self._stream, self._data = container, stream, data
+        self._container, self._stream, self._data, self._gone = container, stream, data, gone
         self._budget, self._name, self._channel = budget, name, channel
         self._kind = kind_of(container)
         self._promised = promised_seconds(container, stream, data)
@@ -246,7 +254,7 @@ class _Reading:
         """Seconds that are not there, besides those that were found missing between the frames."""
         raw, exact = self._kind.raw, self._kind.exact and self._stream.codec_context.codec.lossless
         held = max(self._seconds + pieces.lost - pieces.filled, pieces.end)
-        missing = 0.0 if raw else pieces.failed
+        missing = max(0.0 if raw else pieces.failed, self._seconds * self._gone / len(self._data) - pieces.lost)
         if (said := promised_bytes(self._data)) is not None:
             promised, there = said
             missing = max(missing, self._seconds * (promised - there) / there if there else 0.0)
@@ -254,7 +262,7 @@ class _Reading:
             if exact:  # the only word for what is lost within, too
                 return self._promised - self._seconds - (pieces.lost - pieces.filled)
             short = self._promised - held
-            if short > PADDING_FRAMES * self._longest:
+            if short > PADDING_FRAMES * self._longest + LEAST_LOST:
                 missing = max(missing, short)
         return missing
 

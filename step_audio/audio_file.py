@@ -167,7 +167,8 @@ def _whole_size(data: bytes) -> int | None:
     if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
         return 8 + int.from_bytes(data[4:8], "little") or None
     if data[:16] == _ASF and (at := data.find(_ASF_PROPERTIES, 0, 65_536)) >= 0:
-        return int.from_bytes(data[at + 40 : at + 48], "little") or None
+        live = data[at + 88 : at + 89] and data[at + 88] & 1  # written as it was sent: all sizes are guesses
+        return None if live else int.from_bytes(data[at + 40 : at + 48], "little") or None
     if data[:4] == _EBML and (at := data.find(_SEGMENT, 0, 4096)) >= 0:
         first = data[at + 4 : at + 5]
         width = 9 - first[0].bit_length() if first and first[0] else 0  # of a number that says how long it is
@@ -175,6 +176,17 @@ def _whole_size(data: bytes) -> int | None:
         unknown = size in (0, (1 << 7 * width) - 1)
         return None if unknown else at + 4 + width + size
     return None
+
+
+def without_rest(data: bytes) -> bytes:
+    """An AU or WMA file without what stands behind the end that it states: FFmpeg would take it for sound."""
+    end: int | None = None
+    if data[:4] == b".snd" and len(data) >= 24:
+        offset, size = struct.unpack_from(">II", data, 4)
+        end = None if size in (0, 0xFFFFFFFF) else offset + size
+    elif data[:16] == _ASF:
+        end = _whole_size(data)
+    return data if end is None else data[:end]
 
 
 def wav_rate(data: bytes) -> int | None:

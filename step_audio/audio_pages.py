@@ -11,25 +11,36 @@ WAVPACK_FORMAT = 0xFF800003  # of a block's flags: those of rate and bytes of a 
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
-def whole_pages(data: bytes) -> bytes:
-    """An Ogg or WavPack file without its damaged pages, behind which FFmpeg drops whole ones; any other file as is."""
+def whole_pages(data: bytes) -> tuple[bytes, int]:
+    """An Ogg or WavPack file without its damaged pages, behind which FFmpeg drops whole ones; any other file as is.
+
+    And how many bytes of Ogg's are gone at its two ends: of those between whole pages the file's clock tells.
+    """
     mark = data[:4]
     if mark not in (b"OggS", b"wvpk"):
-        return data
+        return data, 0
     kept: list[memoryview] = []
     view, begin, position = memoryview(data), 0, 0  # what is whole from `begin` to `position`
+    sound = False  # whether a page with some has come
+    front = end = 0
     for _ in range(MOST_PAGES):
         if length := _whole_page(data, position) if mark == b"OggS" else _whole_block(data, position):
+            sound, end = sound or _granule(data, position) > 0, 0
             position += length
             continue
         kept.append(view[begin:position])
-        begin = position = data.find(mark, position + 1)
+        begin = data.find(mark, position + 1)
+        cut_off = begin < 0 and position + _length(data, position) > len(data)  # that promises nothing
+        if data.startswith(b"OggS", position) and _granule(data, position) and not cut_off:
+            size = (begin if begin >= 0 else len(data)) - position
+            front, end = (front, end + size) if sound else (front + size, end)
+        position = begin
         if position < 0:
             break
     else:
-        return data
+        return data, 0
     whole = sum(map(len, kept))
-    return data if whole in (0, len(data)) else b"".join(kept)
+    return (data, 0) if whole in (0, len(data)) else (b"".join(kept), front + end)
 
 
 def in_order(data: bytes, start: int, stop: int) -> bool:
@@ -69,6 +80,11 @@ def _length(data: bytes, position: int) -> int:
     if len(head) < HEAD or head[:4] != b"OggS":
         return 0
     return HEAD + head[26] + sum(data[position + HEAD : position + HEAD + head[26]])
+
+
+def _granule(data: bytes, position: int) -> int:
+    """How far the sound is at the end of the page there: 0 in headers, -1 where no packet ends."""
+    return int.from_bytes(data[position + 6 : position + 14], "little", signed=True)
 
 
 def _checksum(page: bytes) -> int:

@@ -1,6 +1,6 @@
 """Odd recordings: what phones, browsers, call recorders, podcasts and telephone systems write, made here.
 
-`whole()` are recordings of which nothing is missing, however odd; `damaged()` lack something.
+`whole()` are recordings of which nothing is missing, however odd.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from step_audio.clips import SAMPLE_RATE
 
 SECONDS = 3.0
 PCM = [(8, 1), (16, 1), (24, 1), (32, 1), (32, 3), (64, 3)]  # bits, tag
-LOST = 500  # bytes
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,9 @@ def made(muxer: str, codec: str, rate: int, seconds: float = SECONDS, **options:
         return encode(muxer, codec, sound(rate, seconds=seconds), rate, target=Path(folder) / "a", **options)
 
 
-def by_libsndfile(kind: str, subtype: str, rate: int, endian: str = "FILE") -> bytes:
+def by_libsndfile(kind: str, subtype: str, rate: int, seconds: float = SECONDS) -> bytes:
     file = io.BytesIO()
-    soundfile.write(file, sound(rate)[0], rate, format=kind, subtype=subtype, endian=endian)
+    soundfile.write(file, sound(rate, seconds=seconds)[0], rate, format=kind, subtype=subtype)
     return file.getvalue()
 
 
@@ -234,6 +233,17 @@ def _joined() -> Iterator[tuple[str, bytes]]:
     yield "MPEG-TS twice", made("mpegts", "aac", 44_100) * 2
 
 
+def _followed() -> Iterator[tuple[str, bytes]]:
+    """Behind its own end stands what is none of it, as servers and carriers leave it."""
+    page = b"<html>\n" * 500
+    yield "AU", made("au", "pcm_mulaw", 8_000) + page
+    yield "WAV", made("wav", "pcm_s16le", 16_000) + page
+    yield "WMA", made("asf", "wmav2", 44_100) + page
+    yield "M4A", made("mp4", "aac", 44_100) + bytes(4096)
+    yield "Ogg", made("ogg", "libopus", 48_000) + page
+    yield "FLAC", made("flac", "flac", 16_000) + b"TAG" + bytes(125)
+
+
 def whole() -> Iterator[Odd]:
     for muxer, codec, rate, options in FFMPEG:
         yield Odd(f"{codec} in {muxer}, {rate} Hz {options or ''}".strip(), made(muxer, codec, rate, **options))
@@ -241,6 +251,8 @@ def whole() -> Iterator[Odd]:
         yield Odd(f"{subtype} in {kind}, {rate} Hz", by_libsndfile(kind, subtype, rate))
     for name, data in _joined():
         yield Odd(f"joined: {name}", data, 2 * SECONDS)
+    for name, data in _followed():
+        yield Odd(f"{name}, and what is none of it", data)
     for bits, tag in PCM:
         yield Odd(f"RIFX, {bits} bits, {tag}", endian_pair(bits, tag)[1])
     for off in (1, 2, 36, 100, -2):
@@ -263,62 +275,3 @@ def whole() -> Iterator[Odd]:
         data = encode("wav", "pcm_s16le", sound(16_000), 16_000)
         body = np.repeat(np.frombuffer(data[data.index(b"data") + 8 :], "<i2"), channels).tobytes()
         yield Odd(f"{channels} channels", wav(body, channels=channels))
-
-
-LONG = 12.0  # seconds: 500 bytes must be a small part
-DAMAGED = [  # muxer, codec, rate, options
-    ("mp3", "libmp3lame", 44_100, {}),
-    ("mp3", "libmp3lame", 44_100, {"write_xing": "0"}),
-    ("adts", "aac", 44_100, {}),
-    ("amr", "libopencore_amrnb", 8_000, {}),
-    ("ogg", "libopus", 48_000, {}),
-    ("ogg", "flac", 16_000, {}),
-    ("flac", "flac", 16_000, {}),
-    ("webm", "libopus", 48_000, {"live": "1"}),
-    ("ac3", "ac3", 48_000, {}),
-    ("mpegts", "mp2", 48_000, {}),
-    ("asf", "wmav2", 44_100, {}),
-    ("wv", "wavpack", 44_100, {}),
-    ("wav", "pcm_mulaw", 8_000, {}),
-]
-OVERWRITTEN = [("mp4", "aac", 44_100, {}), ("mov", "alac", 44_100, {}), ("3gp", "libopencore_amrnb", 8_000, {})]
-
-
-def damaged() -> Iterator[Odd]:
-    """LOST bytes of the middle are gone, or something else stands there."""
-    for muxer, codec, rate, options in DAMAGED + OVERWRITTEN:
-        data = made(muxer, codec, rate, LONG, **options)
-        middle, name = len(data) // 2, f"{codec} in {muxer} {options or ''}".strip()
-        behind = data[middle + LOST :]
-        yield Odd(f"{name}: random", data[:middle] + np.random.default_rng(1).bytes(LOST) + behind, LONG)
-        if (muxer, codec, rate, options) in DAMAGED:
-            yield Odd(f"{name}: lost", data[:middle] + behind, LONG)
-    for name, data in [("MP3", made("mp3", "libmp3lame", 44_100, LONG)), ("AAC", made("adts", "aac", 44_100, LONG))]:
-        yield Odd(f"ICY titles in {name}", icy(data, 16_000), LONG)
-
-
-def halves() -> Iterator[Odd]:
-    """Of files that say how long they are; `seconds` are those that are left."""
-    for muxer, codec, rate in [
-        ("wav", "pcm_s16le", 16_000),
-        ("w64", "pcm_s16le", 16_000),
-        ("caf", "pcm_s16le", 16_000),
-        ("aiff", "pcm_s24be", 48_000),
-        ("au", "pcm_s16be", 16_000),
-        ("flac", "flac", 16_000),
-        ("mp3", "libmp3lame", 44_100),
-        ("matroska", "libopus", 48_000),
-        ("asf", "wmav2", 44_100),
-        ("avi", "libmp3lame", 44_100),
-        ("wv", "wavpack", 44_100),
-    ]:
-        data = made(muxer, codec, rate)
-        yield Odd(f"half of {codec} in {muxer}", data[: len(data) // 2], SECONDS / 2)
-    faststart = made("mp4", "aac", 48_000, movflags="faststart")
-    yield Odd("half of aac in mp4", faststart[: len(faststart) // 2], SECONDS / 2)
-    yield Odd("half of a RIFX", endian_pair(16, 1)[1][:48_000], SECONDS / 2)
-    rf64 = made("wav", "pcm_s16le", 16_000, rf64="always")
-    yield Odd("half of an RF64", rf64[: len(rf64) // 2], SECONDS / 2)
-    for kind, subtype in [("W64", "GSM610"), ("CAF", "ALAC_16")]:
-        data = by_libsndfile(kind, subtype, 8_000 if subtype == "GSM610" else 16_000)
-        yield Odd(f"half of {subtype} in {kind}", data[: len(data) // 2], SECONDS / 2)
