@@ -8,16 +8,15 @@ checked, so that a name cannot mean another machine a moment later. Redirects go
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 
 import httpx
 
 from step_audio_gateway.errors import ApiError, refused
+from step_audio_gateway.public_addresses import is_public, is_public_name
 
 MAX_REDIRECTS = 3
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 Resolve = Callable[[str], Awaitable[list[str]]]
 
@@ -91,6 +90,9 @@ class Fetcher:
         raise refused(f"audio_url: {host} is not among the allowed hosts", param)
 
     async def _public_address(self, host: str, param: str) -> str:
+        not_public = refused(f"audio_url: {host} is not a public address", param)
+        if not is_public_name(host):
+            raise not_public
         try:
             addresses = await self._resolve(host)
         except OSError:
@@ -98,18 +100,8 @@ class Fetcher:
         if not addresses:
             raise refused(f"audio_url: {host} is not known", param)
         if not all(map(is_public, addresses)):  # one private among them is reason enough
-            raise refused(f"audio_url: {host} is not a public address", param)
+            raise not_public
         return addresses[0]
-
-
-def is_public(address: str) -> bool:
-    """Whether an address is a machine of the open internet, also where it is written in IPv6 as an IPv4 in disguise."""
-    ip = ipaddress.ip_address(address)
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip.scope_id or ip in _NAT64 or ip.sixtofour or ip.teredo:
-            return False
-        ip = ip.ipv4_mapped or ip
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
 async def _resolve(host: str) -> list[str]:
