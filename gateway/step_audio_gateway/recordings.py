@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, File, Form, Request, UploadFile
 from pydantic import ValidationError
+from starlette.formparsers import MultiPartParser
 from starlette.responses import PlainTextResponse, Response
 
 from step_audio.audio import Budget, decode_audio
@@ -27,6 +29,7 @@ from step_audio_gateway.languages import OWN
 from step_audio_gateway.responses import Transcription, TranscriptionUsage, VerboseTranscription
 from step_audio_gateway.schemas import SamplingFields
 
+MultiPartParser.spool_max_size = sys.maxsize  # uploads stay in memory, whose bytes are bounded, and make no files
 Format = Literal["json", "text", "verbose_json", "srt", "vtt", "diarized_json"]
 
 
@@ -84,6 +87,7 @@ async def reply_to(gateway: Gateway, request: Request, task: Task, form: Upload,
     given = {key.partition("[")[0]: value for key, value in (await request.form()).items()}
     _check_unsupported(given, task.refused)
     data = await form.file.read()
+    await form.file.close()  # it has a copy, which would stay as long as the answer takes
     limits = (await gateway.client.serving_info())["limits"]
     if not data:
         raise refused("file: it is empty", "file")

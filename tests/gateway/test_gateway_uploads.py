@@ -1,0 +1,74 @@
+"""Files of forms: in memory alone, within the bounds of all bodies, and no longer than they are needed."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+
+import pytest
+from starlette.datastructures import UploadFile
+
+from gateway_fixture import REPLY, FakeClient, http, wav
+
+LARGE = wav(60, 16_000)  # 1.9 MB: more than what is usually kept in memory
+
+
+@pytest.fixture
+def no_files(monkeypatch):
+    """As on a machine where nothing but the work directory can be written to."""
+
+    def fail(*args, **kwargs):
+        raise PermissionError("no file can be made here")
+
+    for name in ("TemporaryFile", "NamedTemporaryFile", "mkstemp", "mkdtemp"):
+        monkeypatch.setattr(tempfile, name, fail)
+
+
+@pytest.mark.parametrize("path", ["transcriptions", "translations"])
+async def test_no_file_is_made(path, no_files):
+    fake = FakeClient()
+    async with http(fake) as client:
+        response = await client.post(f"/v1/audio/{path}", files={"file": LARGE, "other": LARGE})
+    assert response.status_code == 200, response.text
+    assert fake.messages[0]["content"][0]["audio"].data == LARGE
+
+
+async def test_an_upload_counts_as_long_as_it_is_answered():
+    """Towards the bytes in flight, whatever its parts are called."""
+    fake = FakeClient(lambda messages, options: [60.0, *REPLY])
+    async with http(fake, max_body_bytes=3_000_000, max_bytes_in_flight=3_000_000) as client:
+
+        def send(**files: bytes):
+            return asyncio.ensure_future(client.post("/v1/audio/transcriptions", files=files))
+
+        first = send(file=LARGE)
+        while not fake.begun:
+            await asyncio.sleep(0.01)
+        text = (await client.get("/metrics")).text
+        (held,) = (float(line.split()[1]) for line in text.splitlines() if line.startswith(BYTES))
+        assert held > len(LARGE)
+        second = await send(file=LARGE)
+        assert (second.status_code, second.json()["error"]["code"]) == (429, "server_busy")
+        large = await send(file=LARGE, other=LARGE)
+        assert (large.status_code, large.json()["error"]["code"]) == (413, "request_too_large")
+        first.cancel()
+        await asyncio.wait([first])
+        assert f"{BYTES} 0.0" in (await client.get("/metrics")).text
+
+
+BYTES = "step_audio_body_bytes_in_flight"
+
+
+async def test_the_form_s_copy_is_given_back_before_the_answer(monkeypatch):
+    closed = []
+    close = UploadFile.close
+
+    async def counted(file):
+        closed.append(fake.begun)
+        await close(file)
+
+    monkeypatch.setattr(UploadFile, "close", counted)
+    fake = FakeClient()
+    async with http(fake) as client:
+        assert (await client.post("/v1/audio/transcriptions", files={"file": LARGE})).status_code == 200
+    assert closed[0] == 0
