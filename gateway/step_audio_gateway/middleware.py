@@ -81,7 +81,7 @@ class Observe:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
-        elif self.tracer is None or not scope["path"].startswith("/v1/"):
+        elif self.tracer is None or not scope["path"].startswith(GUARDED):
             await self._observed(scope, receive, send, None)
         else:
             method = scope["method"]

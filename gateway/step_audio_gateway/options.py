@@ -10,10 +10,10 @@ from step_audio.tokenizer import Tokenizer
 from step_audio_client import ChatOptions, MindPaced, Sampling, Thinking
 from step_audio_client.mind_paced import conflicts
 from step_audio_gateway.defaults import Defaults
-from step_audio_gateway.errors import refused, unsupported
+from step_audio_gateway.errors import refused
 from step_audio_gateway.forms import guide_of
 from step_audio_gateway.messages import ChatMessage
-from step_audio_gateway.published import REFUSED
+from step_audio_gateway.published import REFUSED, check_published
 from step_audio_gateway.schemas import ChatRequest, NamedToolChoice
 from step_audio_gateway.thinking import asked_of_thinking, thinking_of
 
@@ -22,11 +22,7 @@ PUBLISHED_EOT = 151665  # <|EOT|> in the published tokenizer; callers of any che
 
 def check_unsupported(request: ChatRequest) -> None:
     """Raises ApiError with the first name."""
-    for name, value in (request.model_extra or {}).items():
-        if name in REFUSED and value is not None:
-            neutral, instead = REFUSED[name]
-            if value not in neutral:
-                raise unsupported(name, instead)
+    check_published(request.model_extra, REFUSED)
     if request.top_logprobs and not request.logprobs:
         raise refused("top_logprobs needs logprobs", "top_logprobs")
 

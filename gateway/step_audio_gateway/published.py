@@ -7,7 +7,12 @@ to one of the three.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from step_audio_gateway.errors import unsupported
+
+Refused = Mapping[str, tuple[tuple[Any, ...], str]]
 
 NEVER: tuple[Any, ...] = ()  # no value asks for nothing
 OFF = (False,)
@@ -106,6 +111,19 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "vllm_xargs": (({},), "leave it out"),
 }
 
+# Of /tokenize, and of /detokenize.
+REFUSED_TOKENIZE: dict[str, tuple[tuple[Any, ...], str]] = {
+    "chat_template": (NEVER, "the server's own is used"),
+    "chat_template_kwargs": (({},), "the template takes none"),
+    "reasoning_effort": (NEVER, "the tokens are those of a prompt that is to be thought about"),
+    "tool_choice": (("auto",), "leave out the tools that are not to be shown"),
+    "mm_processor_kwargs": (({},), "the positions of recordings have no tokens"),
+    "media_io_kwargs": (({},), "the positions of recordings have no tokens"),
+}
+REFUSED_DETOKENIZE: dict[str, tuple[tuple[Any, ...], str]] = {
+    "skip_special_tokens": (OFF, "control tokens are shown by their names"),
+}
+
 # Of /v1/responses, besides.
 REFUSED_RESPONSES: dict[str, tuple[tuple[Any, ...], str]] = {
     "access_programs": (NEVER, "leave it out"),
@@ -113,6 +131,8 @@ REFUSED_RESPONSES: dict[str, tuple[tuple[Any, ...], str]] = {
     "background_options": (NEVER, "the reply comes at once"),
     "conversation": (NEVER, "nothing is kept: send the whole conversation as input"),
     "previous_response_id": (NEVER, "nothing is kept: send the whole conversation as input"),
+    "previous_input_messages": (NEVER, "send the whole conversation as input"),
+    "enable_response_messages": (OFF, "output has the answer's items; ask /tokenize for the prompt's tokens"),
     "context_management": (NONE, "send fewer items"),
     "prompt": (NEVER, "there are no stored prompts; use instructions and input"),
     "truncation": (("disabled",), "send fewer items"),
@@ -175,3 +195,12 @@ IGNORED: dict[str, str] = {
     "stream_interval": "how many tokens share a chunk: as few as there is time for",
     "return_mm_kwargs": "of another route",
 }
+
+
+def check_published(given: Mapping[str, Any] | None, refused: Refused) -> None:
+    """Raises ApiError for the first of the given fields that asks for what is refused."""
+    for name, value in (given or {}).items():
+        if name in refused and value is not None:
+            neutral, instead = refused[name]
+            if value not in neutral:
+                raise unsupported(name, instead)

@@ -8,9 +8,9 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, Tag, ValidationError
 
 from step_audio_gateway.controls import Effort
-from step_audio_gateway.errors import refused, unsupported
+from step_audio_gateway.errors import refused
 from step_audio_gateway.nulls import Lenient
-from step_audio_gateway.published import REFUSED_RESPONSES
+from step_audio_gateway.published import REFUSED_RESPONSES, check_published
 from step_audio_gateway.response_items import Item, chat_messages
 from step_audio_gateway.schemas import ChatRequest, JsonObjectFormat, TextFormat
 
@@ -117,10 +117,8 @@ class ResponseRequest(Lenient):
 
     def as_chat(self) -> ChatRequest:
         """Raises ApiError, RequestValidationError."""
-        extra = dict(self.model_extra or {})
-        for name, (neutral, instead) in REFUSED_RESPONSES.items():
-            if (value := extra.pop(name, None)) is not None and value not in neutral:
-                raise unsupported(name, instead)
+        check_published(self.model_extra, REFUSED_RESPONSES)
+        extra = {name: value for name, value in (self.model_extra or {}).items() if name not in REFUSED_RESPONSES}
         for name in self.include or ():
             if name not in INCLUDED:
                 raise refused(f"include: there is no {name} in replies", "include", "unsupported_parameter")

@@ -14,14 +14,13 @@ from step_audio_client.tokens import TokenRequest
 from step_audio_gateway.audio_parts import client_messages
 from step_audio_gateway.chat import FAILURES
 from step_audio_gateway.core import Gateway
-from step_audio_gateway.errors import refused, unsupported
+from step_audio_gateway.errors import refused
 from step_audio_gateway.json_body import JsonRoute
 from step_audio_gateway.messages import ChatMessage, RefusalPart, TextPart
 from step_audio_gateway.nulls import Lenient
 from step_audio_gateway.options import split_final_message
+from step_audio_gateway.published import REFUSED_DETOKENIZE, REFUSED_TOKENIZE, check_published
 from step_audio_gateway.schemas import Tool
-
-UNSUPPORTED = ("chat_template", "chat_template_kwargs", "mm_processor_kwargs")
 
 
 class TokenizeRequest(Lenient):
@@ -51,6 +50,8 @@ class TokenizeReply(BaseModel):
 class DetokenizeRequest(Lenient):
     """Unknown keys are ignored."""
 
+    model_config = ConfigDict(extra="allow")
+
     model: str | None = Field(None, description="a name of /v1/models; may be left out")
     tokens: list[NonNegativeInt]
 
@@ -68,9 +69,7 @@ def tokenization_routes(gateway: Gateway) -> APIRouter:
     async def tokenize(body: TokenizeRequest, request: Request) -> TokenizeReply:
         """The tokens of a prompt, or of what the model is given for messages that it is to think about."""
         request.state.log["model"] = await gateway.model_name(body.model)
-        for name in UNSUPPORTED:
-            if (body.model_extra or {}).get(name):
-                raise unsupported(name, "leave it out")
+        check_published(body.model_extra, REFUSED_TOKENIZE)
         if (body.prompt is None) != bool(body.messages):
             raise refused("send either prompt or messages", "prompt")
         tokenizer, limit = await gateway.client.tokenizer(), (await gateway.client.serving_info())["max_seq_len"]
@@ -85,6 +84,7 @@ def tokenization_routes(gateway: Gateway) -> APIRouter:
     async def detokenize(body: DetokenizeRequest, request: Request) -> DetokenizeReply:
         """The text of tokens."""
         request.state.log["model"] = await gateway.model_name(body.model)
+        check_published(body.model_extra, REFUSED_DETOKENIZE)
         tokenizer = await gateway.client.tokenizer()
         if body.tokens and (most := max(body.tokens)) > tokenizer.max_id:
             raise refused(f"tokens: {most} is not in the vocabulary", "tokens")

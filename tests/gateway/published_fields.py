@@ -17,7 +17,11 @@ from pathlib import Path
 # Classes of requests, by route; those of other names in the wheels are of other routes.
 ROUTES = {
     "/v1/chat/completions": ("ChatCompletionRequest", "completion_create_params.py:CompletionCreateParamsBase"),
+    "/v1/responses": ("ResponsesRequest", "ResponseCreateParamsBase"),
     "/v1/audio/transcriptions": ("TranscriptionRequest", "TranscriptionCreateParamsBase"),
+    "/v1/audio/translations": ("TranslationRequest", "TranslationCreateParamsBase", "TranslationCreateParams"),
+    "/tokenize": ("TokenizeCompletionRequest", "TokenizeChatRequest", "TokenizeRequest"),
+    "/detokenize": ("DetokenizeRequest",),
     "stream_options": ("StreamOptions", "ChatCompletionStreamOptionsParam"),
     "structured_outputs": ("StructuredOutputsParams",),
 }
@@ -25,6 +29,8 @@ FILES = (
     "openai/types/chat/completion_create_params.py",
     "openai/types/chat/chat_completion_stream_options_param.py",
     "openai/types/audio/transcription_create_params.py",
+    "openai/types/audio/translation_create_params.py",
+    "openai/types/responses/response_create_params.py",
     "protocol.py",
     "vllm/sampling_params.py",
 )

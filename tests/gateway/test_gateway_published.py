@@ -8,10 +8,23 @@ from pathlib import Path
 import pytest
 
 from gateway_calls import asked, refusal
+from gateway_fixture import FakeClient, shared
 from step_audio_client import Guide
 from step_audio_gateway.controls import StreamOptions, StructuredOutputs
-from step_audio_gateway.published import IGNORED, IGNORED_FORM, REFUSED, REFUSED_FORM
+from step_audio_gateway.published import (
+    IGNORED,
+    IGNORED_FORM,
+    IGNORED_RESPONSES,
+    REFUSED,
+    REFUSED_DETOKENIZE,
+    REFUSED_FORM,
+    REFUSED_RESPONSES,
+    REFUSED_TOKENIZE,
+    REFUSED_TRANSLATION,
+)
+from step_audio_gateway.response_request import ResponseRequest
 from step_audio_gateway.schemas import ChatRequest, SamplingFields
+from step_audio_gateway.tokenization import DetokenizeRequest, TokenizeRequest
 
 PUBLISHED = json.loads(Path(__file__).with_name("published_fields.json").read_text("utf-8"))
 SCHEMA = {"type": "object", "properties": {"a": {"const": 1}}}
@@ -37,10 +50,60 @@ def test_every_published_field_has_one_place():
     assert not ours & (REFUSED.keys() | IGNORED.keys()), "one place"
 
 
-def test_every_published_field_of_a_transcription_has_one_place():
-    ours = {"file", "model", "language", "prompt", "response_format", "stream", *SamplingFields.model_fields}
-    for name in names("/v1/audio/transcriptions"):
-        assert [name in place for place in (ours, REFUSED_FORM, IGNORED_FORM)].count(True) == 1, name
+def test_every_published_field_of_a_response_has_one_place():
+    """One of its own, or that of a chat."""
+    ours = {field.alias or name for name, field in ResponseRequest.model_fields.items()}
+    chat = {field.alias or name for name, field in ChatRequest.model_fields.items()}
+    for name in names("/v1/responses"):
+        places = [name in place for place in (ours, REFUSED_RESPONSES, IGNORED_RESPONSES)]
+        if not any(places):
+            places = [name in place for place in (chat, REFUSED, IGNORED)]
+        assert places.count(True) == 1, name
+
+
+@pytest.mark.parametrize("route, refused", [("transcriptions", REFUSED_FORM), ("translations", REFUSED_TRANSLATION)])
+def test_every_published_field_of_a_form_has_one_place(route, refused):
+    ours = {"file", "model", "language", "prompt", "response_format", *SamplingFields.model_fields}
+    ours |= {"stream"} - refused.keys()
+    for name in names(f"/v1/audio/{route}"):
+        assert [name in place for place in (ours, refused, IGNORED_FORM)].count(True) == 1, name
+
+
+@pytest.mark.parametrize(
+    "route, model, refused",
+    [("/tokenize", TokenizeRequest, REFUSED_TOKENIZE), ("/detokenize", DetokenizeRequest, REFUSED_DETOKENIZE)],
+)
+def test_every_published_field_of_tokens_has_one_place(route, model, refused):
+    for name in names(route):
+        assert [name in place for place in (model.model_fields, refused)].count(True) == 1, name
+
+
+ROUTES = [
+    ("/v1/responses", {"input": "hello"}, REFUSED_RESPONSES),
+    ("/tokenize", {"prompt": "hello"}, REFUSED_TOKENIZE),
+    ("/detokenize", {"tokens": [1]}, REFUSED_DETOKENIZE),
+]
+
+
+@pytest.mark.parametrize("route, body, name", [(route, body, name) for route, body, table in ROUTES for name in table])
+async def test_refused_by_name_on_other_routes(route, body, name):
+    refused = next(table for path, _, table in ROUTES if path == route)
+    async with shared(FakeClient()) as client:
+        for value in (1.25, "x", ["x"], {"x": 1}, True):
+            if value not in refused[name][0]:
+                response = await client.post(route, json=body | {name: value})
+                error = response.json()["error"]
+                assert (response.status_code, error["param"]) == (400, name)
+                assert error["message"] == f"{name} is not supported: {refused[name][1]}"
+        for nothing in (None, *refused[name][0]):
+            assert (await client.post(route, json=body | {name: nothing})).status_code == 200, nothing
+
+
+async def test_fields_of_a_chat_that_are_refused_in_a_response_too():
+    async with shared(FakeClient()) as client:
+        for name in names("/v1/responses") & REFUSED.keys():
+            response = await client.post("/v1/responses", json={"input": "hello", name: {"x": 1}})
+            assert (response.status_code, response.json()["error"]["param"]) == (400, name)
 
 
 @pytest.mark.parametrize("name", REFUSED)
