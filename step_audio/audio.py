@@ -30,6 +30,7 @@ from step_audio.audio_file import (
     wav_rate,
     without_rest,
 )
+from step_audio.audio_frames import whole_frames
 from step_audio.audio_pages import whole_pages
 from step_audio.audio_track import Piece, Track
 from step_audio.clips import SAMPLE_RATE
@@ -93,7 +94,8 @@ def read_recording(
     if not data:
         raise InvalidRequest(f"{name}: there are no bytes", name)
     budget = budget or Budget(math.inf)
-    data, gone = whole_pages(whole_boxes(without_rest(little_endian(data, name)), budget.values))
+    data = whole_boxes(without_rest(little_endian(data, name)), budget.values)
+    data, gone = whole_frames(data, budget.seconds) if data[:5] == b"#!AMR" else whole_pages(data)
     if (rate := wav_rate(data)) is not None:
         _check_rate(rate, name)
     if channel in (None, 0) and (recording := _plain(data, budget)) is not None:

@@ -242,6 +242,8 @@ def _followed() -> Iterator[tuple[str, bytes]]:
     yield "M4A", made("mp4", "aac", 44_100) + bytes(4096)
     yield "Ogg", made("ogg", "libopus", 48_000) + page
     yield "FLAC", made("flac", "flac", 16_000) + b"TAG" + bytes(125)
+    yield "AMR", made("amr", "libopencore_amrnb", 8_000) + bytes(4096)
+    yield "AMR again", made("amr", "libopencore_amrnb", 8_000) + page
 
 
 def whole() -> Iterator[Odd]:

@@ -1,0 +1,64 @@
+"""AMR's frames: each begins with its kind, so that one whose bytes are gone lets all behind it be read out of place."""
+
+from __future__ import annotations
+
+FRAME_SECONDS = 0.02
+# Bytes behind the first, by kind: those of speech, a pause's, none.
+_NARROW = (12, 13, 15, 17, 19, 20, 26, 31, 5, 6, 5, 5, -1, -1, -1, 0)
+_WIDE = (17, 23, 32, 36, 40, 46, 50, 58, 60, 5, -1, -1, -1, -1, 0, 0)
+_HEADS = {b"#!AMR\n": _NARROW, b"#!AMR-WB\n": _WIDE}
+ALIKE = 4  # frames in a row that random bytes are not
+MOST_SEARCHED = 1 << 20  # bytes, in all
+
+
+def whole_frames(data: bytes, most_seconds: float) -> tuple[bytes, int]:
+    """An AMR file without what are no frames, and how many bytes of these stood between frames.
+
+    Any other file as is, and one of more than `most_seconds`.
+    """
+    head = next((head for head in _HEADS if data.startswith(head)), None)
+    if head is None:
+        return data, 0
+    sizes, most = _HEADS[head], most_seconds / FRAME_SECONDS
+    kept: list[bytes] = []
+    begin, position, gone, searched, frames = 0, len(head), 0, 0, 0
+    while position < len(data):
+        if frames > most or searched > MOST_SEARCHED:
+            return data, 0
+        if size := _frame(data, position, sizes):
+            position += size
+            frames += 1
+            continue
+        kept.append(data[begin:position])
+        begin = position
+        if data.startswith(head, position):  # another recording was put behind the first one
+            position += len(head)
+            begin = position
+            frames += 1
+            continue
+        while position < len(data) and searched <= MOST_SEARCHED and not _run(data, position, sizes):
+            position += 1
+            searched += 1
+        gone += position - begin if position < len(data) else 0
+        begin = position
+    return (b"".join([*kept, data[begin:]]), gone) if kept else (data, 0)
+
+
+def _frame(data: bytes, position: int, sizes: tuple[int, ...]) -> int:
+    """Bytes of the frame there; 0 where there is none, or one of zeros."""
+    first = data[position]
+    size = 1 + sizes[first >> 3 & 15]
+    if first & 0x83 or position + size > len(data):
+        return 0
+    return size if first or any(data[position : position + size]) else 0
+
+
+def _run(data: bytes, position: int, sizes: tuple[int, ...]) -> bool:
+    for _ in range(ALIKE):
+        if position == len(data):
+            return True
+        size = _frame(data, position, sizes)
+        if not size:
+            return data.startswith(b"#!AMR", position)
+        position += size
+    return True
