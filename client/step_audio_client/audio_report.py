@@ -19,6 +19,16 @@ class AudioReport:
     lost_seconds: float
     cancelled: bool
 
+    @property
+    def text(self) -> str:
+        """In words, of a recording that is named before."""
+        said = []
+        if self.lost_seconds:
+            said.append(f"{self.lost_seconds:.2f} s of it are missing or could not be decoded")
+        if self.cancelled:
+            said.append("its channels cancel each other, their mean is nearly silent: ask for one with `channel`")
+        return "; ".join(said)
+
 
 def audio_reports(report: AnyArray) -> tuple[AudioReport, ...]:
     """Of the featurizer's `audio_report`, [1, 2, recordings], what is worth a word."""

@@ -134,6 +134,8 @@ async def _ask(
             return INTERRUPTED
     show.end()
     assert first is not None
+    for report in delta.audio:
+        print(f"recording {report.index + 1}: {report.text}", file=sys.stderr)
     print(f"{_figures(delta, options, start, first)}, finish: {delta.finish_reason}", file=sys.stderr)
     return 0
 

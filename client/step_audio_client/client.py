@@ -12,6 +12,7 @@ from typing import Any
 from step_audio.chat_template import NO_THOUGHT, Template
 from step_audio.serving_info import ServingInfo
 from step_audio.tokenizer import IncrementalDecoder, Tokenizer
+from step_audio_client.audio_report import AudioReport
 from step_audio_client.chat_stream import ChatStream, Heard
 from step_audio_client.chat_stream import check as check_options
 from step_audio_client.chat_types import ChatDelta, ChatOptions
@@ -45,6 +46,7 @@ class Delta:
     logprobs: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None  # on the last one
     usage: Usage | None = None  # on the last one
+    audio: tuple[AudioReport, ...] = ()  # on the last one: what was amiss with recordings
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Generation:
     logprobs: list[float]
     finish_reason: FinishReason
     usage: Usage
+    audio: tuple[AudioReport, ...] = ()  # what was amiss with recordings
 
 
 class StepAudioClient:
@@ -161,7 +164,7 @@ class StepAudioClient:
         timeout: float | None = None,
         request_id: str | None = None,
     ) -> AsyncGenerator[Delta]:
-        """Deltas of the reply as the model writes it; the last one carries `finish_reason` and `usage`.
+        """Deltas of the reply as the model writes it; the last one carries `finish_reason`, `usage` and `audio`.
 
         Leaving the iteration early, by `break`, cancellation or an exception, stops the server's work.
         `timeout` in seconds bounds the whole answer. `request_id` must be unguessable: who knows it can stop the
@@ -182,7 +185,8 @@ class StepAudioClient:
                     yield Delta(ids, text, tokens.logprobs)
                 else:
                     usage = Usage(tokens.prompt_tokens, completion)
-                    yield Delta(ids, text + decoder.flush(), tokens.logprobs, reason, usage)
+                    audio = await self._pipeline.audio_report(run) if request.audio_count() else ()
+                    yield Delta(ids, text + decoder.flush(), tokens.logprobs, reason, usage, audio)
 
     async def complete(
         self,
@@ -212,6 +216,7 @@ class StepAudioClient:
             logprobs=[value for delta in deltas for value in delta.logprobs],
             finish_reason=last.finish_reason,
             usage=last.usage,
+            audio=last.audio,
         )
 
     @inner

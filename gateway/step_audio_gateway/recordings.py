@@ -26,7 +26,7 @@ from step_audio_gateway.core import Gateway
 from step_audio_gateway.errors import ApiError, from_client, refused, unsupported
 from step_audio_gateway.generations import EventStream, unless_gone
 from step_audio_gateway.languages import OWN
-from step_audio_gateway.responses import Transcription, TranscriptionUsage, VerboseTranscription
+from step_audio_gateway.responses import AudioWarning, Transcription, TranscriptionUsage, VerboseTranscription
 from step_audio_gateway.schemas import SamplingFields
 
 MultiPartParser.spool_max_size = sys.maxsize  # uploads stay in memory, whose bytes are bounded, and make no files
@@ -164,7 +164,7 @@ async def _whole(deltas: Deltas) -> tuple[str, ChatUsage | None, tuple[AudioRepo
 
 async def _events(first: Item, deltas: AsyncIterator[Item]) -> AsyncGenerator[str]:
     """OpenAI's events of a streamed transcription."""
-    text, usage = first[1].content, first[1].usage
+    text, usage, audio = first[1].content, first[1].usage, first[1].audio
 
     def event(kind: str, **values: Any) -> str:
         return json.dumps({"type": kind, **values})
@@ -173,11 +173,14 @@ async def _events(first: Item, deltas: AsyncIterator[Item]) -> AsyncGenerator[st
         yield event("transcript.text.delta", delta=text)
     try:
         async for _, delta in deltas:
-            usage = delta.usage or usage
+            usage, audio = delta.usage or usage, delta.audio or audio
             if delta.content:
                 text += delta.content
                 yield event("transcript.text.delta", delta=delta.content)
         used = TranscriptionUsage.of(usage)
-        yield event("transcript.text.done", text=text.strip(), **({"usage": used.model_dump()} if used else {}))
+        about: dict[str, Any] = {"usage": used.model_dump()} if used else {}
+        if audio:
+            about["audio_warnings"] = [AudioWarning.of(report).model_dump() for report in audio]
+        yield event("transcript.text.done", text=text.strip(), **about)
     except RequestError as error:
         yield json.dumps(from_client(error).body().model_dump())

@@ -181,12 +181,7 @@ class AudioWarning(BaseModel):
 
     @classmethod
     def of(cls, report: AudioReport) -> Self:
-        said = []
-        if report.lost_seconds:
-            said.append(f"{report.lost_seconds:.2f} s of it are missing or could not be decoded")
-        if report.cancelled:
-            said.append("its channels cancel each other, their mean is nearly silent: ask for one with `channel`")
-        return cls(index=report.index, lost_seconds=report.lost_seconds, text="; ".join(said))
+        return cls(index=report.index, lost_seconds=report.lost_seconds, text=report.text)
 
 
 class Choice(BaseModel):

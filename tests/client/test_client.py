@@ -198,6 +198,10 @@ async def test_what_is_amiss_with_recordings_comes_with_the_answer():
         for options in (ChatOptions(), ChatOptions(stop=("i",))):
             *_, last = [delta async for delta in client.chat(messages, options)]
             assert last.audio == (AudioReport(1, 0.25, False), AudioReport(2, 0, True))
+        *before, last = [delta async for delta in client.generate(messages)]
+        whole = await client.complete(messages)
+        assert last.audio == whole.audio == (AudioReport(1, 0.25, False), AudioReport(2, 0, True))
+        assert not any(delta.audio for delta in before) and (await client.complete([user("x")])).audio == ()
         *before, last = [delta async for delta in client.chat([user("x")])]
         assert last.audio == () and not any(delta.audio for delta in before)
     (_, _, inputs), *_ = [entry for entry in fake.seen if entry[0] == "generate"]

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from gateway_calls import HELLO, TOOL, ask, asked, refusal
-from gateway_fixture import ANSWER, REPLY, THOUGHT, FakeClient, events
+from gateway_calls import HELLO, TOOL, WAV, ask, asked, refusal
+from gateway_fixture import ANSWER, REPLY, THOUGHT, USAGE, FakeClient, events, http
 from step_audio_client import Audio, AudioReport, ChatDelta, Guide, Sampling, ServerBusy, Thinking, TtsContent
 
 
@@ -70,6 +70,29 @@ async def test_what_is_amiss_with_recordings_is_told():
     *others, last = events((await ask(fake, stream=True)).text)
     assert last["audio_warnings"] == told and last["choices"][0]["finish_reason"] == "stop"
     assert not any("audio_warnings" in chunk for chunk in others)
+
+
+async def test_what_is_amiss_with_a_recording_comes_with_its_transcript():
+    said = ChatDelta(content="Four.", raw="Four.")
+    last = ChatDelta(finish_reason="stop", usage=USAGE, audio=(AudioReport(0, 0.42, False),))
+    told = [{"index": 0, "lost_seconds": 0.42, "text": "0.42 s of it are missing or could not be decoded"}]
+    for script in ([said, last], [replace(last, content="Four.", raw="Four.")]):
+        async with http(FakeClient(lambda *_, script=script: list(script))) as client:
+            for path, form in (
+                ("transcriptions", "json"),
+                ("transcriptions", "verbose_json"),
+                ("translations", "json"),
+            ):
+                fields = {"response_format": form}
+                reply = await client.post(f"/v1/audio/{path}", files={"file": WAV}, data=fields)
+                assert reply.json()["audio_warnings"] == told, (path, form)
+            reply = await client.post("/v1/audio/transcriptions", files={"file": WAV}, data={"stream": "true"})
+            events_ = [json.loads(line[6:]) for line in reply.text.splitlines() if line.startswith("data: {")]
+            assert [event["type"] for event in events_] == ["transcript.text.delta", "transcript.text.done"]
+            assert events_[-1]["audio_warnings"] == told and events_[-1]["text"] == "Four."
+    async with http(FakeClient(lambda *_: [said, replace(last, audio=())])) as client:
+        reply = await client.post("/v1/audio/transcriptions", files={"file": WAV}, data={"stream": "true"})
+        assert "audio_warnings" not in reply.text
 
 
 async def test_a_channel_reaches_the_client():

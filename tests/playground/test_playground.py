@@ -196,6 +196,28 @@ def test_errors_are_short_messages(page: Page, gateway: FakeGateway) -> None:
     assert page.text(".exchange:last-child .trouble").startswith("The API key has characters that no key can have.")
 
 
+def test_what_is_amiss_with_recordings_is_shown_with_their_own_reply(page: Page, gateway: FakeGateway) -> None:
+    """Indices count the recordings of all messages, those of earlier exchanges, too."""
+    lost = "0.42 s of it are missing or could not be decoded"
+
+    def ask(clips: int, *indices: int) -> list[str]:
+        warnings = [{"index": index, "lost_seconds": 0.42, "text": lost} for index in indices]
+        gateway.script = partial(thinks_and_answers, warnings=warnings)
+        for number in range(clips):
+            page.hold(1)
+            page.wait(lambda most=number + 1: len(page.all(".tray .clip")) == most, "the clip")
+        page.type("What is it?")
+        before = len(page.all(".exchange"))
+        page.find(".send").click()
+        page.wait(lambda: len(page.all(".exchange[data-state=done]")) == before + 1, "the reply")
+        return [line.text for line in page.all(".exchange:last-child .warnings p")]
+
+    page.set("auto", False)
+    assert ask(1, 0) == [f"The recording: {lost}."]
+    assert ask(2, 0, 2) == [f"Recording 2: {lost}."]
+    assert ask(0, 0, 2) == [] and not page.find(".exchange:last-child .warnings").is_displayed()
+
+
 LONG_THOUGHT = (
     "The recording is 27 seconds of speech over faint room noise. A woman, thirties perhaps, speaks quickly; her pitch "
     "rises at the end of most phrases and the breaths between them are short.\n\nShe asks how many apples are left: "

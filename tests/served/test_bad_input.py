@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
 import struct
@@ -24,6 +25,7 @@ from step_audio_client import (
     calls,
     user,
 )
+from step_audio_client.chat import chat
 
 ENSEMBLE, LLM = "step_audio_r1", "tensorrt_llm"
 TEXT = json.dumps([{"role": "user", "content": "hello"}])
@@ -77,12 +79,25 @@ def test_bad_audio(address, kind):
 def test_what_a_recording_has_lost_comes_with_its_answer(address, paced):
     async def ask(*parts):
         async with StepAudioClient(address) as client:
-            options = ChatOptions(sampling=Sampling(max_tokens=8), mind_paced=paced)
-            return [delta async for delta in client.chat([user(*parts, "What is this?")], options)][-1].audio
+            messages, sampling = [user(*parts, "What is this?")], Sampling(max_tokens=8)
+            whole = await client.complete(messages, sampling)
+            options = ChatOptions(sampling=sampling, mind_paced=paced)
+            (last,) = [delta.audio async for delta in client.chat(messages, options) if delta.finish_reason]
+            assert last == whole.audio
+            return last
 
     lost = len(GOOD) // 10
     assert asyncio.run(ask(Audio(GOOD), Audio(GOOD[:-lost]))) == (AudioReport(1, pytest.approx(0.1, abs=0.002), False),)
     assert asyncio.run(ask(Audio(GOOD))) == asyncio.run(ask()) == ()
+
+
+def test_the_command_says_what_a_recording_has_lost(address, tmp_path, capsys):
+    (tmp_path / "whole.wav").write_bytes(GOOD)
+    (tmp_path / "cut.wav").write_bytes(GOOD[: -len(GOOD) // 10])
+    files = [tmp_path / "whole.wav", tmp_path / "cut.wav"]
+    assert chat(address, files, ["What is this?"], Sampling(max_tokens=4), out=io.StringIO()) == 0
+    (told,) = re.findall(r"^recording (.*)$", capsys.readouterr().err, re.M)
+    assert re.fullmatch(r"2: 0\.1\d s of it are missing or could not be decoded", told)
 
 
 BAD_REQUESTS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -107,8 +107,8 @@ class Handler(SimpleHTTPRequestHandler):
         self.wfile.write(f"data: {json.dumps({'choices': choices, **more})}\n\n".encode())
         self.wfile.flush()
 
-    def last(self, reason: str = "stop", of_choice: dict[str, Any] | None = None) -> None:
-        self.event({}, reason, of_choice)
+    def last(self, reason: str = "stop", of_choice: dict[str, Any] | None = None, **more: Any) -> None:
+        self.event({}, reason, of_choice, **more)
         self.event(usage=USAGE)
         self.wfile.write(b"data: [DONE]\n\n")
 
@@ -120,7 +120,9 @@ def pieces(text: str, size: int = 5) -> list[str]:
     return [text[i : i + size] for i in range(0, len(text), size)]
 
 
-def thinks_and_answers(request: Handler, thought: str = THOUGHT, answer: str = ANSWER) -> None:
+def thinks_and_answers(
+    request: Handler, thought: str = THOUGHT, answer: str = ANSWER, warnings: Sequence[dict[str, Any]] = ()
+) -> None:
     request.begin()
     first_half = len(thought) // 2
     for text in (thought[:first_half], thought[first_half:]):
@@ -131,7 +133,7 @@ def thinks_and_answers(request: Handler, thought: str = THOUGHT, answer: str = A
     for piece in pieces(answer):
         request.event({"content": piece})
         time.sleep(0.01)
-    request.last()
+    request.last(**({"audio_warnings": list(warnings)} if warnings else {}))
 
 
 def tone(seconds: float, rate: int = 16000) -> bytes:

@@ -1,6 +1,6 @@
 import { listModels, streamChat } from "./api.js";
 import { Composer } from "./composer.js";
-import { Conversation, userMessage } from "./conversation.js";
+import { Conversation, countRecordings, userMessage } from "./conversation.js";
 import { ExchangeView } from "./exchange-view.js";
 import { Reply } from "./reply.js";
 import { Settings } from "./settings.js";
@@ -34,6 +34,7 @@ async function run(exchange, view) {
   try {
     const body = { ...settings.body(), messages: conversation.messagesFor(exchange, settings.instructions) };
     reply.paced = "mind_paced_speaking" in body;
+    reply.recordingsBefore = countRecordings(body.messages) - exchange.clips.length;
     let state = "";
     for await (const chunk of streamChat(body, settings.key, controller.signal)) {
       if (controller.signal.aborted) break;

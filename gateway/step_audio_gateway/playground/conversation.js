@@ -30,6 +30,12 @@ export class Conversation {
   }
 }
 
+/** How many recordings are in the messages. */
+export function countRecordings(messages) {
+  const parts = messages.flatMap(({ content }) => (Array.isArray(content) ? content : []));
+  return parts.filter(({ type }) => type === "input_audio").length;
+}
+
 /** A user's message of recordings and text. */
 export async function userMessage(clips, text) {
   if (!clips.length) return { role: "user", content: text };

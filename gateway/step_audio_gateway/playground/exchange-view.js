@@ -15,6 +15,7 @@ export class ExchangeView {
   /** `actions`: {again(), results(list of {id, text})}. */
   constructor({ clips, text, reply }, actions) {
     this.reply = reply;
+    this.clips = clips.length;
     this.actions = actions;
     this.thoughtText = document.createTextNode("");
     this.answerText = document.createTextNode("");
@@ -28,6 +29,7 @@ export class ExchangeView {
     this.answer = element("div", { className: "answer", hidden: true }, this.answerText);
     this.calls = element("div", { className: "calls" });
     this.note = element("p", { className: "note", hidden: true });
+    this.warnings = element("div", { className: "note warnings", role: "note", hidden: true });
     this.foot = element("footer", { className: "foot" });
     this.node = element("article", { className: "exchange" });
     if (clips.length || text) {
@@ -35,7 +37,7 @@ export class ExchangeView {
       if (text) question.append(element("p", { className: "question-text", textContent: text }));
       this.node.append(question);
     }
-    this.body = element("div", { className: "reply" }, this.fold, this.answer, this.calls, this.note, this.foot);
+    this.body = element("div", { className: "reply" }, this.fold, this.answer, this.calls, this.warnings, this.note, this.foot);
     this.node.append(this.body);
     this.#begin();
   }
@@ -47,7 +49,7 @@ export class ExchangeView {
     this.#calls = [];
     this.calls.replaceChildren();
     this.foot.replaceChildren();
-    this.note.hidden = true;
+    this.note.hidden = this.warnings.hidden = true;
     this.#begin();
   }
 
@@ -78,6 +80,9 @@ export class ExchangeView {
       this.note.setAttribute("role", trouble ? "alert" : "note");
       this.note.hidden = false;
     }
+    const warnings = this.reply.warningsOf(this.clips);
+    this.warnings.replaceChildren(...warnings.map((text) => element("p", { textContent: text })));
+    this.warnings.hidden = !warnings.length;
     if (!this.reply.message()) this.note.append(" ", this.#button("Try again", () => this.actions.again()));
     if (this.reply.calls.length && this.reply.state === "done") this.#askResults();
     if (this.reply.firstThought !== null || this.reply.firstAnswer !== null) this.#drawFoot();

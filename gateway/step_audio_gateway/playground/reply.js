@@ -15,6 +15,8 @@ export class Reply {
   ended = null;
   paced = false; // asked to speak while it thinks
   speech = null; // how that went, in the server's words
+  recordingsBefore = 0; // in the messages, of earlier exchanges
+  warnings = []; // {index, text}: what was amiss with the recordings of all messages
   #sent = performance.now();
 
   get elapsed() {
@@ -33,6 +35,13 @@ export class Reply {
     const paced = this.thinking ? null : this.lastThought;
     const end = this.paced ? paced : this.firstAnswer;
     return (end ?? this.elapsed) - this.firstThought;
+  }
+
+  /** What was amiss with the recordings of this exchange, in words; of several each has its number. */
+  warningsOf(clips) {
+    const own = this.warnings.filter(({ index }) => index >= this.recordingsBefore);
+    const name = (index) => (clips > 1 ? `Recording ${index - this.recordingsBefore + 1}` : "The recording");
+    return own.map(({ index, text }) => `${name(index)}: ${text}.`);
   }
 
   get reasoningTokens() {
@@ -57,6 +66,7 @@ export class Reply {
   /** A chunk of the stream. */
   push(chunk) {
     if (chunk.usage) this.usage = chunk.usage;
+    if (chunk.audio_warnings) this.warnings = chunk.audio_warnings;
     const choice = chunk.choices?.[0];
     if (!choice) return;
     const { reasoning_content: reasoning, content, tool_calls: calls } = choice.delta ?? {};
