@@ -21,10 +21,11 @@ COMPILE = {"CMAKE_ARGS": " ".join(f"-D{name}=OFF" for name in LEFT_OUT)}
 
 @dataclass(frozen=True)
 class Environment:
-    """`folder`/`name`, with the packages of requirements/`name`.txt."""
+    """`folder`/`name`, with the packages of `requirements`/`name`.txt."""
 
     folder: Path
     name: str
+    requirements: Path = REQUIREMENTS
 
     @property
     def bin(self) -> Path:
@@ -36,7 +37,7 @@ class Environment:
 
     @property
     def wanted(self) -> str:
-        return (REQUIREMENTS / f"{self.name}.txt").read_text("utf-8")
+        return (self.requirements / f"{self.name}.txt").read_text("utf-8")
 
     def install(self, echo: Echo) -> None:
         """Does nothing where it is there. Raises StepAudioError where it cannot be made."""
@@ -47,7 +48,7 @@ class Environment:
         shutil.rmtree(self.folder / self.name, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._run([sys.executable, "-m", "venv", str(self.folder / self.name)])
-        given = str(REQUIREMENTS / f"{self.name}.txt")
+        given = str(self.requirements / f"{self.name}.txt")
         self._run([str(self.python), "-m", "pip", "install", "--quiet", "--no-deps", "--requirement", given])
         stamp.write_text(self.wanted, "utf-8")
 

@@ -187,14 +187,14 @@ def test_agreement_counts_tokens_up_to_the_first_difference():
 def test_an_environment_that_cannot_be_made_says_so(tmp_path, monkeypatch):
     (tmp_path / "asked").mkdir()
     (tmp_path / "asked" / "x.txt").write_text("no-such-package==1\n")
-    monkeypatch.setattr(environments, "REQUIREMENTS", tmp_path / "asked")
+    environment = Environment(tmp_path, "x", tmp_path / "asked")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     said: list[str] = []
     with pytest.raises(StepAudioError, match=r"x cannot be installed into .*no-such-package"):
-        Environment(tmp_path, "x").install(said.append)
+        environment.install(said.append)
     assert said == [f"x: installing into {tmp_path / 'x'}"]
     (tmp_path / "x" / environments.STAMP).write_text("no-such-package==1\n")
-    Environment(tmp_path, "x").install(said.append)  # what is there is left alone
+    environment.install(said.append)  # what is there is left alone
     assert len(said) == 1
 
 
