@@ -48,6 +48,7 @@ MODULES = {
     "messages": "Messages and recordings",
     "sampling": "Sampling",
     "chat_types": "Options and results of a chat",
+    "raw": "Raw prompts",
     "audio_report": "What was amiss with recordings",
     "errors": "Errors",
     "counts": "Counts",
@@ -119,10 +120,10 @@ def _signature(source: str, node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunc
     if not isinstance(node, ast.ClassDef):
         return head
     value = getattr(step_audio_client, node.name)
-    fields = [member for member in node.body if isinstance(member, ast.AnnAssign)]
+    fields = list(_fields_of(source, node))
     made = [member for member in node.body if isinstance(member, ast.FunctionDef) and member.name == "__init__"]
     if fields:
-        inner = _lines(source, fields[0].lineno, fields[-1].end_lineno)
+        inner = "\n".join(fields)
     elif made:
         inner = _signature(source, made[0])
     elif dataclasses.is_dataclass(value):  # with the fields of another one
@@ -130,6 +131,16 @@ def _signature(source: str, node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunc
     else:
         return head
     return head + ":\n" + "\n".join(f"    {line}" if line else "" for line in inner.splitlines())
+
+
+def _fields_of(source: str, node: ast.ClassDef) -> Iterator[str]:
+    """As they are written; of a dataclass those first that it has from others of the module."""
+    classes = {one.name: one for one in ast.parse(source).body if isinstance(one, ast.ClassDef)}
+    for base in node.bases if node.decorator_list else ():
+        if isinstance(base, ast.Name) and base.id in classes:
+            yield from _fields_of(source, classes[base.id])
+    if fields := [member for member in node.body if isinstance(member, ast.AnnAssign)]:
+        yield _lines(source, fields[0].lineno, fields[-1].end_lineno)
 
 
 def _field(field: dataclasses.Field[Any]) -> str:

@@ -200,7 +200,7 @@ class SamplingParameters:
     )
     top_logprobs: int | None = parameter(
         None,
-        "as many of the likeliest tokens in each place of the answer, with their log-probabilities",
+        "the same of the likeliest tokens in each place of the answer, so many",
         "num_top_log_probs",
         np.int32,
         nvidia=False,

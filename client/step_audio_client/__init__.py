@@ -17,6 +17,7 @@ from step_audio_client.chat_types import (
     Guide,
     MindPaced,
     PaceMode,
+    RawOptions,
     Segment,
     SpeechTiming,
     Thinking,
@@ -37,6 +38,7 @@ from step_audio_client.errors import (
     UnsupportedParameter,
 )
 from step_audio_client.messages import Audio, user
+from step_audio_client.raw import RawPrompt
 from step_audio_client.reasoning import ReasoningSplitter, reasoning_ended
 from step_audio_client.replies import Reply, ReplyDelta, ReplyParser, parse_reply
 from step_audio_client.sampling import Sampling
@@ -58,6 +60,8 @@ __all__ = [
     "InvalidGuide",
     "MindPaced",
     "PaceMode",
+    "RawOptions",
+    "RawPrompt",
     "ReasoningSplitter",
     "Reply",
     "ReplyDelta",

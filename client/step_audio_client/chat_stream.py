@@ -33,13 +33,14 @@ from step_audio_client.audio_report import AudioReport
 from step_audio_client.chat_types import ChatDelta, ChatOptions, ChatUsage, Guide
 from step_audio_client.errors import InvalidGuide, RequestError
 from step_audio_client.generators import inner
+from step_audio_client.raw import IN_A_FORM, bad_word_ids
+from step_audio_client.raw import check as check_raw
 from step_audio_client.reasoning import BEGIN_MARKERS, END_MARKERS, reasoning_ended, thought_of
 from step_audio_client.tokens import FinishReason, TokenRequest, Tokens
 from step_audio_client.tool_calls import BEGIN_CALL, END_CALL
 from step_audio_client.tts import TTS_START
 
 CALL_HEAD = f"{BEGIN_CALL}function\n"
-_GUIDE = re.compile(r"\bguided_decoding_guide(_type)?\b")
 
 Generate = Callable[[TokenRequest], AsyncGenerator[Tokens]]
 Until = Callable[[], bool]
@@ -88,7 +89,7 @@ class ChatStream:
             skip_special_tokens=options.skip_special_tokens,
             speech=(self._prefill or "").endswith(TTS_START),
         )
-        self._bad_words = _bad_words(options, tokenizer)
+        self._bad_words = bad_word_ids(options, tokenizer)
         self._prompt_tokens = 0  # of the first generation: what the others have more is the model's own
         self._cached_tokens = 0  # of these
         self._ids: list[int] = []  # of the generation under way
@@ -166,9 +167,7 @@ class ChatStream:
                         yield self._parser.take()
             except InvalidGuide as error:  # by the caller's word for it
                 asked = self._options.guide
-                name = asked.name if asked else "tool_choice"
-                said, count = _GUIDE.subn(name, str(error))
-                raise InvalidGuide(said if count else f"{name}: {said}", name) from None
+                raise error.by_name(asked.name if asked else "tool_choice") from None
             if self._end == "next":
                 yield self._parser.take()
 
@@ -252,23 +251,12 @@ def check(options: ChatOptions) -> dict[str, str]:
         raise RequestError("tool_choice: a name of several lines cannot be called", "tool_choice")
     if guide and choice not in ("auto", "none"):
         raise RequestError(f"tool_choice {choice!r} and a guide of the answer contradict each other", "tool_choice")
-    if guide and guide.kind != "json" and not guide.text:
-        raise RequestError(f"{guide.name}: {guide.kind} without a text", guide.name)
     if thinking.budget is not None and (thinking.budget < 0 or thinking.mode == "off"):
         raise RequestError("thinking: a budget is a number of tokens from 0, with mode 'on'", "thinking")
-    if options.ignore_eos and (guide or choice not in ("auto", "none")):
-        raise RequestError("ignore_eos: an answer in a given form ends with it", "ignore_eos")
-    if not all(options.bad_words):
-        raise RequestError("bad_words: an empty string is in every answer", "bad_words")
-    if not all(options.stop):
-        raise RequestError("stop: an empty string would end every answer", "stop")
+    if options.ignore_eos and choice not in ("auto", "none"):
+        raise RequestError(IN_A_FORM, "ignore_eos")
+    check_raw(options)
     return schemas
-
-
-def _bad_words(options: ChatOptions, tokenizer: Tokenizer) -> list[list[int]]:
-    """As token ids. A word is another token where a space stands before it."""
-    spelt = [tokenizer.encode(space + word) for word in options.bad_words for space in ("", " ")]
-    return [*spelt, *([token] for token in tokenizer.special.stop_ids if options.ignore_eos)]
 
 
 def _closed(prefill: str) -> str:

@@ -89,25 +89,31 @@ class Guide:
 
 
 @dataclass(frozen=True)
-class ChatOptions:
-    """Everything about one answer but the messages."""
+class RawOptions:
+    """Everything about the text behind a raw prompt."""
 
     sampling: Sampling = field(default_factory=Sampling)
-    tools: tuple[Mapping[str, Any], ...] = ()  # OpenAI's form: {"type": "function", "function": {"name": ...}}
-    tool_choice: str = "auto"  # "auto", "none", "required", or the name of one of `tools`
-    parallel_tool_calls: bool = True  # False: the answer ends with its first call
-    stop: tuple[str, ...] = ()  # no part of the result; looked for in the answer, one with `</think>` anywhere
-    stop_in_thought: bool = False  # all of them are looked for in the thought
+    stop: tuple[str, ...] = ()  # no part of the result
     stop_token_ids: tuple[int, ...] = ()  # besides the checkpoint's own, anywhere; no part of the text
     bad_words: tuple[str, ...] = ()  # never written, anywhere: neither so nor with a space before it
     ignore_eos: bool = False  # the model cannot end the answer: max_tokens or a stop string does
-    thinking: Thinking = Thinking()
     guide: Guide | None = None
     logprobs: bool = False
     skip_special_tokens: bool = True
+    timeout: float | None = None  # seconds for the whole answer
+
+
+@dataclass(frozen=True)
+class ChatOptions(RawOptions):
+    """Everything about one answer but the messages. `stop`: looked for in the answer, one with `</think>` anywhere."""
+
+    tools: tuple[Mapping[str, Any], ...] = ()  # OpenAI's form: {"type": "function", "function": {"name": ...}}
+    tool_choice: str = "auto"  # "auto", "none", "required", or the name of one of `tools`
+    parallel_tool_calls: bool = True  # False: the answer ends with its first call
+    stop_in_thought: bool = False  # all of `stop` are looked for in the thought
+    thinking: Thinking = Thinking()
     continue_final_message: bool = False
     mind_paced: MindPaced | None = None
-    timeout: float | None = None  # seconds for the whole answer
 
 
 @dataclass(frozen=True)

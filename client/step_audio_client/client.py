@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from step_audio.chat_template import NO_THOUGHT, Template
@@ -15,14 +15,16 @@ from step_audio.tokenizer import IncrementalDecoder, Tokenizer
 from step_audio_client.audio_report import AudioReport
 from step_audio_client.chat_stream import ChatStream, Heard
 from step_audio_client.chat_stream import check as check_options
-from step_audio_client.chat_types import ChatDelta, ChatOptions
+from step_audio_client.chat_types import ChatDelta, ChatOptions, RawOptions
+from step_audio_client.continuation import AnyRequest
 from step_audio_client.counts import Counts
+from step_audio_client.errors import InvalidGuide
 from step_audio_client.failover import PATIENCE
 from step_audio_client.generators import inner
 from step_audio_client.mind_paced import MindPacedSpeaker
 from step_audio_client.mind_paced import check as check_mind_paced
-from step_audio_client.pipeline import Pipeline
-from step_audio_client.prepared import PreparedRequest
+from step_audio_client.pipeline import BUILDER, Pipeline
+from step_audio_client.raw import RawPrompt, RawStream
 from step_audio_client.run import Run
 from step_audio_client.sampling import Sampling
 from step_audio_client.tls import Tls
@@ -154,6 +156,35 @@ class StepAudioClient:
             async for delta in deltas:
                 yield delta
 
+    async def continue_raw(
+        self,
+        prompt: str | Sequence[int] | RawPrompt,
+        options: RawOptions | None = None,
+        *,
+        request_id: str | None = None,
+    ) -> AsyncGenerator[ChatDelta]:
+        """What the model writes behind a prompt that the caller has laid out, template and all: as text, or as token
+        ids. Names of added tokens in it are those tokens; it has no recordings.
+
+        Thought, end marker and calls stay in `content` as the model wrote them. The rest is as for `chat`.
+        """
+        options = options or RawOptions()
+        run = self._pipeline.run(request_id, options.timeout)
+        tokenizer, info = await self.tokenizer(), await self.serving_info()
+        if not isinstance(prompt, RawPrompt):
+            prompt = await asyncio.to_thread(RawPrompt.of, prompt, tokenizer, info)
+        try:
+            if options.guide:
+                options = replace(options, guide=await self._pipeline.bounded(run, options.guide))
+            stream = RawStream(
+                lambda request: self._tokens(run, request), tokenizer, prompt, options, info["max_seq_len"]
+            )
+            async with contextlib.aclosing(stream.deltas()) as deltas:
+                async for delta in deltas:
+                    yield delta
+        except InvalidGuide as error:
+            raise error.by_name(options.guide.name if options.guide else "guide") from None
+
     async def generate(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -231,7 +262,7 @@ class StepAudioClient:
         turns = [*messages, {"role": "assistant", "content": NO_THOUGHT}]
         request = TokenRequest(turns, options.sampling, tools, continue_final_message=True)
         inputs = request.prompt_inputs() | prompt.clips
-        ids = await self._pipeline.ask(run, "prompt_builder", inputs, "input_ids", "prompt_table_extra_ids")
+        ids = await self._pipeline.ask(run, BUILDER, inputs, "input_ids", "prompt_table_extra_ids")
         speaker = MindPacedSpeaker(
             lambda request: self._tokens(run, request),
             prompt,
@@ -246,7 +277,7 @@ class StepAudioClient:
                 yield delta
 
     @inner
-    async def _tokens(self, run: Run, request: TokenRequest | PreparedRequest) -> AsyncGenerator[Tokens]:
+    async def _tokens(self, run: Run, request: AnyRequest) -> AsyncGenerator[Tokens]:
         info = await self.serving_info()
         request.sampling.check_supported(info["sampling_parameters"])
         stop_ids = {*(await self.tokenizer()).special.stop_ids, *request.stop_token_ids}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
 
@@ -16,8 +17,11 @@ from step_audio.arrays import AnyArray
 from step_audio_client.counts import Counts
 from step_audio_client.errors import AnswerLost
 from step_audio_client.prepared import PreparedRequest
+from step_audio_client.raw import RawRequest
 from step_audio_client.tokens import FinishReason, TokenRequest, Tokens
 from step_audio_client.wire import Response
+
+AnyRequest: TypeAlias = TokenRequest | PreparedRequest | RawRequest
 
 TOTAL, REUSED = "kv_cache_alloc_total_blocks", "kv_cache_reused_blocks"
 
@@ -28,7 +32,7 @@ class Continuation:
 
     def __init__(
         self,
-        request: TokenRequest | PreparedRequest,
+        request: AnyRequest,
         stop_ids: Collection[int],
         max_seq_len: int,
         tokens_per_block: int,
@@ -104,7 +108,7 @@ class Continuation:
         self._ids += ids
         reason = self._reason() if response.final else None
         total, reused = (self._blocks[name] for name in (TOTAL, REUSED))
-        return Tokens(ids, logprobs, self._prompt_tokens, reason, top, total, reused, self._cached_tokens)
+        return Tokens(ids, logprobs, self._prompt_tokens, reason, total, reused, self._cached_tokens, top)
 
     def _full(self) -> bool:
         return len(self._ids) >= min(self._limit, self._max_seq_len - self._prompt_tokens)

@@ -14,6 +14,8 @@ from step_audio_client.known_texts import translate, untrusted
 TOO_LATE = "the answer took longer than the timeout"
 FAILED = "internal error: the server failed, its log has the details"
 
+_GUIDE = re.compile(r"\bguided_decoding_guide(_type)?\b")
+
 log = logging.getLogger(__name__)
 
 
@@ -44,6 +46,11 @@ class InvalidGuide(RequestError):
     """The guide of an answer, or a schema that it is made from, cannot be used."""
 
     code = Code.INVALID_GUIDE
+
+    def by_name(self, name: str) -> InvalidGuide:
+        """By the caller's word for it."""
+        said, count = _GUIDE.subn(name, str(self))
+        return InvalidGuide(said if count else f"{name}: {said}", name)
 
 
 class UnsupportedParameter(RequestError):

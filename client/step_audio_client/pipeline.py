@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import weakref
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
+import numpy as np
 from tritonclient.grpc import service_pb2
 
 from step_audio import tracing
@@ -17,7 +18,8 @@ from step_audio.arrays import AnyArray
 from step_audio.errors import Code, Retry
 from step_audio_client import calls, wire
 from step_audio_client.audio_report import AudioReport
-from step_audio_client.continuation import Continuation
+from step_audio_client.chat_types import Guide
+from step_audio_client.continuation import AnyRequest, Continuation
 from step_audio_client.control import PROMPT, audio_report, heartbeat, stop
 from step_audio_client.counts import Counts
 from step_audio_client.errors import (
@@ -35,9 +37,10 @@ from step_audio_client.generators import inner
 from step_audio_client.prepared import PreparedPrompt, PreparedRequest
 from step_audio_client.quarantine import Quarantine
 from step_audio_client.run import Run, new_request_id
+from step_audio_client.sampling import Sampling
 from step_audio_client.servers import Server, Servers
 from step_audio_client.tls import Tls
-from step_audio_client.tokens import TokenRequest, Tokens
+from step_audio_client.tokens import TokenRequest, Tokens, guide_inputs
 
 READY_TIMEOUT = 4  # seconds in which every model has to answer
 STOP_TIMEOUT = 10  # seconds
@@ -45,6 +48,8 @@ STOP_AGAIN = 0.5  # seconds
 REPORT_TIMEOUT = 10  # seconds
 LAST_TIMEOUT = 1  # seconds, of stops when the event loop ends
 FEATURIZER = "audio_featurizer"
+BUILDER = "prompt_builder"
+CLIPS = {"frames": np.int32, "audio_index": np.int32, "content_hash": np.uint64}  # of a prompt's recordings
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +139,14 @@ class Pipeline:
         outputs = await self._ask(run, wire.infer_request(PROMPT, "", request.pipeline_inputs()), None)
         return PreparedPrompt.of(request, outputs)
 
+    async def bounded(self, run: Run, guide: Guide) -> Guide:
+        """As the LLM is to get it, where no other step is asked: JSON that comes to an end. Raises RequestError."""
+        names = ("guided_decoding_guide_type", "guided_decoding_guide")
+        clips = {name: np.zeros((1, 0), kind) for name, kind in CLIPS.items()}
+        inputs = TokenRequest([{"role": "user", "content": "x"}], Sampling()).prompt_inputs() | clips
+        kind, text = await self.ask(run, BUILDER, inputs | guide_inputs(guide), *names)
+        return replace(guide, kind=kind.item().decode(), text=text.item().decode())
+
     async def ask(self, run: Run, model: str, inputs: Mapping[str, AnyArray], *outputs: str) -> list[AnyArray]:
         """Outputs of a model that answers once, and soon. Raises RequestError."""
         request = wire.infer_request(model, "", inputs)
@@ -166,7 +179,7 @@ class Pipeline:
     async def tokens(
         self,
         run: Run,
-        request: TokenRequest | PreparedRequest,
+        request: AnyRequest,
         stop_ids: Collection[int],
         max_seq_len: int,
         tokens_per_block: int,

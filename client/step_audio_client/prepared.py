@@ -9,11 +9,10 @@ import numpy as np
 
 from step_audio.arrays import AnyArray, Int32Array, UInt64Array
 from step_audio.chat import MARKS
-from step_audio.word_list import pack_word_list, unpack_word_list
+from step_audio.word_list import unpack_word_list
 from step_audio_client.audio_report import AudioReport, audio_reports
-from step_audio_client.errors import RequestError
 from step_audio_client.sampling import Sampling
-from step_audio_client.tokens import TokenRequest
+from step_audio_client.tokens import TokenRequest, stream_inputs
 from step_audio_client.wire import scalar
 
 LLM = "tensorrt_llm"
@@ -85,21 +84,13 @@ class PreparedRequest:
         if done:
             behind = self.sampling.behind(len(done))
             return replace(self, suffix_ids=[*self.suffix_ids, *done], sampling=behind).inputs()
-        prompt, words = self.prompt, self.prompt.stop_words
-        if self.stop_token_ids:
-            if any(not 0 <= token < 2**31 for token in self.stop_token_ids):
-                said = f"stop_token_ids: {list(self.stop_token_ids)} are not all token ids"
-                raise RequestError(said, "stop_token_ids")
-            words = pack_word_list([*unpack_word_list(words[0]), *([token] for token in self.stop_token_ids)])[None]
+        prompt = self.prompt
         inputs = {
             "input_ids": np.concatenate([prompt.input_ids, np.array([self.suffix_ids], np.int32)], axis=1),
             "input_lengths": scalar(len(self), np.int32),
             "end_id": prompt.end_id,
-            "stop_words_list": words,
-            "streaming": scalar(True, np.bool_),
-            "return_num_input_tokens": scalar(True, np.bool_),
-            "return_perf_metrics": scalar(True, np.bool_),
         } | self.sampling.inputs()
+        inputs |= stream_inputs(self.stop_token_ids, stop_words=unpack_word_list(prompt.stop_words[0]))
         if self.model == CONTINUE:
             rest = np.zeros((1, len(self.suffix_ids)), np.uint64)
             inputs["prompt_table_extra_ids"] = np.concatenate([prompt.extra_ids, rest], axis=1)

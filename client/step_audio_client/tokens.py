@@ -33,13 +33,38 @@ class Tokens:
     logprobs: list[float]  # empty unless asked for
     prompt_tokens: int
     finish_reason: FinishReason | None = None  # on the last one
-    # Of each of `token_ids` the likeliest in its place, as id and log-probability; empty unless asked for.
-    top_logprobs: Sequence[Sequence[tuple[int, float]]] = ()
     # Of the KV cache: blocks that prompt and answer take, how many of these held a known beginning, and how many of the
     # prompt's positions that is. On the last one; where the server says so, before.
     total_blocks: int = 0
     reused_blocks: int = 0
     cached_tokens: int = 0
+    # Of each of `token_ids` the likeliest in its place, as id and log-probability; empty unless asked for.
+    top_logprobs: Sequence[Sequence[tuple[int, float]]] = ()
+
+
+def stream_inputs(
+    stop_token_ids: Sequence[int] = (),
+    bad_words: Sequence[Sequence[int]] = (),
+    guide: Guide | None = None,
+    stop_words: Sequence[Sequence[int]] = (),
+) -> dict[str, AnyArray]:
+    """Of every model that generates: tokens as they come, with the prompt's length and the use of the KV cache.
+
+    `stop_words`: besides `stop_token_ids`. Raises RequestError.
+    """
+    inputs = dict.fromkeys(("streaming", "return_num_input_tokens", "return_perf_metrics"), scalar(True, np.bool_))
+    if any(not 0 <= token < 2**31 for token in stop_token_ids):
+        raise RequestError(f"stop_token_ids: {list(stop_token_ids)} are not all token ids", "stop_token_ids")
+    if words := [*stop_words, *([token] for token in stop_token_ids)]:
+        inputs["stop_words_list"] = pack_word_list(words)[None]
+    if bad_words:
+        inputs["bad_words_list"] = pack_word_list(bad_words)[None]
+    return inputs | (guide_inputs(guide) if guide else {})
+
+
+def guide_inputs(guide: Guide) -> dict[str, AnyArray]:
+    inputs = {"guided_decoding_guide_type": byte_strings([guide.kind.encode()])}
+    return inputs | ({"guided_decoding_guide": byte_strings([guide.text.encode()])} if guide.text else {})
 
 
 @dataclass(frozen=True)
@@ -66,23 +91,7 @@ class TokenRequest:
         inputs = self.pipeline_inputs() | self.sampling.behind(len(done)).inputs()
         if done:
             inputs["suffix_ids"] = np.array([done], np.int32)
-        inputs |= {
-            "streaming": scalar(True, np.bool_),
-            "return_num_input_tokens": scalar(True, np.bool_),
-            "return_perf_metrics": scalar(True, np.bool_),
-        }
-        if self.stop_token_ids:
-            if any(not 0 <= token < 2**31 for token in self.stop_token_ids):
-                said = f"stop_token_ids: {list(self.stop_token_ids)} are not all token ids"
-                raise RequestError(said, "stop_token_ids")
-            inputs["stop_words_list"] = pack_word_list([[token] for token in self.stop_token_ids])[None]
-        if self.bad_words:
-            inputs["bad_words_list"] = pack_word_list(self.bad_words)[None]
-        if self.guide:
-            inputs["guided_decoding_guide_type"] = byte_strings([self.guide.kind.encode()])
-            if self.guide.text:
-                inputs["guided_decoding_guide"] = byte_strings([self.guide.text.encode()])
-        return inputs
+        return inputs | stream_inputs(self.stop_token_ids, self.bad_words, self.guide)
 
     def pipeline_inputs(self) -> dict[str, AnyArray]:
         """Those of what comes before the LLM, which the models `step_audio_r1` and `step_audio_prompt` share."""

@@ -22,6 +22,7 @@ from step_audio_gateway.errors import ErrorBody
 from step_audio_gateway.fetch import Fetcher
 from step_audio_gateway.middleware import GUARDED, Guard, Observe, Under
 from step_audio_gateway.page import page_routes
+from step_audio_gateway.raw_route import raw_routes
 from step_audio_gateway.response_route import response_routes
 from step_audio_gateway.responses import ChatCompletionChunk, Model, ModelList, Status, Version
 from step_audio_gateway.settings import GatewaySettings
@@ -52,6 +53,7 @@ def create_app(
     app.state.metrics = gateway.metrics
     errors.install(app)
     app.include_router(chat_routes(gateway))
+    app.include_router(raw_routes(gateway))
     app.include_router(response_routes(gateway))
     app.include_router(transcription_routes(gateway))
     app.include_router(translation_routes(gateway))

@@ -11,16 +11,17 @@ from fastapi import Request
 
 from step_audio_client import Audio, ChatOptions
 from step_audio_gateway.audio_parts import client_messages
-from step_audio_gateway.completions import Deltas, Item
+from step_audio_gateway.chunks import Deltas, Item
 from step_audio_gateway.core import Gateway
+from step_audio_gateway.errors import refused
 from step_audio_gateway.generations import unless_gone
 from step_audio_gateway.options import (
     answers_at_once,
     chat_options,
     check_mind_paced,
-    check_unsupported,
     split_final_message,
 )
+from step_audio_gateway.published import REFUSED, check_published
 from step_audio_gateway.responses import FinishReason
 from step_audio_gateway.schemas import ChatRequest
 
@@ -41,7 +42,9 @@ async def prepare(gateway: Gateway, body: ChatRequest, request: Request) -> Aske
     settings, fields = gateway.settings, request.state.log
     model = await gateway.model_name(body.model)
     fields |= {"model": model, "stream": bool(body.stream)}
-    check_unsupported(body)
+    check_published(body.model_extra, REFUSED)
+    if body.top_logprobs and not body.logprobs:
+        raise refused("top_logprobs needs logprobs", "top_logprobs")
     request.state.admitted.answers(answers_at_once(body))
     messages, proceed = split_final_message(body.messages, body.continue_final_message, body.add_generation_prompt)
     separate = settings.separate_reasoning if body.separate_reasoning is None else body.separate_reasoning
@@ -59,7 +62,8 @@ async def prepare(gateway: Gateway, body: ChatRequest, request: Request) -> Aske
 
 def answers(gateway: Gateway, asked: Asked, request: Request) -> Deltas:
     """All answers under way, told to the log on their way."""
-    return logged(gateway.answers(asked.messages, asked.options), request.state.log, gateway.settings.log_content)
+    deltas = gateway.answers(asked.messages, asked.options)
+    return logged(deltas, request.state.log, gateway.settings.log_content, len(asked.options))
 
 
 async def first_of(deltas: Deltas) -> Item:
@@ -73,19 +77,21 @@ async def again(first: Item, deltas: Deltas) -> AsyncIterator[Item]:
         yield item
 
 
-async def logged(deltas: Deltas, fields: dict[str, Any], content: bool) -> Deltas:
-    """The deltas, the log's fields filled on their way."""
+async def logged(deltas: Deltas, fields: dict[str, Any], content: bool, per_prompt: int) -> Deltas:
+    """The deltas, the log's fields filled on their way. `per_prompt`: how many answers each prompt has."""
     for kind in ("prompt_tokens", "audio_tokens", "completion_tokens", "reasoning_tokens"):
         fields[kind] = 0
     fields["finish"] = []
     texts: dict[int, str] = {}
     finish: dict[int, FinishReason | None] = {}
+    prompts: dict[int, int] = {}
     try:
         async for index, delta in deltas:
             if content:
                 texts[index] = texts.get(index, "") + delta.raw
             if delta.usage:
-                fields["prompt_tokens"] = delta.usage.prompt_tokens
+                prompts[index // per_prompt] = delta.usage.prompt_tokens
+                fields["prompt_tokens"] = sum(prompts.values())
                 fields["audio_tokens"] = delta.usage.audio_tokens
                 fields["completion_tokens"] += delta.usage.completion_tokens
                 fields["reasoning_tokens"] += delta.usage.reasoning_tokens

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import time
-import uuid
-from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Literal, TypedDict
 
 from step_audio_client import (
     AudioReport,
     ChatDelta,
     ChatUsage,
-    RequestError,
     SpeechTiming,
     TokenLogprob,
     ToolCall,
     TtsContent,
 )
-from step_audio_gateway.controls import StreamOptions
-from step_audio_gateway.errors import from_client
+from step_audio_gateway.chunks import Chunks, Deltas
 from step_audio_gateway.responses import (
     AudioWarning,
     ChatCompletion,
@@ -37,9 +30,6 @@ from step_audio_gateway.responses import (
     ReplyToolCall,
     SpokenContent,
 )
-
-Item = tuple[int, ChatDelta]  # an answer's index and what is new of it
-Deltas = AsyncGenerator[Item]
 
 
 class _Message(TypedDict, total=False):
@@ -65,16 +55,14 @@ class _Warnings(TypedDict, total=False):
     audio_warnings: list[AudioWarning]
 
 
-class Completion:
-    """One reply to one request: its id, and how its texts are laid out.
+class Completion(Chunks[ChunkChoice]):
+    """One reply to /v1/chat/completions: how its texts are laid out.
 
     `raw`: thought, markers and tool calls stay in `content` as the model wrote them.
     """
 
     def __init__(self, model: str, raw: bool, logprobs: bool):
-        self.id = f"chatcmpl-{uuid.uuid4().hex}"
-        self.created = int(time.time())
-        self.model = model
+        super().__init__("chatcmpl", model)
         self.raw = raw
         self.logprobs = logprobs
 
@@ -91,37 +79,12 @@ class Completion:
             created=self.created,
             model=self.model,
             choices=[self._choice(i, answer) for i, answer in enumerate(ordered)],
-            usage=CompletionUsage.of([answer.usage for answer in ordered if answer.usage]),
+            usage=self.usage([answer.usage for answer in ordered if answer.usage]),
             **warnings_of(ordered[0].audio),
         )
 
-    async def events(self, deltas: AsyncIterator[Item], options: StreamOptions | None) -> AsyncGenerator[str]:
-        """The chunks as JSON texts and the closing `[DONE]`. A fault in the middle becomes an event of its own."""
-        include_usage = options is not None and options.include_usage
-        continuous = include_usage and options is not None and options.continuous_usage_stats
-        usages: dict[int, ChatUsage] = {}  # in the order in which the answers end
-        begun: set[int] = set()
-        counted: Counter[int] = Counter()  # tokens of each answer
-        try:
-            async for index, delta in deltas:
-                if delta.usage:
-                    usages[index] = delta.usage
-                counted[index] += len(delta.token_ids)
-                if choice := self._chunk_choice(index, delta, index not in begun):
-                    begun.add(index)
-                    so_far = CompletionUsage.so_far(delta.prompt_tokens, counted[index]) if continuous else None
-                    yield self._chunk([choice], so_far, delta.audio)
-            if include_usage:
-                yield self._chunk([], CompletionUsage.of([usage for _, usage in sorted(usages.items())]))
-        except RequestError as error:
-            yield json.dumps(from_client(error).body().model_dump())
-        yield "[DONE]"
-
-    def _chunk(
-        self,
-        choices: list[ChunkChoice],
-        usage: CompletionUsage | None = None,
-        audio: tuple[AudioReport, ...] = (),
+    def chunk(
+        self, choices: list[ChunkChoice], usage: CompletionUsage | None = None, audio: tuple[AudioReport, ...] = ()
     ) -> str:
         chunk = ChatCompletionChunk(
             id=self.id,
@@ -147,8 +110,7 @@ class Completion:
             **_timing(answer.speech),
         )
 
-    def _chunk_choice(self, index: int, delta: ChatDelta, first: bool) -> ChunkChoice | None:
-        """None if there is nothing to tell."""
+    def chunk_choice(self, index: int, delta: ChatDelta, first: bool) -> ChunkChoice | None:
         message: _Message = {"role": "assistant", "content": ""} if first else {}
         if text := delta.raw if self.raw else delta.content:
             message["content"] = text

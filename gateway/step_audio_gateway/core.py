@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from step_audio_client import ChatOptions, StepAudioClient
-from step_audio_gateway.completions import Deltas
+from step_audio_client import ChatOptions, RawOptions, RawPrompt, StepAudioClient
+from step_audio_gateway.chunks import Deltas
 from step_audio_gateway.defaults import Defaults
 from step_audio_gateway.errors import ApiError
 from step_audio_gateway.fetch import Fetcher
@@ -42,3 +42,8 @@ class Gateway:
     def answers(self, messages: Sequence[dict[str, Any]], options: Sequence[ChatOptions]) -> Deltas:
         """An answer for each of `options`, all under way at once."""
         return merged([self.metrics.observed(self.client.chat(messages, option)) for option in options])
+
+    def texts(self, prompts: Sequence[RawPrompt], options: Sequence[RawOptions]) -> Deltas:
+        """For each of `prompts` a text for each of `options`, all under way at once."""
+        asked = [(prompt, option) for prompt in prompts for option in options]
+        return merged([self.metrics.observed(self.client.continue_raw(*pair)) for pair in asked])

@@ -8,10 +8,10 @@ from typing import Any
 from step_audio_client import Guide
 from step_audio_gateway.controls import StructuredOutputs
 from step_audio_gateway.errors import refused
-from step_audio_gateway.schemas import ChatRequest, JsonObjectFormat, JsonSchemaFormat
+from step_audio_gateway.schemas import AnswerRequest, JsonObjectFormat, JsonSchemaFormat
 
 
-def guide_of(request: ChatRequest) -> Guide | None:
+def guide_of(request: AnswerRequest) -> Guide | None:
     """Raises ApiError where there are two."""
     found = _asked(request)
     if len(found) > 1:
@@ -19,7 +19,7 @@ def guide_of(request: ChatRequest) -> Guide | None:
     return found[0] if found else None
 
 
-def _asked(request: ChatRequest) -> list[Guide]:
+def _asked(request: AnswerRequest) -> list[Guide]:
     found: list[Guide] = []
     match request.response_format:
         case JsonObjectFormat():

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 from step_audio.sampling_parameters import offered
 from step_audio.tokenizer import Tokenizer
-from step_audio_client import ChatOptions, MindPaced, Sampling, Thinking
+from step_audio_client import ChatOptions, MindPaced, RawOptions, Sampling, Thinking
 from step_audio_client.mind_paced import conflicts
 from step_audio_gateway.defaults import Defaults
 from step_audio_gateway.errors import refused
 from step_audio_gateway.forms import guide_of
 from step_audio_gateway.messages import ChatMessage
-from step_audio_gateway.published import REFUSED, check_published
-from step_audio_gateway.schemas import ChatRequest, NamedToolChoice
+from step_audio_gateway.schemas import AnswerRequest, ChatRequest, NamedToolChoice
 from step_audio_gateway.thinking import asked_of_thinking, thinking_of
 
+Options = TypeVar("Options", bound=RawOptions)
+
 PUBLISHED_EOT = 151665  # <|EOT|> in the published tokenizer; callers of any checkpoint send it
-
-
-def check_unsupported(request: ChatRequest) -> None:
-    """Raises ApiError with the first name."""
-    check_published(request.model_extra, REFUSED)
-    if request.top_logprobs and not request.logprobs:
-        raise refused("top_logprobs needs logprobs", "top_logprobs")
 
 
 def check_mind_paced(request: ChatRequest, options: ChatOptions, separate: bool) -> None:
@@ -82,30 +76,45 @@ def split_final_message(
 def chat_options(
     request: ChatRequest, tokenizer: Tokenizer, proceed: bool, separate: bool, defaults: Defaults, timeout: float | None
 ) -> list[ChatOptions]:
-    """One for each of the request's answers; they differ in the seed. Where thought and answer do not come apart,
-    stop strings hold for both. Raises ApiError."""
+    """One for each of the request's answers. Where thought and answer do not come apart, stop strings hold for both.
+    Raises ApiError."""
+    common = raw_options(request, tokenizer, defaults, timeout, request.top_logprobs)
     options = ChatOptions(
-        sampling=dataclasses.replace(_sampling(request, defaults), top_logprobs=request.top_logprobs),
+        **vars(common) | {"logprobs": bool(request.logprobs)},
         tools=tuple(tool.model_dump(exclude_unset=True) for tool in request.tools or ()),
         tool_choice=_tool_choice(request),
         parallel_tool_calls=request.parallel_tool_calls is not False,
-        stop=(request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ()),
         stop_in_thought=not separate,
+        thinking=thinking_of(request, defaults),
+        continue_final_message=proceed,
+        mind_paced=MindPaced(**dict(pace)) if (pace := request.mind_paced_speaking) else None,
+    )
+    return for_each_answer(request, options)
+
+
+def raw_options(
+    request: AnswerRequest, tokenizer: Tokenizer, defaults: Defaults, timeout: float | None, top_logprobs: int | None
+) -> RawOptions:
+    """Raises ApiError."""
+    return RawOptions(
+        sampling=dataclasses.replace(_sampling(request, defaults), top_logprobs=top_logprobs),
+        stop=(request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ()),
         stop_token_ids=tuple(_stop_token_ids(request.stop_token_ids or [], tokenizer)),
         bad_words=tuple(request.bad_words or ()),
         ignore_eos=bool(request.ignore_eos),
-        thinking=thinking_of(request, defaults),
         guide=guide_of(request),
-        logprobs=bool(request.logprobs),
         skip_special_tokens=request.skip_special_tokens is not False,
-        continue_final_message=proceed,
-        mind_paced=MindPaced(**dict(pace)) if (pace := request.mind_paced_speaking) else None,
         timeout=timeout,
     )
-    return [_with_seed(options, i) for i in range(request.n or 1)]
 
 
-def _sampling(request: ChatRequest, defaults: Defaults) -> Sampling:
+def for_each_answer(request: AnswerRequest, options: Options) -> list[Options]:
+    """They differ in the seed."""
+    sampling = options.sampling
+    return [dataclasses.replace(options, sampling=sampling.with_seed_after(i)) for i in range(request.n or 1)]
+
+
+def _sampling(request: AnswerRequest, defaults: Defaults) -> Sampling:
     values: dict[str, Any] = {}
     for one in offered("http"):
         names = (one.name, *one.aliases)
@@ -118,10 +127,6 @@ def _sampling(request: ChatRequest, defaults: Defaults) -> Sampling:
         if given:
             values[one.name] = next(iter(given.values()))
     return Sampling(**values)
-
-
-def _with_seed(options: ChatOptions, i: int) -> ChatOptions:
-    return dataclasses.replace(options, sampling=options.sampling.with_seed_after(i))
 
 
 def _tool_choice(request: ChatRequest) -> str:

@@ -18,8 +18,7 @@ NEVER: tuple[Any, ...] = ()  # no value asks for nothing
 OFF = (False,)
 NONE: tuple[Any, ...] = ([],)
 
-# The values that ask for nothing, and what to do instead.
-REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+REFUSED: Refused = {
     # How tokens are chosen.
     "best_of": ((1,), "use n"),
     "logit_bias": (({},), "the engine has no bias of single tokens; use bad_words"),
@@ -112,7 +111,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 # Of /tokenize, and of /detokenize.
-REFUSED_TOKENIZE: dict[str, tuple[tuple[Any, ...], str]] = {
+REFUSED_TOKENIZE: Refused = {
     "chat_template": (NEVER, "the server's own is used"),
     "chat_template_kwargs": (({},), "the template takes none"),
     "reasoning_effort": (NEVER, "the tokens are those of a prompt that is to be thought about"),
@@ -120,12 +119,12 @@ REFUSED_TOKENIZE: dict[str, tuple[tuple[Any, ...], str]] = {
     "mm_processor_kwargs": (({},), "the positions of recordings have no tokens"),
     "media_io_kwargs": (({},), "the positions of recordings have no tokens"),
 }
-REFUSED_DETOKENIZE: dict[str, tuple[tuple[Any, ...], str]] = {
+REFUSED_DETOKENIZE: Refused = {
     "skip_special_tokens": (OFF, "control tokens are shown by their names"),
 }
 
 # Of /v1/responses, besides.
-REFUSED_RESPONSES: dict[str, tuple[tuple[Any, ...], str]] = {
+REFUSED_RESPONSES: Refused = {
     "access_programs": (NEVER, "leave it out"),
     "background": (OFF, "the reply comes at once"),
     "background_options": (NEVER, "the reply comes at once"),
@@ -148,6 +147,27 @@ REFUSED_RESPONSES: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 IGNORED_RESPONSES = {
     "max_tool_calls": "of tools that the server itself calls: there are none",
+}
+
+# Of /v1/completions.
+REFUSED_COMPLETIONS: Refused = {
+    name: told for name, told in REFUSED.items() if name not in ("echo", "add_special_tokens")
+} | {
+    "suffix": (("",), "the model writes behind a prompt, not before anything"),
+    "best_of": ((1,), "use n"),
+    "json_schema": (NEVER, "use structured_outputs.json"),
+    "logprob_token_ids": (NEVER, "use logprobs"),
+    "thinking_token_budget": ((-1,), "the text is not parted: ask /v1/chat/completions"),
+    "input_ids": (NEVER, "send them as prompt"),
+    "prompt_embeds": (NEVER, "send token ids as prompt"),
+    "input_embeds": (NEVER, "send token ids as prompt"),
+    "mm_payload": (NEVER, "ask /v1/chat/completions about recordings"),
+    "truncate_prompt_tokens": (NEVER, "send a shorter prompt"),
+    "truncation_side": (NEVER, "send a shorter prompt"),
+    "session_params": (NEVER, "send the whole prompt"),
+}
+IGNORED_COMPLETIONS = {
+    "add_special_tokens": "the tokenizer adds none",
 }
 
 # Of /v1/audio/transcriptions, as texts of a form.
@@ -194,6 +214,7 @@ IGNORED: dict[str, str] = {
     "guided_decoding_backend": "which library follows a guide: there is one",
     "stream_interval": "how many tokens share a chunk: as few as there is time for",
     "return_mm_kwargs": "of another route",
+    "custom_labels": "labels",
 }
 
 

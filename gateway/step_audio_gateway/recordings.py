@@ -21,7 +21,8 @@ from step_audio.validation import first_fault
 from step_audio_client import Audio, AudioReport, ChatOptions, ChatUsage, RequestError, Sampling, Thinking, user
 from step_audio_gateway.asking import first_of
 from step_audio_gateway.audio_parts import check_length
-from step_audio_gateway.completions import Deltas, Item, warnings_of
+from step_audio_gateway.chunks import Deltas, Item
+from step_audio_gateway.completions import warnings_of
 from step_audio_gateway.core import Gateway
 from step_audio_gateway.errors import ApiError, from_client, refused, unsupported
 from step_audio_gateway.generations import EventStream, unless_gone

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, Literal
 
 from step_audio_client import ChatDelta, RequestError, TokenLogprob, ToolCall
-from step_audio_gateway.completions import Deltas, Item
+from step_audio_gateway.chunks import Deltas, Item
 from step_audio_gateway.errors import from_client
 from step_audio_gateway.response_object import (
     CallOutput,

@@ -26,7 +26,7 @@ class CompletionDetails(BaseModel):
 
 
 class CompletionUsage(BaseModel):
-    """The prompt counts once, however many answers it has. The details come with the whole usage only."""
+    """A prompt counts once, however many answers it has. The details come with the whole usage only."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -35,18 +35,19 @@ class CompletionUsage(BaseModel):
     completion_tokens_details: CompletionDetails | None = None
 
     @classmethod
-    def of(cls, answers: list[ChatUsage]) -> CompletionUsage:
-        prompt, completion = answers[0].prompt_tokens, sum(usage.completion_tokens for usage in answers)
+    def of(cls, answers: list[ChatUsage], prompts: int = 1) -> CompletionUsage:
+        """Of answers to so many prompts, as many to each, in their order."""
+        asked = answers[:: len(answers) // prompts]
+        prompt, completion = sum(one.prompt_tokens for one in asked), sum(one.completion_tokens for one in answers)
         return cls(
             prompt_tokens=prompt,
             completion_tokens=completion,
             total_tokens=prompt + completion,
             prompt_tokens_details=PromptDetails(
-                audio_tokens=answers[0].audio_tokens, cached_tokens=answers[0].cached_tokens
+                audio_tokens=sum(one.audio_tokens for one in asked),
+                cached_tokens=sum(one.cached_tokens for one in asked),
             ),
-            completion_tokens_details=CompletionDetails(
-                reasoning_tokens=sum(usage.reasoning_tokens for usage in answers)
-            ),
+            completion_tokens_details=CompletionDetails(reasoning_tokens=sum(one.reasoning_tokens for one in answers)),
         )
 
     @classmethod

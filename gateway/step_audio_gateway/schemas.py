@@ -104,21 +104,18 @@ else:
     )
 
 
-class ChatRequest(SamplingFields):
-    """Unknown keys are ignored. What is known and cannot be honoured is refused by its name."""
+class AnswerRequest(SamplingFields):
+    """What every route takes whose answers are generated for a JSON body, besides what it asks."""
 
     model_config = ConfigDict(extra="allow")
 
     model: str | None = Field(None, description="a name of /v1/models; may be left out")
-    messages: list[ChatMessage] = Field(min_length=1)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     n: int | None = Field(1, ge=1, le=MAX_ANSWERS)
 
     stop: Word | Annotated[list[Word], Field(max_length=MAX_STOPS)] | None = Field(
-        None,
-        description="ends the answer and is no part of it; the thought ends at one with `</think>` in it, and with "
-        "separate_reasoning false at any",
+        None, description="ends the answer and is no part of it"
     )
     stop_token_ids: list[NonNegativeInt] | None = Field(None, max_length=MAX_STOPS)
     bad_words: list[Word] | None = Field(
@@ -131,6 +128,28 @@ class ChatRequest(SamplingFields):
     )
     skip_special_tokens: bool | None = True
 
+    response_format: ResponseFormat | None = Field(None, description="the form of the answer")
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = Field(None, description="the same as structured_outputs.json")
+    guided_regex: str | None = Field(None, description="the same as structured_outputs.regex")
+    guided_choice: list[str] | None = Field(None, min_length=1, description="the same as structured_outputs.choice")
+    guided_grammar: str | None = Field(None, description="the same as structured_outputs.grammar")
+    regex: str | None = Field(None, description="the same as structured_outputs.regex")
+    ebnf: str | None = Field(None, description="the same as structured_outputs.grammar")
+
+
+class ChatRequest(AnswerRequest):
+    """Unknown keys are ignored. What is known and cannot be honoured is refused by its name."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+
+    stop: Word | Annotated[list[Word], Field(max_length=MAX_STOPS)] | None = Field(
+        None,
+        description="ends the answer and is no part of it; the thought ends at one with `</think>` in it, and with "
+        "separate_reasoning false at any",
+    )
+
+    response_format: ResponseFormat | None = Field(None, description="of the answer; the thought before it is free")
     logprobs: bool | None = Field(False, description="of every generated token, those of the thought included")
     top_logprobs: int | None = Field(
         None,
@@ -142,7 +161,6 @@ class ChatRequest(SamplingFields):
     tools: list[Tool] | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = Field(True, description="false: the answer ends with its first call")
-    response_format: ResponseFormat | None = Field(None, description="of the answer; the thought before it is free")
 
     add_generation_prompt: bool | None = Field(
         None, description="open a new turn of the assistant; default: unless the last message is one to continue"
@@ -150,13 +168,6 @@ class ChatRequest(SamplingFields):
     continue_final_message: bool | None = Field(
         None, description="go on with the last message; default: if it is the assistant's, with text, and not ended"
     )
-    structured_outputs: StructuredOutputs | None = None
-    guided_json: dict[str, Any] | str | None = Field(None, description="the same as structured_outputs.json")
-    guided_regex: str | None = Field(None, description="the same as structured_outputs.regex")
-    guided_choice: list[str] | None = Field(None, min_length=1, description="the same as structured_outputs.choice")
-    guided_grammar: str | None = Field(None, description="the same as structured_outputs.grammar")
-    regex: str | None = Field(None, description="the same as structured_outputs.regex")
-    ebnf: str | None = Field(None, description="the same as structured_outputs.grammar")
     thinking: ThinkingControl | None = None
     enable_thinking: bool | None = Field(None, description="the same as thinking.mode")
     thinking_token_budget: int | None = Field(

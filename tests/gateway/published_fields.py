@@ -16,7 +16,8 @@ from pathlib import Path
 
 # Classes of requests, by route; those of other names in the wheels are of other routes.
 ROUTES = {
-    "/v1/chat/completions": ("ChatCompletionRequest", "completion_create_params.py:CompletionCreateParamsBase"),
+    "/v1/chat/completions": ("ChatCompletionRequest", "chat/completion_create_params.py:CompletionCreateParamsBase"),
+    "/v1/completions": ("CompletionRequest", "types/completion_create_params.py:CompletionCreateParamsBase"),
     "/v1/responses": ("ResponsesRequest", "ResponseCreateParamsBase"),
     "/v1/audio/transcriptions": ("TranscriptionRequest", "TranscriptionCreateParamsBase"),
     "/v1/audio/translations": ("TranslationRequest", "TranslationCreateParamsBase", "TranslationCreateParams"),
@@ -27,6 +28,7 @@ ROUTES = {
 }
 FILES = (
     "openai/types/chat/completion_create_params.py",
+    "openai/types/completion_create_params.py",
     "openai/types/chat/chat_completion_stream_options_param.py",
     "openai/types/audio/transcription_create_params.py",
     "openai/types/audio/translation_create_params.py",
@@ -45,7 +47,7 @@ def classes(wheel: Path) -> dict[str, ast.ClassDef]:
                 tree = ast.parse(archive.read(name))
                 for node in ast.walk(tree):
                     if isinstance(node, ast.ClassDef):
-                        found[node.name] = found[f"{Path(name).name}:{node.name}"] = node
+                        found[node.name] = found[f"{'/'.join(Path(name).parts[-2:])}:{node.name}"] = node
     return found
 
 

@@ -13,15 +13,18 @@ from step_audio_client import Guide
 from step_audio_gateway.controls import StreamOptions, StructuredOutputs
 from step_audio_gateway.published import (
     IGNORED,
+    IGNORED_COMPLETIONS,
     IGNORED_FORM,
     IGNORED_RESPONSES,
     REFUSED,
+    REFUSED_COMPLETIONS,
     REFUSED_DETOKENIZE,
     REFUSED_FORM,
     REFUSED_RESPONSES,
     REFUSED_TOKENIZE,
     REFUSED_TRANSLATION,
 )
+from step_audio_gateway.raw_request import CompletionRequest
 from step_audio_gateway.response_request import ResponseRequest
 from step_audio_gateway.schemas import ChatRequest, SamplingFields
 from step_audio_gateway.tokenization import DetokenizeRequest, TokenizeRequest
@@ -80,6 +83,7 @@ def test_every_published_field_of_tokens_has_one_place(route, model, refused):
 
 ROUTES = [
     ("/v1/responses", {"input": "hello"}, REFUSED_RESPONSES),
+    ("/v1/completions", {"prompt": "hello"}, REFUSED_COMPLETIONS),
     ("/tokenize", {"prompt": "hello"}, REFUSED_TOKENIZE),
     ("/detokenize", {"tokens": [1]}, REFUSED_DETOKENIZE),
 ]
@@ -104,6 +108,14 @@ async def test_fields_of_a_chat_that_are_refused_in_a_response_too():
         for name in names("/v1/responses") & REFUSED.keys():
             response = await client.post("/v1/responses", json={"input": "hello", name: {"x": 1}})
             assert (response.status_code, response.json()["error"]["param"]) == (400, name)
+
+
+def test_every_published_field_of_a_text_completion_has_one_place():
+    ours = {field.alias or name for name, field in CompletionRequest.model_fields.items()}
+    for name in names("/v1/completions"):
+        places = (ours, REFUSED_COMPLETIONS, {**IGNORED, **IGNORED_COMPLETIONS})
+        assert [name in place for place in places].count(True) == 1, name
+    assert not ours & (REFUSED_COMPLETIONS.keys() | IGNORED_COMPLETIONS.keys())
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -130,6 +131,30 @@ def test_streamed_is_whole_and_seeds_count(client):
     streamed = "".join(text(c.choices[0].delta) for c in client.chat.completions.create(**ask, seed=5, stream=True))
     assert text(two.choices[0].message) == streamed and text(two.choices[1].message) == text(second.choices[0].message)
     assert second.usage.completion_tokens == 12 and second.choices[0].finish_reason == "length"
+
+
+def test_a_raw_prompt_is_gone_on_with(client, url):
+    """As if its template had been the server's."""
+    messages = [{"role": "user", "content": "hello"}]
+    how = {"model": "R1", "max_tokens": 20, "temperature": 0}
+    raw = {"separate_reasoning": False, "skip_special_tokens": False}
+    ids = httpx.post(f"{url}/tokenize", json={"messages": messages}).json()["tokens"]
+    text = httpx.post(f"{url}/detokenize", json={"tokens": ids}).json()["prompt"]
+    expected = client.chat.completions.create(messages=messages, **how, extra_body=raw)
+    more = {"skip_special_tokens": False}
+    replies = [client.completions.create(prompt=prompt, **how, extra_body=more) for prompt in (ids, text, [text, text])]
+    for reply in replies:
+        assert {choice.text for choice in reply.choices} == {expected.choices[0].message.content}
+        assert reply.usage.prompt_tokens == len(ids) * len(reply.choices)
+    streamed = client.completions.create(prompt=ids, **how, stream=True, logprobs=2, extra_body=more)
+    choices = [chunk.choices[0] for chunk in streamed]
+    assert "".join(choice.text for choice in choices) == expected.choices[0].message.content
+    tokens = [token for choice in choices if choice.logprobs for token in choice.logprobs.tokens]
+    likeliest = [top for choice in choices if choice.logprobs for top in choice.logprobs.top_logprobs]
+    assert all(max(top, key=top.get) == token for token, top in zip(tokens, likeliest, strict=True))
+    form = {"structured_outputs": {"json": {"type": "integer"}}}
+    reply = client.completions.create(prompt=text, **how | {"max_tokens": 40}, extra_body=form)
+    assert re.fullmatch(r"-?\d{1,19}", reply.choices[0].text) and reply.choices[0].finish_reason == "stop"
 
 
 def test_top_logprobs_reach_the_engine(client):

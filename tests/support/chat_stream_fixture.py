@@ -54,9 +54,10 @@ class Model:
             piece = line[at : at + size]
             at += size
             logprobs = [-token / 1000 for token in piece] if request.sampling.logprobs else []
+            others = [[(token, -token / 1000), (EOT, -9.0)][: request.sampling.top_logprobs or 0] for token in piece]
             final = at >= len(line) and self.draw.random() < 0.5
             self.left_early[-1] = not final
-            yield Tokens(piece, logprobs, 100 + len(self.requests), reason if final else None)
+            yield Tokens(piece, logprobs, 100 + len(self.requests), reason if final else None, top_logprobs=others)
             if final:
                 return
         self.left_early[-1] = False

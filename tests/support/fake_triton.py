@@ -22,6 +22,7 @@ from step_audio_client import StepAudioClient, wire
 
 TOKENIZER = Tokenizer(build_tokenizer().to_str())
 EOT = TOKENIZER.special.eot
+GUIDE = ("guided_decoding_guide_type", "guided_decoding_guide")
 
 
 def answer(outputs: dict[str, np.ndarray], final: bool = False) -> service_pb2.ModelInferResponse:
@@ -82,6 +83,11 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
             self.leases.add(request.id)
             return answer({"ended": np.ones((1, 1), np.bool_)})
         self.seen.append(("asked", request.outputs[0].name))
+        if request.model_name == "prompt_builder":  # of a guide
+            kind, text = (read(request)[name].item() for name in GUIDE)
+            return answer(
+                dict(zip(GUIDE, (bytes_array(b"ebnf_grammar"), bytes_array(kind + b" " + text)), strict=True))
+            )
         if request.model_name == "audio_featurizer":
             return answer({"mel": np.ones((1, 1, 128, 8), np.float32)})
         values = {"tokenizer_json": TOKENIZER.to_json(), "serving_info": json.dumps(self.info())}
@@ -90,7 +96,7 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelStreamInfer(self, requests, context):
         async for request in requests:
             inputs = read(request)
-            if request.model_name == "tensorrt_llm":
+            if "stop" in inputs:
                 self.seen.append(("stop", request.id, inputs["stop"].item()))
                 self.stopped[request.id].set()
                 yield message(final=True)

@@ -21,7 +21,17 @@ from step_audio import sampling_parameters
 from step_audio.audio import encode_wav
 from step_audio.chat_template import load_template
 from step_audio.tokenizer import Tokenizer
-from step_audio_client import ChatDelta, ChatOptions, ChatUsage, Counts, TokenLogprob, ToolCall, TopLogprob
+from step_audio_client import (
+    ChatDelta,
+    ChatOptions,
+    ChatUsage,
+    Counts,
+    RawOptions,
+    RawPrompt,
+    TokenLogprob,
+    ToolCall,
+    TopLogprob,
+)
 from step_audio_client.messages import split_audio
 from step_audio_gateway.app import create_app
 from step_audio_gateway.server import listen, server_of
@@ -65,7 +75,7 @@ class FakeClient:
 
     def __init__(self, script: Callable[[list[dict[str, Any]], ChatOptions], list[Step]] = script):
         self.script = script
-        self.asked: list[tuple[list[dict[str, Any]], ChatOptions]] = []
+        self.asked: list[tuple[Any, Any]] = []
         self.begun = self.closed = 0
         self.up = True
         self.max_batch_size = 32
@@ -89,6 +99,15 @@ class FakeClient:
         finally:
             await asyncio.sleep(0.01)  # as a stop that is sent to the server; must not be cut short
             self.closed += 1
+
+    async def continue_raw(
+        self, prompt: RawPrompt, options: RawOptions, *, request_id: str | None = None
+    ) -> AsyncGenerator[ChatDelta]:
+        self.asked.append((prompt, options))
+        self.begun += 1
+        yield ChatDelta(content=ANSWER, raw=ANSWER)
+        yield REPLY[-1]
+        self.closed += 1
 
     async def tokenizer(self) -> Tokenizer:
         return Tokenizer.from_json(tokenizer_fixture.build_json())
