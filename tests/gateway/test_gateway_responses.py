@@ -134,7 +134,8 @@ def test_whole_is_what_the_stream_ends_with(url, play):
     call = ToolCall(0, "call_1", "weather", "{}")
     word = TokenLogprob("So", tuple(b"So"), -0.5)
     said = [ChatDelta(content="So", logprobs=(word,)), ChatDelta(content=" be it.")]
-    play(*REPLY[:2], *said, ChatDelta(tool_calls=(call,)), ChatDelta(content="Then"), REPLY[-1])
+    early = ChatDelta(tool_calls=(call,), logprobs=(TokenLogprob("weather", tuple(b"weather"), -1.0),))
+    play(*REPLY[:2], early, *said, ChatDelta(tool_calls=(call,)), ChatDelta(content="Then"), REPLY[-1])
     asked = {"input": "hello", "include": ["message.output_text.logprobs"]}
     whole = httpx.post(f"{url}/v1/responses", json=asked).json()
     text = httpx.post(f"{url}/v1/responses", json=asked | {"stream": True}).text
@@ -144,9 +145,11 @@ def test_whole_is_what_the_stream_ends_with(url, play):
         for item in reply["output"]:
             item.pop("id")
     assert whole == last and [item["type"] for item in whole["output"]] == [
-        "reasoning", "message", "function_call", "message"
+        "reasoning", "function_call", "message", "function_call", "message"
     ]  # fmt: skip
-    assert whole["output"][1]["content"][0]["logprobs"][0]["token"] == "So"
+    assert [one["token"] for one in whole["output"][2]["content"][0]["logprobs"]] == ["So"], (
+        "a call's own have no place"
+    )
 
 
 def test_a_fault_in_the_middle_is_the_last_event(client, play):
