@@ -41,6 +41,7 @@ SOURCE_RATES = range(1_000, 768_001)  # Hz; outside is a damaged header, which c
 VALUES_PER_SECOND = 192_000  # samples of all channels that a second may cost: those of 96 kHz in stereo
 BLOCK_VALUES = 131_072  # decoded frames are gathered to this many, so that numpy and soxr run on long rows
 LOUDEST = 1e12  # of float samples, where 1 is full scale: the powers of louder ones leave float32
+MOST_PLANES = 8
 PADDING_FRAMES = 4  # a lossy codec's delay and filling, which headers count and decoders drop
 HEADER_SLACK = 1.0  # seconds: more than any codec's padding, where only the header is known
 MOST_LOST = 0.25  # of a recording, beyond which it is refused
@@ -276,7 +277,7 @@ class _Reading:
         self._longest = max(self._longest, *(frame.samples / rate for frame in frames))
         samples = _samples(frames)
         if self._channel is None:
-            with np.errstate(over="ignore"):  # a double beyond float32 becomes infinity, which is refused
+            with np.errstate(over="ignore", invalid="ignore"):  # what is beyond float32 is refused, below
                 block: Float32Array = samples.astype(np.float32, copy=False).mean(axis=0)
         elif self._channel < channels:
             block = np.ascontiguousarray(samples[self._channel], np.float32)
@@ -341,8 +342,19 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[list[av.AudioFrame] | float]:
         yield batch
 
 
+def _interleaved(frames: list[av.AudioFrame]) -> list[av.AudioFrame]:
+    """The same, where each channel has a plane of its own and there are many: of more than MOST_PLANES PyAV reads on
+    behind the last one, and the process dies."""
+    first = frames[0]
+    if not first.format.is_planar or first.layout.nb_channels <= MOST_PLANES:
+        return frames
+    converter = av.AudioResampler(first.format.packed, first.layout, first.sample_rate)
+    return [packed for frame in frames for packed in converter.resample(frame)]
+
+
 def _samples(frames: list[av.AudioFrame]) -> AnyArray:
     """[channels, n], integers scaled to float32 in [-1, 1)."""
+    frames = _interleaved(frames)
     samples = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
     if not frames[0].format.is_planar:
         samples = samples.reshape(-1, frames[0].layout.nb_channels).T

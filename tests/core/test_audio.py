@@ -194,3 +194,23 @@ def test_content_hash():
     assert content_hash(np.float32([0.5, -1])) == int.from_bytes(bytes.fromhex("031a5e93e726630d"), "little") >> 1
     assert content_hash(np.repeat(clips[0], 2)[::2]) == hashes[0]  # the samples count, not their layout
     assert content_hash(clips[0][:-1]) != hashes[0]
+
+
+def test_more_channels_than_pyav_has_planes_for():
+    """Opus of 16 channels, as of a sphere's microphones: channel n is n + 1 times as loud as the first."""
+    rate, channels, options = 48_000, 16, {"mapping_family": "255"}
+    loudness = np.arange(1, channels + 1, dtype=np.float32) / channels
+    rows = tone(1, rate)[0][:, None] * loudness
+    file = io.BytesIO()
+    with av.open(file, "w", format="ogg") as out:
+        stream = out.add_stream("libopus", rate=rate, layout="hexadecagonal", options=options)
+        stream.codec_context.format = "flt"
+        for start in range(0, rate, 960):
+            piece = np.ascontiguousarray(rows[start : start + 960].reshape(1, -1))
+            frame = av.AudioFrame.from_ndarray(piece, format="flt", layout="hexadecagonal")
+            frame.sample_rate, frame.pts = rate, start
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    loud = [np.abs(read_recording(file.getvalue(), channel=n).samples).max() for n in range(channels)]
+    np.testing.assert_allclose(loud, 0.5 * loudness, rtol=0.2)
+    assert np.abs(decode_audio(file.getvalue())).max() == pytest.approx(0.5 * loudness.mean(), rel=0.2)
