@@ -97,7 +97,7 @@ def raw_options(
 ) -> RawOptions:
     """Raises ApiError."""
     return RawOptions(
-        sampling=dataclasses.replace(_sampling(request, defaults), top_logprobs=top_logprobs),
+        sampling=dataclasses.replace(_sampling(request, defaults), top_logprobs=top_logprobs or None),
         stop=(request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ()),
         stop_token_ids=tuple(_stop_token_ids(request.stop_token_ids or [], tokenizer)),
         bad_words=tuple(request.bad_words or ()),

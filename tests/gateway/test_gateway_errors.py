@@ -56,11 +56,11 @@ async def test_paths_and_methods():
         status = {
             (method, path): (await client.request(method, path)).status_code
             for method in ("GET", "HEAD", "POST")
-            for path in ("/", "/style.css", "/health", "/ready", CHAT, "/v1/completions", "/none", "/../settings.py")
+            for path in ("/", "/style.css", "/health", "/ready", CHAT, "/v1/embeddings", "/none", "/../settings.py")
         }
         assert (await client.get("/v1/models/tiny")).json()["id"] == "tiny"
         assert (await client.get("/v1/models/other")).status_code == 404
-    assert {code for (_, path), code in status.items() if path in ("/v1/completions", "/none", "/../settings.py")} == {
+    assert {code for (_, path), code in status.items() if path in ("/v1/embeddings", "/none", "/../settings.py")} == {
         404
     }
     for path in ("/", "/style.css", "/health", "/ready"):
