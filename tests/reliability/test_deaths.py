@@ -152,6 +152,47 @@ def test_the_gateway_is_started_again_by_itself(running):
     assert pids.pop("gateway") != after.pop("gateway") and pids == after
 
 
+def test_a_request_that_servers_die_with_twice_is_refused_and_its_neighbours_are_not(running):
+    def body(text: str, tokens: int, **more) -> dict:
+        message = {"role": "user", "content": f"{text} {time.time_ns()}"}
+        return {"messages": [message], "max_tokens": tokens, "ignore_eos": True, "temperature": 0} | more
+
+    def under_way() -> float:
+        try:
+            return metrics(running.settings.metrics_port)["request.active"]
+        except (OSError, KeyError):  # it is away, or has not reported yet
+            return 0
+
+    async def deaths() -> None:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{running.port}", timeout=SECONDS) as http:
+
+            def ask(body: dict) -> asyncio.Task[httpx.Response]:
+                return asyncio.create_task(http.post("/v1/chat/completions", json=body))
+
+            deadly, neighbour = body("deadly", 3900), body("neighbour", 1500)
+            first = ask(deadly)
+            await until(lambda: under_way() == 1)
+            running.kill("tritonserver")
+            await asyncio.to_thread(running.wait_for, "ready")
+            second = ask(neighbour)  # it sees one death
+            await until(lambda: under_way() == 2)
+            running.kill("tritonserver")
+            for refused in (await first, await ask(deadly), await ask(deadly | {"stream": True})):
+                error = refused.json()["error"]
+                assert (refused.status_code, error["code"], error["type"]) == (500, "quarantined", "server_error")
+            answered = await second
+            await asyncio.to_thread(running.wait_for, "ready")
+            assert answered.status_code == 200
+            whole = answered.json()["choices"]
+            assert whole == (await ask(neighbour)).json()["choices"] and whole[0]["finish_reason"] == "length"
+            assert (await ask(body("another", 9))).status_code == 200
+            counted = (await http.get("/metrics")).text
+            assert "step_audio_requests_quarantined_total 3.0" in counted
+
+    wait_until(lambda: not under_way())
+    asyncio.run(deaths())
+
+
 def test_a_model_that_hangs_is_started_again(running):
     """Stopped for good, where no process has died."""
     os.kill(running.pids()["tensorrt_llm"], signal.SIGSTOP)
