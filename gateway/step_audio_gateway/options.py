@@ -79,10 +79,13 @@ def chat_options(
     """One for each of the request's answers. Where thought and answer do not come apart, stop strings hold for both.
     Raises ApiError."""
     common = raw_options(request, tokenizer, defaults, timeout, request.top_logprobs)
+    choice, guide = _tool_choice(request), common.guide
+    if guide and guide.name == "response_format" and choice not in ("auto", "none"):
+        guide = None  # it is one for text, of which there will be none
     options = ChatOptions(
-        **vars(common) | {"logprobs": bool(request.logprobs)},
+        **vars(common) | {"logprobs": bool(request.logprobs), "guide": guide},
         tools=tuple(tool.model_dump(exclude_unset=True) for tool in request.tools or ()),
-        tool_choice=_tool_choice(request),
+        tool_choice=choice,
         parallel_tool_calls=request.parallel_tool_calls is not False,
         stop_in_thought=not separate,
         thinking=thinking_of(request, defaults),

@@ -64,10 +64,11 @@ OutputItem = ReasoningOutput | MessageOutput | CallOutput
 
 
 class InputDetails(BaseModel):
-    """As PromptDetails."""
+    """As PromptDetails; `cache_write_tokens`, which others have a price for, are not counted."""
 
     audio_tokens: int
     cached_tokens: int
+    cache_write_tokens: int = 0
 
 
 class OutputDetails(BaseModel):

@@ -225,3 +225,8 @@ async def test_json_schema():
     guide = (await asked(response_format=wanted)).options.guide
     assert guide.kind == "json_schema" and json.loads(guide.text) == schema
     assert (await asked(response_format={"type": "text"})).options.guide is None
+    # A call that is demanded is no text: some clients send both.
+    named = {"type": "function", "function": {"name": "weather"}}
+    for choice, form in (("auto", guide), ("none", guide), ("required", None), (named, None)):
+        options = (await asked(response_format=wanted, tools=[TOOL], tool_choice=choice)).options
+        assert options.guide == form and options.tools

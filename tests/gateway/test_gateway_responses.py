@@ -45,6 +45,7 @@ def test_whole_and_streamed(client, fake):
     usage = reply.usage
     assert (usage.input_tokens, usage.output_tokens, usage.total_tokens) == (20, 6, 26)
     assert usage.output_tokens_details.reasoning_tokens == 4 and usage.input_tokens_details.cached_tokens == 16
+    assert usage.input_tokens_details.cache_write_tokens == 0, "clients compute with it"
     with client.responses.stream(model="tiny", input="hello") as stream:
         events = list(stream)
         assert stream.get_final_response().output_text == ANSWER
