@@ -102,7 +102,8 @@ class Continuation:
         for name in self._blocks.keys() & outputs.keys():  # the final response may have none
             self._blocks[name] = int(outputs[name].item())
         if not self._ids:  # what a server that goes on has found of the prompt is not what was asked
-            # NVIDIA's counts a block that is known in part as a whole one. The last position is always computed.
+            # NVIDIA's counts a block that is known in part as a whole one (TensorRT-LLM 1.2, batch_manager/
+            # kvCacheManager.cpp, loadOrAllocateBlocks). The last position is always computed.
             known_tokens = self._blocks[REUSED] * self._tokens_per_block
             self._cached_tokens = max(min(known_tokens, self._prompt_tokens - 1), 0)
         self._ids += ids

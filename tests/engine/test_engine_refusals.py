@@ -22,6 +22,8 @@ REFUSED = {
     r"Prompt length \(512\) exceeds maximum input length \(511\)": {"ids": [1] * 512},
     "max_new_tokens must be at least 1": {"ids": [1], "max_new_tokens": 0},
     "num_return_sequences must be between 1 and 64, not 0": {"ids": [1], "num_return_sequences": 0},
+    "num_top_log_probs must be between 0 and 20, not 21": {"ids": [1], "num_top_log_probs": 21},
+    "num_top_log_probs must be between 0 and 20, not -1": {"ids": [1], "num_top_log_probs": -1},
     "Prompt vocab size 101 is larger than max prompt vocab size of 100": {
         "ids": [1],
         "prompt_table": np.zeros((101, HIDDEN), np.float32),
