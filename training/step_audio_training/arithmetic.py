@@ -86,6 +86,16 @@ class Sum:
         return zlib.crc32(key.encode()) % 8 == 0
 
     @property
+    def holds_held_out(self) -> bool:
+        """Whether any two numbers that are joined on the way to the result belong to evaluation."""
+        value = self.numbers[0]
+        for sign, number in zip(self.signs, self.numbers[1:], strict=True):
+            if Sum((value, number), sign).held_out:
+                return True
+            value = _apply(value, sign, number)
+        return False
+
+    @property
     def by_head(self) -> bool:
         """Small enough to be worked out without a tool."""
         return max(self.numbers) < 100

