@@ -270,7 +270,7 @@ def _begin_worker(_: int) -> None:
 def training_batches(
     seed: int, first: int, last: int, tokenizer_json: str, vocab_size: int, n_mels: int, workers: int
 ) -> Iterator[TrainingBatch]:
-    """The batches of steps `first` to `last`: the same for each step, wherever a run begins."""
+    """The batches of steps `first` to `last`: each says the same wherever a run begins (espeak-ng's voices waver)."""
     draws = Batches(seed, first // BATCHES, -(-last // BATCHES), tokenizer_json, vocab_size, n_mels)
     loader = DataLoader(
         draws, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None,

@@ -59,7 +59,7 @@ def run(
     """
     from step_audio_training.export import export
     from step_audio_training.plot import plot_training
-    from step_audio_training.train import LOG, Stopped, train
+    from step_audio_training.train import EXAMINED, LOG, Stopped, train
 
     checkpoint = output / "checkpoint"
     if checkpoint.exists():
@@ -72,6 +72,6 @@ def run(
     export(model, tokenizer, checkpoint)
     echo(f"{checkpoint}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters")
     try:
-        plot_training(output / LOG, output / "training.svg")
+        plot_training(output / LOG, output / EXAMINED, output / "training.svg")
     except ModuleNotFoundError as error:
         echo(f"training.svg is not drawn: {install_for(error.name or '')}")

@@ -10,26 +10,30 @@ import numpy as np
 from step_audio.arrays import Float64Array
 from step_audio.plotting import pyplot, save
 
+SHOWN = (
+    "arithmetic",
+    "sums, human",
+    "arithmetic, pico",
+    "dictation, pico, WER",
+    "strange, pico",
+    "speakers",
+    "order, pico",
+)
 
-def plot_training(log: Path, picture: Path) -> None:
-    """`log`: the JSON lines that `train` writes."""
+
+def plot_training(log: Path, examined: Path, picture: Path) -> None:
+    """`log` and `examined`: the JSON lines that `train` writes; of the second there may be none."""
     rows = [json.loads(line) for line in log.read_text().splitlines()]
+    looks = [json.loads(line) for line in examined.read_text().splitlines()] if examined.is_file() else []
     figure, (left, right) = pyplot().subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    for name, label in (("hearing_loss", "hearing, training"), ("answer_loss", "answers, training")):
-        steps = [row["step"] for row in rows if name in row]
-        if steps:
-            left.plot(steps, _smooth([row[name] for row in rows if name in row]), label=label)
-    for axis, name, label in (
-        (left, "held_out_hearing_loss", "hearing, held out"),
-        (left, "held_out_answer_loss", "answers, held out"),
-        (right, "held_out_phoneme_errors", "phoneme errors a frame"),
-        (right, "held_out_word_errors", "word errors an embedding"),
-        (right, "held_out_sound_errors", "sound errors an embedding"),
-        (right, "held_out_token_accuracy", "next token of the answer"),
-    ):
-        watched = [row for row in rows if name in row]
-        axis.plot([row["step"] for row in watched], [row[name] for row in watched], ".-", label=label)
-    left.set(xlabel="step", ylabel="loss", yscale="log")
+    steps = [row["step"] for row in rows]
+    for name, label in (("hearing_loss", "hearing"), ("answer_loss", "answers")):
+        left.plot(steps, _smooth([row[name] for row in rows]), label=label)
+    for name in SHOWN:
+        known = [look for look in looks if name in look]
+        if known:
+            right.plot([look["step"] for look in known], [look[name] for look in known], ".-", label=name)
+    left.set(xlabel="step", ylabel="loss, training", yscale="log")
     right.set(xlabel="step", ylabel="share, held out", ylim=(0, 1.05))
     for axis in (left, right):
         axis.grid(alpha=0.3)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -72,8 +71,6 @@ class DrawnRecording:
     kind: Kind
     samples: Float32Array = field(repr=False)
     text: str = ""
-    words: tuple[tuple[float, float], ...] = ()  # from when to when each word of the text is said, in seconds
-    phonemes: tuple[tuple[float, int], ...] = ()  # where each begins, and which of espeak-ng's it is
     sounds: tuple[tuple[float, float, str], ...] = ()  # from when to when there is which of SOUNDS
     sum: Sum | None = None  # of a follow-up: the sign and the number, behind a first number that it does not say
     pitch: Literal["high", "low", ""] = ""  # "" for a voice between
@@ -173,10 +170,9 @@ def _spoken(
         if pitch := sound.fundamental(said.samples):
             break
     height = _height(pitch)
-    words = tuple(pairwise(said.words))
     samples = said.samples / _level(said.samples)
     sounds = ((0, len(samples) / SAMPLE_RATE, f"{height or 'middle'} voice"),)
-    return DrawnRecording(kind, samples, text, words, said.phonemes, sounds, sum, height, (_semitones(pitch),), rate)
+    return DrawnRecording(kind, samples, text, sounds, sum, height, (_semitones(pitch),), rate)
 
 
 def _height(pitch: float) -> Literal["high", "low", ""]:
@@ -212,16 +208,12 @@ def _speakers(random: np.random.Generator, held_out: bool) -> DrawnRecording:
     pause = np.zeros(int(random.uniform(0.2, 0.5) * SAMPLE_RATE), np.float32)
     samples = np.concatenate([one.samples / _level(one.samples), pause, two.samples / _level(two.samples)])
     later = (len(one.samples) + len(pause)) / SAMPLE_RATE
-    words = (*pairwise(one.words), *((later + start, later + end) for start, end in pairwise(two.words)))
-    phonemes = (*one.phonemes, *((later + start, phoneme) for start, phoneme in two.phonemes))
     sounds = (
         (0, len(one.samples) / SAMPLE_RATE, f"{_height(pitch) or 'middle'} voice"),
         (later, len(samples) / SAMPLE_RATE, "same voice" if count == 1 else "other voice"),
     )
     heights = (_semitones(pitch), _semitones(another))
-    return DrawnRecording(
-        "speakers", samples, f"{first} {second}", words, phonemes, sounds, heights=heights, count=count
-    )
+    return DrawnRecording("speakers", samples, f"{first} {second}", sounds, heights=heights, count=count)
 
 
 @dataclass(frozen=True, slots=True)

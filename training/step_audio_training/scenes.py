@@ -140,6 +140,8 @@ def voiced(
     if not known or (speakers is None and not speaker and random.random() < ESPEAK_SHARE):
         voice = recordings.draw_voice(random, held_out, rate)
         return speak(text, voice, count_words=False).samples, "espeak"
+    if rate != "ordinary":
+        known = tuple(each for each in known if each.paced)
     shares = np.array([each.share for each in known])
     chosen = known[random.choice(len(known), p=shares / shares.sum())]
     pace = float(random.uniform(*PACES[rate]))

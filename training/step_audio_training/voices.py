@@ -32,11 +32,13 @@ FESTIVAL_VOICES = ("ked_diphone", "kal_diphone", "cmu_us_slt_arctic_hts")
 
 @dataclass(frozen=True, slots=True)
 class Speaker:
-    """One voice of one synthesizer; `share` is how often it is drawn among all that train."""
+    """One voice of one synthesizer. `share`: how often it is drawn among all; `paced`: whether it speaks as fast as it
+    is told, and not at its own pace only."""
 
     synthesizer: str
     name: str
     share: float
+    paced: bool = True
 
 
 TRAIN_SPEAKERS = (
@@ -48,7 +50,7 @@ TRAIN_SPEAKERS = (
     Speaker("flite", "kal16", 5),
     Speaker("flite", "kal", 3),
     Speaker("festival", "ked_diphone", 6),
-    Speaker("festival", "cmu_us_slt_arctic_hts", 7),
+    Speaker("festival", "cmu_us_slt_arctic_hts", 7, paced=False),
     Speaker("festival", "kal_diphone", 3),
 )
 HELD_OUT_SPEAKERS = (Speaker("pico", "en-US", 1), Speaker("pico", "en-GB", 1))

@@ -1,0 +1,247 @@
+"""The recipe: batches hold what was said, a decoder grows without forgetting, training resumes where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from step_audio.checkpoint import Checkpoint, decoder_tensors, expected_tensors
+from step_audio.config import ModelConfig
+from step_audio.errors import ArtefactError
+from step_audio.mel import token_count
+from step_audio.tokenizer import Tokenizer
+from step_audio_server.assets import embedded_checkpoint
+from step_audio_training import batches as batches_module
+from step_audio_training.batches import IGNORED, LETTERS, Batches, training_batches
+from step_audio_training.command import run
+from step_audio_training.growth import grown_decoder
+from tiny_whisper import ctranslate2_bytes, tiny_variables
+
+N_MELS = 8
+
+
+@pytest.fixture(scope="module")
+def train():
+    """The recipe; it brings transformers, which takes seconds."""
+    from step_audio_training import train
+
+    return train
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Few recordings, in espeak-ng's voices alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (
+            ("RECORDINGS", 2),
+            ("EXAMPLES", 4),
+            ("BATCHES", 3),
+            ("DRILLS", ("text_only", None)),
+            ("LONGEST", 2.5),
+        ):
+            patch.setattr(batches_module, name, value)
+        patch.setattr("step_audio_training.voices._is_there", lambda speaker: False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def tokenizer_json(train) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "CORPUS_EXAMPLES", 60)
+        return train.make_tokenizer(0)
+
+
+@pytest.fixture(scope="module")
+def whisper(tmp_path_factory):
+    file = tmp_path_factory.mktemp("whisper") / "model.bin"
+    file.write_bytes(ctranslate2_bytes(tiny_variables(N_MELS, positions=600)))
+    return file
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Several may share the work out differently from one run to the next."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_batches_hold_what_was_said(tokenizer_json):
+    """Labels are the answers, letters the words, and the audio rows are each example's own clips."""
+    tokenizer, vocab = Tokenizer(tokenizer_json), 9000
+    for batch in Batches(7, 0, 1, tokenizer_json, vocab, N_MELS)[0]:
+        counts = [token_count(int(length)) for length in batch.frames]
+        assert batch.mels.shape[1] == N_MELS
+        assert [(row != IGNORED).sum().item() for row in batch.sounds] == counts
+        assert len(batch.letters) == batch.letter_counts.sum() and batch.letters.min() > 0
+        said = ["".join(LETTERS[n - 1] for n in part) for part in batch.letters.split(batch.letter_counts.tolist())]
+        starts = np.cumsum([0, *counts])
+        texts = []
+        for ids, labels in batch.groups:
+            for row, answer in zip(ids, labels, strict=True):
+                text = tokenizer.decode([token for token in answer.tolist() if token != IGNORED])
+                texts.append(text)
+                assert text.endswith("<|EOT|>")
+                audio = row[row >= vocab] - vocab
+                runs = np.split(audio.numpy(), np.flatnonzero(np.diff(audio.numpy()) != 1) + 1) if len(audio) else []
+                for run_ in runs:  # whole clips, from first row to last
+                    assert run_[0] in starts and run_[-1] + 1 in starts
+                asked = np.flatnonzero(answer.numpy() != IGNORED)
+                before = row[1 : asked[0] + 1][row[1 : asked[0] + 1] < vocab]
+                assert tokenizer.decode(before.tolist()).endswith(("<think>\n", "</think>\n"))
+        for heard in (text.partition("I hear: ")[2].partition(".")[0] for text in texts if text.startswith("I hear: ")):
+            assert heard in said or not any(heard.startswith(each) for each in said if each)
+
+
+def test_a_step_says_the_same_wherever_a_run_begins(tokenizer_json):
+    whole = list(training_batches(7, 0, 6, tokenizer_json, 9000, N_MELS, workers=0))
+    assert len(whole) == 6
+    for begin in (1, 3, 4):
+        later = list(training_batches(7, begin, 6, tokenizer_json, 9000, N_MELS, workers=0))
+        assert len(later) == 6 - begin
+        for a, b in zip(whole[begin:], later, strict=True):
+            assert torch.equal(a.letters, b.letters) and torch.equal(a.letter_counts, b.letter_counts)
+            answers = [sum((labels != IGNORED).sum().item() for _, labels in batch.groups) for batch in (a, b)]
+            assert answers[0] == pytest.approx(answers[1], abs=4)  # espeak-ng's voices waver, and so does their height
+
+
+def test_a_grown_decoder_says_what_the_small_one_says(train, tokenizer_json):
+    """The same logits for a text that both tokenizers part alike, though it is deeper and wider."""
+    from step_audio.checkpoint import to_float32
+    from step_audio_training.model import qwen2
+    from step_audio_training.whisper import whisper_config
+
+    directory = embedded_checkpoint()
+    old_config = ModelConfig.from_directory(directory)
+    used = Tokenizer(tokenizer_json).max_id + 1
+    audio = whisper_config(tiny_variables(), llm_dim=old_config.text.hidden_size)
+    config = train.listener_config(train.rows(used), audio)
+    assert config.text.num_hidden_layers > old_config.text.num_hidden_layers
+    old, new = qwen2(old_config).eval(), qwen2(config).eval()
+    checkpoint = Checkpoint(directory)
+    old.load_state_dict(
+        {n: torch.from_numpy(np.array(to_float32(checkpoint.read(n)))) for n in decoder_tensors(old_config.text)}
+    )
+    new.load_state_dict(grown_decoder(directory, tokenizer_json, config.text))
+    before, after = Tokenizer.from_directory(directory), Tokenizer(tokenizer_json)
+    digits = "47+30=77,78+4=82"
+    a, b = before.encode(digits), after.encode(digits)
+    assert [before.decode([n]) for n in a] == [after.decode([n]) for n in b]
+    with torch.no_grad():
+        theirs = old(input_ids=torch.tensor([a])).logits[0][:, a]
+        ours = new(input_ids=torch.tensor([b])).logits[0][:, b]
+    assert torch.allclose(theirs, ours, atol=1e-3)
+    with pytest.raises(ArtefactError, match="cannot be grown: its head_dim is another"):
+        grown_decoder(directory, tokenizer_json, config.text.model_copy(update={"head_dim": 16}))
+
+
+def test_training_resumes_and_exports(train, tmp_path, monkeypatch, tokenizer_json, whisper):
+    """Stopped, killed and resumed it gives the same weights as in one go, and a checkpoint that can be read."""
+    made = Batches(7, 0, 1, tokenizer_json, train.rows(Tokenizer(tokenizer_json).max_id + 1), N_MELS)[0] * 2
+    monkeypatch.setattr(train, "training_batches", lambda seed, first, last, *_: iter(made[first:last]))
+    monkeypatch.setattr(train, "make_tokenizer", lambda seed: tokenizer_json)
+    monkeypatch.setattr(train, "SAVE_EVERY", 2)
+    monkeypatch.setattr(train, "SAY_EVERY", 2)
+    monkeypatch.setattr(train, "EXAMINE_EVERY", 6)
+    monkeypatch.setattr(train, "draw_paper", lambda seed, each: {})
+    monkeypatch.setattr(train, "examine", lambda *_: {"sums": 0.5})
+    recipe = train.Recipe(seed=3, steps=6, frozen_steps=2, warm_up_steps=2)
+    said: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib", None)  # not installed: only the picture is missing in the end
+        run(tmp_path / "whole", recipe, whisper, None, 0, "cpu", said.append)
+    assert said[-1] == "training.svg is not drawn: pip install -e '.[train]'"
+    assert any(line.startswith("step 4 of 6: hearing_loss ") for line in said)
+
+    real = train._step
+    count = 0
+
+    def interrupted(*arguments):
+        nonlocal count
+        count += 1
+        if count == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if count == 5:  # as if killed: what came after the last save is lost
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(train, "_step", interrupted)
+    handler = signal.getsignal(signal.SIGTERM)
+    run(tmp_path / "parts", recipe, whisper, None, 0, "cpu", said.append)
+    assert (
+        said[-1] == "stopped at step 3 of 6; the same command goes on" and signal.getsignal(signal.SIGTERM) == handler
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", recipe, whisper, None, 0, "cpu", said.append)
+    monkeypatch.setattr(train, "_step", real)
+    run(tmp_path / "parts", recipe, tmp_path / "gone", None, 0, "cpu", said.append)  # the wheel is not needed again
+
+    whole, parts = (Checkpoint(tmp_path / name / "checkpoint") for name in ("whole", "parts"))
+    config = ModelConfig.from_directory(tmp_path / "whole" / "checkpoint")
+    assert config.audio.n_mels == N_MELS
+    for name in expected_tensors(config):
+        assert np.array_equal(whole.read(name), parts.read(name)), name
+    rows = [json.loads(line) for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6] and "answer_loss" in rows[-1]
+    assert json.loads((tmp_path / "parts" / "examined.jsonl").read_text()) == {"step": 6, "sums": 0.5}
+    assert (tmp_path / "parts" / "training.svg").read_text().startswith("<?xml")
+    with pytest.raises(ArtefactError, match="is there already"):
+        run(tmp_path / "whole", recipe, whisper, None, 0, "cpu", print)
+    with pytest.raises(ArtefactError, match="other settings"):
+        train.train(tmp_path / "whole", train.Recipe(seed=4, steps=6), whisper)
+
+
+def test_the_encoder_begins_as_whispers_and_stays_so_at_first(train, tmp_path, monkeypatch, tokenizer_json, whisper):
+    from step_audio_training.whisper import encoder_weights, read_whisper
+
+    monkeypatch.setattr(train, "make_tokenizer", lambda seed: tokenizer_json)
+    monkeypatch.setattr(train, "draw_paper", lambda seed, each: {})
+    monkeypatch.setattr(train, "examine", lambda *_: {})
+    wanted = encoder_weights(read_whisper(whisper))
+    frozen, _ = train.train(tmp_path / "a", train.Recipe(steps=2, frozen_steps=2), whisper, say=lambda line: None)
+    learnt, _ = train.train(tmp_path / "b", train.Recipe(steps=2, frozen_steps=1), whisper, say=lambda line: None)
+    for model, same in ((frozen, True), (learnt, False)):
+        state = model.audio.encoder.state_dict()
+        assert all(np.array_equal(state[name], value) for name, value in wanted.items()) == same
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "no state", "no dictionary"])
+def test_a_damaged_state_is_named_with_what_to_do(train, tmp_path, damage, whisper):
+    file = tmp_path / "state.pt"
+    torch.save([1] if damage == "no dictionary" else {"model": {}}, file)
+    data = {"empty": b"", "text": b"hello", "cut": file.read_bytes()[:-100]}.get(damage, file.read_bytes())
+    file.write_bytes(data)
+    with pytest.raises(ArtefactError, match=r"state\.pt is damaged or .*: delete it to begin anew, or restore it$"):
+        train.train(tmp_path, train.Recipe(seed=3, steps=6), whisper)
+    assert file.read_bytes() == data
+
+
+def test_an_examination_counts_right_answers(train, tokenizer_json, whisper):
+    """Each question is answered as if it were alone, and right to the letter is right."""
+    from step_audio_training import exam
+    from step_audio_training.model import Listener
+    from step_audio_training.whisper import whisper_config
+
+    used = Tokenizer(tokenizer_json).max_id + 1
+    torch.manual_seed(0)
+    config = train.listener_config(train.rows(used), whisper_config(tiny_variables(N_MELS, positions=600), 256))
+    model, tokenizer = Listener(config, torch.arange(used)).eval(), Tokenizer(tokenizer_json)
+    random = np.random.default_rng(0)
+    questions = [exam._today(task, random) for task in ("transcription", "text_only", "beeps")]
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(exam, "MOST_TOKENS", 6)
+        assert exam._answers(model, tokenizer, questions) == [
+            exam._answers(model, tokenizer, [q])[0] for q in questions
+        ]
+        patch.setattr(exam, "_answers", lambda m, t, qs: [q.example.answer.upper() for q in qs[:-1]] + ["no"])
+        results = exam.examine(model, tokenizer, {"pitch": [questions[0]] * 4, "text_only": questions[1:2]})
+    assert results["pitch"] == 0.75 and results["text_only"] == 0
+    assert exam.word_errors(["a", "b", "c", "d"], ["a", "x", "c", "d", "e"]) == 2
+    assert results["false alarms"] == 0
