@@ -39,6 +39,7 @@ ONE_WORKER = {  # beginnings of the names of tests that share what takes long to
         "tests/core/test_encoder.py",
         "tests/core/test_mel.py",
         "tests/engine/",
+        "tests/training/test_whisper.py",
     ),
     "servers": (
         "tests/served/",

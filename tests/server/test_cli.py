@@ -242,7 +242,7 @@ def test_a_file_where_a_folder_should_be(tiny, tmp_path, fails):
     ("command", "module", "extra"),
     [
         ("export-encoder --checkpoint {tiny} --output {new}", "torch", "build"),
-        ("train --output {new}", "transformers", "train"),
+        ("train --output {new} --whisper {tiny}/model.bin", "transformers", "train"),
         ("eval --output {new} --against-torch {tiny}", "transformers", "train"),
     ],
 )

@@ -37,7 +37,8 @@ def plot_training(log: Path, examined: Path, picture: Path) -> None:
     right.set(xlabel="step", ylabel="share, held out", ylim=(0, 1.05))
     for axis in (left, right):
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8)
     save(figure, picture)
 
 
