@@ -99,7 +99,9 @@ class GatewaySettings(Settings):
         description="answers under way or waiting; then 429 (default: what the servers in reach compute at once, "
         "and max-waiting)",
     )
-    max_waiting: NonNegativeInt = Field(4, description="requests let in that the servers have no room for yet")
+    max_waiting: NonNegativeInt = Field(
+        0, description="requests let in that the servers have no room for yet: each waits for a place"
+    )
     max_connections: PositiveInt = Field(
         1000, description="open connections; then the one idle for longest is closed; twice as many at most"
     )

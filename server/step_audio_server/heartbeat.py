@@ -9,7 +9,7 @@ from step_audio_client import Tls
 from step_audio_client.control import heartbeat
 from step_audio_client.servers import Server
 
-PERIOD = 1.5  # seconds between an answer and the next question
+PERIOD = 0.5  # seconds between an answer and the next question
 PATIENCE = 8.0  # seconds that a model may take, and on a machine with all cores taken does
 
 

@@ -99,7 +99,8 @@ class ServeSettings(Settings):
         description="compute long prompts in parts (default: yes)",
     )
     batch_scheduler_policy: Literal["guaranteed_no_evict", "max_utilization"] = Field(
-        "guaranteed_no_evict", description="which requests may start"
+        "max_utilization",
+        description="which requests start: those that fit now, or only those whose longest possible answer does",
     )
     length_rule: LengthRule = Field("L", description="audio tokens of a clip")
     chat_template: str = Field("default", description="default, published (as on the model card), or a Jinja file")

@@ -160,14 +160,16 @@ def test_twenty_times_more_than_can_be_served():
         assert metric(url, 'step_audio_refused_total{reason="queue"}') == statuses.count(429)
 
 
-BATCH, TOKENS = 8, 400  # that the measured server computes at once, and an answer has
+BATCH = 8  # answers that the measured server computes at once
+TOKENS = 3900  # of an answer: it takes seconds, as thinking does
+SECONDS_EACH = 60  # of each rate
 
 
 @contextlib.contextmanager
 def gateway(address: str, **settings):
     """Its port."""
     (port,) = free_ports(1)
-    process = GatewayProcess(GatewaySettings.create(port=port, triton=[address], max_waiting=1, **settings))
+    process = GatewayProcess(GatewaySettings.create(port=port, triton=[address], **settings))
     process.start()
     try:
         yield port
@@ -183,12 +185,12 @@ def test_an_open_loop(checkpoint, work_dir, capsys):
         alone = Seen()
         for _ in range(20):
             await ask(port, alone, TOKENS)
-        capacity = await closed_loop(port, BATCH, 10, TOKENS)
+        capacity = await closed_loop(port, BATCH, 30, TOKENS)
         with capsys.disabled():
-            print(f"\ncapacity: {capacity:.1f} requests a second")
+            print(f"\ncapacity: {capacity:.2f} requests a second")
         seen = {"unloaded": alone}
         for times in (1, 4, 20):
-            seen[f"{times}x"] = await open_loop(port, times * capacity, 20, TOKENS)
+            seen[f"{times}x"] = await open_loop(port, times * capacity, SECONDS_EACH, TOKENS)
         return seen
 
     with Service(settings_for(checkpoint, work_dir, max_batch_size=BATCH, max_seq_len=4096)) as service:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from paths import ROOT
-from raw_triton import active, call, prompt, scalar, send
+from raw_triton import active, call, metrics, prompt, scalar, send
 from reference import sine_speech
 from step_audio.audio import encode_wav
 from step_audio.errors import Code
@@ -38,6 +38,25 @@ def test_first_token_before_the_last_is_computed(service, ask):
         return delta
 
     assert 1 <= len(ask(first).token_ids) < 1000
+    wait_until(lambda: active(service) == 0)
+
+
+def test_requests_that_set_no_length_run_side_by_side(service, ask):
+    """Twice as many as the KV cache has room for if each became as long as it may."""
+    count = 8  # kv_cache_tokens is 4 x max_seq_len
+    endless = Sampling(min_tokens=20_000, temperature=0)
+
+    async def begun(client):
+        streams = [client.generate([user(f"{number}")], endless) for number in range(count)]
+        try:
+            first = [await anext(stream) for stream in streams]
+            await until(lambda: metrics(service.settings.metrics_port)["request.scheduled"] == count)
+            return first
+        finally:
+            for stream in streams:
+                await stream.aclose()
+
+    assert all(delta.finish_reason is None for delta in ask(begun))
     wait_until(lambda: active(service) == 0)
 
 

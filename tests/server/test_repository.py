@@ -114,7 +114,7 @@ def test_the_table_s_type_is_the_engine_s(tmp_path, dtype, kind):
 def test_llm_queue_and_parameters(tmp_path):
     configs = parse(
         build(tmp_path, max_batch_size=7, max_queue_size=11, max_seq_len=1000, kv_cache_reuse=False,
-              batch_scheduler_policy="max_utilization")
+              batch_scheduler_policy="guaranteed_no_evict")
     )  # fmt: skip
     llm = configs[LLM]
     assert (llm.backend, llm.max_batch_size) == ("tensorrtllm", 7)
@@ -125,7 +125,7 @@ def test_llm_queue_and_parameters(tmp_path):
         "gpt_model_type": "inflight_fused_batching",
         "gpt_model_path": str(tmp_path / "engine"),
         "max_beam_width": "1",
-        "batch_scheduler_policy": "max_utilization",
+        "batch_scheduler_policy": "guaranteed_no_evict",
         "max_tokens_in_paged_kv_cache": "4000",
         "kv_cache_host_memory_bytes": "0",
         "enable_kv_cache_reuse": "false",
@@ -161,7 +161,7 @@ def test_on_the_gpus_of_a_profile(tmp_path, name):
         "gpt_model_type": "inflight_fused_batching",
         "gpt_model_path": str(tmp_path / "engine"),
         "max_tokens_in_paged_kv_cache": "",
-        "batch_scheduler_policy": "guaranteed_no_evict",
+        "batch_scheduler_policy": "max_utilization",
         "kv_cache_free_gpu_mem_fraction": str(profile.kv_fraction),
         "kv_cache_host_memory_bytes": "0",
         "exclude_input_in_output": "true",

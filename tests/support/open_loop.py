@@ -62,15 +62,15 @@ async def ask(port: int, seen: Seen, tokens: int, key: str = "") -> int:
 
 
 async def closed_loop(port: int, width: int, seconds: float, tokens: int) -> float:
-    """Answers a second, `width` under way all the time."""
-    seen, end = Seen(), time.monotonic() + seconds
+    """Answers a second, `width` under way all the time, for `seconds` and until the last has ended."""
+    seen, start = Seen(), time.monotonic()
 
     async def one() -> None:
-        while time.monotonic() < end:
+        while time.monotonic() < start + seconds:
             await ask(port, seen, tokens)
 
     await asyncio.gather(*(one() for _ in range(width)))
-    return len(seen.first) / seconds
+    return len(seen.first) / (time.monotonic() - start)
 
 
 async def open_loop(port: int, rate: float, seconds: float, tokens: int) -> Seen:
