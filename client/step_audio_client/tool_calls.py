@@ -19,6 +19,8 @@ END_CALL = "</tool_call>"
 
 _KIND = "function\n"
 _CALL = re.compile(r"function\n([^\n]+)\n(.*)", re.DOTALL)
+# Up to within a string of JSON's, in which there are no line ends.
+_IN_STRING = re.compile(r'(?:[^"]|"(?:[^"\\\n]|\\[^\n])*+")*+"(?:[^"\\\n]|\\[^\n])*+\\?')
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class ToolCallParser:
             text = text[begin:]
             body = text[len(BEGIN_CALL) :]
             may_be_call = body.startswith(_KIND) or _KIND.startswith(body)
-            end = body.find(END_CALL)
+            end = _end(body)
             if may_be_call and end < 0:
                 self._held = text
                 return content, calls
@@ -95,6 +97,18 @@ class ToolCallParser:
         call = ToolCall(self._index, f"call_{uuid.uuid4().hex}", name, arguments)
         self._index += 1
         return call
+
+
+def _end(body: str) -> int:
+    """Where the marker stands that ends a call, which may stand within its strings, too; -1 where none does.
+
+    >>> _end('function\\nf\\n{"a": "</tool_call>"}</tool_call>'), _end('{"a": "</tool_call>')
+    (32, -1)
+    """
+    end = body.find(END_CALL)
+    while end >= 0 and _IN_STRING.fullmatch(body, 0, end):
+        end = body.find(END_CALL, end + 1)
+    return end
 
 
 def _not_json(constant: str) -> NoReturn:

@@ -19,6 +19,8 @@ def call(name: str, arguments: str) -> str:
 
 F = call("f", "{}")
 NESTED = call("f", '{"a": "<tool_call>"}')
+ENDED = call("f", r'{"</tool_call>": "\"</tool_call></tool_call>\\\"</tool_call>"}')
+OPEN = '<tool_call>function\nf\n{"a": "x</tool_call>'
 TOO_DEEP = call("f", '{"a": ' + "[" * 100_000 + "}")
 
 ANSWERS = {  # content: (what stays, calls)
@@ -30,7 +32,10 @@ ANSWERS = {  # content: (what stays, calls)
     call("get_weather", '{"city": "北京",\n "days": [1]}'): ("", [("get_weather", '{"city": "北京",\n "days": [1]}')]),
     call(" f ", '\n {"a": 1} \n'): ("", [("f", '{"a": 1}')]),
     NESTED: ("", [("f", '{"a": "<tool_call>"}')]),
+    F + ENDED + F: ("", [("f", "{}"), ("f", ENDED.split("\n")[2].removesuffix("</tool_call>")), ("f", "{}")]),
     # Given back as they are:
+    OPEN: (OPEN, []),
+    f"{OPEN} and {F}": (f"{OPEN} and ", [("f", "{}")]),
     "<tool_call>": ("<tool_call>", []),
     "a <tool_call>function\nf\n{}": ("a <tool_call>function\nf\n{}", []),
     "a <tool_call>function\nf\n{}</tool_call": ("a <tool_call>function\nf\n{}</tool_call", []),
