@@ -307,7 +307,7 @@ async def test_a_stop_that_is_lost_is_sent_again():
     async with served(script(message(5), then=for_ever)) as (fake, client):
         fake.stopped = defaultdict(HeardAtLast)
         answer = asyncio.create_task(client.complete([user("x")], request_id="mine"))
-        await until(lambda: fake.seen)
+        await until(lambda: "generate" in [what for what, *_ in fake.seen])
         await client.stop("mine")
         assert (await answer).token_ids == [5]
     assert stops(fake) == [("stop", "mine", True)] * 2
