@@ -9,7 +9,7 @@ BIN     = $(VENV)/bin
 # Tests start hundreds of interpreters, each of which would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-fast reliability bench bench-smoke lint format docs picture lock clean
+.PHONY: help install demo test test-fast clients reliability bench bench-smoke lint format docs picture lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ test-fast: $(VENV)/.test ## the quick tests: without servers, browsers, training
 	@# schemathesis, which takes a second to import, has one test, and that is a long one.
 	$(BIN)/pytest -n 2 -p no:schemathesis --ignore=tests/gateway/test_gateway_schema.py \
 		-m 'not (server or browser or training or build or processes or long)'
+
+clients: $(VENV)/.test ## openai, LangChain, LiteLLM, instructor, AI SDK, LiveKit, Pipecat against the small model; docs/clients.md
+	$(BIN)/python tests/clients/run_all.py --page
 
 reliability: $(VENV)/.test ## every promise of docs/reliability.md in its long form, about three hours; figures in .work/reliability
 	$(BIN)/python tests/reliability/run_all.py

@@ -31,7 +31,10 @@ FOLDERS = {
     "tests": ("test",),
 }
 # What runs in environments of their own.
-ELSEWHERE = [ROOT / "benchmarks/peers" / name for name in ("workers", "vllm_plugin/vllm_step_audio")]
+ELSEWHERE = [
+    *(ROOT / "benchmarks/peers" / name for name in ("workers", "vllm_plugin/vllm_step_audio")),
+    ROOT / "tests/clients",
+]
 # Distribution -> its module, where that is not its name with underscores.
 MODULES = {
     "grpcio": "grpc",
