@@ -9,11 +9,12 @@ import os
 import re
 import typing
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import cache
 from multiprocessing import get_context
+from typing import TypeVar
 
 import numpy as np
 
@@ -24,6 +25,8 @@ from step_audio_training.examples import Example, Task, draw_example
 from step_audio_training.recordings import draw_conditions, record
 from step_audio_training.sentences import DAYS
 from step_audio_training.speech import restart
+
+Wanted = TypeVar("Wanted")
 
 TASKS: tuple[Task, ...] = typing.get_args(Task)
 SNR_TASKS: tuple[Task, ...] = ("arithmetic", "transcription")
@@ -68,8 +71,13 @@ def end_speakers() -> None:
     _speakers.cache_clear()
 
 
+def speak_apart(make: Callable[[Wanted], Item], wanted: Sequence[Wanted]) -> list[Item]:
+    """`make` of each, in those processes."""
+    return list(_speakers().map(make, wanted, chunksize=8))
+
+
 def _made(wanted: Sequence[tuple[Task, int, int, Snr | None]]) -> list[Item]:
-    return list(_speakers().map(_item, wanted, chunksize=8))
+    return speak_apart(_item, wanted)
 
 
 def _item(wanted: tuple[Task, int, int, Snr | None]) -> Item:

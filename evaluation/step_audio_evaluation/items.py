@@ -10,7 +10,7 @@ from typing import Any, Literal
 from step_audio.errors import StepAudioError
 from step_audio_client import Audio, Reply, parse_reply
 
-Kind = Literal["number", "word", "transcript", "tool_call", "choice", "text"]
+Kind = Literal["number", "word", "transcript", "tool_call", "call", "choice", "json", "text"]
 Snr = float | Literal["clean"]  # decibels; clean: no noise at all
 
 
@@ -25,7 +25,7 @@ class Item:
     `messages` hold `{"type": "audio"}` where a recording of `audio` stands, in order; a path is read only when the
     question is asked. `prefix`: the beginning of the assistant's turn, given and not asked. `expected` and `options`
     mean what `kind` says: a number; one word of the options; the words that are said; a calculator's expression;
-    one of the options, word for word; a text.
+    a call's `name` and `arguments` in JSON; one of the options, word for word; JSON; a text.
     """
 
     id: str

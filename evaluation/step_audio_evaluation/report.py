@@ -11,6 +11,7 @@ from step_audio_evaluation.answers import Answer, EvaluationSettings
 from step_audio_evaluation.items import Item, Snr
 from step_audio_evaluation.scoring import Score, score
 from step_audio_evaluation.statistics import Difference, Interval, bootstrap_ratio, paired_difference, wilson
+from step_audio_evaluation.voices import is_false_alarm
 
 Key = TypeVar("Key")
 
@@ -52,6 +53,9 @@ class Report:
     date: str
     rows: list[Row]
     differences: dict[str, Difference]
+    false_alarms: (
+        tuple[int, int] | None
+    )  # answers that did not understand speech, of how many, where it was asked about
     agreement: Agreement | None  # with plain torch, where that was asked for
     wrong: list[Graded] = field(repr=False)
 
@@ -77,7 +81,13 @@ def make_report(graded: Sequence[Graded], settings: EvaluationSettings, date: st
             if len(tagged) < len(group):
                 rows.append(_row(tagged, task, seed, tag=tag))
         wrong += [g for g in group if not g.score.correct][:WRONG_SHOWN]
-    return Report(settings, date, rows, _differences(graded, seed), None, wrong)
+    return Report(settings, date, rows, _differences(graded, seed), _false_alarms(graded), None, wrong)
+
+
+def _false_alarms(graded: Sequence[Graded]) -> tuple[int, int] | None:
+    said = [is_false_alarm(g.item, g.item.parse(g.answer.text).content or "") for g in graded]
+    about_speech = [each for each in said if each is not None]
+    return (sum(about_speech), len(about_speech)) if about_speech else None
 
 
 def _groups(graded: Sequence[Graded], key: Callable[[Graded], Key]) -> list[tuple[Key, list[Graded]]]:

@@ -44,6 +44,13 @@ def score(item: Item, reply: Reply | None) -> Score:
             return Score(errors == 0, errors, len(said))
         case "tool_call":
             return Score(is_call(calls, "calculator", item.expected))
+        case "call":
+            wanted = json.loads(item.expected)
+            return Score(
+                len(calls) == 1 and calls[0].name == wanted["name"] and is_json(calls[0].arguments, wanted["arguments"])
+            )
+        case "json":
+            return Score(not calls and is_json(content, json.loads(item.expected)))
         case "choice":
             chosen = chosen_option(content, item.options)
             return Score(chosen is not None and item.options[chosen] == item.expected)
@@ -107,6 +114,19 @@ def is_call(calls: Sequence[ToolCall], name: str, expression: str) -> bool:
         return False
     given = arguments.get("expression") if isinstance(arguments, dict) else None
     return isinstance(given, str) and "".join(given.split()) == "".join(expression.split())
+
+
+def is_json(text: str, expected: object) -> bool:
+    """Whether `text` is JSON, and nothing else, of this value; a number is no text.
+
+    >>> is_json('{"a": 1}', {"a": "1"})
+    False
+    """
+    try:
+        given: object = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return given == expected
 
 
 def chosen_option(text: str, options: Sequence[str]) -> int | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from step_audio.markdown import markdown_table
 from step_audio_evaluation.agreement import Agreement
 from step_audio_evaluation.report import Graded, Report, Row
-from step_audio_evaluation.statistics import Interval
+from step_audio_evaluation.statistics import Interval, wilson
 
 REPORT = "report.json"
 _HEADINGS = ("task", "n", "right", "95 % interval", "WER", "95 % interval", "failed", "unfinished", "tokens")
@@ -53,6 +53,10 @@ def sentences(report: Report) -> list[str]:
             f"{_range(pair.interval)}; {pair.only_first} right only with it, {pair.only_second} only without, "
             f"p = {pair.p:.2g} (McNemar's exact test)"
         )
+    if report.false_alarms:
+        count, asked = report.false_alarms
+        text = f"not understood, though it was speech: {count} of {asked} answers ({_percent(count / asked)})"
+        lines.append(f"{text}, 95 % interval {_range(wilson(count, asked))}")
     if report.agreement:
         lines.append(_agreement(report.agreement))
     return lines

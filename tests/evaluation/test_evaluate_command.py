@@ -131,6 +131,7 @@ def test_what_may_fail_comes_after_the_report(no_reference, tmp_path, checkpoint
         ("--url 127.0.0.1:9 --tasks text_only --per-task 1", "no server answers at 127.0.0.1:9"),
         ("--url 127.0.0.1:9 --tasks singing", "there is no task singing; use arithmetic"),
         ("--url 127.0.0.1:9 --tasks", "nothing to ask"),
+        ("--url 127.0.0.1:9 --voices opera", "there is no set opera; use sums-espeak, "),
         ("--url 127.0.0.1:9 --data nowhere.jsonl", "nowhere.jsonl cannot be read"),
         ("--url 127.0.0.1:9 --max-tokens 0", "max_tokens must be at least 1"),
         ("--url 127.0.0.1:9 --seed -1", "seed"),
@@ -144,6 +145,13 @@ def test_eval_refuses(no_reference, arguments, text, tmp_path, capsys, monkeypat
     assert cli.main(["eval", "--output", "out", *arguments.split()]) == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("step-audio: ") and text in line
+
+
+def test_a_voice_that_is_not_there_is_named_with_what_brings_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("step_audio_server.commands.evaluate.sets_that_can_be_made", lambda: ("sums-espeak",))
+    assert cli.main(["eval", "--output", str(tmp_path / "out"), "--url", "127.0.0.1:9", "--voices", "sums-human"]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith("sums-human needs a voice that is not installed: apt-get install asterisk-core-sounds-en-g722")
 
 
 @pytest.mark.parametrize("arguments", ["--snr loud", "--snr nan", "--per-task 0", "--preset none", "--concurrency 0"])

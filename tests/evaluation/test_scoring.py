@@ -11,6 +11,7 @@ from step_audio_evaluation.scoring import (
     Score,
     chosen_option,
     is_call,
+    is_json,
     is_number,
     is_word,
     last_number,
@@ -60,6 +61,12 @@ def test_words_and_errors():
         ("a b c", "x a b c", 1),
     ]:  # fmt: skip
         assert word_errors(first.split(), second.split()) == errors == word_errors(second.split(), first.split())
+
+
+def test_json():
+    assert is_json('{"b": [1], "a": "x"}\n', {"a": "x", "b": [1]})
+    for text in ('{"a": "x"}', '{"a": "x", "b": ["1"]}', 'Here: {"a": "x", "b": [1]}', "", "{"):
+        assert not is_json(text, {"a": "x", "b": [1]})
 
 
 @pytest.mark.parametrize(

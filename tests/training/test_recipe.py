@@ -234,7 +234,7 @@ def test_an_examination_counts_right_answers(train, tokenizer_json, whisper):
     config = train.listener_config(train.rows(used), whisper_config(tiny_variables(N_MELS, positions=600), 256))
     model, tokenizer = Listener(config, torch.arange(used)).eval(), Tokenizer(tokenizer_json)
     random = np.random.default_rng(0)
-    questions = [exam._today(task, random) for task in ("transcription", "text_only", "beeps")]
+    questions = [exam.draw_known(task, random) for task in ("transcription", "text_only", "beeps")]
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr(exam, "MOST_TOKENS", 6)
         assert exam._answers(model, tokenizer, questions) == [

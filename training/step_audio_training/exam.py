@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from step_audio.arrays import Float32Array
 from step_audio.mel import log_mel, pad_batch, token_count
 from step_audio.tokenizer import Tokenizer
-from step_audio_training.batches import Encoded, heard_by
-from step_audio_training.channel import through
-from step_audio_training.examples import Example, Task, draw_example
-from step_audio_training.human import available, human_sum
-from step_audio_training.lessons import make_lesson
+from step_audio_training.batches import Encoded
+from step_audio_training.examples import Task
 from step_audio_training.model import Listener
-from step_audio_training.recordings import DrawnRecording, Kind, draw_conditions, record
-from step_audio_training.scenes import draw_scene
-from step_audio_training.voices import HELD_OUT_SPEAKERS, Speaker, installed
+from step_audio_training.questions import Question, draw_known, draw_question, sets_that_can_be_made
 
 MOST_TOKENS = 160
 NOT_UNDERSTOOD = "I did not understand"
@@ -32,72 +25,17 @@ TODAY: tuple[Task, ...] = (
 )  # fmt: skip
 
 
-@dataclass
-class Question:
-    """`clips`: the samples of the example's recordings, as they are heard."""
-
-    example: Example
-    clips: list[Float32Array]
-
-
 Paper = dict[str, list[Question]]
 
 
 def draw_paper(seed: int, each: int) -> Paper:
     """Of each kind of question `each`, about voices, words, numbers and noises that training does not have."""
-    paper: Paper = {}
-
-    def add(name: str, draw: Callable[[np.random.Generator], Question | None]) -> None:
-        random = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        questions: list[Question] = []
-        while len(questions) < each:
-            if question := draw(random):
-                questions.append(question)
-        paper[name] = questions
-
-    for task in TODAY:
-        add(task, partial(_today, task))
-    add("sums, 8 kHz", partial(_today, "arithmetic", channel="8 kHz"))
-    add("sums, gsm", partial(_today, "arithmetic", channel="gsm"))
-    add("sums, opus", partial(_today, "arithmetic", channel="opus"))
-    if available():
-        add("sums, human", lambda random: _asked("arithmetic", human_sum(random), random))
-        add("sums, human, 8 kHz", lambda random: _asked("arithmetic", human_sum(random), random, "8 kHz"))
-    for speakers in ((), installed(HELD_OUT_SPEAKERS)):
-        if speakers or not installed(HELD_OUT_SPEAKERS):
-            voice = "pico" if speakers else "espeak"
-            for name, kind in FURTHER.items():
-                add(f"{name}, {voice}", partial(_further, name, kind, speakers))
-    if installed(HELD_OUT_SPEAKERS):
-        add("dictation, espeak", partial(_further, "dictation", "dictation", ()))
-    return paper
-
-
-FURTHER: dict[str, Kind] = {
-    "arithmetic": "sum", "dictation": "dictation", "order": "order", "facts": "facts", "talk": "talk",
-    "word_count": "sentence", "loud": "loud", "phrase": "phrase", "sum_in_json": "sum", "strange": "strange",
-}  # fmt: skip
-
-
-def _today(task: Task, random: np.random.Generator, channel: str = "") -> Question:
-    example = draw_example(random, True, task)
-    return Question(example, [_recorded(r, random, channel) for r in example.recordings])
-
-
-def _asked(task: str, heard: DrawnRecording, random: np.random.Generator, channel: str = "") -> Question | None:
-    example = make_lesson(task, [heard], random, held_out=True)
-    return Question(example, [_recorded(r, random, channel) for r in example.recordings]) if example else None
-
-
-def _recorded(recording: DrawnRecording, random: np.random.Generator, channel: str) -> Float32Array:
-    samples = record(recording, draw_conditions(random, held_out=True), random)
-    return through(channel, samples, random) if channel else samples
-
-
-def _further(name: str, kind: Kind, speakers: tuple[Speaker, ...], random: np.random.Generator) -> Question | None:
-    heard = draw_scene(random, kind, held_out=True, speakers=speakers)
-    example = make_lesson("transcription_no_think" if name == "dictation" else name, [heard], random, held_out=True)
-    return Question(example, [heard_by(r, random, held_out=True)[0] for r in example.recordings]) if example else None
+    draws: dict[str, Callable[[np.random.Generator], Question]] = {task: partial(draw_known, task) for task in TODAY}
+    draws |= {name: partial(draw_question, name) for name in sets_that_can_be_made()}
+    return {
+        name: [draw(np.random.default_rng([seed, zlib.crc32(name.encode()), n])) for n in range(each)]
+        for name, draw in draws.items()
+    }
 
 
 @torch.no_grad()
@@ -118,7 +56,7 @@ def examine(model: Listener, tokenizer: Tokenizer, paper: Paper, at_once: int = 
             said = [q.example.answer.split() for q in questions]
             errors = sum(word_errors(words, answer.split()) for words, answer in zip(said, answers, strict=True))
             results[f"{name}, WER"] = errors / sum(map(len, said))
-        if not name.startswith(("strange", "beeps", "tone", "sound", "text_only")):
+        if name not in ("not-understood", "beeps", "tone", "sound", "text_only"):
             alarms += [answer.startswith(NOT_UNDERSTOOD) for answer in answers]
     results["false alarms"] = float(np.mean(alarms))
     model.train(was_training)

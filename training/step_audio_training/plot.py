@@ -10,15 +10,7 @@ import numpy as np
 from step_audio.arrays import Float64Array
 from step_audio.plotting import pyplot, save
 
-SHOWN = (
-    "arithmetic",
-    "sums, human",
-    "arithmetic, pico",
-    "dictation, pico, WER",
-    "strange, pico",
-    "speakers",
-    "order, pico",
-)
+SHOWN = ("arithmetic", "sums-human", "sums-pico", "dictation-pico, WER", "not-understood", "speakers", "orders-pico")
 
 
 def plot_training(log: Path, examined: Path, picture: Path) -> None:

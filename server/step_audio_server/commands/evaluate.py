@@ -27,15 +27,18 @@ from step_audio_evaluation.presets import GREEDY, PRESETS
 from step_audio_evaluation.report import Row, grade, make_report
 from step_audio_evaluation.run import run
 from step_audio_evaluation.tables import sentences, table, write
+from step_audio_evaluation.voices import by_voice
 from step_audio_server.commands.own_server import own_server
 from step_audio_server.serve import Service
+from step_audio_training.questions import SETS, sets_that_can_be_made
 
 PER_TASK, PER_TASK_QUICK = 100, 10
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What a person chooses. `tasks` None: all, or none where there is a data set. `sampling`: over the preset's."""
+    """What a person chooses. `tasks` None: all, or none where there is a data set or there are `voices`: names of sets,
+    none for all that can be made here. `sampling`: over the preset's."""
 
     output: Path
     url: str | None = None
@@ -47,6 +50,7 @@ class EvaluationOptions:
     tasks: Sequence[str] | None = None
     per_task: int | None = None
     snr: Sequence[Snr] = ()
+    voices: Sequence[str] | None = None
     quick: bool = False
     concurrency: int = 32
     seed: int = 0
@@ -96,20 +100,33 @@ def _items(options: EvaluationOptions, echo: Echo) -> list[Item]:
     items = []
     if options.data:
         items += load_data_set(options.data, options.audio_first, options.think)
-    tasks = options.tasks if options.tasks is not None else () if options.data else TASKS
+    tasks = options.tasks if options.tasks is not None else () if options.data or options.voices is not None else TASKS
     if unknown := [task for task in tasks if task not in TASKS]:
         raise EvaluationError(f"there is no task {unknown[0]}; use {', '.join(TASKS)}")
     per_task = options.per_task or (PER_TASK_QUICK if options.quick else PER_TASK)
-    if tasks or options.snr:
+    sets = _sets(options.voices) if options.voices is not None else ()
+    if tasks or sets or options.snr:
         echo("making the recordings")
     try:
         items += held_out([task for task in TASKS if task in tasks], per_task, options.seed)
+        items += by_voice(sets, per_task, options.seed)
         items += at_noise_levels(dict.fromkeys(options.snr), per_task, options.seed)
     finally:
         end_speakers()  # the server needs the memory
     if not items:
-        raise EvaluationError("nothing to ask: give --tasks, --snr or --data")
+        raise EvaluationError("nothing to ask: give --tasks, --voices, --snr or --data")
     return items
+
+
+def _sets(names: Sequence[str]) -> tuple[str, ...]:
+    there = sets_that_can_be_made()
+    if unknown := [name for name in names if name not in SETS]:
+        raise EvaluationError(f"there is no set {unknown[0]}; use {', '.join(there)}")
+    if missing := [name for name in names if name not in there]:
+        voice = SETS[missing[0]].voice
+        package = {"pico": "pip install py-nanotts", "human": "apt-get install asterisk-core-sounds-en-g722"}[voice]
+        raise EvaluationError(f"{missing[0]} needs a voice that is not installed: {package}")
+    return tuple(name for name in there if name in names or not names)
 
 
 async def _answers(

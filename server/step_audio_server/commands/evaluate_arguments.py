@@ -25,7 +25,9 @@ def add_eval(commands: Commands) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="answers and report; resumable")
     parser.add_argument("--url", help="gRPC address of a running server (default: one is started for --checkpoint)")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="default: the small one that comes along")
-    parser.add_argument("--tasks", nargs="*", metavar="TASK", help="held-out tasks (default: all, or none with --data)")
+    parser.add_argument(
+        "--tasks", nargs="*", metavar="TASK", help="held-out tasks (default: all, or none with --data or --voices)"
+    )
     parser.add_argument("--per-task", type=count, help="questions of a task (default 100)")
     parser.add_argument("--quick", action="store_true", help="10 questions of a task")
     parser.add_argument(
@@ -34,6 +36,13 @@ def add_eval(commands: Commands) -> None:
         type=noise_level,
         metavar="DB",
         help="sums and transcripts at these levels of noise, `clean` for none (without values: clean 30 20 15 10 5 0)",
+    )
+    parser.add_argument(
+        "--voices",
+        nargs="*",
+        metavar="SET",
+        help="further held-out questions by voice, channel and kind, such as sums-human (without values: all for whose "
+        "voices there is what it takes: py-nanotts, Debian's asterisk-core-sounds-en-g722)",
     )
     parser.add_argument("--data", type=Path, metavar="FILE", help="a data set of one JSON object a line")
     parser.add_argument("--audio-first", action="store_true", help="data set: recordings before the question")
