@@ -255,7 +255,7 @@ class Engine:
             return
         self._healthy = True
         completing = [chunk.sequence for chunk in plan if chunk.completes]
-        self._scheduler.advance(plan)
+        self._scheduler.advance(plan, (time.monotonic_ns() - now) / 1e9)
         self._draw(logits, completing)
 
     def _draw(self, logits: Float32Array, sequences: list[Sequence]) -> None:

@@ -2,7 +2,8 @@
 
 Decoding comes first, one position each; what is left of the step's budget goes to prompts, the shortest first but
 half of it to the oldest, so that neither a running answer nor a short question waits for somebody's long audio,
-and the long audio does not wait for ever.
+and the long audio does not wait for ever. The further a long prompt has come, the longer each of its positions takes,
+for its attention: beside answers it is computed in parts that make a step at most some times longer than without.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from step_audio.engine.kv_cache import BlockPool
 from step_audio.engine.sequence import Chunk, Sequence
 
 Policy = Literal["guaranteed_no_evict", "max_utilization"]
+
+LONGER = 4.0  # times a step of decoding alone, that one with parts of long prompts takes
+LEAST = 1 / 8  # of a step's positions, that a part has: smaller ones cost more than they give
 
 
 def is_policy(text: str) -> TypeGuard[Policy]:
@@ -48,6 +52,8 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of admission
         self._reserved = 0  # blocks promised to running sequences and not allocated yet
+        self._part = max_num_tokens  # positions of one prompt in a step with decoding
+        self._decoding = 0.0  # seconds of the last step of decoding alone; 0: none yet
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
@@ -66,17 +72,20 @@ class Scheduler:
             if sequence in self.running and self._grow(sequence):  # an older one may have set it back
                 plan.append(Chunk(sequence, 1))
         budget = self.max_num_tokens - len(plan)
+        part = self._part if plan else budget
         self._admit_waiting(budget)
         contexts = [sequence for sequence in self.running if not sequence.decoding]
         oldest, promised = None, 0
         if self.chunked and contexts:
             oldest = contexts[0]
-            promised = min(oldest.pending, budget - budget // 2)
+            promised = min(oldest.pending, budget - budget // 2, part)
             contexts.sort(key=lambda sequence: sequence.pending)  # stable: the older first among equals
         for sequence in contexts:
             if sequence is oldest:
                 promised = 0
             count = min(sequence.pending, budget - promised)
+            if self.chunked:
+                count = min(count, part)
             # Unchunked, only a sequence that was set back can exceed a whole step: it must go on nevertheless.
             whole = not self.chunked and sequence.pending <= self.max_num_tokens
             if count == 0 or (whole and count < sequence.pending):
@@ -85,8 +94,9 @@ class Scheduler:
             budget -= count
         return plan
 
-    def advance(self, plan: list[Chunk]) -> None:
-        """The step has been computed: its positions are in the cache and full blocks may be shared."""
+    def advance(self, plan: list[Chunk], seconds: float) -> None:
+        """The step has been computed, in so long: its positions are in the cache and full blocks may be shared."""
+        self._learn(plan, seconds)
         for chunk in plan:
             sequence = chunk.sequence
             sequence.computed += chunk.count
@@ -96,6 +106,18 @@ class Scheduler:
                 for block in range(sequence.cached_blocks, full):
                     self.pool.cache(sequence.blocks[block], keys[block])
                 sequence.cached_blocks = full
+
+    def _learn(self, plan: list[Chunk], seconds: float) -> None:
+        """How large a part of a long prompt may be."""
+        if not plan or not plan[0].sequence.decoding:
+            return
+        largest = max(chunk.count for chunk in plan)
+        least = int(self.max_num_tokens * LEAST)
+        if largest == 1:
+            self._decoding = seconds
+        elif self._decoding and largest >= min(least, self._part):
+            factor = min(2.0, max(0.5, LONGER * self._decoding / seconds))  # slowly: one step may be long by chance
+            self._part = min(self.max_num_tokens, max(least, int(largest * factor)))
 
     def _admit_waiting(self, budget: int) -> None:
         if not self.waiting:

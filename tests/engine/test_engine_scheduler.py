@@ -25,11 +25,11 @@ def sequence(length, new=8, seed=0, name="x"):
     return Sequence(GenerationRequest(name, ids, new, print), 0, new, BLOCK, 1000)
 
 
-def run(scheduler, plan=None):
+def run(scheduler, plan=None, seconds=0.01):
     """Compute a step; every completed position yields a token, and full answers leave. Returns the plan."""
     plan = scheduler.schedule() if plan is None else plan
     completing = [chunk.sequence for chunk in plan if chunk.completes]
-    scheduler.advance(plan)
+    scheduler.advance(plan, seconds)
     for each in completing:
         each.append(each.length % 7)
         if each.length == each.max_length:
@@ -73,6 +73,24 @@ def test_many_short_prompts_leave_half_the_step_to_the_oldest():
         scheduler.add(short)
     plan = run(scheduler)
     assert [(chunk.sequence, chunk.count) for chunk in plan] == [(shorts[0], 40), (shorts[1], 24), (long, 64)]
+
+
+def test_beside_answers_a_long_prompt_is_computed_in_parts_that_do_not_hold_them_up():
+    """Where each position takes a tenth of a step of decoding, 30 of them make a step four times as long."""
+    scheduler = make(blocks=200)
+    scheduler.add(sequence(10, new=100))
+    run(scheduler)
+    run(scheduler)
+    scheduler.add(sequence(2000, seed=1))
+    parts = []
+    for _ in range(30):
+        plan = scheduler.schedule()
+        parts.append(plan[-1].count)
+        run(scheduler, plan, 0.01 + 0.001 * parts[-1])
+    assert parts[0] == 127 and max(parts[5:]) <= 40 and min(parts) >= 16
+    assert 25 <= sum(parts[10:]) / len(parts[10:]) <= 35
+    scheduler.remove(scheduler.running[0])
+    assert counts(run(scheduler)) == [128], "nobody waits for it now"
 
 
 def test_equal_prompts_are_finished_one_after_the_other():
