@@ -47,6 +47,9 @@ CASES = [
     (RESPONSES, {"input": "hello", "max_output_tokens": 0}, "max_output_tokens"),
     (RESPONSES, {"input": [{"role": "user", "content": [clip(NOISE)]}]}, "input"),
     (RESPONSES, {"input": "hello", "text": {"format": FORMAT["json_schema"] | {"type": "json_schema"}}}, "text.format"),
+    ("/v1/completions", {"prompt": LONG}, "prompt"),
+    ("/v1/completions", {"prompt": ["hello", LONG]}, "prompt[1]"),
+    ("/v1/completions", {"prompt": "hello", "bad_words": ["a b c d e f " * 80] * 256}, "bad_words"),
     ("/tokenize", {"prompt": LONG}, "prompt"),
     ("/detokenize", {"tokens": [10**6]}, "tokens"),
 ]
