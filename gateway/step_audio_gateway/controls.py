@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from step_audio_client import MindPaced, PaceMode
-from step_audio_gateway.nulls import Lenient
+from step_audio_gateway.nulls import Closed
 
 PACE = MindPaced()
+MAX_CHOICES = 1024
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
-class StreamOptions(Lenient):
+class StreamOptions(Closed):
     """What a stream brings beside the answer."""
-
-    model_config = ConfigDict(extra="forbid")
 
     include_usage: bool = Field(False, description="a last chunk with the usage")
     continuous_usage_stats: bool | None = Field(
@@ -25,10 +24,8 @@ class StreamOptions(Lenient):
     include_obfuscation: bool | None = Field(None, description="is ignored: chunks have no filling")
 
 
-class ThinkingControl(Lenient):
+class ThinkingControl(Closed):  # other servers' words for "off" would leave it on
     """The model's thought before the answer."""
-
-    model_config = ConfigDict(extra="forbid")  # other servers' words for "off" would leave it on
 
     mode: Literal["on", "off"] = Field("on", description="default: the server's --default-thinking")
     type: Literal["enabled", "adaptive", "disabled"] | None = Field(
@@ -39,10 +36,8 @@ class ThinkingControl(Lenient):
     )
 
 
-class MindPacedControl(Lenient):
+class MindPacedControl(Closed):  # a misspelt number would leave its default in force
     """Speak while the thought goes on (Mind-Paced Speaking): `reasoning_content` and `content` come interleaved."""
-
-    model_config = ConfigDict(extra="forbid")  # a misspelt number would leave its default in force
 
     mode: PaceMode = Field(
         PACE.mode,
@@ -60,24 +55,20 @@ class MindPacedControl(Lenient):
     )
 
 
-class ChatTemplateKwargs(Lenient):
+class ChatTemplateKwargs(Closed):
     """Qwen's, DeepSeek's and vLLM's ways to turn the thought off, or to bound it."""
-
-    model_config = ConfigDict(extra="forbid")
 
     enable_thinking: bool | None = Field(None, description="the same as thinking.mode")
     thinking: bool | None = Field(None, description="the same as thinking.mode")
     thinking_budget: NonNegativeInt | None = Field(None, description="the same as thinking.budget_tokens")
 
 
-class StructuredOutputs(Lenient):
+class StructuredOutputs(Closed):
     """The form of the answer, under vLLM's names: one of them."""
-
-    model_config = ConfigDict(extra="forbid")
 
     json_: dict[str, Any] | str | None = Field(None, alias="json", description="a JSON schema, or its text")
     json_object: bool | None = Field(None, description="true: any JSON object")
     regex: str | None = Field(None, description="a regular expression for all of the answer")
-    choice: list[str] | None = Field(None, min_length=1, max_length=1024, description="one of these texts")
+    choice: list[str] | None = Field(None, min_length=1, max_length=MAX_CHOICES, description="one of these texts")
     grammar: str | None = Field(None, description="in xgrammar's EBNF, its first rule `root`")
     disable_any_whitespace: bool | None = Field(None, description="is ignored: JSON has none that nobody needs")

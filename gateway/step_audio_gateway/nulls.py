@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class Lenient(BaseModel):
@@ -14,3 +14,19 @@ class Lenient(BaseModel):
     @classmethod
     def _null_is_absent(cls, value: Any) -> Any:
         return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+
+class Closed(Lenient):
+    """And one that is not known is a fault. The first is enough: one for each of a hundred thousand takes a second."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        said = {k: v for k, v in value.items() if v is not None}
+        unknown = next((k for k in said if k not in known), None)
+        return {k: v for k, v in said.items() if k in known or k == unknown}

@@ -43,7 +43,7 @@ def raw_routes(gateway: Gateway) -> APIRouter:
         prompts = await unless_gone(request.receive, _prompts(gateway, body))
         if log_content:
             fields["prompts"] = body.prompts
-        echoed = await _echoed(gateway, prompts) if body.echo else [""] * len(prompts)
+        echoed = await unless_gone(request.receive, _echoed(gateway, prompts)) if body.echo else [""] * len(prompts)
         completion = RawCompletion(model, echoed, n, logprobs=body.logprobs is not None)
         fields["completion"] = completion.id
         deltas = logged(gateway.texts(prompts, options), fields, log_content, n)
@@ -79,4 +79,4 @@ async def _prompts(gateway: Gateway, body: CompletionRequest) -> list[RawPrompt]
 
 async def _echoed(gateway: Gateway, prompts: list[RawPrompt]) -> list[str]:
     tokenizer = await gateway.client.tokenizer()
-    return [tokenizer.decode(prompt.ids.tolist()) for prompt in prompts]
+    return [await asyncio.to_thread(tokenizer.decode, prompt.ids.tolist()) for prompt in prompts]

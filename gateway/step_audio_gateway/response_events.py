@@ -61,7 +61,7 @@ class ResponseWriter:
             told = from_client(error)
             self._close("incomplete")
             self._response.status = "failed"
-            self._response.error = Failure(code=told.code or "server_error", message=told.detail)
+            self._response.error = Failure.of(told)
         self._tell(f"response.{self._response.status}", self._whole_so_far)
         for event in self._told():
             yield event

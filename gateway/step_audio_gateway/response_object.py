@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, Field
 
 from step_audio_client import ChatUsage
+from step_audio_gateway.errors import ApiError
 from step_audio_gateway.responses import AudioWarning, Logprob
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
@@ -106,8 +107,15 @@ class Incomplete(BaseModel):
 class Failure(BaseModel):
     """Why there is no answer, or only a part of it."""
 
-    code: str
+    code: Literal["server_error", "rate_limit_exceeded", "invalid_prompt"]
     message: str
+
+    @classmethod
+    def of(cls, error: ApiError) -> Self:
+        """By OpenAI's codes for it, which are not those of errors."""
+        if error.status_code == 429:
+            return cls(code="rate_limit_exceeded", message=error.detail)
+        return cls(code="server_error" if error.status_code >= 500 else "invalid_prompt", message=error.detail)
 
 
 class ResponseObject(BaseModel):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, Tag, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
+from step_audio.sampling_parameters import INT32
 from step_audio_gateway.controls import Effort
 from step_audio_gateway.errors import refused
-from step_audio_gateway.nulls import Lenient
+from step_audio_gateway.nulls import Closed, Lenient
 from step_audio_gateway.published import REFUSED_RESPONSES, check_published
 from step_audio_gateway.response_items import Item, chat_messages
 from step_audio_gateway.schemas import ChatRequest, JsonObjectFormat, TextFormat
@@ -54,19 +55,15 @@ class SchemaFormat(Lenient):
     schema_: dict[str, Any] = Field(alias="schema")
 
 
-class TextOptions(Lenient):
+class TextOptions(Closed):
     """The form of the answer."""
-
-    model_config = ConfigDict(extra="forbid")
 
     format: Annotated[TextFormat | JsonObjectFormat | SchemaFormat, Field(discriminator="type")] | None = None
     verbosity: Literal["medium"] | None = Field(None, description="say in a message how long the answer is to be")
 
 
-class Reasoning(Lenient):
+class Reasoning(Closed):
     """The model's thought before the answer."""
-
-    model_config = ConfigDict(extra="forbid")
 
     effort: Effort | None = Field(None, description="as reasoning_effort of /v1/chat/completions")
     summary: str | None = Field(None, description="is ignored: the thought itself comes")
@@ -98,7 +95,7 @@ class ResponseRequest(Lenient):
     instructions: str | None = Field(None, description="a first message of the system's")
     stream: bool | None = False
     stream_options: ResponseStreamOptions | None = None
-    max_output_tokens: PositiveInt | None = Field(None, description="the thought included")
+    max_output_tokens: int | None = Field(None, ge=1, le=INT32, description="the thought included")
     tools: list[ResponseFunction] | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = Field(True, description="false: the answer ends with its first call")
@@ -106,6 +103,7 @@ class ResponseRequest(Lenient):
     reasoning: Reasoning | None = None
     include: list[str] | None = Field(
         None,
+        fail_fast=True,
         description="message.output_text.logprobs; reasoning.encrypted_content is ignored: thoughts come as text, and "
         "need not be sent back",
     )

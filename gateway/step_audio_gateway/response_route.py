@@ -62,6 +62,6 @@ def _about(body: ResponseRequest, model: str, sampling: Sampling) -> ResponseObj
         temperature=sampling.temperature,
         text={"format": {"type": "text"}} | (said(body.text) or {}),
         tool_choice=said(body.tool_choice) or "auto",
-        tools=[said(tool) for tool in body.tools or ()],
+        tools=[{"parameters": None, "strict": None} | said(tool) for tool in body.tools or ()],
         top_p=sampling.top_p,
     )

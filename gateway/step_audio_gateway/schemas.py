@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, create_model
 
 from step_audio.sampling_parameters import INT32, MAX_TOP_LOGPROBS, Parameter, offered
 from step_audio_gateway.controls import (
+    MAX_CHOICES,
     ChatTemplateKwargs,
     Effort,
     MindPacedControl,
@@ -132,7 +133,9 @@ class AnswerRequest(SamplingFields):
     structured_outputs: StructuredOutputs | None = None
     guided_json: dict[str, Any] | str | None = Field(None, description="the same as structured_outputs.json")
     guided_regex: str | None = Field(None, description="the same as structured_outputs.regex")
-    guided_choice: list[str] | None = Field(None, min_length=1, description="the same as structured_outputs.choice")
+    guided_choice: list[str] | None = Field(
+        None, min_length=1, max_length=MAX_CHOICES, description="the same as structured_outputs.choice"
+    )
     guided_grammar: str | None = Field(None, description="the same as structured_outputs.grammar")
     regex: str | None = Field(None, description="the same as structured_outputs.regex")
     ebnf: str | None = Field(None, description="the same as structured_outputs.grammar")

@@ -45,6 +45,13 @@ def _domains(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+def _hosts(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        if value != "*" and not _HOST.fullmatch(value):
+            raise ValueError(f"{value!r} is no host: write a name alone, without a port, or * for all")
+    return values
+
+
 def _root(path: str) -> str:
     if path and not _ROOT.fullmatch(path):
         raise ValueError("write it as /name, or /name/name, without a slash at the end")
@@ -53,7 +60,8 @@ def _root(path: str) -> str:
 
 _ROOT = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]+)?", re.IGNORECASE)
-_DOMAIN = re.compile(r"(\*\.)?([a-z0-9_]([a-z0-9_-]*[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?", re.IGNORECASE)
+_HOST = re.compile(r"([a-z0-9_]([a-z0-9_-]*[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?", re.IGNORECASE)
+_DOMAIN = re.compile(rf"(\*\.)?{_HOST.pattern}", re.IGNORECASE)
 Several = Annotated[tuple[str, ...], BeforeValidator(_several)]
 Keys = Annotated[tuple[str, ...], BeforeValidator(_keys)]
 
@@ -81,7 +89,7 @@ class GatewaySettings(Settings):
     allowed_origins: Annotated[Several, AfterValidator(_origins)] = Field(
         (), description="web pages that may call from a browser, besides the playground"
     )
-    allowed_hosts: Several = Field(
+    allowed_hosts: Annotated[Several, AfterValidator(_hosts)] = Field(
         (),
         description="names by which requests may call a server without keys on loopback, besides addresses and names "
         "without a dot; * for all",

@@ -53,7 +53,7 @@ class DetokenizeRequest(Lenient):
     model_config = ConfigDict(extra="allow")
 
     model: str | None = Field(None, description="a name of /v1/models; may be left out")
-    tokens: list[NonNegativeInt]
+    tokens: list[NonNegativeInt] = Field(fail_fast=True)
 
 
 class DetokenizeReply(BaseModel):
@@ -77,7 +77,7 @@ def tokenization_routes(gateway: Gateway) -> APIRouter:
             ids = await _of_messages(gateway, body, tokenizer)
         else:
             ids = await asyncio.to_thread(_of_prompt, body.prompt, tokenizer, limit)
-        strings = [tokenizer.token_string(id_) for id_ in ids] if body.return_token_strs else None
+        strings = await asyncio.to_thread(_strings, ids, tokenizer) if body.return_token_strs else None
         return TokenizeReply(count=len(ids), max_model_len=limit, tokens=ids, token_strs=strings)
 
     @router.post("/detokenize")
@@ -88,7 +88,7 @@ def tokenization_routes(gateway: Gateway) -> APIRouter:
         tokenizer = await gateway.client.tokenizer()
         if body.tokens and (most := max(body.tokens)) > tokenizer.max_id:
             raise refused(f"tokens: {most} is not in the vocabulary", "tokens")
-        return DetokenizeReply(prompt=tokenizer.decode(body.tokens))
+        return DetokenizeReply(prompt=await asyncio.to_thread(tokenizer.decode, body.tokens))
 
     return router
 
@@ -99,6 +99,10 @@ def _of_prompt(prompt: str, tokenizer: Tokenizer, limit: int) -> list[int]:
         message = f"prompt: it has at least {least} tokens and the model's context is {limit}"
         raise refused(message, "prompt", "context_length_exceeded")
     return tokenizer.encode_raw(prompt)
+
+
+def _strings(ids: list[int], tokenizer: Tokenizer) -> list[str]:
+    return [tokenizer.token_string(id_) for id_ in ids]
 
 
 async def _of_messages(gateway: Gateway, body: TokenizeRequest, tokenizer: Tokenizer) -> list[int]:

@@ -8,7 +8,7 @@ import pytest
 
 from gateway_calls import CHAT, HELLO, TOOL
 from gateway_fixture import FakeClient, http
-from step_audio_gateway import json_body
+from step_audio_gateway import errors, json_body
 from step_audio_gateway.json_body import MAX_MARKS, marks
 
 MESSAGE = {"role": "nobody", "content": "x"}
@@ -76,6 +76,38 @@ async def test_more_than_a_conversation_holds_is_not_checked(body):
     error = response.json()["error"]
     assert response.status_code == 400 and not fake.begun and error["param"] == "messages"
     assert error["message"].startswith("messages and tools hold 500") and "at most 4096" in error["message"]
+
+
+MANY = 90_000
+
+
+@pytest.mark.parametrize(
+    "path, body, param",
+    [
+        ("/detokenize", {"tokens": [-1] * MANY}, "tokens[0]"),
+        (CHAT, {"messages": HELLO, "guided_choice": [1] * MANY}, "guided_choice"),
+        (CHAT, {"messages": HELLO, "stream_options": dict.fromkeys(map(str, range(MANY)), 1)}, "stream_options.0"),
+        (CHAT, {"messages": HELLO, "thinking": dict.fromkeys(map(str, range(MANY)), 1)}, "thinking.0"),
+        ("/v1/responses", {"input": "hello", "include": [1] * MANY}, "include[0]"),
+        ("/v1/responses", {"input": "hello", "text": dict.fromkeys(map(str, range(MANY)), 1)}, "text.0"),
+        ("/v1/completions", {"prompt": [-1] * MANY}, "prompt[0]"),
+    ],
+    ids=["ids", "choices", "options", "controls", "names", "formats", "prompts"],
+)
+async def test_not_every_fault_is_looked_for(path, body, param, monkeypatch):
+    """Each has its text, made in one go with all others."""
+    counts: list[int] = []
+    tell = errors.from_validation
+
+    def counted(error):
+        counts.append(len(error.errors()))
+        return tell(error)
+
+    monkeypatch.setattr(errors, "from_validation", counted)
+    async with http(FakeClient()) as client:
+        response = await client.post(path, json=body)
+    assert response.status_code == 400 and response.json()["error"]["param"].startswith(param)
+    assert 1 <= counts[0] < 5000
 
 
 async def test_long_texts_and_recordings_are_no_fault(monkeypatch):

@@ -14,6 +14,7 @@ from gateway_fixture import REPLY, USAGE, FakeClient, wav
 from step_audio.conversation import parse_conversation
 from step_audio_client import Audio, ChatDelta, ToolCall
 from step_audio_client.messages import split_audio
+from step_audio_gateway import audio_parts
 
 texts = st.text(max_size=8)
 optional = st.none()
@@ -166,8 +167,17 @@ async def test_nothing_but_an_empty_clip_is_refused(content):
     assert "the audio is empty" in message and param == "messages[0].content[0]"
 
 
-@pytest.mark.parametrize("spell", [lambda d: d.replace("+", "-").replace("/", "_"), lambda d: d.rstrip("=")])
-async def test_other_spellings_of_base64(spell):
+@pytest.mark.parametrize(
+    "spell",
+    [
+        lambda d: d.replace("+", "-").replace("/", "_"),
+        lambda d: d.rstrip("="),
+        lambda d: "\r\n".join(d[i : i + 7] for i in range(0, len(d), 7)),
+        lambda d: " ".join(d.rstrip("=")) + "\n",
+    ],
+)
+async def test_other_spellings_of_base64(spell, monkeypatch):
+    monkeypatch.setattr(audio_parts, "PIECE", 10)
     data = b"\xfb\xff\xfe\x00" * 50
     plain = base64.b64encode(data).decode()
     spelt = spell(plain)

@@ -142,6 +142,12 @@ def test_transcriptions(openai, client, fake):
     for english in ("en", "en-US", "EN", "english"):
         ask(model="tiny", file=recording, language=english)
         assert fake.messages[0]["content"][1]["text"] == "Write down what you hear."
+    for anything in ("auto", "multi", "und", ""):
+        ask(model="tiny", file=recording, language=anything)
+        assert fake.messages[0]["content"][1]["text"] == "Write down what you hear."
+    for code, name in {"zu": "Zulu", "nb-NO": "Norwegian", "fil": "Filipino", "ky_KG": "Kyrgyz"}.items():
+        ask(model="tiny", file=recording, language=code)
+        assert fake.messages[0]["content"][1]["text"].splitlines()[1:] == [f"The language is {name}."]
     usage = ask(model="tiny", file=recording).usage
     assert (usage.type, usage.input_tokens, usage.output_tokens, usage.total_tokens) == ("tokens", 20, 6, 26)
     assert (usage.input_token_details.audio_tokens, usage.input_token_details.text_tokens) == (13, 7)

@@ -10,7 +10,7 @@ import pydantic
 import pytest
 
 from gateway_fixture import ANSWER, REPLY, THOUGHT, USAGE, FakeClient, listening, wav
-from step_audio_client import Audio, AudioReport, ChatDelta, Thinking, TokenLogprob, ToolCall, Unavailable
+from step_audio_client import Audio, AudioReport, ChatDelta, ServerBusy, Thinking, TokenLogprob, ToolCall, Unavailable
 from step_audio_gateway.published import IGNORED, IGNORED_RESPONSES, REFUSED, REFUSED_RESPONSES
 from step_audio_gateway.response_request import ResponseRequest
 from step_audio_gateway.schemas import ChatRequest
@@ -156,7 +156,10 @@ def test_whole_is_what_the_stream_ends_with(url, play):
 def test_a_fault_in_the_middle_is_the_last_event(client, play):
     play(REPLY[0], Unavailable("gone"))
     events = list(client.responses.create(model="tiny", input="hello", stream=True))
-    assert events[-1].type == "response.failed" and events[-1].response.error.code == "unavailable"
+    assert events[-1].type == "response.failed" and events[-1].response.error.code == "server_error"
+    play(REPLY[0], ServerBusy("full"))
+    events = list(client.responses.create(model="tiny", input="hello", stream=True))
+    assert events[-1].response.error.code == "rate_limit_exceeded"
 
 
 @pytest.mark.parametrize(
@@ -174,6 +177,7 @@ def test_a_fault_in_the_middle_is_the_last_event(client, play):
         ({"input": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "!"}}]}]}, "input"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"max_output_tokens": 2**40}, "max_output_tokens"),
         ({"extra_body": {"top_k": "x"}}, "top_k"),
         ({"extra_body": {"cache_salt": "x"}}, "cache_salt"),
         ({"extra_body": {"messages": []}}, "messages"),

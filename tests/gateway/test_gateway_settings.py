@@ -167,6 +167,10 @@ def test_a_process_beside():
         ("allowed_media_domains", "media.example/files"),
         ("allowed_media_domains", "*media.example"),
         ("allowed_media_domains", ""),
+        ("allowed_hosts", "https://speech.example"),
+        ("allowed_hosts", "speech.example:9999"),
+        ("allowed_hosts", "*.speech.example"),
+        ("allowed_hosts", "speech.example/path"),
     ],
 )
 def test_what_could_never_match_is_refused(name, value):
@@ -174,6 +178,6 @@ def test_what_could_never_match_is_refused(name, value):
         with pytest.raises(SettingsError, match=name):
             GatewaySettings.create(**{name: value})
     for good in ("*", "https://page.example, http://localhost:3000, http://[::1]:80") if "origins" in name else (
-        "*", "media.example,*.media.example,localhost"
+        "*", "media.example,localhost" if "hosts" in name else "media.example,*.media.example,localhost"
     ):  # fmt: skip
         assert getattr(GatewaySettings.create(**{name: good}), name)
