@@ -78,6 +78,21 @@ async def test_more_than_a_conversation_holds_is_not_checked(body):
     assert error["message"].startswith("messages and tools hold 500") and "at most 4096" in error["message"]
 
 
+@pytest.mark.parametrize("text", [r"\n", r"\u4e2d", "猫", " "])
+async def test_a_long_text_of_many_escapes_is_not_taken_apart(text, monkeypatch):
+    """It takes ten times as long as a recording, which may be as long."""
+    monkeypatch.setattr(json_body, "LARGE", 100_000)
+    monkeypatch.setattr(json_body, "MAX_OTHERS", 5000)
+    lengths = taken_apart(monkeypatch)
+    response, fake = await post(f'{{"messages": [{{"role": "user", "content": "{text * 110_000}"}}]}}'.encode())
+    assert response.status_code == 400 and not fake.begun and lengths == []
+    assert response.json()["error"]["message"] == "the body has more than 5000 characters beside recordings"
+    data = ("QUJD" * 19 + r"\n") * 2000 + r"QUJ\/"
+    part = f'{{"type": "input_audio", "input_audio": {{"data": "{data}", "format": "wav"}}}}'
+    await post(f'{{"messages": [{{"role": "user", "content": [{part}]}}]}}'.encode())
+    assert len(lengths) == 1
+
+
 MANY = 90_000
 
 
