@@ -153,6 +153,30 @@ def test_whole_is_what_the_stream_ends_with(url, play):
     )
 
 
+@pytest.mark.parametrize(
+    "deltas",
+    [
+        [ChatDelta(reasoning="It says"), ChatDelta(finish_reason="length", usage=USAGE)],
+        [ChatDelta(content="It"), ChatDelta(finish_reason="length", usage=USAGE)],
+        [ChatDelta(tool_calls=(ToolCall(0, "call_1", "weather", '{"ci'),), finish_reason="length", usage=USAGE)],
+        [ChatDelta(finish_reason="stop", usage=USAGE)],
+    ],
+    ids=["cut inside its thought", "cut inside its answer", "cut inside a call", "empty"],
+)
+def test_what_was_cut_may_come_back(client, play, deltas):
+    play(*deltas)
+    reply = client.responses.create(model="tiny", input="hello", tools=[TOOL])
+    items = [item.model_dump() for item in reply.output]
+    asked = {"role": "user", "content": "hello"}
+    for history in ([asked, *items, asked], [asked, *items]):
+        assert client.responses.create(model="tiny", input=history, tools=[TOOL]).status == reply.status
+
+
+def test_its_tools_have_all_keys_of_openai_s(url):
+    reply = httpx.post(f"{url}/v1/responses", json={"input": "x", "tools": [{"type": "function", "name": "f"}]}).json()
+    assert reply["tools"] == [{"type": "function", "name": "f", "parameters": None, "strict": None}]
+
+
 def test_a_fault_in_the_middle_is_the_last_event(client, play):
     play(REPLY[0], Unavailable("gone"))
     events = list(client.responses.create(model="tiny", input="hello", stream=True))
