@@ -10,10 +10,8 @@ from step_audio.containers import ADVICE
 from step_audio.conversation import MAX_CHANNELS, Role
 from step_audio_gateway.nulls import Lenient
 
-Channel = Annotated[
-    int | None,
-    Field(ge=0, lt=MAX_CHANNELS, description="the one to be heard, from 0 on (default: the mean of all)"),
-]
+HEARD = "the one to be heard, from 0 on (default: the mean of all)"
+Channel = Annotated[int | None, Field(ge=0, lt=MAX_CHANNELS, description=HEARD)]
 
 
 class TextPart(Lenient):

@@ -17,6 +17,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from step_audio.audio import Budget, decode_audio
 from step_audio.clips import SAMPLE_RATE
+from step_audio.conversation import MAX_CHANNELS
 from step_audio.validation import first_fault
 from step_audio_client import Audio, AudioReport, ChatOptions, ChatUsage, RequestError, Sampling, Thinking, user
 from step_audio_gateway.asking import first_of
@@ -27,6 +28,7 @@ from step_audio_gateway.core import Gateway
 from step_audio_gateway.errors import ApiError, from_client, refused, unsupported
 from step_audio_gateway.generations import EventStream, unless_gone
 from step_audio_gateway.languages import OWN
+from step_audio_gateway.messages import HEARD
 from step_audio_gateway.responses import AudioWarning, Transcription, TranscriptionUsage, VerboseTranscription
 from step_audio_gateway.schemas import SamplingFields
 
@@ -43,6 +45,7 @@ class Upload:
     language: str | None
     prompt: str | None
     response_format: Format
+    channel: int | None
 
 
 def _upload(
@@ -51,8 +54,9 @@ def _upload(
     language: Annotated[str | None, Form(max_length=64)] = None,
     prompt: Annotated[str | None, Form(max_length=4096)] = None,
     response_format: Annotated[Format, Form()] = "json",
+    channel: Annotated[int | None, Form(ge=0, lt=MAX_CHANNELS, description=HEARD)] = None,
 ) -> Upload:
-    return Upload(file, model, language, prompt, response_format)
+    return Upload(file, model, language, prompt, response_format, channel)
 
 
 UploadForm = Annotated[Upload, Depends(_upload)]
@@ -96,7 +100,7 @@ async def reply_to(gateway: Gateway, request: Request, task: Task, form: Upload,
         raise ApiError(413, f"file: larger than {limits['max_audio_bytes']} bytes", "file", "audio_too_large")
     seconds = await asyncio.to_thread(check_length, [data], limits["max_audio_seconds"])
     deltas = gateway.answers(
-        [user(Audio(data), task.question)],
+        [user(Audio(data, form.channel), task.question)],
         [
             ChatOptions(
                 sampling=_sampling(given, _max_tokens(seconds)),

@@ -11,6 +11,7 @@ from step_audio.conversation import Role
 from step_audio_gateway.messages import (
     AudioPart,
     AudioUrlPart,
+    Channel,
     InputAudioPart,
     RefusalPart,
     TextPart,
@@ -28,6 +29,7 @@ class InputFilePart(Lenient):
     file_data: str | None = Field(None, description="its bytes in base64, bare or as a data: URL")
     file_url: str | None = Field(None, description="https: where the server allows the host")
     filename: str | None = None
+    channel: Channel = None
 
     @model_validator(mode="after")
     def _is_here(self) -> InputFilePart:
@@ -36,7 +38,7 @@ class InputFilePart(Lenient):
         return self
 
     def as_chat(self) -> dict[str, Any]:
-        return {"type": "audio", "audio": self.file_data or self.file_url}
+        return {"type": "audio", "audio": self.file_data or self.file_url, "channel": self.channel}
 
 
 Part = Annotated[

@@ -111,6 +111,23 @@ async def test_a_channel_reaches_the_client():
     assert "channel" in message
 
 
+@pytest.mark.parametrize("path", ["transcriptions", "translations"])
+async def test_a_channel_of_a_form(path):
+    """As the reply advises where the channels cancel each other."""
+    fake = FakeClient()
+    async with http(fake) as client:
+
+        async def send(**data: str):
+            return await client.post(f"/v1/audio/{path}", files={"file": WAV}, data=data)
+
+        assert (await send(channel="1")).status_code == 200
+        assert fake.messages[0]["content"][0]["audio"] == Audio(WAV, 1)
+        assert (await send()).status_code == 200
+        assert fake.messages[0]["content"][0]["audio"] == Audio(WAV)
+        for wrong in ("64", "-1", "left"):
+            assert (await send(channel=wrong)).json()["error"]["param"] == "channel"
+
+
 async def test_no_usage_chunk_unless_asked_for():
     assert all(chunk["choices"] for chunk in events((await ask(FakeClient(), stream=True)).text))
 

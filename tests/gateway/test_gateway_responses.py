@@ -108,6 +108,9 @@ def test_recordings(client, fake):
         content = [{"type": "input_text", "text": "who?"}, part]
         client.responses.create(model="tiny", input=[{"role": "user", "content": content}])
         assert fake.messages[0]["content"][1] == {"type": "audio", "audio": Audio(wav())}
+    one = [{"role": "user", "content": [part | {"channel": 1}]}]
+    client.responses.create(model="tiny", input=one)
+    assert fake.messages[0]["content"] == [{"type": "audio", "audio": Audio(wav(), 1)}]
 
 
 def test_settings_of_the_answer(client, fake, play):
