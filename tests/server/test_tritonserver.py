@@ -34,6 +34,9 @@ def test_a_port_in_use_names_its_flag(name):
         with pytest.raises(ServerError, match=f"port {port} is in use: choose another with --{name}-port"):
             Ports(**free | {name: port}).check_free()
     Ports(**free | {name: port}).check_free()
+    other = "http" if name != "http" else "grpc"
+    with pytest.raises(ServerError, match="--grpc-port, --http-port and --metrics-port must differ"):
+        Ports(**free | {name: free[other]}).check_free()
 
 
 @pytest.mark.parametrize("name", ["grpc", "http", "metrics"])

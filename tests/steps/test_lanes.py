@@ -1,12 +1,13 @@
 """Lanes: each request has its own end, whatever becomes of the others."""
 
 import queue
+import threading
 import weakref
 
 import numpy as np
 import pytest
 
-from step_audio.steps.lanes import BatchLane, Lane
+from step_audio.steps.lanes import AHEAD, BatchLane, Lane
 from waiting import SECONDS, wait_until
 
 
@@ -67,3 +68,21 @@ def test_what_was_sent_is_let_go_with_its_answer(lane):
     lane.put({"mel": recording}, lambda result: None)
     del recording
     wait_until(lambda: left() is None, "letting go")
+
+
+def test_the_cheapest_first_but_nobody_is_overtaken_for_ever():
+    begin, order = threading.Event(), []
+
+    def work(inputs):
+        begin.wait(30)
+        order.append(inputs["name"])
+        return inputs
+
+    lane = Lane(work)
+    lane.put({"name": "first"}, lambda result: None)
+    wait_until(lambda: lane._queue.empty(), "the first to be begun")
+    for name, cost in [("large", 10 * AHEAD), ("middle", 4 * AHEAD), *((f"small {i}", 1) for i in range(20))]:
+        lane.put({"name": name}, lambda result: None, cost)
+    begin.set()
+    wait_until(lambda: len(order) == 23, "all")
+    assert order[:2] == ["first", "small 0"] and order.index("middle") < order.index("large") == 10
