@@ -7,6 +7,8 @@ first, by a thread, piece by piece, and what is behind an answer's limit anyway 
 from __future__ import annotations
 
 import asyncio
+import io
+import re
 import string
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -21,24 +23,41 @@ from step_audio_gateway.errors import ApiError, refused
 
 SMALL = 65_536  # bytes: what they can hold costs less than the thread
 MAX_MARKS = 100_000  # braces, brackets and commas; some 25 for each of the most items that a conversation has
-LARGE = 16 << 20  # bytes: whatever they hold, they are read in less than a tenth of a second
-MAX_OTHERS = 4 << 20  # bytes that no base64 has; of recordings with a line end, or an escaped slash, now and then
+MAX_DIGITS = 400  # in a row, outside of texts: the largest double has 309. What reads thousands takes 10 times as long
 PIECE = 1 << 20
 _BASE64 = (string.ascii_letters + string.digits + "+/=-_").encode()
 _MARKS = (b"{", b"[", b",")
+_KEY = re.compile(rb"[ \t\r\n]*:")
+_DIGITS = re.compile(rb"(?<![0-9])[0-9]{%d}" % (MAX_DIGITS + 1))
+
+# The time that reading takes, in bytes of a recording's base64, of which 1 MiB takes half a millisecond. The default
+# --max-body-bytes of them, and SPARE, take less than 100 ms.
+MAX_COST = 168 << 20
+SPARE = 8 << 20  # beside recordings, however long these are
+RECORDING = 4096  # characters; a shorter text counts as other text
+ESCAPE = 60  # of a recording's; the first one makes all of it cost twice
+OTHER = 8  # each other byte, besides itself: of other alphabets, escapes, keys
+TEXT = 300  # each text, besides its bytes
 
 
 class JsonRequest(Request):
     """A request whose body is JSON."""
 
+    async def body(self) -> bytes:
+        """As it grows: to join the pieces of a long one takes as long as to read it."""
+        if not hasattr(self, "_body"):
+            body = io.BytesIO()
+            async for piece in self.stream():
+                body.write(piece)
+            self._body = body.getvalue()  # is not copied
+        return self._body
+
     async def json(self) -> Any:
         """By a stricter parser than the usual one: no NaN, no half surrogate pairs, no bottomless nesting."""
         if not hasattr(self, "_json"):
             body = await self.body()
-            if len(body) > SMALL and await asyncio.to_thread(marks, body) > MAX_MARKS:
-                raise refused(f"the body has more than {MAX_MARKS} braces, brackets and commas")
-            if len(body) > LARGE and await asyncio.to_thread(others, body) > MAX_OTHERS:
-                raise refused(f"the body has more than {MAX_OTHERS} characters beside recordings")
+            if len(body) > SMALL and (fault := await asyncio.to_thread(too_much, body)):
+                raise refused(fault)
             try:
                 self._json = from_json(body, allow_inf_nan=False)
             except ValueError as error:
@@ -62,38 +81,54 @@ class JsonRoute(APIRoute):
         return handle
 
 
-def marks(body: bytes) -> int:
-    """Braces, brackets and commas outside of texts, that begin or divide; counted on until there are too many.
+def too_much(body: bytes) -> str | None:
+    """What there is too much of: marks and digits outside of texts, or whatever takes longer to read than recordings.
 
-    Where there are not too many even with those in texts, these are counted, too: recordings have none.
+    Nothing is copied as a whole: nobody else has the processor meanwhile.
     """
-    pieces = range(0, len(body), PIECE)
-    most = sum(body.count(mark, start, start + PIECE) for start in pieces for mark in _MARKS)
-    if most <= MAX_MARKS:
-        return most
-    count = at = 0
-    while count <= MAX_MARKS:
+    marks = texts = cost = at = 0
+    most = max(SPARE, MAX_COST - len(body))
+    while at < len(body):
         quote = body.find(b'"', at)
-        outside = body[at : quote if quote >= 0 else len(body)]
-        count += sum(map(outside.count, _MARKS))
-        if quote < 0:
-            break
-        at = _behind(body, quote + 1)
-    return count
+        end = quote if quote >= 0 else len(body)
+        for start in range(at, end, PIECE):
+            marks += sum(body.count(mark, start, min(start + PIECE, end)) for mark in _MARKS)
+            if end - at > MAX_DIGITS and _DIGITS.search(body[start : min(start + PIECE + MAX_DIGITS, end)]):
+                return f"the body has a number of more than {MAX_DIGITS} digits"
+        texts += 1
+        if marks > MAX_MARKS or texts > 2 * MAX_MARKS + 2:  # a key and a text for each, else it is no JSON
+            return f"the body has more than {MAX_MARKS} braces, brackets and commas"
+        cost += TEXT + OTHER * (end - at)
+        at = _behind(body, end + 1)
+        is_key = _KEY.match(body, at) is not None
+        cost += OTHER * (at - end) if is_key else _text_cost(body, end + 1, at - 1)
+        if cost > most:
+            return "the body has too much text beside recordings, or too many line breaks and escapes in them"
+    return None
 
 
-def others(body: bytes) -> int:
-    """Bytes that are not of base64. Escapes and other alphabets take ten times as long to read."""
-    pieces = range(0, len(body), PIECE)
-    return sum(len(body[start : start + PIECE].translate(None, _BASE64)) for start in pieces)
+def _text_cost(body: bytes, at: int, end: int) -> int:
+    """Besides its length. A text that is not ASCII takes two or four bytes for each of its characters."""
+    usual = OTHER * (end - at)
+    if end - at < RECORDING:
+        return usual
+    escapes = 0
+    for start in range(at, end, PIECE):
+        others = body[start : min(start + PIECE, end)].translate(None, _BASE64)
+        if others and (not others.isascii() or body.find(b"\\u", start, min(start + PIECE + 1, end)) >= 0):
+            return usual
+        escapes += others.count(b"\\")
+    return min(ESCAPE * escapes + end - at, usual) if escapes else 0
 
 
 def _behind(body: bytes, at: int) -> int:
     """Where the text that begins at `at` has ended."""
     while (quote := body.find(b'"', at)) >= 0:
-        text = body[at:quote]
+        slashes = quote
+        while slashes > at and body[slashes - 1] == 0x5C:
+            slashes -= 1
         at = quote + 1
-        if (len(text) - len(text.rstrip(b"\\"))) % 2 == 0:
+        if (quote - slashes) % 2 == 0:
             return at
     return len(body)
 

@@ -9,7 +9,7 @@ import pytest
 from gateway_calls import CHAT, HELLO, TOOL
 from gateway_fixture import FakeClient, http
 from step_audio_gateway import errors, json_body
-from step_audio_gateway.json_body import MAX_MARKS, marks
+from step_audio_gateway.json_body import MAX_MARKS, too_much
 
 MESSAGE = {"role": "nobody", "content": "x"}
 TEXT = {"type": "nothing", "text": "x"}
@@ -78,18 +78,46 @@ async def test_more_than_a_conversation_holds_is_not_checked(body):
     assert error["message"].startswith("messages and tools hold 500") and "at most 4096" in error["message"]
 
 
-@pytest.mark.parametrize("text", [r"\n", r"\u4e2d", "猫", " "])
-async def test_a_long_text_of_many_escapes_is_not_taken_apart(text, monkeypatch):
-    """It takes ten times as long as a recording, which may be as long."""
-    monkeypatch.setattr(json_body, "LARGE", 100_000)
-    monkeypatch.setattr(json_body, "MAX_OTHERS", 5000)
+def recording(data: str) -> str:
+    return f'{{"type": "input_audio", "input_audio": {{"data": "{data}", "format": "wav"}}}}'
+
+
+async def test_more_than_recordings_take_is_not_taken_apart(monkeypatch):
+    """What takes several times as long as a recording, which may be as long."""
+    monkeypatch.setattr(json_body, "MAX_COST", 700_000)
+    monkeypatch.setattr(json_body, "SPARE", 100_000)
     lengths = taken_apart(monkeypatch)
-    response, fake = await post(f'{{"messages": [{{"role": "user", "content": "{text * 110_000}"}}]}}'.encode())
-    assert response.status_code == 400 and not fake.begun and lengths == []
-    assert response.json()["error"]["message"] == "the body has more than 5000 characters beside recordings"
-    data = ("QUJD" * 19 + r"\n") * 2000 + r"QUJ\/"
-    part = f'{{"type": "input_audio", "input_audio": {{"data": "{data}", "format": "wav"}}}}'
-    await post(f'{{"messages": [{{"role": "user", "content": [{part}]}}]}}'.encode())
+    base64, user = "QUJD" * 100_000, '{"messages": [{"role": "user", "content": %s}]'
+    texts = [r"\n" * 60_000, r"\u4e2d" * 20_000, "猫" * 40_000]
+    texts += [base64 + more for more in (r"\ud83d\ude00", "猫", r"\n" * 2000)]
+    bodies = [user % f'"{text}"}}' for text in texts]
+    bodies.append(user % f'"x", "{base64}" : 1}}')
+    bodies.append(user % f'"x"}}, "stop": [{repeated("x" * 10, 10_000)}]}}')
+    for body in bodies:
+        response, fake = await post(body.encode())
+        assert response.status_code == 400 and not fake.begun and lengths == [], body[-20:]
+        assert response.json()["error"]["message"].startswith("the body has too much text beside recordings")
+    for data in (
+        "QUJD" * 170_000,
+        ("QUJD" * 19 + r"\n") * 2000,
+        "QUJD" * 80_000 + r"QUJ\/",
+        "data:audio/wav;base64," + base64,
+    ):
+        await post(f'{{"messages": [{{"role": "user", "content": [{recording(data)}]}}]}}'.encode())
+    assert len(lengths) == 4
+
+
+@pytest.mark.parametrize("number", ["7" * 4000, "7" * 401, "-" + "7" * 4000, "0." + "7" * 4000, "1e" + "0" * 4000])
+@pytest.mark.parametrize("before", [0, json_body.PIECE - 300])
+async def test_numbers_of_thousands_of_digits_are_not_read(number, before, monkeypatch):
+    """The time for each grows with the square of its length. A text may have them."""
+    lengths = taken_apart(monkeypatch)
+    text = "7" * (70_000 if before == 0 else 4000)
+    body = f'{{"messages": [{{"role": "user", "content": "{text}"}}], "seed": {" " * before}%s}}'
+    response, _ = await post((body % number).encode())
+    assert response.status_code == 400 and lengths == []
+    assert response.json()["error"]["message"] == "the body has a number of more than 400 digits"
+    await post((body % ("7" * 400)).encode())
     assert len(lengths) == 1
 
 
@@ -143,14 +171,15 @@ async def test_long_texts_and_recordings_are_no_fault(monkeypatch):
         ('{"a": [1, 2]}', 3),
         ('{"a,[{": "b\\",["}', 1),
         ('["\\\\", "\\\\\\"["]', 2),
+        ('["\\\\\\\\,,", "a\\\\"]', 2),
         ('["unfinished [[[', 1),
     ],
 )
 def test_marks_within_texts_do_not_count(text, count, monkeypatch):
-    monkeypatch.setattr(json_body, "MAX_MARKS", 3)
-    assert (
-        marks(text.encode() + b" " * 10 + (b'"' + b"," * 10 + b'"' if not text.endswith("[[[") else b",,,,,")) == count
-    )
+    monkeypatch.setattr(json_body, "MAX_MARKS", count)
+    assert too_much(text.encode()) is None
+    monkeypatch.setattr(json_body, "MAX_MARKS", count - 1)
+    assert "braces, brackets and commas" in (too_much(text.encode()) or "")
 
 
 @pytest.mark.parametrize(
