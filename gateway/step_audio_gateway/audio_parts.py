@@ -13,7 +13,15 @@ from step_audio.serving_info import ServedLimits
 from step_audio_client import Audio
 from step_audio_gateway.errors import ApiError, refused
 from step_audio_gateway.fetch import Fetcher
-from step_audio_gateway.messages import AudioPart, AudioUrlPart, ChatMessage, InputAudioPart, RefusalPart, TextPart
+from step_audio_gateway.messages import (
+    AudioPart,
+    AudioUrlPart,
+    ChatMessage,
+    FilePart,
+    InputAudioPart,
+    RefusalPart,
+    TextPart,
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -121,6 +129,11 @@ def _sources(messages: Sequence[ChatMessage]) -> Iterator[tuple[Place, str, int 
                     if _is_web(source):
                         raise refused("input_audio.data must be base64; addresses go into audio_url", "messages")
                     yield (i, j), source, part.input_audio.channel
+                case FilePart():
+                    source = part.file.file_data
+                    if _is_web(source):
+                        raise refused("file.file_data must be base64; addresses go into audio_url", "messages")
+                    yield (i, j), source, part.file.channel
                 case AudioUrlPart():
                     if ":" not in part.audio_url.url[:16]:
                         raise refused("audio_url.url must be a data: or https: URL", "messages")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from step_audio.containers import ADVICE
 from step_audio.conversation import MAX_CHANNELS, Role
@@ -46,6 +46,34 @@ class InputAudioPart(Lenient):
 
     type: Literal["input_audio"]
     input_audio: InputAudio
+
+
+class File(Lenient):
+    """A recording, as a file."""
+
+    file_data: str = Field(description="its bytes in base64, bare or as a data: URL")
+    filename: str | None = None
+    file_id: None = Field(None, description="is refused: no files are kept")
+    channel: Channel = None
+
+    @field_validator("file_id", mode="before")
+    @classmethod
+    def _none_is_kept(cls, value: Any) -> None:
+        if value is not None:
+            raise ValueError("no files are kept: send file_data")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _id_is_told_first(cls, value: Any) -> Any:
+        """Not that file_data is missing, too."""
+        return {"file_data": "", **value} if isinstance(value, dict) and value.get("file_id") is not None else value
+
+
+class FilePart(Lenient):
+    """A recording, as OpenAI's form has files."""
+
+    type: Literal["file"]
+    file: File
 
 
 class AudioUrl(Lenient):
@@ -92,12 +120,13 @@ Part = Annotated[
     Annotated[TextPart, Tag("<text>")]
     | Annotated[RefusalPart, Tag("<refusal>")]
     | Annotated[InputAudioPart, Tag("<input_audio>")]
+    | Annotated[FilePart, Tag("<file>")]
     | Annotated[AudioUrlPart, Tag("<audio_url>")]
     | Annotated[AudioPart, Tag("<audio>")],
     Discriminator(
         part_tag,
         custom_error_type="part_type",
-        custom_error_message="a part has one of these types: text, input_audio, audio_url, audio",
+        custom_error_message="a part has one of these types: text, input_audio, file, audio_url, audio",
     ),
 ]
 Content = Annotated[

@@ -21,6 +21,8 @@ LONG_MP3 = base64.b64encode(encode("mp3", "libmp3lame", tone(62.5, 8000), 8000))
         {"type": "input_audio", "input_audio": {"data": WAV64, "format": "wav"}},
         {"type": "input_audio", "input_audio": {"data": f"data:audio/wav;base64,{WAV64}"}},
         {"type": "input_audio", "input_audio": {"data": "\n".join([WAV64[:77], WAV64[77:]])}},
+        {"type": "file", "file": {"file_data": f"data:audio/wav;base64,{WAV64}", "filename": "a.wav"}},
+        {"type": "file", "file": {"file_data": WAV64, "file_id": None}},
         {"type": "audio_url", "audio_url": {"url": f"data:audio/x-wav;base64,{WAV64}"}},
         {"type": "audio", "audio": WAV64},
         {"type": "audio", "audio": f"data:audio/wav;base64,{WAV64}"},
@@ -42,12 +44,28 @@ async def test_audio_parts(part):
         ({"type": "audio_url", "audio_url": {"url": "https://example.com/a.wav"}}, "switched off"),
         ({"type": "audio_url", "audio_url": {"url": "file:///etc/passwd"}}, "switched off"),
         ({"type": "input_audio", "input_audio": {"data": "https://example.com/a.wav"}}, "go into audio_url"),
+        ({"type": "file", "file": {"file_data": "https://example.com/a.wav"}}, "go into audio_url"),
+        ({"type": "file", "file": {"file_data": "%%%%"}}, "neither base64 nor a URL"),
         ({"type": "audio", "audio": base64.b64encode(wav(62.5, 8000)).decode()}, "62.5 s of audio, the limit is 60 s"),
         ({"type": "audio", "audio": LONG_MP3}, "s of audio, the limit is 60 s"),
     ],
 )
 async def test_audio_that_is_refused(part, said):
     assert said in (await refusal(messages=[{"role": "user", "content": [part]}]))[0]
+
+
+@pytest.mark.parametrize(
+    "file, param, said",
+    [
+        ({"file_id": "file-1"}, ".file_id", "no files are kept: send file_data"),
+        ({"file_id": "file-1", "file_data": WAV64}, ".file_id", "no files are kept: send file_data"),
+        ({"filename": "a.wav"}, ".file_data", "required"),
+        ({"file_data": WAV64, "channel": 64}, ".channel", "less than"),
+    ],
+)
+async def test_files_that_are_not_here(file, param, said):
+    message, named = await refusal(messages=[{"role": "user", "content": [{"type": "file", "file": file}]}])
+    assert named == f"messages[0].content[0].file{param}" and said in message
 
 
 async def test_limits_of_count_and_size():
