@@ -36,6 +36,15 @@ class ThinkingControl(Closed):  # other servers' words for "off" would leave it 
     )
 
 
+class ReasoningControl(Closed):
+    """The model's thought before the answer, in OpenRouter's words."""
+
+    effort: Effort | None = Field(None, description="the same as reasoning_effort")
+    max_tokens: NonNegativeInt | None = Field(None, description="the same as thinking.budget_tokens")
+    enabled: bool | None = Field(None, description="the same as thinking.mode")
+    exclude: bool | None = Field(False, description="true is refused: a thought that is made is shown")
+
+
 class MindPacedControl(Closed):  # a misspelt number would leave its default in force
     """Speak while the thought goes on (Mind-Paced Speaking): `reasoning_content` and `content` come interleaved."""
 

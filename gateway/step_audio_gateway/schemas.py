@@ -12,6 +12,7 @@ from step_audio_gateway.controls import (
     ChatTemplateKwargs,
     Effort,
     MindPacedControl,
+    ReasoningControl,
     StreamOptions,
     StructuredOutputs,
     ThinkingControl,
@@ -179,6 +180,7 @@ class ChatRequest(AnswerRequest):
     reasoning_effort: Effort | None = Field(
         None, description="a budget of thought each, the server's; `none` is the same as thinking.mode off"
     )
+    reasoning: ReasoningControl | None = None
     mind_paced_speaking: MindPacedControl | None = None
     chat_template_kwargs: ChatTemplateKwargs | None = None
     separate_reasoning: bool | None = Field(

@@ -23,6 +23,8 @@ ON, OFF = Thinking("on"), Thinking("off")
         {"chat_template_kwargs": {"thinking": False}},
         {"reasoning_effort": "none"},
         {"enable_thinking": False},
+        {"reasoning": {"effort": "none"}},
+        {"reasoning": {"enabled": False}},
         {"thinking": {}, "reasoning_effort": "none"},
     ],
 )
@@ -48,6 +50,10 @@ async def test_thinking_off(body):
         ({"reasoning_effort": "xhigh"}, None),
         ({"reasoning_effort": "low", "thinking_token_budget": 7}, 7),
         ({"thinking": {"budget_tokens": 7}, "thinking_token_budget": 7}, 7),
+        ({"reasoning": {"effort": "low"}}, 512),
+        ({"reasoning": {"effort": "low"}, "reasoning_effort": "low"}, 512),
+        ({"reasoning": {"max_tokens": 7, "effort": "low", "enabled": True, "exclude": False}}, 7),
+        ({"reasoning": {"enabled": True}}, None),
     ],
 )
 async def test_thinking_with_a_budget(body, budget):
@@ -62,6 +68,12 @@ async def test_thinking_with_a_budget(body, budget):
         ({"thinking": {"budget_tokens": -1}}, "thinking.budget_tokens"),
         ({"reasoning_effort": "huge"}, "reasoning_effort"),
         ({"chat_template_kwargs": {"think": False}}, "chat_template_kwargs.think"),
+        ({"reasoning": {"max_tokens": -1}}, "reasoning.max_tokens"),
+        ({"reasoning": {"budget": 1}}, "reasoning.budget"),
+        ({"reasoning": {"exclude": True}}, "reasoning.exclude"),
+        ({"reasoning": {"enabled": False, "max_tokens": 5}}, "reasoning.max_tokens"),
+        ({"reasoning": {"effort": "high", "enabled": False}}, "reasoning.effort"),
+        ({"reasoning": {"effort": "high"}, "reasoning_effort": "low"}, "reasoning_effort"),
     ],
 )
 async def test_other_words_are_not_swallowed(body, param):
