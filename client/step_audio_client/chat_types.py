@@ -86,6 +86,7 @@ class Guide:
     kind: Literal["json", "json_schema", "regex", "ebnf_grammar"]
     text: str = ""
     name: str = field(default="guide", compare=False)
+    bounded: bool = field(default=False, repr=False, compare=False)  # as the LLM is to get it
 
 
 @dataclass(frozen=True)

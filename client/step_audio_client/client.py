@@ -25,6 +25,7 @@ from step_audio_client.mind_paced import MindPacedSpeaker
 from step_audio_client.mind_paced import check as check_mind_paced
 from step_audio_client.pipeline import BUILDER, Pipeline
 from step_audio_client.raw import RawPrompt, RawStream
+from step_audio_client.raw import check as check_raw
 from step_audio_client.run import Run
 from step_audio_client.sampling import Sampling
 from step_audio_client.tls import Tls
@@ -173,9 +174,8 @@ class StepAudioClient:
         tokenizer, info = await self.tokenizer(), await self.serving_info()
         if not isinstance(prompt, RawPrompt):
             prompt = await asyncio.to_thread(RawPrompt.of, prompt, tokenizer, info)
+        options = await self._bounded(run, options)
         try:
-            if options.guide:
-                options = replace(options, guide=await self._pipeline.bounded(run, options.guide))
             stream = RawStream(
                 lambda request: self._tokens(run, request), tokenizer, prompt, options, info["max_seq_len"]
             )
@@ -184,6 +184,13 @@ class StepAudioClient:
                     yield delta
         except InvalidGuide as error:
             raise error.by_name(options.guide.name if options.guide else "guide") from None
+
+    async def bounded(self, options: RawOptions) -> RawOptions:
+        """With the guide as the LLM is to get it, for several texts behind raw prompts, each of which asks for it.
+
+        Raises RequestError.
+        """
+        return await self._bounded(self._pipeline.run(None, options.timeout), options)
 
     async def generate(
         self,
@@ -275,6 +282,15 @@ class StepAudioClient:
         async with contextlib.aclosing(speaker.deltas()) as deltas:
             async for delta in deltas:
                 yield delta
+
+    async def _bounded(self, run: Run, options: RawOptions) -> RawOptions:
+        check_raw(options)
+        if options.guide is None or options.guide.bounded:
+            return options
+        try:
+            return replace(options, guide=await self._pipeline.bounded(run, options.guide))
+        except InvalidGuide as error:
+            raise error.by_name(options.guide.name) from None
 
     @inner
     async def _tokens(self, run: Run, request: AnyRequest) -> AsyncGenerator[Tokens]:

@@ -145,7 +145,7 @@ class Pipeline:
         clips = {name: np.zeros((1, 0), kind) for name, kind in CLIPS.items()}
         inputs = TokenRequest([{"role": "user", "content": "x"}], Sampling()).prompt_inputs() | clips
         kind, text = await self.ask(run, BUILDER, inputs | guide_inputs(guide), *names)
-        return replace(guide, kind=kind.item().decode(), text=text.item().decode())
+        return replace(guide, kind=kind.item().decode(), text=text.item().decode(), bounded=True)
 
     async def ask(self, run: Run, model: str, inputs: Mapping[str, AnyArray], *outputs: str) -> list[AnyArray]:
         """Outputs of a model that answers once, and soon. Raises RequestError."""

@@ -41,6 +41,8 @@ def raw_routes(gateway: Gateway) -> APIRouter:
         request.state.admitted.answers(count)
         options = await _options(gateway, body)
         prompts = await unless_gone(request.receive, _prompts(gateway, body))
+        bounded = await unless_gone(request.receive, gateway.client.bounded(options[0]))
+        options = [dataclasses.replace(option, guide=bounded.guide) for option in options]
         if log_content:
             fields["prompts"] = body.prompts
         echoed = await unless_gone(request.receive, _echoed(gateway, prompts)) if body.echo else [""] * len(prompts)

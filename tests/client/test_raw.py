@@ -89,6 +89,17 @@ async def test_a_guide_is_as_the_prompt_builder_makes_it():
     assert caught.value.param == "response_format"
 
 
+async def test_several_texts_ask_for_their_guide_once():
+    options = RawOptions(guide=Guide("json_schema", "{}", "response_format"))
+    async with served(script(message(*SAID, final=True))) as (fake, client):
+        options = await client.bounded(options)
+        for _ in range(2):
+            await said(client, options=options)
+    assert len([entry for entry in fake.seen if entry == ("asked", "guided_decoding_guide_type")]) == 1
+    texts = [entry[2]["guided_decoding_guide"].item() for entry in fake.seen if entry[0] == "generate"]
+    assert texts == [b"json_schema {}"] * 2
+
+
 async def test_another_server_goes_on_behind_what_has_come():
     dead = message(error="in ensemble 'x', Stub process 'tensorrt_llm_0_0' is not healthy.")
     runs = script(message(*SAID[:2]), dead), script(message(*SAID[2:]), message(EOT, final=True))
@@ -127,7 +138,7 @@ async def test_what_cannot_be_is_refused_before_anything_is_generated(prompt, op
         with pytest.raises(error, match=f"^{text}") as caught:
             await said(client, prompt, options)
         assert caught.value.param == text.partition(":")[0]
-        assert not [entry for entry in fake.seen if entry[0] == "generate"]
+        assert not [entry for entry in fake.seen if entry[0] == "generate" or "guide" in str(entry[1])]
 
 
 async def test_likeliest_tokens_where_the_llm_tells_them():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -105,6 +106,20 @@ async def test_several_prompts_and_texts(stream):
     ]  # fmt: skip
     assert last["usage"]["prompt_tokens"] == 2 * 101
     assert last["usage"]["completion_tokens"] == sum(map(len, fake.lines))
+
+
+async def test_the_guide_of_all_texts_is_asked_for_once():
+    fake, given = Raw(LINE), []
+
+    async def bounded(options: RawOptions) -> RawOptions:
+        given.append(options.guide)
+        return dataclasses.replace(options, guide=Guide("ebnf_grammar", 'root ::= "a"', bounded=True))
+
+    fake.bounded = bounded  # type: ignore[method-assign]
+    await reply(fake, prompt=["a", "b"], n=2, seed=7, response_format={"type": "json_object"})
+    assert given == [Guide("json")]
+    assert [options.guide.bounded for _, options in fake.asked] == [True] * 4
+    assert [options.sampling.seed for _, options in fake.asked] == [7, 8, 7, 8]
 
 
 @pytest.mark.parametrize(

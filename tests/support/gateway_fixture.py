@@ -100,6 +100,9 @@ class FakeClient:
             await asyncio.sleep(0.01)  # as a stop that is sent to the server; must not be cut short
             self.closed += 1
 
+    async def bounded(self, options: RawOptions) -> RawOptions:
+        return options
+
     async def continue_raw(
         self, prompt: RawPrompt, options: RawOptions, *, request_id: str | None = None
     ) -> AsyncGenerator[ChatDelta]:
