@@ -72,3 +72,32 @@ async def test_the_form_s_copy_is_given_back_before_the_answer(monkeypatch):
     async with http(fake) as client:
         assert (await client.post("/v1/audio/transcriptions", files={"file": LARGE})).status_code == 200
     assert closed[0] == 0
+
+
+async def send_fields(count: int, kind: str):
+    """`kind`: of the fields beside the file, or of the whole form."""
+    values = {f"field{i}": "x" for i in range(count)}
+    fake = FakeClient()
+    async with http(fake) as client:
+        if kind == "urlencoded":
+            response = await client.post("/v1/audio/transcriptions", data=values)
+        elif kind == "fields":
+            response = await client.post("/v1/audio/transcriptions", data=values, files={"file": wav(1)})
+        else:
+            files = {name: value.encode() for name, value in values.items()}
+            response = await client.post("/v1/audio/transcriptions", files={"file": wav(1)} | files)
+    return response, fake
+
+
+@pytest.mark.parametrize("kind, most", [("fields", 1000), ("files", 999), ("urlencoded", 1000)])
+async def test_a_form_has_a_thousand_fields_at_most(kind, most):
+    response, fake = await send_fields(most, kind)
+    error = response.json().get("error", {})
+    if kind == "urlencoded":  # which has no files
+        assert (response.status_code, error["param"]) == (400, "file")
+    else:
+        assert response.status_code == 200, response.text
+    response, fake = await send_fields(most + 1, kind)
+    error = response.json()["error"]
+    assert response.status_code == 400 and not fake.begun
+    assert error["param"] is None and "1000" in error["message"]
