@@ -33,9 +33,13 @@ _TEXT_OR_CLASS = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]', re.DOTALL
 _NOT_IN_STRINGS = r"[^\0-\x1f\"\\"
 _ANY_CHARACTER = re.compile(r"\[\\(?:0|x00|u0000)-\\U0010ffff\]", re.IGNORECASE)
 _NUMBERS = re.compile(r"^basic_(integer|number) ::= .*$", re.MULTILINE)
-_INTEGER = '("0" | "-"? [1-9] [0-9]{0,18})'
-# With any exponent more it might be infinite.
-_REST = {"integer": "", "number": ' ("." [0-9]{1,17})? ([eE] [+\\-]? ([0-9]{1,2} | [12] [0-8] [0-9]))?'}
+_FINITE = {
+    "integer": '("0" | "-"? [1-9] [0-9]{0,18})',
+    # With any exponent more it might be infinite.
+    "number": '"-"? ("0" | [1-9] [0-9]{0,18}) ("." [0-9]{1,17})? ([eE] [+\\-]? ([0-9]{1,2} | [12] [0-8] [0-9]))?',
+}
+# Of a number that has a least or a largest value.
+_ENDLESS = re.compile(r"\[1-9\] (?:\[0-9\]\*|(\w+)\{1, -1\})")
 _ANY_OBJECT = '{"type": "object"}'
 
 
@@ -106,7 +110,19 @@ def _grammar(schema: str) -> str:
     except (RuntimeError, ValueError) as error:
         raise unusable(Guide("json_schema", schema), error) from None
     grammar = _TEXT_OR_CLASS.sub(lambda match: _within_strings(match[0]), grammar)
-    return _NUMBERS.sub(lambda match: f"basic_{match[1]} ::= {_INTEGER}{_REST[match[1]]}", grammar)
+    grammar = _NUMBERS.sub(lambda match: f"basic_{match[1]} ::= {_FINITE[match[1]]}", grammar)
+    return "\n".join(map(_with_an_end, grammar.split("\n")))
+
+
+def _with_an_end(rule: str) -> str:
+    """No more digits of a number than an integer has; a rule with an escaped quote is a string's, of a pattern.
+
+    >>> print(_with_an_end('a ::= ("0" | [1-9] [0-9]*)'), _with_an_end("b ::= (([1-9] b_1{1, -1}))"))
+    a ::= ("0" | [1-9] [0-9]{0,18}) b ::= (([1-9] b_1{1,18}))
+    """
+    if '\\"' in rule:
+        return rule
+    return _ENDLESS.sub(lambda match: f"[1-9] {match[1]}{{1,18}}" if match[1] else "[1-9] [0-9]{0,18}", rule)
 
 
 def _within_strings(piece: str) -> str:

@@ -79,7 +79,7 @@ def test_json_without_a_schema_is_an_object():
 
 
 @pytest.mark.parametrize(
-    "kind, good, bad", [("integer", [0, -5, 10**18], [1.5, 10**19]), ("number", [0, 1.5, -1e280], [10**19, "1"])]
+    "kind, good, bad", [("integer", [0, -5, 10**18], [1.5, 10**19]), ("number", [0, 1.5, -0.5, -1e280], [10**19, "1"])]
 )
 def test_numbers(kind, good, bad):
     guide = bounded(Guide("json_schema", json.dumps({"type": kind})))
@@ -87,6 +87,23 @@ def test_numbers(kind, good, bad):
     assert not any(accepts(guide, json.dumps(value)) for value in bad)
     for text in ("1." + "3" * 18, "1e310", "-1e-", "01", "1."):
         assert not accepts(guide, text)
+
+
+@pytest.mark.parametrize(
+    "kind, least, most", [("integer", 0, 1), ("integer", -7, -5), ("number", 0, 0.5), ("number", -5.5, 1)]
+)
+@pytest.mark.parametrize("bound", ["minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"])
+def test_numbers_with_a_bound_have_an_end_too(kind, least, most, bound):
+    up = "inimum" in bound
+    guide = bounded(Guide("json_schema", json.dumps({"type": kind, bound: least if up else most})))
+    sign = 1 if up else -1
+    assert all(accepts(guide, str(sign * value)) for value in (77, 10**18, 10**19 - 1))
+    assert not any(accepts(guide, str(sign * value)) for value in (10**19, 10**40))
+
+
+def test_digits_of_a_pattern_are_its_own():
+    guide = bounded(Guide("json_schema", json.dumps({"type": "string", "pattern": "^[1-9][0-9]*$"})))
+    assert accepts(guide, f'"{10**40}"')
 
 
 def test_other_guides_stay_as_they_are():
