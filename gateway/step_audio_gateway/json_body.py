@@ -31,13 +31,14 @@ _KEY = re.compile(rb"[ \t\r\n]*:")
 _DIGITS = re.compile(rb"(?<![0-9])[0-9]{%d}" % (MAX_DIGITS + 1))
 
 # The time that reading takes, in bytes of a recording's base64, of which 1 MiB takes half a millisecond. The default
-# --max-body-bytes of them, and SPARE, take less than 100 ms.
+# --max-body-bytes of them, and SPARE, take some 100 ms.
 MAX_COST = 168 << 20
 SPARE = 8 << 20  # beside recordings, however long these are
 RECORDING = 4096  # characters; a shorter text counts as other text
 ESCAPE = 60  # of a recording's; the first one makes all of it cost twice
 OTHER = 8  # each other byte, besides itself: of other alphabets, escapes, keys
 TEXT = 300  # each text, besides its bytes
+MAX_BESIDE = 8 << 20  # bytes, whatever they are: what is done with a text that is no recording takes longer yet
 
 
 class JsonRequest(Request):
@@ -63,6 +64,8 @@ class JsonRequest(Request):
             except ValueError as error:
                 raise refused(f"the body is not valid JSON: {error}") from None
             _check_items(self._json)
+            if len(body) > MAX_BESIDE and len(body) - _recordings(self._json) > MAX_BESIDE:
+                raise refused(f"the body has more than {MAX_BESIDE} bytes beside recordings")
         return self._json
 
 
@@ -151,3 +154,18 @@ def _check_items(value: Any) -> None:
     if count > MAX_ITEMS:
         what = "input" if items else "messages"
         raise refused(f"{what} and tools hold {count} items, at most {MAX_ITEMS} are accepted", what)
+
+
+def _recordings(value: Any) -> int:
+    """Characters of all texts that are where parts of messages or items have recordings."""
+    turns = [turn for key in ("messages", "input") for turn in _dicts(value, key)]
+    parts = [part for turn in turns for key in ("content", "output") for part in _dicts(turn, key)]
+    inner = [part[key] for part in parts for key in ("input_audio", "audio_url", "file") if key in part]
+    places = [place for place in (*parts, *inner) if isinstance(place, dict)]
+    texts = [place.get(key) for place in places for key in ("data", "url", "audio", "file_data")]
+    return sum(len(text) for text in texts if isinstance(text, str))
+
+
+def _dicts(value: Any, key: str) -> list[dict[str, Any]]:
+    entries = value.get(key) if isinstance(value, dict) else None
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
 import pytest
 
 from gateway_calls import CHAT, HELLO, TOOL
-from gateway_fixture import FakeClient, http
+from gateway_fixture import FakeClient, http, wav
 from step_audio_gateway import errors, json_body
 from step_audio_gateway.json_body import MAX_MARKS, too_much
 
@@ -105,6 +106,55 @@ async def test_more_than_recordings_take_is_not_taken_apart(monkeypatch):
     ):
         await post(f'{{"messages": [{{"role": "user", "content": [{recording(data)}]}}]}}'.encode())
     assert len(lengths) == 4
+
+
+LONG = "QUJD" * 50_000
+
+
+@pytest.mark.parametrize(
+    "path, body",
+    [
+        (CHAT, {"messages": [{"role": "user", "content": LONG}]}),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": LONG}]}]}),
+        (CHAT, {"messages": HELLO, "guided_json": {"data": LONG}}),
+        (CHAT, {"messages": HELLO, "model": LONG}),
+        (CHAT, {"messages": HELLO, "anything": LONG}),
+        ("/v1/responses", {"input": LONG}),
+        ("/v1/responses", {"input": "hello", "metadata": {"audio": LONG}}),
+        ("/v1/completions", {"prompt": LONG}),
+        ("/tokenize", {"prompt": LONG}),
+        (CHAT, [LONG]),
+    ],
+)
+async def test_only_recordings_are_long(path, body, monkeypatch):
+    monkeypatch.setattr(json_body, "MAX_BESIDE", 100_000)
+    async with http(FakeClient()) as client:
+        response = await client.post(path, json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["message"] == "the body has more than 100000 bytes beside recordings"
+
+
+async def test_recordings_may_be_long_wherever_they_are(monkeypatch):
+    monkeypatch.setattr(json_body, "MAX_BESIDE", 10_000)
+    recorded = base64.b64encode(wav(2, 8000)).decode()
+    url = f"data:audio/wav;base64,{recorded}"
+    parts = [
+        {"type": "input_audio", "input_audio": {"data": recorded}},
+        {"type": "audio_url", "audio_url": {"url": url}},
+        {"type": "audio", "audio": recorded},
+    ]
+    items = [{"role": "user", "content": [*parts, {"type": "input_file", "file_data": url}]}]
+    call = {"type": "function_call", "call_id": "c", "name": "hear"}
+    output = {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_file", "file_data": url}]}
+    files = [{"type": "file", "file": {"file_data": url}}]
+    async with http(FakeClient()) as client:
+        for path, body in (
+            (CHAT, {"messages": [{"role": "user", "content": parts + files}]}),
+            ("/v1/responses", {"input": items}),
+            ("/v1/responses", {"input": [*HELLO, call, output]}),
+        ):
+            response = await client.post(path, json=body)
+            assert response.status_code == 200, response.text
 
 
 @pytest.mark.parametrize("number", ["7" * 4000, "7" * 401, "-" + "7" * 4000, "0." + "7" * 4000, "1e" + "0" * 4000])
