@@ -40,6 +40,8 @@ async def test_audio_parts(part):
         ({"type": "audio", "audio": "%%%%"}, "neither base64 nor a URL"),
         ({"type": "audio", "audio": ""}, "empty"),
         ({"type": "audio_url", "audio_url": {"url": "data:audio/wav,abc"}}, "must be base64"),
+        ({"type": "audio_url", "audio_url": {"url": f"data:{'A' * 300};base64,{WAV64}"}}, "must be base64"),
+        ({"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64{WAV64}"}}, "must be base64"),
         ({"type": "audio_url", "audio_url": {"url": WAV64}}, "must be a data: or https: URL"),
         ({"type": "audio_url", "audio_url": {"url": "https://example.com/a.wav"}}, "switched off"),
         ({"type": "audio_url", "audio_url": {"url": "file:///etc/passwd"}}, "switched off"),
