@@ -16,8 +16,8 @@ from step_audio.engine.sequence import Chunk, Sequence
 
 Policy = Literal["guaranteed_no_evict", "max_utilization"]
 
-LONGER = 4.0  # times a step of decoding alone, that one with parts of long prompts takes
-LEAST = 1 / 8  # of a step's positions, that a part has: smaller ones cost more than they give
+LONGER = 3.0  # times a step of decoding alone, that one with parts of long prompts takes
+LEAST = 1 / 16  # of a step's positions, that a part has: smaller ones cost more than they give
 
 
 def is_policy(text: str) -> TypeGuard[Policy]:
