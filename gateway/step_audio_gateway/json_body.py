@@ -32,7 +32,7 @@ _DIGITS = re.compile(rb"(?<![0-9])[0-9]{%d}" % (MAX_DIGITS + 1))
 
 # The time that reading takes, in bytes of a recording's base64, of which 1 MiB takes half a millisecond. The default
 # --max-body-bytes of them, and SPARE, take some 100 ms.
-MAX_COST = 168 << 20
+MAX_COST = 136 << 20
 SPARE = 8 << 20  # beside recordings, however long these are
 RECORDING = 4096  # characters; a shorter text counts as other text
 ESCAPE = 60  # of a recording's; the first one makes all of it cost twice

@@ -98,7 +98,7 @@ class GatewaySettings(Settings):
         (), description="hosts that https audio_url may name: host, *.domain, or * for all public ones (default: none)"
     )
     media_timeout: PositiveFloat = Field(20.0, description="seconds for fetching one audio_url")
-    max_body_bytes: PositiveInt = Field(160 << 20, description="largest request; base64 makes audio a third larger")
+    max_body_bytes: PositiveInt = Field(128 << 20, description="largest request; base64 makes audio a third larger")
     max_bytes_in_flight: PositiveInt = Field(
         1 << 30, description="of the bodies of all requests under way; then 429 (at least max-body-bytes)"
     )
