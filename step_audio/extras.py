@@ -14,6 +14,7 @@ EXTRAS = {
     "onnxruntime": "cpu",
     "openvino": "cpu",
     "pytriton": "cpu",
+    "silero_vad": "cpu",
     "xgrammar": "cpu",
     "opentelemetry": "trace",
     "matplotlib": "train",

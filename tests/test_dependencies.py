@@ -21,7 +21,7 @@ FOLDERS = {
     "step_audio": ("cpu", "train", "gpu", "trace"),
     "build_engines": ("build", "gpu"),
     "client": (),
-    "gateway": (),
+    "gateway": ("cpu",),
     "server": ("cpu",),
     "training": ("train",),
     "evaluation": ("train",),
@@ -66,6 +66,8 @@ WHY = {
     "onnx": "torch.onnx writes with it",
     "onnxscript": "torch.onnx writes with it",
     "python-multipart": "FastAPI reads forms with it",
+    "silero-vad": "its network is read",
+    "websockets": "uvicorn and OpenAI's package speak with it",
 }
 
 

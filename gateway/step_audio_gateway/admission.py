@@ -19,10 +19,11 @@ from step_audio_gateway.errors import RETRY_AFTER, ApiError, from_client
 from step_audio_gateway.metrics import Metrics
 from step_audio_gateway.settings import GatewaySettings
 
-Refusal = Literal["queue", "bytes", "share"]
+Refusal = Literal["queue", "bytes", "share", "sessions"]
 _SAID: dict[Refusal, str] = {
     "queue": "as many requests are under way as can be served: try again later",
     "bytes": "the requests under way are too large together for another: try again later",
+    "sessions": "there are as many realtime sessions as this server takes: try again later",
     "share": "this API key has its share of what can be served: try again later",
 }
 
@@ -71,9 +72,11 @@ class Admission:
     def __init__(self, settings: GatewaySettings, client: StepAudioClient, keys: int, metrics: Metrics):
         self.places = Bound("queue", settings.max_concurrent_requests or 0, keys > 1)
         self.bytes = Bound("bytes", max(settings.max_bytes_in_flight, settings.max_body_bytes), keys > 1)
+        self.sessions = Bound("sessions", settings.max_sessions, keys > 1)
         self._settings = settings
         self._client = client
         self._metrics = metrics
+        metrics.sessions.set_function(lambda: self.sessions.taken)
         metrics.requests_in_flight.set_function(lambda: self.places.taken)
         metrics.requests_limit.set_function(lambda: self.places.limit)
         metrics.bytes_in_flight.set_function(lambda: self.bytes.taken)
@@ -139,3 +142,33 @@ class Admitted:
             raise self._admission.refused(refusal)
         bound.take(self._key, more)
         self._held[bound] = amount
+
+
+class HeldSession:
+    """What one session holds of the bytes, which grows and shrinks, and its place among the sessions.
+
+    Raises ApiError (429).
+    """
+
+    def __init__(self, admission: Admission, key: int):
+        self._admission = admission
+        self._key = key
+        self._size = 0
+        if refusal := admission.sessions.refusal(key, 1):
+            raise admission.refused(refusal)
+        admission.sessions.take(key, 1)
+        self._here = 1
+
+    def set(self, size: int) -> None:
+        """Raises ApiError (429)."""
+        bound, more = self._admission.bytes, size - self._size
+        if more > 0 and (refusal := bound.refusal(self._key, more)):
+            raise self._admission.refused(refusal)
+        bound.take(self._key, more)
+        self._size = size
+
+    def leave(self) -> None:
+        """Once, or more often."""
+        self._admission.bytes.take(self._key, -self._size)
+        self._admission.sessions.take(self._key, -self._here)
+        self._size = self._here = 0

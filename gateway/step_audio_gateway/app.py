@@ -23,6 +23,8 @@ from step_audio_gateway.fetch import Fetcher
 from step_audio_gateway.middleware import GUARDED, Guard, Observe, Under
 from step_audio_gateway.page import page_routes
 from step_audio_gateway.raw_route import raw_routes
+from step_audio_gateway.realtime.route import realtime_routes
+from step_audio_gateway.realtime.sessions import Sessions
 from step_audio_gateway.response_route import response_routes
 from step_audio_gateway.responses import ChatCompletionChunk, Model, ModelList, Status, Version
 from step_audio_gateway.settings import GatewaySettings
@@ -51,6 +53,7 @@ def create_app(
     )
     app.state.log_content = settings.log_content
     app.state.metrics = gateway.metrics
+    app.state.sessions = sessions = Sessions()
     errors.install(app)
     app.include_router(chat_routes(gateway))
     app.include_router(raw_routes(gateway))
@@ -58,6 +61,7 @@ def create_app(
     app.include_router(transcription_routes(gateway))
     app.include_router(translation_routes(gateway))
     app.include_router(tokenization_routes(gateway))
+    app.include_router(realtime_routes(gateway, admission, keys, sessions))
     _service_routes(app, gateway)
     app.routes.extend(page_routes())
     # The last one added is the outermost.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import json
-from typing import Any
+from typing import Any, Protocol
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -29,6 +29,13 @@ class Phase(enum.Enum):
     US = "our turn, or nobody's: uvicorn ends what is idle between requests"
 
 
+class Looked(Protocol):
+    """One that is open."""
+
+    def look(self) -> None:
+        """Once a period."""
+
+
 class Connections:
     """All that are open. Its limits are counted in looks at them, not by the clock: what keeps the gateway itself
     from its work makes no client slow."""
@@ -36,7 +43,7 @@ class Connections:
     def __init__(self, settings: GatewaySettings, metrics: Metrics):
         self.settings = settings
         self.metrics = metrics
-        self.open: set[Connection] = set()
+        self.open: set[Looked] = set()
         self.idle: dict[Connection, None] = {}  # without a request under way, the longest first
         self._period = min(1.0, settings.receive_timeout / 4, settings.send_timeout / 4)  # seconds
         self._timer: asyncio.TimerHandle | None = None
@@ -44,11 +51,15 @@ class Connections:
     def looks(self, seconds: float) -> int:
         return round(seconds / self._period)
 
-    def add(self, connection: Connection) -> None:
+    def keep(self, connection: Looked) -> None:
+        """It is looked at, whatever it waits for."""
         self.open.add(connection)
-        self.idle[connection] = None
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._period, self._look)
+
+    def add(self, connection: Connection) -> None:
+        self.keep(connection)
+        self.idle[connection] = None
         if len(self.open) > self.settings.max_connections:
             longest = next(iter(self.idle))
             # What has only just come may have said all, and not been heard yet: it is to get its 429.
@@ -56,9 +67,10 @@ class Connections:
                 self.metrics.refused.labels("connections").inc()
                 (longest if longest.waited else connection).drop()
 
-    def remove(self, connection: Connection) -> None:
+    def remove(self, connection: Looked) -> None:
         self.open.discard(connection)
-        self.idle.pop(connection, None)
+        if isinstance(connection, Connection):
+            self.idle.pop(connection, None)
 
     def _look(self) -> None:
         self._timer = None
@@ -100,6 +112,10 @@ class Connection(H11Protocol):
         self._all.idle[self] = None
         self._looks = 0
         super().on_response_complete()
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        self._all.remove(self)  # another stands in its place
+        super().handle_websocket_upgrade(event)
 
     def look(self) -> None:
         """Once a period."""

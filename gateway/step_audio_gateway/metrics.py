@@ -20,6 +20,7 @@ REFUSALS = {
     "queue": "no place is left",
     "bytes": "the bodies under way are too large together",
     "share": "the API key has its share",
+    "sessions": "there are too many realtime sessions",
     "slow": "the client sent or read too slowly",
     "connections": "there were too many",
     "size": "the body is too large",
@@ -97,6 +98,18 @@ class Metrics:
         )
         self.bytes_in_flight = Gauge(
             "step_audio_body_bytes_in_flight", "Bytes of the bodies of requests under way", registry=self.registry
+        )
+        self.sessions = Gauge("step_audio_realtime_sessions", "Realtime sessions that are open", registry=self.registry)
+        self.turn_first = Histogram(
+            "step_audio_realtime_first_word_seconds",
+            "From the end of a turn of a realtime session to the first text of its answer",
+            buckets=LATENCY,
+            registry=self.registry,
+        )
+        self.barge_ins = Counter(
+            "step_audio_realtime_barge_ins",
+            "Answers that somebody spoke into, and that were ended",
+            registry=self.registry,
         )
         self.refused = Counter(
             "step_audio_refused",

@@ -21,6 +21,7 @@ from step_audio_gateway.body import Body, too_large
 from step_audio_gateway.errors import ApiError
 from step_audio_gateway.metrics import Metrics
 from step_audio_gateway.origins import Origins
+from step_audio_gateway.realtime.client_secrets import Caller, authorization_of, caller_of
 from step_audio_gateway.settings import GatewaySettings
 
 log = logging.getLogger("step_audio_gateway")
@@ -35,6 +36,8 @@ TOLD = {
     "prompt_tokens": "gen_ai.usage.input_tokens",
     "completion_tokens": "gen_ai.usage.output_tokens",
 }
+ASKED = ("http", "websocket")  # kinds of what comes; there is also the server's own lifespan
+SWITCHED = 101  # HTTP's status of a connection that has become a WebSocket
 SCRAPED = ("/health", "/metrics", "/ready")  # every few seconds, by probes and Prometheus
 REQUEST_ID = "request.id"
 GUARDED = ("/v1/", "/tokenize", "/detokenize")  # what needs a key, and of which there may be too much
@@ -65,7 +68,7 @@ class Under:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == self.root:
             return await RedirectResponse(f"{self.root}/")(scope, receive, send)  # the page's links are relative
-        if scope["type"] == "http" and scope["path"].startswith(f"{self.root}/"):
+        if scope["type"] in ASKED and scope["path"].startswith(f"{self.root}/"):
             scope = {**scope, "path": scope["path"].removeprefix(self.root)}
         await self.app(scope, receive, send)
 
@@ -79,9 +82,9 @@ class Observe:
         self.tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ASKED:
             await self.app(scope, receive, send)
-        elif self.tracer is None or not scope["path"].startswith(GUARDED):
+        elif self.tracer is None or scope["type"] != "http" or not scope["path"].startswith(GUARDED):
             await self._observed(scope, receive, send, None)
         else:
             method = scope["method"]
@@ -98,8 +101,9 @@ class Observe:
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
+            if message["type"] in ("http.response.start", "websocket.http.response.start", "websocket.accept"):
+                status = message.get("status", SWITCHED)
+                message.setdefault("headers", [])
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
@@ -121,7 +125,12 @@ class Observe:
                 told = {name: fields[field] for field, name in TOLD.items() if field in fields}
                 span.end(f"{scope['method']} {route}", status, told | {"http.route": route, REQUEST_ID: request_id})
             client = (scope.get("client") or ("",))[0]
-            about = {"request_id": request_id, "client": client, "method": scope["method"], "path": scope["path"]}
+            about = {
+                "request_id": request_id,
+                "client": client,
+                "method": scope.get("method", "GET"),
+                "path": scope["path"],
+            }
             about |= {"status": status, "seconds": round(seconds, 4)}
             level = logging.DEBUG if route in SCRAPED and status < 400 else logging.INFO
             log.log(level, "request", extra={"fields": about | fields})
@@ -142,17 +151,22 @@ class Guard:
         self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ASKED:
             return await self.app(scope, receive, send)
         try:
-            admitted = await self._admitted(scope)
+            admitted = None
+            if scope["type"] == "http":
+                admitted = await self._admitted(scope)
+            else:
+                scope["state"]["caller"] = self._caller(scope)
         except ApiError as error:
             scope["state"]["log"]["error"] = error.code
             scope["state"]["told"] = error.detail
             return await error.response()(scope, receive, send)
         scope["state"]["admitted"] = admitted
+        body = Body(receive, self.settings, admitted, self.metrics)
         try:
-            await self.app(scope, Body(receive, self.settings, admitted, self.metrics).receive, send)
+            await self.app(scope, body.receive if scope["type"] == "http" else receive, send)
         finally:
             if admitted is not None:
                 admitted.leave()
@@ -167,9 +181,22 @@ class Guard:
         except ApiError:
             self.metrics.refused.labels("key").inc()
             raise
+        scope["state"]["key"] = key
         length = headers.get("content-length", "")
         stated = int(length) if length.isdecimal() else 0
         if stated > self.settings.max_body_bytes:
             self.metrics.refused.labels("size").inc()
             raise too_large(self.settings.max_body_bytes)
         return await self.admission.enter(key, stated) if ours and scope["method"] == "POST" else None
+
+    def _caller(self, scope: Scope) -> Caller:
+        """Of a WebSocket, which a page of anybody's may open: its browser asks nobody. Raises ApiError."""
+        headers = Headers(scope=scope)
+        if self.origins is not None:
+            self.origins.check("POST", headers)
+        given = headers.get("authorization", "") or authorization_of(scope["subprotocols"])
+        try:
+            return caller_of(given, self.keys)
+        except ApiError:
+            self.metrics.refused.labels("key").inc()
+            raise

@@ -103,7 +103,7 @@ async def reply_to(gateway: Gateway, request: Request, task: Task, form: Upload,
         [user(Audio(data, form.channel), task.question)],
         [
             ChatOptions(
-                sampling=_sampling(given, _max_tokens(seconds)),
+                sampling=_sampling(given, most_tokens(seconds)),
                 thinking=Thinking("off"),
                 timeout=gateway.settings.request_timeout,
             )
@@ -130,7 +130,7 @@ async def reply_to(gateway: Gateway, request: Request, task: Task, form: Upload,
     return Response(reply.model_dump_json(exclude_unset=True), media_type="application/json")
 
 
-def _max_tokens(seconds: float) -> int | None:
+def most_tokens(seconds: float) -> int | None:
     """More than anybody says: a model that repeats itself ends there. Nothing is known of 0 seconds."""
     return 128 + round(20 * seconds) if seconds else None
 

@@ -15,6 +15,7 @@ from functools import partial
 from typing import cast
 
 import uvicorn
+from fastapi import FastAPI
 
 from step_audio import tracing
 from step_audio.errors import SettingsError
@@ -24,12 +25,14 @@ from step_audio_gateway.app import create_app
 from step_audio_gateway.connections import Connection, Connections
 from step_audio_gateway.middleware import JsonLines
 from step_audio_gateway.settings import GatewaySettings
+from step_audio_gateway.web_sockets import WebSocket
 
 # Seconds. Longer than clients and load balancers keep idle connections (httpx 5, AWS 60): who closes first must be the
 # other end, or a request may meet the closing.
 KEEP_ALIVE = 75
 SHUTDOWN_TIMEOUT = 10  # seconds that answers under way may still take
 SEND_BUFFER = 1 << 17  # bytes
+MAX_MESSAGE = 16 << 20  # bytes of one of a WebSocket's: OpenAI lets 15 MiB of audio be appended at once
 
 
 def serve(settings: GatewaySettings) -> None:
@@ -61,13 +64,27 @@ def closing_tracer() -> Iterator[Tracer | None]:
             tracer.close()
 
 
+class Server(uvicorn.Server):
+    """Stops when the answers of realtime sessions have ended, as those of requests."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()  # nobody else comes meanwhile
+        await cast(FastAPI, self.config.app).state.sessions.drain(SHUTDOWN_TIMEOUT)
+        await super().shutdown(sockets)
+
+
 def server_of(settings: GatewaySettings, client: StepAudioClient, tracer: Tracer | None = None) -> uvicorn.Server:
     """To be given a listening socket. Raises SettingsError."""
     app = create_app(settings, client, tracer=tracer)
-    return uvicorn.Server(
+    connections = Connections(settings, app.state.metrics)
+    return Server(
         uvicorn.Config(
             app,
-            http=cast(type[asyncio.Protocol], partial(Connection, Connections(settings, app.state.metrics))),
+            http=cast(type[asyncio.Protocol], partial(Connection, connections)),
+            ws=cast(type[asyncio.Protocol], partial(WebSocket, connections)),
+            ws_max_size=MAX_MESSAGE,
+            ws_per_message_deflate=False,  # base64 of speech is hardly smaller for it, and a bomb is made of it
             log_config=None,
             log_level="warning",  # the middleware has a line for every request
             access_log=False,

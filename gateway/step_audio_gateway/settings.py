@@ -113,6 +113,14 @@ class GatewaySettings(Settings):
     max_connections: PositiveInt = Field(
         1000, description="open connections; then the one idle for longest is closed; twice as many at most"
     )
+    max_sessions: PositiveInt = Field(64, description="realtime sessions that may be open; then 429")
+    session_seconds: PositiveFloat = Field(3600.0, description="length of a realtime session")
+    session_idle_seconds: PositiveFloat = Field(
+        600.0, description="a realtime session without speech, events and answers is ended"
+    )
+    session_buffer_seconds: PositiveFloat = Field(
+        300.0, description="audio of one turn in a realtime session; never more than a request's to the servers"
+    )
     receive_timeout: PositiveFloat = Field(
         20.0, description="seconds for a request's headers, and between two pieces of its body; then 408"
     )

@@ -1,0 +1,155 @@
+"""The answers of a session: one at a time that belongs to the conversation, and others beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from step_audio.errors import Code
+from step_audio_client import ChatOptions, RequestError
+from step_audio_gateway.options import answers_at_once, chat_options, check_mind_paced
+from step_audio_gateway.realtime.conversation import later_half, messages_of, within
+from step_audio_gateway.realtime.desk import Desk
+from step_audio_gateway.realtime.faults import TOLD, Fault
+from step_audio_gateway.realtime.items import Item
+from step_audio_gateway.realtime.response import Cancelled, Response
+from step_audio_gateway.realtime.session_config import NAMES, SessionConfig
+from step_audio_gateway.schemas import ChatRequest
+
+log = logging.getLogger("step_audio_gateway")
+
+MOST_BESIDE = 8  # answers at once that belong to no conversation
+
+
+class Answering:
+    """`room` waits while the client reads too slowly."""
+
+    def __init__(self, desk: Desk, room: Callable[[], Awaitable[None]]):
+        self._desk = desk
+        self._room = room
+        self._tasks: dict[Response, asyncio.Task[None]] = {}  # with those that are being ended
+        self.usage: list[int] = [0, 0]  # tokens of prompts and of answers, all together
+
+    @property
+    def active(self) -> Response | None:
+        """The conversation's."""
+        return next((one for one in self._tasks if one.in_conversation and not one.ended), None)
+
+    @property
+    def busy(self) -> bool:
+        return any(not one.ended for one in self._tasks)
+
+    def check(self, in_conversation: bool) -> None:
+        """Whether another may begin. Raises Fault."""
+        if in_conversation and (active := self.active):
+            raise Fault(
+                "conversation_already_has_active_response",
+                f"Conversation already has an active response in progress: {active.id}. Wait until the response is "
+                "finished before creating a new one.",
+            )
+        if not in_conversation and sum(not one.in_conversation for one in self._tasks) >= MOST_BESIDE:
+            raise Fault("too_many_responses", f"at most {MOST_BESIDE} responses with conversation none at once")
+
+    def begin(self, response: Response, config: SessionConfig, items: Sequence[Item]) -> None:
+        """`items`: what it answers, as it is now."""
+        before = list(self._tasks.values())
+        self._desk.emit(response.created())
+        task = asyncio.create_task(self._run(response, config, items, before))
+        self._tasks[response] = task
+        task.add_done_callback(lambda _: self._tasks.pop(response))
+
+    def cancel(self, response: Response, reason: Cancelled) -> None:
+        """The client is told at once; its place is free when the server has stopped."""
+        for event in response.cancel(reason):
+            self._desk.emit(event)
+        if task := self._tasks.get(response):
+            task.cancel()
+
+    def find(self, response_id: str | None) -> Response:
+        """None: the conversation's. Raises Fault."""
+        for one in self._tasks:
+            if not one.ended and (one.id == response_id if response_id else one.in_conversation):
+                return one
+        raise Fault("response_cancel_not_active", "Cancellation failed: no active response found")
+
+    async def close(self) -> None:
+        """Returns when all places are free."""
+        tasks = [*self._tasks.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def finish(self) -> None:
+        """Returns when all have come to their own ends."""
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def _run(
+        self, response: Response, config: SessionConfig, items: Sequence[Item], before: Sequence[asyncio.Task[None]]
+    ) -> None:
+        ending = [task for task in before if task.cancelling()]
+        if ending:  # what they hold may be all there is
+            await asyncio.wait(ending)
+        try:
+            chat = config.as_chat("response")
+            options = await self._options(chat)
+            await self._answer(response, config, items, options, answers_at_once(chat))
+        except TOLD as error:
+            self._fail(response, Fault.of(error))
+        except Exception as error:
+            log.exception("fault", extra={"fields": {"response": response.id}})
+            self._fail(response, Fault.of(error))
+
+    async def _options(self, chat: ChatRequest) -> ChatOptions:
+        gateway = self._desk.gateway
+        tokenizer, timeout = await gateway.client.tokenizer(), gateway.settings.request_timeout
+        (options,) = chat_options(chat, tokenizer, False, True, gateway.defaults, timeout)
+        check_mind_paced(chat, options, separate=True)
+        return options
+
+    async def _answer(
+        self, response: Response, config: SessionConfig, items: Sequence[Item], options: ChatOptions, places: int
+    ) -> None:
+        """With what is latest of the conversation, where all of it is too much for the model, and that is allowed."""
+        shorten = config.truncation == "auto"
+        kept = within(items, self._desk.limits) if shorten else list(items)
+        while True:
+            messages = messages_of(kept, config.instructions)
+            if not messages:
+                raise Fault("conversation_empty", "there is nothing to answer: no item, and no instructions")
+            try:
+                return await self._stream(response, messages, options, places)
+            except RequestError as error:
+                if error.code is not Code.CONTEXT_TOO_LONG or not shorten or response.items:
+                    raise
+                if not (less := later_half(kept)):
+                    raise
+                kept = less
+
+    async def _stream(
+        self, response: Response, messages: list[dict[str, object]], options: ChatOptions, places: int
+    ) -> None:
+        desk, begun = self._desk, time.monotonic()
+        async with desk.answer(messages, options, places) as deltas:
+            async for _, delta in deltas:
+                if delta.content and begun:
+                    desk.gateway.metrics.turn_first.observe(time.monotonic() - begun)
+                    begun = 0.0
+                for event in response.read(delta):
+                    desk.emit(event)
+                await self._room()
+        if response.usage:
+            self.usage[0] += response.usage.prompt_tokens
+            self.usage[1] += response.usage.completion_tokens
+
+    def _fail(self, response: Response, fault: Fault) -> None:
+        names = Fault(fault.code, _renamed(str(fault)), fault.param, fault.kind)
+        for event in response.fail(names):
+            self._desk.emit(event)
+
+
+def _renamed(text: str) -> str:
+    for ours, theirs in NAMES.items():
+        text = text.replace(ours, theirs)
+    return text

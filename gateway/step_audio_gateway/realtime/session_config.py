@@ -1,0 +1,193 @@
+"""What a session, or one response, is told: OpenAI's fields, and those of /v1/chat/completions beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+
+from step_audio_gateway.controls import Effort, MindPacedControl, ThinkingControl
+from step_audio_gateway.realtime.faults import Fault
+from step_audio_gateway.realtime.formats import Format, Kind
+from step_audio_gateway.response_request import NamedChoice, ResponseFunction
+from step_audio_gateway.schemas import ChatRequest, SamplingFields
+
+_NESTED = ("audio", "input", "output")  # objects whose other keys stay when one is set
+_MORE = {*SamplingFields.model_fields, "stop", "bad_words"} - {"max_tokens", "max_completion_tokens"}
+# For errors: as the caller calls them.
+NAMES = {"max_tokens": "max_output_tokens", "reasoning_effort": "reasoning.effort"}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class AudioFormat(_Strict):
+    """PCM16 at 24 or 16 kHz, or G.711, which is at 8 kHz."""
+
+    type: Kind = "audio/pcm"
+    rate: Literal[24_000, 16_000, 8_000] | None = None
+
+    def format(self, place: str) -> Format:
+        """Raises Fault."""
+        rate = self.rate or (24_000 if self.type == "audio/pcm" else 8_000)
+        if (rate == 8_000) == (self.type == "audio/pcm"):
+            raise Fault("invalid_value", f"{place}.rate: {rate} does not go with {self.type}", f"{place}.rate")
+        return Format(self.type, rate)
+
+
+class Transcription(BaseModel):
+    """What was said, in words, beside the answer; the model that answers writes it down, whichever is named."""
+
+    model: str | None = None
+    language: str | None = Field(default=None, max_length=64)
+    prompt: str | None = Field(default=None, max_length=4096)
+
+
+class ServerVad(_Strict):
+    """The server finds turns. `prefix_padding_ms`: of audio before the speech; `silence_duration_ms`: ends a turn."""
+
+    type: Literal["server_vad"] = "server_vad"
+    threshold: float = Field(default=0.5, ge=0, le=1)
+    prefix_padding_ms: int = Field(default=300, ge=0, le=10_000)
+    silence_duration_ms: int = Field(default=500, ge=32, le=10_000)
+    idle_timeout_ms: None = None
+    create_response: bool = True
+    interrupt_response: bool = True
+
+
+class SemanticVad(_Strict):
+    """The same with a silence by `eagerness`: what is said tells nothing here of whether somebody has ended."""
+
+    type: Literal["semantic_vad"]
+    eagerness: Literal["low", "medium", "high", "auto"] = "auto"
+    create_response: bool = True
+    interrupt_response: bool = True
+
+    def as_server_vad(self) -> ServerVad:
+        silence = {"low": 1500, "medium": 800, "auto": 800, "high": 400}[self.eagerness]
+        return ServerVad(
+            silence_duration_ms=silence,
+            create_response=self.create_response,
+            interrupt_response=self.interrupt_response,
+        )
+
+
+class AudioInput(_Strict):
+    """`turn_detection` None: the client commits turns."""
+
+    format: AudioFormat = AudioFormat()
+    noise_reduction: None = None
+    transcription: Transcription | None = None
+    turn_detection: Annotated[ServerVad | SemanticVad, Field(discriminator="type")] | None = None
+
+
+class AudioOutput(_Strict):
+    """Is kept, and does nothing while answers are text."""
+
+    format: AudioFormat = AudioFormat()
+    voice: str | dict[str, Any] | None = None
+    speed: float = Field(default=1.0, ge=0.25, le=1.5)
+
+
+class AudioConfig(_Strict):
+    """Both directions."""
+
+    input: AudioInput = AudioInput()
+    output: AudioOutput = AudioOutput()
+
+
+class Reasoning(_Strict):
+    """The model's thought before the answer, in OpenAI's words."""
+
+    effort: Effort | None = None
+
+
+class SessionConfig(BaseModel):
+    """All keys are there in what a client is told, null or not. Further keys: sampling parameters, `stop`,
+    `bad_words`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["realtime"] = "realtime"
+    model: str | None = None
+    instructions: str = ""
+    output_modalities: list[Literal["text"]] = Field(default=["text"], min_length=1, max_length=1)
+    audio: AudioConfig = AudioConfig()
+    tools: list[ResponseFunction] = []
+    tool_choice: Literal["auto", "none", "required"] | NamedChoice = "auto"
+    parallel_tool_calls: bool = True
+    max_output_tokens: PositiveInt | Literal["inf"] = "inf"
+    truncation: Literal["auto", "disabled"] = "auto"
+    reasoning: Reasoning | None = None
+    thinking: ThinkingControl | None = None
+    mind_paced_speaking: MindPacedControl | None = None
+    include: list[Literal["reasoning"]] | None = Field(default=None, description="reasoning: the thought as events")
+    prompt: None = None
+    tracing: Any = None
+
+    @property
+    def detection(self) -> ServerVad | None:
+        given = self.audio.input.turn_detection
+        return given.as_server_vad() if isinstance(given, SemanticVad) else given
+
+    def public(self) -> dict[str, Any]:
+        """As events hold it, and as `updated` takes it."""
+        said = self.model_dump(mode="json", by_alias=True)
+        if self.thinking is not None:  # what was not said of it is no wish
+            said["thinking"] = self.thinking.model_dump(exclude_unset=True)
+        return said
+
+    def updated(self, change: Mapping[str, Any], place: str) -> SessionConfig:
+        """`place`: what the event calls it. Raises Fault; this one stays as it is."""
+        values = _merged(self.public(), change)
+        try:
+            new = SessionConfig.model_validate(values)
+        except ValidationError as error:
+            raise Fault.of_validation(error, place) from None
+        for name in new.model_extra or {}:
+            if name not in _MORE:
+                raise Fault("unknown_parameter", f"Unknown parameter: '{place}.{name}'.", f"{place}.{name}")
+        new.audio.input.format.format(f"{place}.audio.input.format")
+        new.audio.output.format.format(f"{place}.audio.output.format")
+        new.as_chat(place)
+        return new
+
+    def as_chat(self, place: str = "session") -> ChatRequest:
+        """How to answer, without what: its messages stand for none. Raises Fault."""
+        extra = {name: value for name, value in (self.model_extra or {}).items() if value is not None}
+        choice = self.tool_choice
+        if isinstance(choice, NamedChoice):
+            named = {"type": "function", "function": {"name": choice.name}}
+        values = extra | {
+            "messages": [{"role": "user", "content": ""}],
+            "tools": [_tool(tool) for tool in self.tools] or None,
+            "tool_choice": named if isinstance(choice, NamedChoice) else choice,
+            "parallel_tool_calls": self.parallel_tool_calls,
+            "max_tokens": None if self.max_output_tokens == "inf" else self.max_output_tokens,
+            "reasoning_effort": self.reasoning.effort if self.reasoning else None,
+            "thinking": self.thinking and self.thinking.model_dump(exclude_unset=True),
+            "mind_paced_speaking": self.mind_paced_speaking and self.mind_paced_speaking.model_dump(),
+        }
+        try:
+            return ChatRequest.model_validate(values)
+        except ValidationError as error:
+            raise Fault.of_validation(error, place) from None
+
+
+def _tool(tool: ResponseFunction) -> dict[str, Any]:
+    return {"type": "function", "function": tool.model_dump(exclude={"type"}, exclude_none=True)}
+
+
+def _merged(values: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """null: the default, and for what can be off, off."""
+    merged = dict(values)
+    for name, value in change.items():
+        if name in _NESTED and isinstance(value, Mapping) and isinstance(values.get(name), dict):
+            merged[name] = _merged(values[name], value)
+        elif value is None:
+            merged.pop(name, None)
+        else:
+            merged[name] = value
+    return merged

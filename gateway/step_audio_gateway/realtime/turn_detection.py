@@ -1,0 +1,75 @@
+"""When somebody has begun to speak, and has ended: from one probability of speech for each frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import soxr
+
+from step_audio.arrays import Float32Array
+from step_audio.clips import SAMPLE_RATE
+from step_audio_gateway.realtime.formats import Format, Int16Array
+
+FRAME = 512  # samples at 16 kHz, the only length that the detector takes
+FRAME_MS = 1000 * FRAME / SAMPLE_RATE
+LEAST_SPEECH = 4  # frames in a row: a click or a short cough is no turn
+HYSTERESIS = 0.15  # below the threshold speech goes on, as Silero's own iterator has it
+
+
+class Frames:
+    """A stream of samples to frames of 16 kHz, float32 [FRAME], -1 to 1."""
+
+    def __init__(self, format: Format):
+        rate = format.rate
+        self._resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32") if rate != SAMPLE_RATE else None
+        self._rest: Float32Array = np.zeros(0, np.float32)
+
+    def push(self, samples: Int16Array) -> Iterator[Float32Array]:
+        values = samples.astype(np.float32) / 32768
+        if self._resampler is not None:
+            values = self._resampler.resample_chunk(values)
+        values = np.concatenate([self._rest, values])
+        whole = len(values) // FRAME * FRAME
+        self._rest = values[whole:]
+        yield from values[:whole].reshape(-1, FRAME)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """At `position`, ms of all audio that was looked at, speech has `started` or `stopped`."""
+
+    what: Literal["started", "stopped"]
+    position: float
+
+
+class TurnDetector:
+    """One stream's. `threshold`: probability from which on a frame is speech; `silence`: ms of it that end a turn.
+
+    What has started is told after LEAST_SPEECH frames, with the position of the first; what has stopped, at the end of
+    the silence. `begin`: the position of the first frame.
+    """
+
+    def __init__(self, threshold: float, silence: float, begin: float = 0.0):
+        self.threshold = threshold
+        self.silence = silence
+        self.speaking = False
+        self.position = begin
+        self._run = 0  # frames of speech in a row before a turn, of silence within it
+
+    def push(self, probability: float) -> Turn | None:
+        """Of the next frame."""
+        self.position += FRAME_MS
+        if not self.speaking:
+            self._run = self._run + 1 if probability >= self.threshold else 0
+            if self._run < LEAST_SPEECH:
+                return None
+            self.speaking, self._run = True, 0
+            return Turn("started", self.position - LEAST_SPEECH * FRAME_MS)
+        self._run = self._run + 1 if probability < self.threshold - HYSTERESIS else 0
+        if self._run * FRAME_MS < self.silence:
+            return None
+        self.speaking, self._run = False, 0
+        return Turn("stopped", self.position)
