@@ -64,8 +64,7 @@ class Answering:
         """The client is told at once; its place is free when the server has stopped."""
         for event in response.cancel(reason):
             self._desk.emit(event)
-        if task := self._tasks.get(response):
-            task.cancel()
+        _end(self._tasks[response])
 
     def find(self, response_id: str | None) -> Response:
         """None: the conversation's. Raises Fault."""
@@ -76,10 +75,10 @@ class Answering:
 
     async def close(self) -> None:
         """Returns when all places are free."""
-        tasks = [*self._tasks.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for response, task in self._tasks.items():
+            if not response.ended:
+                _end(task)
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     async def finish(self) -> None:
         """Returns when all have come to their own ends."""
@@ -147,6 +146,12 @@ class Answering:
         names = Fault(fault.code, _renamed(str(fault)), fault.param, fault.kind)
         for event in response.fail(names):
             self._desk.emit(event)
+
+
+def _end(task: asyncio.Task[None]) -> None:
+    """Once: what it does in its end, telling the server to stop, must not be cut short."""
+    if not task.cancelling():
+        task.cancel()
 
 
 def _renamed(text: str) -> str:

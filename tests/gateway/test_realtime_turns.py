@@ -1,0 +1,164 @@
+"""Turns that the server finds in a stream of speech: what is heard, what is interrupted, what is written down."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+
+import numpy as np
+import pytest
+
+from gateway_fixture import ANSWER, USAGE, FakeClient, listening
+from realtime_fixture import by_hand, connected, say, take, until
+from step_audio.clips import SAMPLE_RATE
+from step_audio_client import ChatDelta, ServerBusy
+from step_audio_training.speech import Voice, speak
+
+PIECE = 3200  # bytes: 100 ms at 16 kHz
+SPOKEN = ["input_audio_buffer.speech_started", "input_audio_buffer.speech_stopped", "input_audio_buffer.committed"]
+
+
+@pytest.fixture(scope="module")
+def fake() -> FakeClient:
+    return FakeClient()
+
+
+@pytest.fixture(scope="module")
+def url(fake):
+    with listening(fake) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def speech() -> bytes:
+    """PCM16 at 16 kHz: half a second of silence, a sentence, a second of silence."""
+    samples = speak("what is three plus four", Voice(variant="f3")).samples / 2
+    samples = np.concatenate([np.zeros(SAMPLE_RATE // 2), samples, np.zeros(SAMPLE_RATE)])
+    return (32767 * samples).astype("<i2").tobytes()
+
+
+async def listen(connection, **detection) -> None:
+    found = {"type": "server_vad", **detection}
+    audio = {"input": {"format": {"type": "audio/pcm", "rate": SAMPLE_RATE}, "turn_detection": found}}
+    await connection.session.update(session={"type": "realtime", "audio": audio})
+    await until(connection, "session.updated")
+
+
+async def play_in(connection, data: bytes) -> None:
+    for start in range(0, len(data), PIECE):
+        await connection.input_audio_buffer.append(audio=base64.b64encode(data[start : start + PIECE]).decode())
+
+
+async def settled(fake) -> None:
+    """Every answer that was begun has been closed."""
+    for _ in range(200):
+        if fake.begun == fake.closed:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"{fake.begun} begun, {fake.closed} closed")
+
+
+async def test_what_is_said_is_answered_when_it_ends(url, fake, speech):
+    async with connected(url) as connection:
+        assert connection.created.session.audio.input.turn_detection.type == "server_vad", "OpenAI's default"
+        await listen(connection)
+        await play_in(connection, speech)
+        events = await until(connection, "response.done")
+        assert [event.type for event in events[:3]] == SPOKEN
+        started, stopped, committed = events[:3]
+        assert started.item_id == stopped.item_id == committed.item_id
+        end = (len(speech) / 2 - SAMPLE_RATE) / 16 + 500  # ms: the speech's, and the silence behind it
+        assert abs(started.audio_start_ms - (500 - 300)) < 100 and abs(stopped.audio_end_ms - end) < 150
+        assert events[-1].response.output[0].content[0].text == ANSWER
+        heard = fake.messages[0]["content"][0]["audio"].data
+        assert abs((len(heard) - 44) / 32 - (stopped.audio_end_ms - started.audio_start_ms)) < 2, "no more, no less"
+
+
+async def test_speech_interrupts_an_answer_and_a_cough_does_not(url, fake, play, speech):
+    play(ChatDelta(content="Once upon", raw="Once upon"), 60.0)
+    async with connected(url) as connection:
+        await listen(connection)
+        await play_in(connection, speech)
+        await until(connection, "response.output_text.delta")
+        noise = np.random.default_rng(0).normal(0, 2000, SAMPLE_RATE // 5).astype("<i2").tobytes()
+        await play_in(connection, bytes(16_000) + noise + bytes(16_000))
+        await connection.response.create()
+        assert (await take(connection)).error.code == "conversation_already_has_active_response", "nothing before it"
+        await play_in(connection, speech[: len(speech) - 32_000])
+        events = await until(connection, "response.done")
+        assert events[0].type == "input_audio_buffer.speech_started"
+        details = events[-1].response.status_details
+        assert (details.type, details.reason) == ("cancelled", "turn_detected")
+        play(ChatDelta(content="Seven.", raw="Seven."), ChatDelta(finish_reason="stop", usage=USAGE))
+        await play_in(connection, bytes(32_000))
+        await until(connection, "response.done")
+        assert [message["role"] for message in fake.messages] == ["user", "assistant", "user"]
+        assert fake.messages[1]["content"][0]["text"] == "Once upon"
+    await settled(fake)
+
+
+async def test_one_who_is_not_to_be_interrupted_ends(url, play, speech):
+    play(ChatDelta(content="Once", raw="Once"), 60.0)
+    async with connected(url) as connection:
+        await listen(connection, interrupt_response=False)
+        await play_in(connection, speech)
+        await until(connection, "response.output_text.delta")
+        await play_in(connection, speech)
+        code = (await until(connection, "error"))[-1].error.code
+        assert code == "conversation_already_has_active_response"
+
+
+async def test_turns_without_answers(url, fake, speech):
+    before = fake.begun
+    async with connected(url) as connection:
+        await listen(connection, create_response=False)
+        await play_in(connection, speech)
+        await until(connection, "conversation.item.done")
+        await connection.input_audio_buffer.clear()
+        assert (await take(connection)).type == "input_audio_buffer.cleared" and fake.begun == before
+
+
+async def test_what_was_said_is_written_down_beside_the_answer(url, fake, play, speech):
+    async with connected(url) as connection:
+        await by_hand(connection)
+        audio = {"input": {"transcription": {"model": "whisper-1", "language": "en"}}}
+        await connection.session.update(session={"type": "realtime", "audio": audio})
+        await until(connection, "session.updated")
+        await connection.input_audio_buffer.append(audio=base64.b64encode(speech).decode())
+        await connection.input_audio_buffer.commit()
+        events = await until(connection, "conversation.item.input_audio_transcription.completed")
+        assert "".join(event.delta for event in events if event.type.endswith("transcription.delta")) == ANSWER
+        assert events[-1].transcript == ANSWER and events[-1].usage.total_tokens == 26
+        assert fake.options.thinking.mode == "off" and "Write down" in fake.messages[0]["content"][1]["text"]
+        await connection.conversation.item.retrieve(item_id=events[-1].item_id)
+        assert (await take(connection)).item.content[0].transcript == ANSWER
+        play(ServerBusy("later"))
+        await connection.input_audio_buffer.append(audio=base64.b64encode(speech).decode())
+        await connection.input_audio_buffer.commit()
+        failed = (await until(connection, "conversation.item.input_audio_transcription.failed"))[-1]
+        assert failed.error.code == "server_busy"
+
+
+async def test_a_turn_ends_where_it_is_as_long_as_one_may_be(fake, speech):
+    with listening(fake, session_buffer_seconds=1.0) as url:
+        async with connected(url) as connection:
+            await listen(connection)
+            await play_in(connection, speech[:48_000])
+            events = await until(connection, "response.done")
+            assert [event.type for event in events[:3]] == SPOKEN
+            assert len(fake.messages[0]["content"][0]["audio"].data) <= 44 + 32_000
+
+
+async def test_many_interruptions_leave_nothing_behind(url, fake, play):
+    play(ChatDelta(content="a", raw="a"), *[ChatDelta(content="b", raw="b"), 0.001] * 200)
+    async with connected(url) as connection:
+        await by_hand(connection)
+        random = np.random.default_rng(1)
+        for _ in range(30):
+            await say(connection, "hello")
+            await connection.response.create()
+            await until(connection, "response.created")
+            await asyncio.sleep(random.uniform(0, 0.02))
+            await connection.response.cancel()
+            assert (await until(connection, "response.done"))[-1].response.status == "cancelled"
+    await settled(fake)
