@@ -14,7 +14,7 @@ from step_audio_gateway.response_request import NamedChoice, ResponseFunction
 from step_audio_gateway.schemas import ChatRequest, SamplingFields
 
 _NESTED = ("audio", "input", "output")  # objects whose other keys stay when one is set
-_MORE = {*SamplingFields.model_fields, "stop", "bad_words"} - {"max_tokens", "max_completion_tokens"}
+_MORE = {*SamplingFields.model_fields, "stop", "bad_words", "ignore_eos"} - {"max_tokens", "max_completion_tokens"}
 # For errors: as the caller calls them.
 NAMES = {"max_tokens": "max_output_tokens", "reasoning_effort": "reasoning.effort"}
 
@@ -106,7 +106,7 @@ class Reasoning(_Strict):
 
 class SessionConfig(BaseModel):
     """All keys are there in what a client is told, null or not. Further keys: sampling parameters, `stop`,
-    `bad_words`."""
+    `bad_words`, `ignore_eos`."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -1,0 +1,124 @@
+"""Events in any order, right and wrong: each gets what it is due, nothing hangs, and nothing stays."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from gateway_fixture import LIMITS, REPLY, FakeClient
+from realtime_fixture import pcm
+from step_audio_gateway.admission import Admission, HeldSession
+from step_audio_gateway.core import Gateway
+from step_audio_gateway.realtime.desk import Desk
+from step_audio_gateway.realtime.session import Session, default_config
+from step_audio_gateway.settings import GatewaySettings
+
+IDS = st.sampled_from(["a", "b", "c", "root", "", "x" * 65])
+SCALARS = st.none() | st.booleans() | st.integers(-5, 5000) | st.floats(allow_nan=False) | st.text(max_size=8) | IDS
+JSON = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+)
+AUDIO = st.sampled_from([pcm(0.05), pcm(0.5), pcm(0.0001), "AAAA", "AA", "", "%", "A" * 7])
+PART = st.fixed_dictionaries(
+    {"type": st.sampled_from(["input_text", "input_audio", "output_text", "text", "input_image"])},
+    optional={"text": st.text(max_size=8), "audio": AUDIO},
+)
+ITEM = st.fixed_dictionaries(
+    {"type": st.sampled_from(["message", "function_call", "function_call_output", "item_reference", "mcp_call"])},
+    optional={
+        "id": IDS, "role": st.sampled_from(["user", "assistant", "system", "tool"]),
+        "content": st.lists(PART, max_size=2), "call_id": IDS, "name": IDS, "output": st.text(max_size=4), "arguments": st.text(max_size=4),
+    },
+)  # fmt: skip
+DETECTION = [None, {"type": "server_vad"}, {"type": "semantic_vad"}, {"type": "x"}]
+INPUT = st.fixed_dictionaries(
+    {},
+    optional={
+        "turn_detection": st.sampled_from(DETECTION),
+        "format": st.sampled_from([{"type": "audio/pcmu"}, {"type": "audio/pcm", "rate": 16_000}, {"type": "x"}]),
+        "transcription": st.sampled_from([None, {"model": "m"}, {"language": "zz"}]),
+    },
+)
+SESSION = st.fixed_dictionaries(
+    {},
+    optional={
+        "type": st.just("realtime"),
+        "instructions": st.text(max_size=8),
+        "audio": st.builds(lambda given: {"input": given}, INPUT),
+        "thinking": st.sampled_from([{"mode": "off"}, {"type": "disabled", "mode": "on"}, {"budget_tokens": 3}]),
+        "truncation": st.sampled_from(["auto", "disabled"]),
+        "mind_paced_speaking": st.sampled_from([None, {"mode": "speak_first"}]),
+        "tool_choice": st.sampled_from(["auto", "required", {"type": "function", "name": "f"}]),
+    },
+)
+PLAIN = [
+    "input_audio_buffer.commit", "input_audio_buffer.clear", "output_audio_buffer.clear", "response.cancel",
+    "response.create", "session.update", "no.such",
+]  # fmt: skip
+
+
+def placed(item: dict, behind: str | None) -> dict:
+    return {"type": "conversation.item.create", "item": item, "previous_item_id": behind}
+
+
+def about(what: str, item_id: str) -> dict:
+    return {"type": f"conversation.item.{what}", "item_id": item_id, "content_index": 0, "audio_end_ms": 5}
+
+
+def answer(session: dict, items: list | None, where: str) -> dict:
+    given = {} if items is None else {"input": items}
+    return {"type": "response.create", "response": session | {"conversation": where} | given}
+
+
+EVENT = st.one_of(
+    AUDIO.map(lambda audio: {"type": "input_audio_buffer.append", "audio": audio}),
+    st.sampled_from(PLAIN).map(lambda kind: {"type": kind}),
+    SESSION.map(lambda session: {"type": "session.update", "session": session}),
+    st.builds(placed, ITEM, IDS | st.none()),
+    st.builds(about, st.sampled_from(["retrieve", "delete", "truncate"]), IDS),
+    st.builds(answer, SESSION, st.none() | st.lists(ITEM, max_size=2), st.sampled_from(["auto", "none", "x"])),
+    st.dictionaries(st.sampled_from(["type", "event_id", "item", "audio", "session"]), JSON, max_size=3),
+)
+MESSAGE = EVENT.map(json.dumps) | st.text(max_size=12) | st.just("[" * 2000)
+
+
+async def converse(messages: list[str]) -> None:
+    fake = FakeClient(lambda messages, options: [0.001, *REPLY])
+    settings = GatewaySettings()
+    gateway = Gateway(settings, fake)  # type: ignore[arg-type]
+    admission = Admission(settings, fake, 0, gateway.metrics)  # type: ignore[arg-type]
+    told: list[dict] = []
+
+    async def room() -> None:
+        await asyncio.sleep(0)
+
+    desk = Desk(gateway, admission, 0, "tiny", LIMITS, told.append)
+    session = Session(desk, default_config(), HeldSession(admission, 0), room)
+    for message in messages:
+        await asyncio.wait_for(session.handle(message), 30)
+    await asyncio.wait_for(session.finish(), 30)
+    await asyncio.wait_for(session.close(), 30)
+    assert (admission.places.taken, admission.bytes.taken, admission.sessions.taken) == (0, 0, 0)
+    assert fake.begun == fake.closed
+    begun = [event["response"]["id"] for event in told if event["type"] == "response.created"]
+    ended = [event["response"]["id"] for event in told if event["type"] == "response.done"]
+    assert sorted(begun) == sorted(ended)
+    for event in told:
+        json.dumps(event)
+        assert event["type"] != "error" or event["error"]["code"] not in (None, "internal_error"), event
+        if event["type"] == "response.done" and event["response"]["status"] == "failed":
+            assert event["response"]["status_details"]["error"]["code"] != "internal_error", messages
+
+
+@pytest.mark.long
+@hypothesis.given(st.lists(MESSAGE, max_size=12))
+@hypothesis.settings(
+    max_examples=500, deadline=None, derandomize=True, database=None,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)  # fmt: skip
+def test_event_sequences(messages):
+    asyncio.run(converse(messages))
