@@ -121,6 +121,13 @@ class GatewaySettings(Settings):
     session_buffer_seconds: PositiveFloat = Field(
         300.0, description="audio of one turn in a realtime session; never more than a request's to the servers"
     )
+    speech_url: str | None = Field(
+        None,
+        description="base URL of a server with OpenAI's /audio/speech, as http://host:8880/v1: it says answers aloud",
+    )
+    speech_model: str = Field("tts-1", description="what the speech server is asked for")
+    speech_voice: str = Field("alloy", description="the speech server's voice where a session names none")
+    speech_api_key: str | None = Field(None, repr=False, description="the speech server's; better by environment")
     receive_timeout: PositiveFloat = Field(
         20.0, description="seconds for a request's headers, and between two pieces of its body; then 408"
     )

@@ -31,7 +31,8 @@ ITEM = st.fixed_dictionaries(
     {"type": st.sampled_from(["message", "function_call", "function_call_output", "item_reference", "mcp_call"])},
     optional={
         "id": IDS, "role": st.sampled_from(["user", "assistant", "system", "tool"]),
-        "content": st.lists(PART, max_size=2), "call_id": IDS, "name": IDS, "output": st.text(max_size=4), "arguments": st.text(max_size=4),
+        "content": st.lists(PART, max_size=2), "call_id": IDS, "name": IDS,
+        "output": st.text(max_size=4), "arguments": st.text(max_size=4),
     },
 )  # fmt: skip
 DETECTION = [None, {"type": "server_vad"}, {"type": "semantic_vad"}, {"type": "x"}]
@@ -97,7 +98,7 @@ async def converse(messages: list[str]) -> None:
         await asyncio.sleep(0)
 
     desk = Desk(gateway, admission, 0, "tiny", LIMITS, told.append)
-    session = Session(desk, default_config(), HeldSession(admission, 0), room)
+    session = Session(desk, default_config(False), HeldSession(admission, 0), room)
     for message in messages:
         await asyncio.wait_for(session.handle(message), 30)
     await asyncio.wait_for(session.finish(), 30)

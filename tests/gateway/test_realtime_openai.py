@@ -108,6 +108,11 @@ async def test_errors_name_codes_that_clients_go_by(url):
         assert (code, param) == ("invalid_value", "session.audio.input.format.type")
         code, _, param = await refused(type="session.update", session={"colour": "red"})
         assert (code, param) == ("unknown_parameter", "session.colour")
+        session = {"type": "realtime", "output_modalities": ["audio"]}
+        code, _, param = await refused(type="session.update", session=session)
+        assert (code, param) == ("invalid_value", "session.output_modalities"), "there is no voice"
+        code, *_ = await refused(type="conversation.item.truncate", item_id="a", content_index=0, audio_end_ms=1)
+        assert code == "item_truncate_invalid_item_id"
         await connection._connection.send("{")
         assert (await take(connection)).error.code == "invalid_json"
         await connection._connection.send(b"\x00")

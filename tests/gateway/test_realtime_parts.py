@@ -150,7 +150,7 @@ def test_a_session_is_changed_in_part():
 @pytest.mark.parametrize(
     "change, param",
     [
-        ({"output_modalities": ["audio"]}, "session.output_modalities[0]"),
+        ({"output_modalities": ["text", "audio"]}, "session.output_modalities"),
         ({"audio": {"input": {"noise_reduction": {"type": "near_field"}}}}, "session.audio.input.noise_reduction"),
         ({"audio": {"input": {"format": {"type": "audio/pcm", "rate": 8000}}}}, "session.audio.input.format.rate"),
         ({"prompt": {"id": "p"}}, "session.prompt"),

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from step_audio.errors import Code
-from step_audio_client import ChatOptions, RequestError
+from step_audio_client import ChatDelta, ChatOptions, RequestError
 from step_audio_gateway.options import answers_at_once, chat_options, check_mind_paced
 from step_audio_gateway.realtime.conversation import later_half, messages_of, within
 from step_audio_gateway.realtime.desk import Desk
 from step_audio_gateway.realtime.faults import TOLD, Fault
 from step_audio_gateway.realtime.items import Item
-from step_audio_gateway.realtime.response import Cancelled, Response
+from step_audio_gateway.realtime.response import Cancelled, Event, Response
 from step_audio_gateway.realtime.session_config import NAMES, SessionConfig
+from step_audio_gateway.realtime.speaking import Speaker
 from step_audio_gateway.schemas import ChatRequest
 
 log = logging.getLogger("step_audio_gateway")
@@ -62,8 +63,7 @@ class Answering:
 
     def cancel(self, response: Response, reason: Cancelled) -> None:
         """The client is told at once; its place is free when the server has stopped."""
-        for event in response.cancel(reason):
-            self._desk.emit(event)
+        self._tell(response.cancel(reason))
         _end(self._tasks[response])
 
     def find(self, response_id: str | None) -> Response:
@@ -118,7 +118,7 @@ class Answering:
             if not messages:
                 raise Fault("conversation_empty", "there is nothing to answer: no item, and no instructions")
             try:
-                return await self._stream(response, messages, options, places)
+                return await self._give(response, config, messages, options, places)
             except RequestError as error:
                 if error.code is not Code.CONTEXT_TOO_LONG or not shorten or response.items:
                     raise
@@ -126,26 +126,65 @@ class Answering:
                     raise
                 kept = less
 
-    async def _stream(
-        self, response: Response, messages: list[dict[str, object]], options: ChatOptions, places: int
+    async def _give(
+        self,
+        response: Response,
+        config: SessionConfig,
+        messages: list[dict[str, object]],
+        options: ChatOptions,
+        places: int,
     ) -> None:
-        desk, begun = self._desk, time.monotonic()
+        """In writing, or aloud."""
+        voice, output = self._desk.voice, config.audio.output
+        if not response.aloud:
+            return self._tell(response.read(await self._stream(response, messages, options, places, None)))
+        assert voice is not None
+        format = output.format.format("audio.output.format")
+
+        def told(text: str, audio: bytes) -> None:
+            self._tell(response.voice(text, audio))
+
+        async with Speaker(voice, format, output.voice, output.speed, told) as speaker:
+            last = await self._stream(response, messages, options, places, speaker)
+            await speaker.end()
+            self._tell(response.read(last))
+
+    async def _stream(
+        self,
+        response: Response,
+        messages: list[dict[str, object]],
+        options: ChatOptions,
+        places: int,
+        speaker: Speaker | None,
+    ) -> ChatDelta:
+        """All but the last delta, which is returned: the place is free before all has been said."""
+        desk, begun, last = self._desk, time.monotonic(), ChatDelta()
         async with desk.answer(messages, options, places) as deltas:
             async for _, delta in deltas:
                 if delta.content and begun:
                     desk.gateway.metrics.turn_first.observe(time.monotonic() - begun)
                     begun = 0.0
-                for event in response.read(delta):
-                    desk.emit(event)
+                if speaker is not None and delta.content:
+                    speaker.say(delta.content)
+                if delta.usage:
+                    self.usage[0] += delta.usage.prompt_tokens
+                    self.usage[1] += delta.usage.completion_tokens
+                if delta.finish_reason:
+                    last = delta
+                    continue
+                if speaker is not None and delta.tool_calls:
+                    await speaker.flush()
+                self._tell(response.read(delta))
                 await self._room()
-        if response.usage:
-            self.usage[0] += response.usage.prompt_tokens
-            self.usage[1] += response.usage.completion_tokens
+        return last
+
+    def _tell(self, events: Iterable[Event]) -> None:
+        for event in events:
+            self._desk.emit(event)
 
     def _fail(self, response: Response, fault: Fault) -> None:
         names = Fault(fault.code, _renamed(str(fault)), fault.param, fault.kind)
-        for event in response.fail(names):
-            self._desk.emit(event)
+        self._tell(response.fail(names))
 
 
 def _end(task: asyncio.Task[None]) -> None:

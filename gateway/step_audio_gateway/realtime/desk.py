@@ -13,11 +13,13 @@ from step_audio_gateway.admission import Admission
 from step_audio_gateway.chunks import Deltas
 from step_audio_gateway.core import Gateway
 from step_audio_gateway.realtime.response import Event
+from step_audio_gateway.realtime.speech import Voice
 
 
 @dataclass(frozen=True)
 class Desk:
-    """One session's door to the model. `key`: the API key that it came with. `emit` sends an event; it never waits."""
+    """One session's door to the model. `key`: the API key that it came with. `emit` sends an event; it never waits.
+    `voice`: says answers aloud, where there is one."""
 
     gateway: Gateway
     admission: Admission
@@ -25,6 +27,7 @@ class Desk:
     model: str
     limits: ServedLimits
     emit: Callable[[Event], None]
+    voice: Voice | None = None
 
     @property
     def most_seconds(self) -> float:

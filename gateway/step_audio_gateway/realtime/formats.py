@@ -7,10 +7,12 @@ import binascii
 import io
 import wave
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import soxr
 
 from step_audio_gateway.realtime.faults import Fault
 
@@ -61,6 +63,40 @@ class Format:
         if self.kind in _LAWS:
             return _LAWS[self.kind][np.frombuffer(data, np.uint8)]
         return np.frombuffer(data, "<i2")
+
+
+class Encoder:
+    """A stream of PCM16 at `rate` Hz to another format."""
+
+    def __init__(self, rate: int, format: Format):
+        self._rate = rate
+        self._format = format
+        self._stream = self._resampler()
+
+    def encode(self, data: bytes, last: bool = False) -> bytes:
+        """`data` holds whole samples; what comes may belong to earlier ones. `last`: what comes next is another
+        stream."""
+        samples = np.frombuffer(data, "<i2")
+        if self._stream is not None:
+            samples = self._stream.resample_chunk(samples, last=last)
+            if last:
+                self._stream = self._resampler()
+        if self._format.kind not in _LAWS:
+            return samples.astype("<i2", copy=False).tobytes()
+        order, borders = _nearest(self._format.kind)
+        return order[np.searchsorted(borders, samples)].tobytes()
+
+    def _resampler(self) -> soxr.ResampleStream | None:
+        rate = self._format.rate
+        return soxr.ResampleStream(self._rate, rate, 1, dtype="int16") if rate != self._rate else None
+
+
+@cache
+def _nearest(kind: Kind) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64]]:
+    """A law's codes by what they stand for, and the borders between them."""
+    order = np.argsort(_LAWS[kind], kind="stable").astype(np.uint8)
+    values = _LAWS[kind][order].astype(np.float64)
+    return order, (values[1:] + values[:-1]) / 2
 
 
 @dataclass(frozen=True)

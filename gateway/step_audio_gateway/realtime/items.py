@@ -19,7 +19,7 @@ PartKind = Literal["input_text", "input_audio", "output_text", "output_audio"]
 _PARTS: dict[str, tuple[str, ...]] = {
     "user": ("input_text", "input_audio"),
     "system": ("input_text",),
-    "assistant": ("output_text",),
+    "assistant": ("output_text", "output_audio"),
 }
 _OLDER = {"text": "output_text"}  # what the beta called it
 
@@ -97,11 +97,34 @@ def new_id(prefix: str) -> str:
 
 @dataclass
 class Part:
-    """Of a message. `text`: what is written, or what was said, as far as it is known."""
+    """Of a message. `text`: what is written, or what was said, as far as it is known. `played`: of what is said aloud,
+    characters of it and the ms of audio at whose end they have been heard."""
 
     kind: PartKind
     text: str = ""
     recording: Recording | None = None
+    played: list[tuple[int, float]] = field(default_factory=list)
+
+    def voiced(self, text: str, milliseconds: float) -> None:
+        """More of it: `text` begins where the audio does."""
+        before = self.played[-1][1] if self.played else 0.0
+        self.text += text
+        if text or not self.played:
+            self.played.append((len(self.text), before))
+        self.played[-1] = (len(self.text), before + milliseconds)
+
+    def cut(self, milliseconds: float) -> None:
+        """What was not heard after so long is forgotten, from the word on that was being said."""
+        start, begun = 0, 0.0
+        for end, ended in self.played:
+            if ended > milliseconds:
+                share = (milliseconds - begun) / (ended - begun)
+                at = start + int(share * (end - start))
+                if at < len(self.text) and not self.text[at].isspace():
+                    at = max(self.text.rfind(" ", 0, at), 0)
+                self.text = self.text[:at].rstrip()
+                return
+            start, begun = end, ended
 
     def public(self, whole: bool = False) -> dict[str, Any]:
         """`whole`: with its audio."""
@@ -173,6 +196,8 @@ def _part(given: GivenPart, role: Role, format: Format, param: str) -> Part:
     if kind not in _PARTS[role]:
         said = f"a part of a message of the {role}'s has one of these types: {', '.join(_PARTS[role])}"
         raise Fault("invalid_value", f"{param}.type: {said}", f"{param}.type")
+    if kind == "output_audio":  # of an earlier answer: its audio would tell the model nothing
+        return Part("output_text", given.transcript or "")
     if kind != "input_audio":
         if given.text is None:
             raise Fault("missing_required_parameter", f"{param}.text is missing", f"{param}.text")

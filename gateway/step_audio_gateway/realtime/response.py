@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from typing import Any, Literal
 
 from step_audio_client import AudioReport, ChatDelta, ChatUsage, ToolCall
 from step_audio_gateway.realtime.conversation import Conversation
 from step_audio_gateway.realtime.faults import Fault
-from step_audio_gateway.realtime.items import Item, Part, Status, new_id
+from step_audio_gateway.realtime.items import Item, Part, PartKind, Status, new_id
 from step_audio_gateway.realtime.session_config import SessionConfig
 from step_audio_gateway.responses import AudioWarning, MindPacedSpeech
 
@@ -33,12 +34,18 @@ class Response:
         self._config = config
         self._conversation = conversation
         self._metadata = metadata
+        self._output = config.audio.output.format.format("audio.output.format")
         self._thought: Item | None = None
         self._said: Item | None = None
         self._with_thought = "reasoning" in (config.include or ())
         self._audio: tuple[AudioReport, ...] = ()
         self._paced: MindPacedSpeech | None = None
         self._status: dict[str, Any] = {"status": "in_progress", "status_details": None}
+
+    @property
+    def aloud(self) -> bool:
+        """What is said comes by `voice`: `read` leaves it out."""
+        return self._config.output_modalities == ["audio"]
 
     @property
     def in_conversation(self) -> bool:
@@ -79,7 +86,7 @@ class Response:
                 yield from self._added(self._thought)
             self._thought.text += delta.reasoning
             yield event("response.reasoning_text.delta", **self._place(self._thought), delta=delta.reasoning)
-        if delta.content:
+        if delta.content and not self.aloud:
             if self._config.mind_paced_speaking is None:
                 yield from self._close_thought()
             yield from self._say(delta.content)
@@ -106,14 +113,31 @@ class Response:
             error = {"type": fault.kind, "code": fault.code, "message": str(fault)}
             yield from self._end("incomplete", "failed", {"error": error})
 
+    def voice(self, text: str, audio: bytes) -> Iterator[Event]:
+        """More of what is said aloud: `text` with the first of its audio, which is in the session's output format."""
+        if self._said is None:
+            yield from self._begin("output_audio", {"type": "audio", "transcript": ""})
+        item = self._said
+        assert item is not None
+        item.parts[0].voiced(text, 1000 * self._output.seconds(len(audio)))
+        if text:
+            yield event("response.output_audio_transcript.delta", **self._place(item), delta=text)
+        if audio:
+            yield event("response.output_audio.delta", **self._place(item), delta=base64.b64encode(audio).decode())
+
     def _say(self, text: str) -> Iterator[Event]:
         if self._said is None:
-            self._said = Item("message", status="in_progress", role="assistant")
-            yield from self._added(self._said)
-            self._said.parts.append(Part("output_text"))
-            yield event("response.content_part.added", **self._place(self._said), part={"type": "text", "text": ""})
-        self._said.parts[0].text += text
-        yield event("response.output_text.delta", **self._place(self._said), delta=text)
+            yield from self._begin("output_text", {"type": "text", "text": ""})
+        item = self._said
+        assert item is not None
+        item.parts[0].text += text
+        yield event("response.output_text.delta", **self._place(item), delta=text)
+
+    def _begin(self, kind: PartKind, part: dict[str, Any]) -> Iterator[Event]:
+        self._said = item = Item("message", status="in_progress", role="assistant")
+        yield from self._added(item)
+        item.parts.append(Part(kind))
+        yield event("response.content_part.added", **self._place(item), part=part)
 
     def _call(self, call: ToolCall) -> Iterator[Event]:
         item = Item("function_call", status="in_progress", call_id=call.id, name=call.name)
@@ -141,8 +165,14 @@ class Response:
         if (item := self._said) is None:
             return
         self._said, item.status, text = None, status, item.parts[0].text
-        yield event("response.output_text.done", **self._place(item), text=text)
-        yield event("response.content_part.done", **self._place(item), part={"type": "text", "text": text})
+        if self.aloud:
+            yield event("response.output_audio.done", **self._place(item))
+            yield event("response.output_audio_transcript.done", **self._place(item), transcript=text)
+            part = {"type": "audio", "transcript": text}
+        else:
+            yield event("response.output_text.done", **self._place(item), text=text)
+            part = {"type": "text", "text": text}
+        yield event("response.content_part.done", **self._place(item), part=part)
         yield from self._done(item)
 
     def _added(self, item: Item) -> Iterator[Event]:

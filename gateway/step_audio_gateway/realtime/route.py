@@ -22,6 +22,7 @@ from step_audio_gateway.realtime.desk import Desk
 from step_audio_gateway.realtime.faults import TOLD, Fault
 from step_audio_gateway.realtime.session import Session, default_config
 from step_audio_gateway.realtime.sessions import Sessions
+from step_audio_gateway.realtime.speech import SpeechServer, Voice
 
 SUBPROTOCOL = "realtime"  # which a browser offers beside its key
 
@@ -50,12 +51,13 @@ class ClientSecret(BaseModel):
 
 def realtime_routes(gateway: Gateway, admission: Admission, keys: Keys, sessions: Sessions) -> APIRouter:
     router = APIRouter(route_class=JsonRoute, responses=FAILURES, tags=["realtime"])
+    voice = SpeechServer(gateway.settings) if gateway.settings.speech_url else None
 
     @router.post("/v1/realtime/client_secrets", response_model=ClientSecret)
     async def create_client_secret(body: SecretRequest, request: Request) -> ClientSecret:
         """A secret that opens realtime sessions for some minutes: for browsers, which are to see no API key."""
         try:
-            config = default_config().updated(body.session, "session")
+            config = default_config(voice is not None).updated(body.session, "session")
         except Fault as fault:
             raise refused(str(fault), fault.param, fault.code) from None
         model = await gateway.model_name(config.model)
@@ -69,8 +71,8 @@ def realtime_routes(gateway: Gateway, admission: Admission, keys: Keys, sessions
         try:
             sessions.enter()
             connection = Connection(socket, gateway.settings, sessions.stopping)
-            desk = await _desk(gateway, admission, socket, caller, connection)
-            config = default_config().updated(caller.session, "session")
+            desk = await _desk(gateway, admission, socket, caller, connection, voice)
+            config = default_config(voice is not None).updated(caller.session, "session")
             held = HeldSession(admission, caller.key)
         except TOLD as error:
             told = error if isinstance(error, ApiError) else refused(str(error))
@@ -93,7 +95,12 @@ def realtime_routes(gateway: Gateway, admission: Admission, keys: Keys, sessions
 
 
 async def _desk(
-    gateway: Gateway, admission: Admission, socket: WebSocket, caller: Caller, connection: Connection
+    gateway: Gateway,
+    admission: Admission,
+    socket: WebSocket,
+    caller: Caller,
+    connection: Connection,
+    voice: Voice | None,
 ) -> Desk:
     """Raises ApiError, RequestError."""
     query = socket.query_params
@@ -101,4 +108,4 @@ async def _desk(
         raise refused("there are conversations only: no transcription sessions, and no calls", "intent")
     model = await gateway.model_name(query.get("model") or caller.session.get("model"))
     limits = (await gateway.client.serving_info())["limits"]
-    return Desk(gateway, admission, caller.key, model, limits, connection.outbox.put)
+    return Desk(gateway, admission, caller.key, model, limits, connection.outbox.put, voice)

@@ -127,9 +127,7 @@ class Session:
                 self._hold()
                 self._desk.emit(event("conversation.item.deleted", item_id=message.item_id))
             case ItemTruncate():
-                self._conversation.find(message.item_id, "truncate")
-                said = "Only model output audio messages can be truncated"
-                raise Fault("item_truncate_invalid_item_id", said, "item_id")
+                self._truncate(message)
             case ResponseCreate():
                 self._respond(message.response)
             case ResponseCancel():
@@ -143,6 +141,7 @@ class Session:
             await self._desk.gateway.model_name(config.model)
         if (how := config.audio.input.transcription) is not None:
             name_of(how.language)
+        self._check_voice(config, "session")
         if config.detection is not None and (command := missing()):
             place = "session.audio.input.turn_detection"
             raise Fault("invalid_value", f"{place}: this server finds no turns; it would need: {command}", place)
@@ -205,6 +204,15 @@ class Session:
             self._beside.add(task)
             task.add_done_callback(self._beside.discard)
 
+    def _truncate(self, message: ItemTruncate) -> None:
+        item = self._conversation.find(message.item_id, "truncate")
+        if message.content_index >= len(item.parts) or item.parts[message.content_index].kind != "output_audio":
+            said = "Only model output audio messages can be truncated"
+            raise Fault("item_truncate_invalid_item_id", said, "item_id")
+        item.parts[message.content_index].cut(message.audio_end_ms)
+        about = {"content_index": message.content_index, "audio_end_ms": message.audio_end_ms}
+        self._desk.emit(event("conversation.item.truncated", item_id=item.id, **about))
+
     def _create(self, message: ItemCreate) -> None:
         item = self._item(message.item, "item")
         self._hold(item.bytes)
@@ -216,12 +224,18 @@ class Session:
 
     def _respond(self, params: ResponseParams) -> None:
         config = self.config.updated(params.change, "response")
+        self._check_voice(config, "response")
         conversation = self._conversation if params.conversation == "auto" else None
         items = self._conversation.items
         if params.input is not None:
             items = [self._item(given, f"response.input[{i}]", True) for i, given in enumerate(params.input)]
         self._answering.check(conversation is not None)
         self._answering.begin(Response(config, conversation, params.metadata), config, list(items))
+
+    def _check_voice(self, config: SessionConfig, place: str) -> None:
+        if self._desk.voice is None and config.output_modalities == ["audio"]:
+            said = f'{place}.output_modalities: this server has no voice (see --speech-url): use ["text"]'
+            raise Fault("invalid_value", said, f"{place}.output_modalities")
 
     def _item(self, given: GivenItem, param: str, may_refer: bool = False) -> Item:
         if not isinstance(given, ItemReference):
@@ -247,7 +261,8 @@ class Session:
         return self.config.public() | {"id": self.id, "object": "realtime.session", "model": self._desk.model}
 
 
-def default_config() -> SessionConfig:
-    """The server finds turns, where it can."""
+def default_config(aloud: bool) -> SessionConfig:
+    """The server finds turns, where it can, and answers `aloud`, where it has a voice."""
     detection = None if missing() else ServerVad()
-    return SessionConfig(audio=AudioConfig(input=AudioInput(turn_detection=detection)))
+    audio = AudioConfig(input=AudioInput(turn_detection=detection))
+    return SessionConfig(audio=audio, output_modalities=["audio" if aloud else "text"])

@@ -84,10 +84,10 @@ class AudioInput(_Strict):
 
 
 class AudioOutput(_Strict):
-    """Is kept, and does nothing while answers are text."""
+    """Of answers that are said aloud. `voice`: a name that the speech server knows."""
 
     format: AudioFormat = AudioFormat()
-    voice: str | dict[str, Any] | None = None
+    voice: str | None = None
     speed: float = Field(default=1.0, ge=0.25, le=1.5)
 
 
@@ -113,7 +113,7 @@ class SessionConfig(BaseModel):
     type: Literal["realtime"] = "realtime"
     model: str | None = None
     instructions: str = ""
-    output_modalities: list[Literal["text"]] = Field(default=["text"], min_length=1, max_length=1)
+    output_modalities: list[Literal["text", "audio"]] = Field(default=["text"], min_length=1, max_length=1)
     audio: AudioConfig = AudioConfig()
     tools: list[ResponseFunction] = []
     tool_choice: Literal["auto", "none", "required"] | NamedChoice = "auto"

@@ -1,0 +1,200 @@
+"""Answers said aloud by another's speech server: sentence by sentence, as far as they were heard."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from gateway_fixture import ANSWER, THOUGHT, USAGE, FakeClient, listening
+from realtime_fixture import by_hand, connected, say, take, until
+from step_audio_client import ChatDelta
+from step_audio_gateway.realtime.formats import Encoder, Format
+from step_audio_gateway.realtime.items import Part
+from step_audio_gateway.realtime.speaking import first_piece, words_so_far
+
+LAWS = [Format("audio/pcmu", 8_000), Format("audio/pcma", 8_000)]
+ALOUD = [
+    "response.created",
+    "response.output_item.added",
+    "conversation.item.added",
+    "response.content_part.added",
+    "response.output_audio_transcript.delta",
+    "response.output_audio.delta",
+    "response.output_audio.done",
+    "response.output_audio_transcript.done",
+    "response.content_part.done",
+    "conversation.item.done",
+    "response.output_item.done",
+    "response.done",
+]
+
+
+class Speech(BaseHTTPRequestHandler):
+    """A speech server: 10 ms of a tone for each character."""
+
+    protocol_version = "HTTP/1.1"
+    asked: list[dict] = []  # noqa: RUF012
+    fails = False
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        type(self).asked.append(asked | {"path": self.path, "key": self.headers["Authorization"]})
+        tone = 8000 * np.sin(np.arange(240 * len(asked["input"])) / 8)
+        data = tone.astype("<i2").tobytes()
+        self.send_response(500 if type(self).fails else 200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        for start in range(0, len(data), 4801):  # odd: within a sample
+            self.wfile.write(data[start : start + 4801])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def fake() -> FakeClient:
+    return FakeClient()
+
+
+@pytest.fixture(scope="module")
+def url(fake):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Speech)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    speech = f"http://127.0.0.1:{server.server_port}/v1"
+    with listening(fake, speech_url=speech, speech_api_key="sk", speech_voice="anna") as url:
+        yield url
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def spoken():
+    Speech.asked, Speech.fails = [], False
+    return Speech.asked
+
+
+def test_pieces():
+    assert first_piece("It is four. And", False) == "", "too short for a voice"
+    assert first_piece("It is certainly four. And", False) == "It is certainly four."
+    assert first_piece("It is 3.5 of them", False) == "" and first_piece("So", True) == "So"
+    assert first_piece("这是一个非常好的问题，谢谢你。然后", False) == "这是一个非常好的问题，谢谢你。"
+    assert words_so_far("one two thr") == "one two " and words_so_far("thr") == ""
+
+
+def test_what_was_not_heard_is_cut_at_the_word():
+    def heard(milliseconds: int) -> str:
+        part = Part("output_audio")
+        part.voiced("One two three.", 700)
+        part.voiced("", 700)
+        part.voiced(" Four five.", 1100)
+        part.cut(milliseconds)
+        return part.text
+
+    assert heard(0) == "" and heard(5000) == "One two three. Four five." == heard(2500)
+    assert heard(1400) == "One two three." and heard(600) == "One" and heard(1250) == "One two"
+    assert heard(2000) == "One two three. Four"
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.kind)
+def test_g711_there_and_back(law):
+    codes = bytes(range(256))
+    values = law.samples(codes)
+    again = law.samples(Encoder(8_000, law).encode(values.astype("<i2").tobytes()))
+    assert again.tolist() == values.tolist()
+    ramp = np.arange(-32768, 32768, 7, np.int16)
+    told = law.samples(Encoder(8_000, law).encode(ramp.tobytes())).astype(int)
+    assert (
+        np.abs(told - ramp) <= np.maximum(np.abs(ramp.astype(int)) / 16, 16) + 400 * (np.abs(ramp.astype(int)) > 32000)
+    ).all()
+
+
+async def test_an_answer_said_aloud(url, fake, spoken):
+    async with connected(url) as connection:
+        assert connection.created.session.output_modalities == ["audio"], "OpenAI's default, where there is a voice"
+        await by_hand(connection)
+        await say(connection, "hello")
+        await connection.response.create()
+        events = await until(connection, "response.done")
+        kinds = [event.type for event in events[2:]]  # behind those of the question
+        assert [kind for i, kind in enumerate(kinds) if i == 0 or kind != kinds[i - 1]] == ALOUD
+        audio = b"".join(base64.b64decode(e.delta) for e in events if e.type == "response.output_audio.delta")
+        assert len(audio) == 480 * len(ANSWER)
+        (part,) = events[-1].response.output[0].content
+        assert (part.type, part.transcript) == ("output_audio", ANSWER)
+        (asked,) = spoken
+        assert asked == {
+            "path": "/v1/audio/speech", "key": "Bearer sk", "input": ANSWER, "voice": "anna", "model": "tts-1",
+            "response_format": "pcm",
+        }  # fmt: skip
+        assert THOUGHT not in str(events), "the thought is not said"
+
+
+async def test_sentence_by_sentence_in_another_format(url, play, spoken):
+    words = ["Once upon a time. ", "There was ", "a king.", " He"]
+    play(*[ChatDelta(content=word, raw=word) for word in words], 1.0, ChatDelta(finish_reason="stop", usage=USAGE))
+    async with connected(url) as connection:
+        audio = {"input": {"turn_detection": None}, "output": {"format": {"type": "audio/pcmu"}, "voice": "emma"}}
+        await by_hand(connection, audio=audio)
+        await say(connection, "hello")
+        await connection.response.create()
+        events = await until(connection, "response.done")
+        assert [one["input"] for one in spoken] == ["Once upon a time.", "There was a king.", "He"]
+        assert {one["voice"] for one in spoken} == {"emma"}
+        told = [event.delta for event in events if event.type == "response.output_audio_transcript.delta"]
+        assert "".join(told) == "".join(words)
+        data = b"".join(base64.b64decode(e.delta) for e in events if e.type == "response.output_audio.delta")
+        assert abs(len(data) - 80 * len("Once upon a time.There was a king.He")) < 10, "8,000 bytes a second"
+
+
+async def test_history_holds_what_was_heard(url, fake, play, spoken):
+    play(ChatDelta(content="Once upon a time there was a king.", raw="x"), ChatDelta(finish_reason="stop", usage=USAGE))
+    async with connected(url) as connection:
+        await by_hand(connection)
+        await say(connection, "hello")
+        await connection.response.create()
+        item = (await until(connection, "response.done"))[-1].response.output[0]
+        await connection.conversation.item.truncate(item_id=item.id, content_index=0, audio_end_ms=150)
+        truncated = await take(connection)
+        assert (truncated.type, truncated.item_id, truncated.audio_end_ms) == (
+            "conversation.item.truncated", item.id, 150
+        )  # fmt: skip
+        await say(connection, "go on")
+        await connection.response.create()
+        await until(connection, "response.done")
+        assert fake.messages[1]["content"][0]["text"] == "Once upon a"
+
+
+async def test_an_interrupted_answer_keeps_what_was_said_and_stops_the_voice(url, fake, play, spoken):
+    play(ChatDelta(content="Once upon a time. Then ", raw="x"), 60.0)
+    async with connected(url) as connection:
+        await by_hand(connection)
+        await say(connection, "hello")
+        await connection.response.create()
+        await until(connection, "response.output_audio.delta")
+        await connection.response.cancel()
+        last = (await until(connection, "response.done"))[-1].response
+        assert last.status == "cancelled" and last.output[0].content[0].transcript.startswith("Once upon a time.")
+        said = len(spoken)
+        await asyncio.sleep(0.5)
+        assert len(spoken) == said <= 2
+
+
+async def test_a_voice_that_fails_ends_the_answer_not_the_session(url, fake, play, spoken):
+    Speech.fails = True
+    play(ChatDelta(content="Once upon a time. ", raw="x"), *[0.05, ChatDelta(content="x", raw="x")] * 200)
+    async with connected(url) as connection:
+        await by_hand(connection)
+        await say(connection, "hello")
+        await connection.response.create()
+        last = (await until(connection, "response.done"))[-1].response
+        assert (last.status, last.status_details.error.code) == ("failed", "speech_failed")
+        await connection.session.update(session={"type": "realtime", "output_modalities": ["text"]})
+        await until(connection, "session.updated")
