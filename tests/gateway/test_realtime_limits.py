@@ -8,6 +8,7 @@ import json
 import re
 import socket
 import threading
+import time
 
 import httpx
 import pytest
@@ -17,6 +18,9 @@ from websockets.asyncio.client import connect
 from gateway_fixture import USAGE, FakeClient, listening
 from realtime_fixture import by_hand, connected, pcm, say, take, until
 from step_audio_client import ChatDelta
+from step_audio_gateway.auth import Keys
+from step_audio_gateway.errors import ApiError
+from step_audio_gateway.realtime.client_secrets import caller_of, make_secret
 
 PROTOCOLS = ["realtime", "openai-insecure-api-key.{}", "openai-beta.realtime-v1"]
 
@@ -81,6 +85,16 @@ async def test_a_secret_opens_sessions_as_it_says(url, openai):
     longer = base64.urlsafe_b64encode(json.dumps(told | {"exp": told["exp"] + 9}).encode()).decode().rstrip("=")
     for forged in (f"ek_{longer}.{signature}", f"ek_{said}.{signature[:-2]}", "ek_", "ek_%.%"):
         assert (await refusal(url, key=forged)) == (401, "invalid_api_key")
+
+
+def test_a_secret_ends():
+    keys = Keys(["one", "two"])
+    assert caller_of(f"Bearer {make_secret(keys, 1, {}, round(time.time()) + 5)}", keys).key == 1
+    for given in (make_secret(keys, 1, {}, round(time.time()) - 5), make_secret(Keys(["x"]), 0, {}, 2**40)):
+        with pytest.raises(ApiError):
+            caller_of(f"Bearer {given}", keys)
+    with pytest.raises(ApiError, match="session.update"):
+        make_secret(keys, 0, {"instructions": "x" * 20_000}, 0)
 
 
 async def test_no_page_of_others_where_there_is_no_key(fake):
