@@ -10,6 +10,7 @@ import resource
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from typing import cast
@@ -70,7 +71,9 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
             server.close()  # nobody else comes meanwhile
-        await cast(FastAPI, self.config.app).state.sessions.drain(SHUTDOWN_TIMEOUT)
+        begun, most = time.monotonic(), self.config.timeout_graceful_shutdown or SHUTDOWN_TIMEOUT
+        await cast(FastAPI, self.config.app).state.sessions.drain(most)
+        self.config.timeout_graceful_shutdown = max(1, round(begun + most - time.monotonic()))
         await super().shutdown(sockets)
 
 

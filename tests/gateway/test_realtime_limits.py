@@ -93,7 +93,7 @@ def test_a_secret_ends():
     for given in (make_secret(keys, 1, {}, round(time.time()) - 5), make_secret(Keys(["x"]), 0, {}, 2**40)):
         with pytest.raises(ApiError):
             caller_of(f"Bearer {given}", keys)
-    with pytest.raises(ApiError, match="session.update"):
+    with pytest.raises(ApiError, match=r"session\.update"):
         make_secret(keys, 0, {"instructions": "x" * 20_000}, 0)
 
 

@@ -41,6 +41,7 @@ async def test_a_written_question_is_answered_in_openais_order(url, fake):
     async with connected(url) as connection:
         session = await by_hand(connection, instructions="Be brief.")
         assert (session.type, session.instructions, session.output_modalities) == ("realtime", "Be brief.", ["text"])
+        assert connection.created.session.audio.input.format.rate == 24_000, "Pipecat insists on it"
         assert session.id == connection.created.session.id and session.model == "tiny"
         await say(connection, "hello")
         added, done = await take(connection), await take(connection)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from step_audio_gateway.controls import Effort, MindPacedControl, ThinkingControl
 from step_audio_gateway.realtime.faults import Fault
@@ -27,11 +27,19 @@ class AudioFormat(_Strict):
     """PCM16 at 24 or 16 kHz, or G.711, which is at 8 kHz."""
 
     type: Kind = "audio/pcm"
-    rate: Literal[24_000, 16_000, 8_000] | None = None
+    rate: Literal[24_000, 16_000, 8_000] = 24_000
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_rate(cls, value: Any) -> Any:
+        """Clients read it, and some insist on a number."""
+        if isinstance(value, dict) and value.get("rate") is None:
+            return {**value, "rate": 24_000 if value.get("type", "audio/pcm") == "audio/pcm" else 8_000}
+        return value
 
     def format(self, place: str) -> Format:
         """Raises Fault."""
-        rate = self.rate or (24_000 if self.type == "audio/pcm" else 8_000)
+        rate = self.rate
         if (rate == 8_000) == (self.type == "audio/pcm"):
             raise Fault("invalid_value", f"{place}.rate: {rate} does not go with {self.type}", f"{place}.rate")
         return Format(self.type, rate)
