@@ -102,7 +102,7 @@ class Metrics:
         self.sessions = Gauge("step_audio_realtime_sessions", "Realtime sessions that are open", registry=self.registry)
         self.turn_first = Histogram(
             "step_audio_realtime_first_word_seconds",
-            "From the end of a turn of a realtime session to the first text of its answer",
+            "From the end of a turn of a realtime session, or where one asks for it, to the answer's first text",
             buckets=LATENCY,
             registry=self.registry,
         )

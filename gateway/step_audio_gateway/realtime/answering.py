@@ -158,12 +158,12 @@ class Answering:
         speaker: Speaker | None,
     ) -> ChatDelta:
         """All but the last delta, which is returned: the place is free before all has been said."""
-        desk, begun, last = self._desk, time.monotonic(), ChatDelta()
+        desk, silent, last = self._desk, True, ChatDelta()
         async with desk.answer(messages, options, places) as deltas:
             async for _, delta in deltas:
-                if delta.content and begun:
-                    desk.gateway.metrics.turn_first.observe(time.monotonic() - begun)
-                    begun = 0.0
+                if delta.content and silent:
+                    desk.gateway.metrics.turn_first.observe(time.monotonic() - response.begun)
+                    silent = False
                 if speaker is not None and delta.content:
                     speaker.say(delta.content)
                 if delta.usage:

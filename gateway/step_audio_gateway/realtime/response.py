@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ class Response:
 
     def __init__(self, config: SessionConfig, conversation: Conversation | None, metadata: dict[str, str] | None):
         self.id = new_id("resp")
+        self.begun = time.monotonic()
         self.items: list[Item] = []
         self._places: dict[str, int] = {}
         self.usage: ChatUsage | None = None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, WebSocket
 from pydantic import BaseModel, Field
-from starlette.websockets import WebSocketState
+from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from step_audio_gateway.admission import Admission, HeldSession
 from step_audio_gateway.auth import Keys
@@ -89,7 +90,8 @@ def realtime_routes(gateway: Gateway, admission: Admission, keys: Keys, sessions
         fields |= {"turns": session.turns, "prompt_tokens": prompt, "completion_tokens": completion}
         fields["closed"] = close.reason
         if close is not GONE and socket.application_state is WebSocketState.CONNECTED:
-            await socket.close(close.code, close.reason)
+            with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # it may have gone meanwhile
+                await socket.close(close.code, close.reason)
 
     return router
 
