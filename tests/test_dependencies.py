@@ -67,7 +67,6 @@ WHY = {
     "onnxscript": "torch.onnx writes with it",
     "python-multipart": "FastAPI reads forms with it",
     "silero-vad": "its network is read",
-    "websockets": "uvicorn and OpenAI's package speak with it",
 }
 
 
