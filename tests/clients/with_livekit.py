@@ -5,12 +5,14 @@ They send the LLM text alone, about which the small model knows no tool: it has 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import wave
 from typing import Literal
 
+import aiohttp
 import httpx2
-from cases import DICTATION, KEY, MODEL, MOST_TOKENS, URL, WRITTEN, case, holds, main, same
+from cases import DICTATION, KEY, MODEL, MOST_TOKENS, SUM, URL, WRITTEN, case, holds, main, same
 from livekit import rtc
 from livekit.agents import function_tool, llm
 from livekit.plugins import openai
@@ -98,6 +100,38 @@ async def _() -> None:
         for one in DICTATION:
             event = await stt.recognize(frames(one["file"]))
             same(event.alternatives[0].text, one["text"])
+
+
+@case("realtime.RealtimeModel, spoken")
+async def _() -> None:
+    """With the plugin's own settings: the server finds the turn, and answers it."""
+    async with aiohttp.ClientSession() as http:
+        model = openai.realtime.RealtimeModel(model=MODEL, modalities=["text"], http_session=http, **ADDRESS)
+        session, answers = model.session(), asyncio.Queue()
+        session.on("generation_created", answers.put_nowait)
+        await session.update_instructions("Listen and answer.")
+        silence = rtc.AudioFrame(bytes(2 * 24_000), 24_000, 1, 24_000)
+        for frame in (*frames(SUM["file"]), silence, silence):
+            session.push_audio(frame)
+        said = [
+            str(text) async for message in (await answers.get()).message_stream async for text in message.text_stream
+        ]
+        holds("".join(said), SUM["answer"])
+        await session.aclose()
+
+
+@case("realtime.RealtimeModel, written")
+async def _() -> None:
+    async with aiohttp.ClientSession() as http:
+        model = openai.realtime.RealtimeModel(
+            model=MODEL, modalities=["text"], turn_detection=None, http_session=http, **ADDRESS
+        )
+        session = model.session()
+        await session.update_chat_ctx(asked())
+        answer = await session.generate_reply()
+        said = [str(text) async for message in answer.message_stream async for text in message.text_stream]
+        holds("".join(said), WRITTEN["answer"])
+        await session.aclose()
 
 
 main()
