@@ -104,6 +104,13 @@ async def test_no_page_of_others_where_there_is_no_key(fake):
         assert caught.value.response.status_code == 403
 
 
+async def test_under_a_proxys_path(fake):
+    with listening(fake, root_path="/speech") as url:
+        for base in (f"{url}/speech", url):
+            async with connected(base):
+                pass
+
+
 async def test_so_many_sessions_and_no_more(url):
     async with connected(url, key="one"), connected(url, key="one"), connected(url, key="one"):
         assert (await refusal(url, key="one"))[0] == 429, "the last is for who has none"
