@@ -68,6 +68,7 @@ def test_python_runs(page, text, url, listener, tmp_path, monkeypatch, capsys):
     names = vars(step_audio_client) | {
         "Path": Path,
         "base64_wav": base64.b64encode(SUM.read_bytes()).decode(),
+        "base64_pcm16": base64.b64encode(SUM.read_bytes()[44:]).decode(),
         "recording": Path("question.wav"),
         "speak": spoken.append,
         "text": f"{THOUGHT}\n</think>\n{ANSWER}",
