@@ -127,12 +127,17 @@ def stated_seconds(data: bytes) -> float | None:
 
 def encode_wav(samples: Float32Array, rate: int = SAMPLE_RATE) -> bytes:
     """[n] as a file of 16 bits a sample, mono; what is beyond [-1, 1] is clipped."""
+    return wav_of(np.round(np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes(), rate)
+
+
+def wav_of(pcm16: bytes, rate: int) -> bytes:
+    """Samples of 16 bits, little-endian, mono, as a file."""
     file = io.BytesIO()
     with wave.open(file, "wb") as writer:
         writer.setnchannels(1)
         writer.setsampwidth(2)
         writer.setframerate(rate)
-        writer.writeframes(np.round(np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
+        writer.writeframes(pcm16)
     return file.getvalue()
 
 

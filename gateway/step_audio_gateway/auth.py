@@ -25,12 +25,17 @@ class Keys:
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]  # all of them: no early end
         if scheme.lower() != "bearer" or not any(matches):
             said = "the API key is not valid" if key else "an API key is needed: Authorization: Bearer KEY"
-            raise ApiError(401, said, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+            raise wrong_key(said)
         return matches.index(True)
 
     def sign(self, key: int, data: bytes) -> bytes:
         """What only a holder of that key can make. Without keys everybody can: then everybody may call, too."""
         return hmac.digest(self._digests[key] if self._digests else b"", data, "sha256")
+
+
+def wrong_key(text: str) -> ApiError:
+    """401. `text`: what is wrong with the key, or with what stands in its place."""
+    return ApiError(401, text, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
 
 def _digest(key: str) -> bytes:

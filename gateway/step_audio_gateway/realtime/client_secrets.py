@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from step_audio_gateway.auth import Keys
-from step_audio_gateway.errors import ApiError, refused
+from step_audio_gateway.auth import Keys, wrong_key
+from step_audio_gateway.errors import refused
 
 PREFIX = "ek_"
 MOST_CHARACTERS = 16_384  # it travels in a header
@@ -60,18 +60,14 @@ def _of_secret(secret: str, keys: Keys) -> Caller:
     try:
         told, signed = _bytes(said), _bytes(signature)
     except (binascii.Error, ValueError):
-        raise _wrong("the client secret is not valid") from None
+        raise wrong_key("the client secret is not valid") from None
     matches = [hmac.compare_digest(keys.sign(key, told), signed) for key in range(max(1, len(keys)))]
     if not any(matches):
-        raise _wrong("the client secret is not valid")
+        raise wrong_key("the client secret is not valid")
     values = json.loads(told)  # ours, as it is signed
     if keys and values["exp"] < time.time():
-        raise _wrong("the client secret has expired: ask for another")
+        raise wrong_key("the client secret has expired: ask for another")
     return Caller(matches.index(True), values["session"])
-
-
-def _wrong(text: str) -> ApiError:
-    return ApiError(401, text, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
 
 def _text(data: bytes) -> str:

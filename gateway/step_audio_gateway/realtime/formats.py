@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
-import wave
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal, TypeAlias
@@ -14,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
+from step_audio.audio import wav_of
 from step_audio_gateway.realtime.faults import Fault
 
 Int16Array: TypeAlias = npt.NDArray[np.int16]
@@ -112,13 +111,7 @@ class Recording:
 
     def wav(self) -> bytes:
         """A WAV file of 16 bits, at the rate that it came with: it is resampled where every recording is."""
-        file = io.BytesIO()
-        with wave.open(file, "wb") as writer:
-            writer.setnchannels(1)
-            writer.setsampwidth(2)
-            writer.setframerate(self.format.rate)
-            writer.writeframes(self.format.samples(self.data).astype("<i2", copy=False).tobytes())
-        return file.getvalue()
+        return wav_of(self.format.samples(self.data).astype("<i2", copy=False).tobytes(), self.format.rate)
 
     def base64(self) -> str:
         return base64.b64encode(self.data).decode()

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from step_audio_client import Audio
+from step_audio_gateway.messages import kind_of
 from step_audio_gateway.nulls import Lenient
 from step_audio_gateway.realtime.faults import Fault
 from step_audio_gateway.realtime.formats import Format, Recording, decode
@@ -74,8 +75,7 @@ class ItemReference(_Given):
 
 
 def _tag(value: Any) -> str:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return f"<{kind}>"
+    return f"<{kind_of(value)}>"
 
 
 GivenItem = Annotated[
