@@ -11,6 +11,7 @@ from decimal import Decimal
 
 from step_audio_client import Reply, ToolCall
 from step_audio_evaluation.items import Item
+from step_audio_training.word_errors import word_errors
 
 _NUMBER = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w])")
 # "A dog" has an article, not a letter; "C#" and "C++" are no letters either.
@@ -92,16 +93,6 @@ def is_word(text: str, expected: str, options: Sequence[str]) -> bool:
     """
     said = set(normalised_words(text))
     return {option for option in options if option.casefold() in said} == {expected}
-
-
-def word_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> int:
-    """The least number of insertions, deletions and substitutions from one to the other (Levenshtein)."""
-    row = list(range(len(hypothesis) + 1))
-    for i, said in enumerate(reference, 1):
-        diagonal, row[0] = row[0], i
-        for j, heard in enumerate(hypothesis, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (said != heard))
-    return row[-1]
 
 
 def is_call(calls: Sequence[ToolCall], name: str, expression: str) -> bool:

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
+from starlette.responses import Response
 
 from step_audio_client import Audio, ChatOptions
 from step_audio_gateway.audio_parts import client_messages
-from step_audio_gateway.chunks import Deltas, Item
+from step_audio_gateway.chunks import Chunks, Deltas, Item
+from step_audio_gateway.controls import StreamOptions
 from step_audio_gateway.core import Gateway
 from step_audio_gateway.errors import refused
-from step_audio_gateway.generations import unless_gone
+from step_audio_gateway.generations import EventStream, unless_gone
 from step_audio_gateway.options import (
     answers_at_once,
     chat_options,
@@ -64,6 +66,18 @@ def answers(gateway: Gateway, asked: Asked, request: Request) -> Deltas:
     """All answers under way, told to the log on their way."""
     deltas = gateway.answers(asked.messages, asked.options)
     return logged(deltas, request.state.log, gateway.settings.log_content, len(asked.options))
+
+
+async def replied(
+    request: Request, reply: Chunks[Any], deltas: Deltas, stream: bool | None, options: StreamOptions | None
+) -> Response:
+    """Whole, or as server-sent events. Raises ApiError, RequestError, ClientGone."""
+    if not stream:
+        whole = await unless_gone(request.receive, reply.whole(deltas))
+        return Response(whole.model_dump_json(exclude_unset=True), media_type="application/json")
+    # The first delta is waited for, so that what goes wrong before it still has a status of its own.
+    first = await unless_gone(request.receive, first_of(deltas))
+    return EventStream(reply.events(again(first, deltas), options), deltas)
 
 
 async def first_of(deltas: Deltas) -> Item:

@@ -7,11 +7,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from step_audio_gateway.asking import again, answers, first_of, prepare
+from step_audio_gateway.asking import answers, prepare, replied
 from step_audio_gateway.completions import Completion
 from step_audio_gateway.core import Gateway
 from step_audio_gateway.errors import ErrorBody
-from step_audio_gateway.generations import EventStream, unless_gone
 from step_audio_gateway.json_body import JsonRoute
 from step_audio_gateway.responses import ChatCompletion
 from step_audio_gateway.schemas import ChatRequest
@@ -54,11 +53,6 @@ def chat_routes(gateway: Gateway) -> APIRouter:
         completion = Completion(asked.model, raw=not asked.separate, logprobs=bool(body.logprobs))
         request.state.log["completion"] = completion.id
         deltas = answers(gateway, asked, request)
-        if not body.stream:
-            whole = await unless_gone(request.receive, completion.whole(deltas))
-            return Response(whole.model_dump_json(exclude_unset=True), media_type="application/json")
-        # The first delta is waited for, so that what goes wrong before it still has a status of its own.
-        first = await unless_gone(request.receive, first_of(deltas))
-        return EventStream(completion.events(again(first, deltas), body.stream_options), deltas)
+        return await replied(request, completion, deltas, body.stream, body.stream_options)
 
     return router

@@ -32,6 +32,10 @@ class Chunks(ABC, Generic[Choice]):
         self.prompts = prompts
 
     @abstractmethod
+    async def whole(self, deltas: Deltas) -> BaseModel:
+        """Read all deltas. Raises RequestError."""
+
+    @abstractmethod
     def chunk_choice(self, index: int, delta: ChatDelta, first: bool) -> Choice | None:
         """None if there is nothing to tell."""
 

@@ -9,11 +9,11 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from step_audio_client import RawOptions, RawPrompt
-from step_audio_gateway.asking import again, first_of, logged
+from step_audio_gateway.asking import logged, replied
 from step_audio_gateway.chat import FAILURES, events_of
 from step_audio_gateway.core import Gateway
 from step_audio_gateway.errors import refused, unsupported
-from step_audio_gateway.generations import EventStream, unless_gone
+from step_audio_gateway.generations import unless_gone
 from step_audio_gateway.json_body import JsonRoute
 from step_audio_gateway.options import for_each_answer, raw_options
 from step_audio_gateway.published import REFUSED_COMPLETIONS, check_published
@@ -49,11 +49,7 @@ def raw_routes(gateway: Gateway) -> APIRouter:
         completion = RawCompletion(model, echoed, n, logprobs=body.logprobs is not None)
         fields["completion"] = completion.id
         deltas = logged(gateway.texts(prompts, options), fields, log_content, n)
-        if not body.stream:
-            whole = await unless_gone(request.receive, completion.whole(deltas))
-            return Response(whole.model_dump_json(exclude_unset=True), media_type="application/json")
-        first = await unless_gone(request.receive, first_of(deltas))
-        return EventStream(completion.events(again(first, deltas), body.stream_options), deltas)
+        return await replied(request, completion, deltas, body.stream, body.stream_options)
 
     return router
 

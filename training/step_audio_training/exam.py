@@ -16,6 +16,7 @@ from step_audio_training.batches import Encoded
 from step_audio_training.examples import Task
 from step_audio_training.model import Listener
 from step_audio_training.questions import Question, draw_known, draw_question, sets_that_can_be_made
+from step_audio_training.word_errors import word_errors
 
 MOST_TOKENS = 160
 NOT_UNDERSTOOD = "I did not understand"
@@ -65,16 +66,6 @@ def examine(model: Listener, tokenizer: Tokenizer, paper: Paper, at_once: int = 
 
 def normal(text: str) -> str:
     return " ".join(text.lower().split())
-
-
-def word_errors(said: Sequence[str], heard: Sequence[str]) -> int:
-    """The least number of words to insert, delete and replace."""
-    row = list(range(len(heard) + 1))
-    for n, word in enumerate(said, 1):
-        diagonal, row[0] = row[0], n
-        for m, other in enumerate(heard, 1):
-            diagonal, row[m] = row[m], min(row[m] + 1, row[m - 1] + 1, diagonal + (word != other))
-    return row[-1]
 
 
 def _answers(model: Listener, tokenizer: Tokenizer, questions: Sequence[Question]) -> list[str]:
