@@ -63,8 +63,7 @@ class Asker:
 
 
 def megabytes(request: Way) -> float:
-    size: int = infer_request(request.model, "0" * 32, request.inputs()).ByteSize()
-    return size / 1e6
+    return len(infer_request(request.model, "0" * 32, request.inputs()).serialized()) / 1e6
 
 
 async def ways_to_go_on(address: str, rounds: int, seed: int) -> str:

@@ -17,18 +17,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Coroutine
-from typing import Any, TypeAlias
+from typing import Any
 
 import grpc
 import numpy as np
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2
 
 from step_audio.steps.leases import PREFIX
 from step_audio_client.errors import LOST
 from step_audio_client.generators import inner
-from step_audio_client.wire import Response, infer_request, infer_response, scalar
-
-Stub: TypeAlias = service_pb2_grpc.GRPCInferenceServiceStub
+from step_audio_client.wire import Request, Response, Stub, infer_request, infer_response, scalar
 
 LEASE = "lease"  # the model; its ids are PREFIX and the answer's own
 ENDING = 5.0  # seconds in which a call that nobody waits for has to end by itself; then it is cancelled
@@ -55,9 +53,7 @@ class Answer:
     answers of a decoupled model and of another meet on a stream.
     """
 
-    def __init__(
-        self, stub: Stub, request: service_pb2.ModelInferRequest, timeout: float | None = None, leased: bool = False
-    ):
+    def __init__(self, stub: Stub, request: Request, timeout: float | None = None, leased: bool = False):
         self._stub, self._request, self._timeout = stub, request, timeout
         self._found: asyncio.Queue[Response | Exception] = asyncio.Queue()
         self._whole = False
@@ -101,7 +97,7 @@ class Answer:
         try:
             with contextlib.suppress(asyncio.InvalidStateError):  # it has ended: reading says how
                 # Written and read, not iterated: gRPC would do that in tasks of its own, which nobody ends.
-                await self._call.write(self._request)
+                await self._call.write(await self._request.encoded())
             sent = True
             while (message := await self._call.read()) is not grpc.aio.EOF:
                 if message.error_message:
@@ -144,13 +140,11 @@ class Answer:
             await lease
 
 
-async def ask(
-    stub: Stub, request: service_pb2.ModelInferRequest, timeout: float | None
-) -> service_pb2.ModelInferResponse:
+async def ask(stub: Stub, request: Request, timeout: float | None) -> service_pb2.ModelInferResponse:
     """The answer of a model that is not decoupled. Raises TimeoutError and grpc.aio.AioRpcError."""
 
     async def answer() -> service_pb2.ModelInferResponse:
-        return await stub.ModelInfer(request)
+        return await stub.ModelInfer(await request.encoded())
 
     task = _begin(stub, answer())
     try:
@@ -164,9 +158,7 @@ async def ask(
 
 
 @inner
-async def stream(
-    stub: Stub, request: service_pb2.ModelInferRequest, timeout: float | None = None
-) -> AsyncGenerator[Response]:
+async def stream(stub: Stub, request: Request, timeout: float | None = None) -> AsyncGenerator[Response]:
     """`Answer.responses` of one that needs no lease; it begins with the first that is waited for."""
     async with contextlib.aclosing(Answer(stub, request, timeout).responses()) as responses:
         async for response in responses:
@@ -202,9 +194,7 @@ def _bound(task: asyncio.Task[Any]) -> None:
         task.add_done_callback(lambda _: timer.cancel())
 
 
-def _leased(
-    request_id: str, *, open: bool, seconds: float | None = None, stop: bool = False
-) -> service_pb2.ModelInferRequest:
+def _leased(request_id: str, *, open: bool, seconds: float | None = None, stop: bool = False) -> Request:
     inputs = {"open": scalar(open, np.bool_)}
     if seconds is not None:
         inputs["seconds"] = scalar(seconds, np.float32)

@@ -12,7 +12,6 @@ from uuid import uuid4
 
 import grpc
 import numpy as np
-from tritonclient.grpc import service_pb2_grpc
 
 from step_audio.errors import Retry
 from step_audio.steps.leases import PREFIX
@@ -26,7 +25,7 @@ TOKENIZER = "tokenizer"
 MESSAGES = b'[{"role": "user", "content": "."}]'
 
 
-async def heartbeat(stub: service_pb2_grpc.GRPCInferenceServiceStub, timeout: float) -> str | None:
+async def heartbeat(stub: wire.Stub, timeout: float) -> str | None:
     """The model that does not answer within `timeout` seconds, and how it does not; None while all do.
 
     A small request goes through each, and takes neither a slot nor a place in the LLM's queue. An error is an answer,
@@ -34,7 +33,7 @@ async def heartbeat(stub: service_pb2_grpc.GRPCInferenceServiceStub, timeout: fl
     """
     prompt = wire.infer_request(PROMPT, "", {"messages": wire.byte_strings([MESSAGES])})
     info = wire.infer_request(TOKENIZER, "", {})
-    info.outputs.add(name="serving_info")
+    info.message.outputs.add(name="serving_info")
     nobodys = uuid4().hex
     lease = wire.infer_request(calls.LEASE, f"{PREFIX}{nobodys}", {"open": wire.scalar(False, np.bool_)})
     asked: dict[str, Awaitable[Any]] = {
@@ -48,9 +47,7 @@ async def heartbeat(stub: service_pb2_grpc.GRPCInferenceServiceStub, timeout: fl
     return next((fault for fault in faults if fault is not None), None)
 
 
-async def audio_report(
-    stub: service_pb2_grpc.GRPCInferenceServiceStub, request_id: str, timeout: float
-) -> tuple[AudioReport, ...]:
+async def audio_report(stub: wire.Stub, request_id: str, timeout: float) -> tuple[AudioReport, ...]:
     """Of the recordings of the generation of this id, whose first token has come; nothing where the server is gone."""
     asked = wire.infer_request(calls.LEASE, f"{PREFIX}{request_id}", {"report": wire.scalar(True, np.bool_)})
     try:
@@ -60,7 +57,7 @@ async def audio_report(
     return audio_reports(wire.infer_response(answer).outputs["audio_report"])
 
 
-async def stop(stub: service_pb2_grpc.GRPCInferenceServiceStub, request_id: str, timeout: float) -> None:
+async def stop(stub: wire.Stub, request_id: str, timeout: float) -> None:
     """Has the LLM end the request of this id. Raises as `Answer.responses` does."""
     required = ("input_ids", "input_lengths", "request_output_len")  # by the model's configuration, not read
     inputs = {name: wire.scalar(1, np.int32) for name in required} | {"stop": wire.scalar(True, np.bool_)}

@@ -151,20 +151,18 @@ class Pipeline:
         """Outputs of a model that answers once, and soon. Raises RequestError."""
         request = wire.infer_request(model, "", inputs)
         for output in outputs:
-            request.outputs.add(name=output)
+            request.message.outputs.add(name=output)
         tensors = await self._ask(run, request, 30)
         return [tensors[output] for output in outputs]
 
-    async def _ask(
-        self, run: Run, request: service_pb2.ModelInferRequest, patience: float | None
-    ) -> dict[str, AnyArray]:
+    async def _ask(self, run: Run, request: wire.Request, patience: float | None) -> dict[str, AnyArray]:
         failover = Failover(self._servers, run, self._patience)
         while True:
             server = run.route[0]
             connected = server.rank() == 0
             try:
                 limits = [limit for limit in (patience, run.time_left()) if limit is not None]
-                with tracing.attempt(request.model_name, {"server.address": server.address}) as traceparent:
+                with tracing.attempt(request.message.model_name, {"server.address": server.address}) as traceparent:
                     wire.trace(request, traceparent)
                     answer = await calls.ask(server.stub, request, min(limits, default=None))
             except TimeoutError:
@@ -202,7 +200,7 @@ class Pipeline:
             if mel is not None:
                 inputs["mel"] = mel
             first = first or inputs
-            self._check(first)
+            await self._check(first)
             try:
                 with tracing.attempt(answer.model, {"server.address": run.route[0].address}) as traceparent:
                     responses = self._responses(run, answer.model, run.next_id(), inputs, traceparent)
@@ -210,13 +208,13 @@ class Pipeline:
                         async for response in responses:
                             failover.progressed()
                             yield answer.add(response)
-                self._quarantine.survived(first)
+                await self._quarantine.survived(first)
                 return
             except RequestError as error:
                 server = run.route[0]
                 if isinstance(error, ServerLost) and server not in dying:
                     self.counts.servers_lost += 1
-                    self._quarantine.died(first)
+                    await self._quarantine.died(first)
                 if error.code is Code.CANCELLED:  # on somebody's demand, or its lease is over
                     if run.stopped:
                         yield answer.stopped()
@@ -237,10 +235,10 @@ class Pipeline:
                     raise
                 answer.count_again(self.counts)
 
-    def _check(self, inputs: Mapping[str, AnyArray]) -> None:
+    async def _check(self, inputs: Mapping[str, AnyArray]) -> None:
         """Raises Quarantined."""
         try:
-            self._quarantine.check(inputs)
+            await self._quarantine.check(inputs)
         except Quarantined:
             self.counts.quarantined += 1
             raise
@@ -249,7 +247,7 @@ class Pipeline:
         """Log-mel of a prompt's recordings, from which their embeddings are made. Raises RequestError."""
         inputs = prompt.request.pipeline_inputs()
         asked = wire.infer_request(FEATURIZER, "", {name: inputs[name] for name in ("messages", "audio")})
-        asked.outputs.add(name="mel")
+        asked.message.outputs.add(name="mel")
         return (await self._ask(run, asked, None))["mel"]
 
     async def audio_report(self, run: Run) -> tuple[AudioReport, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections import OrderedDict
@@ -23,30 +24,35 @@ class Quarantine:
     def __init__(self) -> None:
         self._deaths: OrderedDict[bytes, tuple[int, float]] = OrderedDict()  # digest -> how many, when last
 
-    def check(self, inputs: Mapping[str, AnyArray]) -> None:
+    async def check(self, inputs: Mapping[str, AnyArray]) -> None:
         """Raises Quarantined."""
         if not self._deaths:  # as nearly always: a recording takes time to read
             return
-        deaths, last = self._deaths.get(_digest(inputs), (0, 0.0))
+        deaths, last = self._deaths.get(await _digest(inputs), (0, 0.0))
         if deaths >= MAX_DEATHS and time.monotonic() - last < SECONDS:
             raise Quarantined("the server has failed twice with this request in hand, and it is not tried again")
 
-    def died(self, inputs: Mapping[str, AnyArray]) -> None:
+    async def died(self, inputs: Mapping[str, AnyArray]) -> None:
         """A server, with this request in hand."""
-        digest = _digest(inputs)
+        digest = await _digest(inputs)
         deaths, last = self._deaths.pop(digest, (0, 0.0))
         now = time.monotonic()
         self._deaths[digest] = (deaths + 1 if now - last < SECONDS else 1, now)
         if len(self._deaths) > KEPT:
             self._deaths.popitem(last=False)
 
-    def survived(self, inputs: Mapping[str, AnyArray]) -> None:
+    async def survived(self, inputs: Mapping[str, AnyArray]) -> None:
         """It has been answered: it was not the reason."""
         if self._deaths:
-            self._deaths.pop(_digest(inputs), None)
+            self._deaths.pop(await _digest(inputs), None)
 
 
-def _digest(inputs: Mapping[str, AnyArray]) -> bytes:
+async def _digest(inputs: Mapping[str, AnyArray]) -> bytes:
+    """By a thread: a long recording's takes time."""
+    return await asyncio.to_thread(_digested, inputs)
+
+
+def _digested(inputs: Mapping[str, AnyArray]) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for name in CONTENT:
         if name in inputs:

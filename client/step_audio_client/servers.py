@@ -16,7 +16,6 @@ import time
 from collections.abc import Sequence
 
 import grpc
-from tritonclient.grpc import service_pb2_grpc
 
 from step_audio_client import calls, wire
 from step_audio_client.tls import Tls
@@ -36,7 +35,7 @@ class Server:
     def __init__(self, address: str, tls: Tls | None):
         self.address = address
         self.channel = wire.channel(address, tls)
-        self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
+        self.stub = wire.Stub(self.channel)
         self.seen = False  # it has answered, at some time
         self.reached = -math.inf  # when it was last seen to be connected
 

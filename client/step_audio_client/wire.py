@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2
-from tritonclient.utils import deserialize_bytes_tensor, np_to_triton_dtype, serialize_byte_tensor, triton_to_np_dtype
+from tritonclient.utils import deserialize_bytes_tensor, np_to_triton_dtype, triton_to_np_dtype
 
 from step_audio.arrays import AnyArray
 from step_audio.tracing import PARAMETER
@@ -25,6 +27,53 @@ CHANNEL = [
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.min_reconnect_backoff_ms", 5000),  # in spite of its name, what one attempt may take
 ]
+
+
+SMALL = 1 << 19  # bytes, copied in less time than a thread takes
+SERVICE = "/inference.GRPCInferenceService"
+_CONTENTS = service_pb2.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | 2  # a field of bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A request without what its inputs hold, and that, of each in pieces, beside it: protobuf, which would copy long
+    recordings again and again, lets nobody else have the processor meanwhile."""
+
+    message: service_pb2.ModelInferRequest
+    contents: list[list[bytes]]
+
+    @property
+    def id(self) -> str:
+        return str(self.message.id)
+
+    def serialized(self) -> bytes:
+        """As protobuf has it, whose fields may be put one behind the other."""
+        pieces = [self.message.SerializeToString()]
+        for content in self.contents:
+            pieces += [bytes([_CONTENTS]), _varint(sum(map(len, content))), *content]
+        return b"".join(pieces)  # a long one without the interpreter's lock
+
+    async def encoded(self) -> bytes:
+        """The same, beside the event loop where it takes time."""
+        size = sum(len(piece) for content in self.contents for piece in content)
+        return self.serialized() if size <= SMALL else await asyncio.to_thread(self.serialized)
+
+
+class Stub:
+    """Of tritonclient's those calls that are needed; requests for models are a `Request`, or its bytes."""
+
+    def __init__(self, channel: grpc.aio.Channel):
+        self.ModelReady: Any = channel.unary_unary(
+            f"{SERVICE}/ModelReady",
+            service_pb2.ModelReadyRequest.SerializeToString,
+            service_pb2.ModelReadyResponse.FromString,
+        )
+        self.ModelInfer: Any = channel.unary_unary(
+            f"{SERVICE}/ModelInfer", _serialized, service_pb2.ModelInferResponse.FromString
+        )
+        self.ModelStreamInfer: Any = channel.stream_stream(
+            f"{SERVICE}/ModelStreamInfer", _serialized, service_pb2.ModelStreamInferResponse.FromString
+        )
 
 
 @dataclass(frozen=True)
@@ -47,19 +96,20 @@ def byte_strings(values: Sequence[bytes]) -> AnyArray:
     return array
 
 
-def infer_request(model: str, request_id: str, inputs: Mapping[str, AnyArray]) -> service_pb2.ModelInferRequest:
+def infer_request(model: str, request_id: str, inputs: Mapping[str, AnyArray]) -> Request:
     """Arrays keep their shapes; object arrays hold bytes."""
-    request = service_pb2.ModelInferRequest(model_name=model, id=request_id)
-    request.parameters["triton_enable_empty_final_response"].bool_param = True
+    message = service_pb2.ModelInferRequest(model_name=model, id=request_id)
+    message.parameters["triton_enable_empty_final_response"].bool_param = True
+    contents: list[list[bytes]] = []
     for name, array in inputs.items():
-        tensor = request.inputs.add(name=name, shape=array.shape)
+        tensor = message.inputs.add(name=name, shape=array.shape)
         if array.dtype == object:
             tensor.datatype = "BYTES"
-            request.raw_input_contents.append(serialize_byte_tensor(array).item() if array.size else b"")
+            contents.append([piece for value in array.flat for piece in (len(value).to_bytes(4, "little"), value)])
         else:
             tensor.datatype = "BF16" if array.dtype == BFLOAT16 else np_to_triton_dtype(array.dtype)
-            request.raw_input_contents.append(array.tobytes())
-    return request
+            contents.append([array.tobytes()])
+    return Request(message, contents)
 
 
 def infer_response(response: service_pb2.ModelInferResponse) -> Response:
@@ -74,10 +124,23 @@ def infer_response(response: service_pb2.ModelInferResponse) -> Response:
     return Response(outputs, response.parameters["triton_final_response"].bool_param)
 
 
-def trace(request: service_pb2.ModelInferRequest, traceparent: str | None) -> None:
+def _serialized(request: Request | bytes) -> bytes:
+    return request if isinstance(request, bytes) else request.serialized()
+
+
+def _varint(value: int) -> bytes:
+    """Seven bits a byte, the lowest first, as protobuf writes numbers."""
+    digits = bytearray()
+    while value > 0x7F:
+        digits.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*digits, value])
+
+
+def trace(request: Request, traceparent: str | None) -> None:
     """Names the span that the steps' spans are within; Triton hands a request's parameters to each."""
     if traceparent is not None:
-        request.parameters[PARAMETER].string_param = traceparent
+        request.message.parameters[PARAMETER].string_param = traceparent
 
 
 def channel(address: str, tls: Tls | None = None) -> grpc.aio.Channel:

@@ -7,14 +7,12 @@ from collections import defaultdict
 import grpc
 import numpy as np
 import pytest
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2_grpc
 
 from fake_triton import (
     EOT,
     TOKENIZER,
     Fake,
-    answer,
-    bytes_array,
     for_ever,
     message,
     refusal,
@@ -34,7 +32,6 @@ from step_audio_client import (
     UnsupportedParameter,
     calls,
     user,
-    wire,
 )
 from step_audio_client.messages import split_audio
 from step_audio_server.launch.ports import free_ports
@@ -129,40 +126,6 @@ def test_what_asks_for_nothing_does_not_travel():
 def test_a_number_that_does_not_fit_is_not_wrapped_round(name, value):
     with pytest.raises(RequestError, match=rf"{value} is out of range"):
         Sampling(**{name: value}).inputs()
-
-
-# The wire
-
-
-def test_request_on_the_wire():
-    request = wire.infer_request("model", "id-1", {"a": np.array([[1, -2]], np.int32), "b": bytes_array(b"x", b"")})
-    assert (request.model_name, request.id) == ("model", "id-1")
-    assert request.parameters["triton_enable_empty_final_response"].bool_param
-    assert [(t.name, t.datatype, list(t.shape)) for t in request.inputs] == [
-        ("a", "INT32", [1, 2]), ("b", "BYTES", [1, 2]),
-    ]  # fmt: skip
-    assert list(request.raw_input_contents) == [b"\x01\0\0\0\xfe\xff\xff\xff", b"\x01\0\0\0x\0\0\0\0"]
-
-
-@pytest.mark.parametrize(
-    "array",
-    [
-        np.array([[1, -2]], np.int32),
-        np.array([[2**64 - 1]], np.uint64),
-        np.array([[[0.5]]], np.float32),
-        np.array([[True, False]]),
-        np.zeros((1, 1, 0), np.int32),
-        bytes_array(b"", b"\xff\0", "é".encode()),
-        np.empty((1, 0), object),
-    ],
-    ids=lambda array: f"{array.dtype}{array.shape}",
-)
-def test_arrays_survive_the_wire(array):
-    message = service_pb2.ModelInferResponse.FromString(answer({"x": array}, final=True).SerializeToString())
-    response = wire.infer_response(message)
-    assert response.final
-    got = response.outputs["x"]
-    assert (got.dtype, got.shape, got.tolist()) == (array.dtype, array.shape, array.tolist())
 
 
 # A server

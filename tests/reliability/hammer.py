@@ -19,7 +19,6 @@ from uuid import uuid4
 
 import grpc
 import numpy as np
-from tritonclient.grpc import service_pb2_grpc
 
 from step_audio_client import wire
 from step_audio_server.launch.cpu_launch import cpu_launch
@@ -109,7 +108,7 @@ async def hammer(address: str, cancels: bool, seconds: float, alive) -> int:
     """How many answers there were until the end, or the server's."""
     until, done = time.monotonic() + seconds, 0
     async with wire.channel(address) as channel:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        stub = wire.Stub(channel)
 
         async def client():
             nonlocal done

@@ -19,7 +19,6 @@ from uuid import uuid4
 import grpc
 import numpy as np
 import pytest
-from tritonclient.grpc import service_pb2_grpc
 
 from audio_fixture import wav
 from front_door_fixture import door
@@ -101,7 +100,7 @@ class Ways:
             "streaming": scalar(True, np.bool_),
         } | ({"audio": texts(RECORDING)} if parts else {})
         async with wire.channel(self.address) as channel:
-            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            stub = wire.Stub(channel)
             id_ = uuid4().hex
             call = stub.ModelStreamInfer()
             await call.write(wire.infer_request("step_audio_r1", id_, inputs))

@@ -15,7 +15,6 @@ import grpc
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
-from tritonclient.grpc import service_pb2_grpc
 
 import tokenizer_fixture
 from encoder_stand_in import FirstFeature
@@ -240,7 +239,7 @@ def test_through_a_server(fuzz, service):
 
     async def with_stub(model, *requests):
         async with wire.channel(service.address) as channel:
-            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            stub = wire.Stub(channel)
             first = await ask(stub, model, requests[0]) if requests else None
             return first, await ask(stub, "step_audio_r1", whole)
 
@@ -266,12 +265,12 @@ def test_millions_of_strings_cost_nothing(service):
     """Of the one input that takes any number of them: read as Triton does it they hold everybody up for a minute."""
     count = 4_000_000
     request = wire.infer_request("audio_featurizer", uuid4().hex, {"messages": texts("[]")})
-    request.inputs.add(name="audio", shape=[1, count], datatype="BYTES")
-    request.raw_input_contents.append(bytes(4 * count))
+    request.message.inputs.add(name="audio", shape=[1, count], datatype="BYTES")
+    request.contents.append([bytes(4 * count)])
 
     async def ask():
         async with wire.channel(service.address) as channel:
-            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            stub = wire.Stub(channel)
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await stub.ModelInfer(request)
             return refused.value.details()

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import numpy as np
 import pytest
-from tritonclient.grpc import service_pb2_grpc
 
 from raw_triton import prompt, scalar, send, texts
 from server_settings import settings_for
@@ -60,7 +59,7 @@ def called(address, model, inputs) -> tuple[str, RequestError]:
 
     async def call():
         async with wire.channel(address) as channel:
-            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            stub = wire.Stub(channel)
             await stub.ModelInfer(wire.infer_request(model, "", inputs), timeout=60)
 
     with pytest.raises(grpc.aio.AioRpcError) as caught:

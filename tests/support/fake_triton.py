@@ -27,7 +27,8 @@ GUIDE = ("guided_decoding_guide_type", "guided_decoding_guide")
 
 def answer(outputs: dict[str, np.ndarray], final: bool = False) -> service_pb2.ModelInferResponse:
     """As tritonserver encodes it."""
-    request = wire.infer_request("m", "", outputs)  # inputs and outputs are written alike
+    written = wire.infer_request("m", "", outputs).serialized()  # inputs and outputs are written alike
+    request = service_pb2.ModelInferRequest.FromString(written)
     response = service_pb2.ModelInferResponse()
     for tensor in request.inputs:
         response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)

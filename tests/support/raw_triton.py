@@ -8,7 +8,6 @@ import re
 from uuid import uuid4
 
 import numpy as np
-from tritonclient.grpc import service_pb2_grpc
 
 from step_audio_client import calls, wire
 from step_audio_server.serve import Service
@@ -32,7 +31,7 @@ def prompt(ids: list[int], new: int, **others: np.ndarray) -> dict[str, np.ndarr
 async def send(address: str, model: str, inputs: dict[str, np.ndarray], request_id: str = "", timeout: float = 120):
     """All responses of one request. Raises calls.StreamError."""
     async with wire.channel(address) as channel:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        stub = wire.Stub(channel)
         request = wire.infer_request(model, request_id or uuid4().hex, inputs)
         try:
             return [response async for response in calls.stream(stub, request, timeout)]
