@@ -20,6 +20,7 @@ class DataSetSettings(TypedDict, total=False):
 
     data: str
     data_sha256: str
+    format: str
     audio_first: bool
     think: bool
 

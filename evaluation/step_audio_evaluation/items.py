@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +39,7 @@ class Item:
     prefix: str | None = None
     tags: tuple[str, ...] = ()
     snr_db: Snr | None = None  # where it was fixed
+    round: int = 0  # the how-manieth time it is asked: each is drawn with a seed of its own
 
     def request(self) -> list[dict[str, Any]]:
         """The messages as the client takes them. Raises OSError for a recording that cannot be read."""
@@ -58,3 +59,9 @@ class Item:
         """What the model wrote behind the prefix, taken apart."""
         starts_in_content = self.prefix is not None and self.prefix.rstrip().endswith("</think>")
         return parse_reply(text, starts_in_content, [tool["function"]["name"] for tool in self.tools])
+
+
+def repeated(items: Sequence[Item], times: int) -> list[Item]:
+    """Each question so often, in rounds; the ids of the first round are the questions' own."""
+    later = [replace(item, id=f"{item.id}#{n + 1}", round=n) for n in range(1, times) for item in items]
+    return [*items, *later]

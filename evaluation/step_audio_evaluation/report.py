@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean, stdev
 from typing import TypeVar
 
 from step_audio_evaluation.agreement import Agreement
@@ -43,6 +44,8 @@ class Row:
     snr_db: Snr | None = None
     wer: float | None = None  # word error rate of a transcript: errors over words
     wer_interval: Interval | None = None
+    rounds: tuple[float, ...] = ()  # accuracy of each, where every question was asked several times
+    spread: float | None = None  # standard deviation of these
 
 
 @dataclass(frozen=True)
@@ -99,16 +102,22 @@ def _groups(graded: Sequence[Graded], key: Callable[[Graded], Key]) -> list[tupl
 
 def _row(group: Sequence[Graded], task: str, seed: int, tag: str | None = None, snr_db: Snr | None = None) -> Row:
     n, correct = len(group), sum(g.score.correct for g in group)
+    rounds = tuple(
+        fmean(g.score.correct for g in group if g.item.round == r) for r in sorted({g.item.round for g in group})
+    )
     errors, words = [g.score.errors for g in group], [g.score.words for g in group]
     spoken = all(words)  # of a transcript each recording has some
     return Row(
-        task, n, correct, correct / n, wilson(correct, n),
+        task, n, correct, correct / n,
+        wilson(correct / len(rounds), n // len(rounds)),  # more rounds are no more questions
         failed=sum(g.answer.error is not None for g in group),
         unfinished=sum(g.answer.finish_reason == "length" for g in group),
         tokens=sum(len(g.answer.token_ids) for g in group) / n,
         tag=tag, snr_db=snr_db,
         wer=sum(errors) / sum(words) if spoken else None,
         wer_interval=bootstrap_ratio(errors, words, seed) if spoken else None,
+        rounds=rounds if len(rounds) > 1 else (),
+        spread=stdev(rounds) if len(rounds) > 1 else None,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
@@ -61,6 +62,7 @@ async def _work(
 
 async def _ask(item: Item, client: StepAudioClient, sampling: Sampling) -> Answer:
     messages = item.request()
+    sampling = dataclasses.replace(sampling, seed=(sampling.seed or 0) + item.round)
     for pause in (*BUSY_PAUSES, None):
         try:
             made = await client.complete(

@@ -7,13 +7,12 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 
 from step_audio_client import Reply, ToolCall
 from step_audio_evaluation.items import Item
+from step_audio_evaluation.numbers import boxed, stated_number
 from step_audio_training.word_errors import word_errors
 
-_NUMBER = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w])")
 # "A dog" has an article, not a letter; "C#" and "C++" are no letters either.
 _NAMED = re.compile(r"\b(?i:answer|option|choice)\b(?i:\s+is)?:?\s*[(\[]?(A(?!\s+[a-z])|[B-Z])\b(?!['#+])")
 _LETTER = r"[(\[]?([A-Za-z])[)\].:]"
@@ -61,18 +60,9 @@ def score(item: Item, reply: Reply | None) -> Score:
             return Score(normalised_words(content) == said)
 
 
-def last_number(text: str) -> Decimal | None:
-    """
-    >>> last_number("47-38 is 1,009.5.")
-    Decimal('1009.5')
-    """
-    found = _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
-    return Decimal(found[-1].replace(",", "")) if found else None
-
-
 def is_number(text: str, expected: str) -> bool:
-    """Whether the last number of `text` is the expected one; 9.0 is 9."""
-    return last_number(text) == Decimal(expected)
+    """Whether the number that `text` states is the expected one; 9.0 is 9, and so is nine."""
+    return stated_number(text) == stated_number(expected)
 
 
 def normalised_words(text: str) -> list[str]:
@@ -128,6 +118,7 @@ def chosen_option(text: str, options: Sequence[str]) -> int | None:
     """
     if (exact := _same_text(text, options)) is not None:
         return exact
+    text = boxed(text) or text
     text = re.sub(r"[*_`]", "", text).strip()
     if (exact := _same_text(text, options)) is not None:
         return exact
@@ -164,5 +155,8 @@ def _same_text(text: str, options: Sequence[str]) -> int | None:
 
 
 def _within(part: Sequence[str], whole: Sequence[str]) -> bool:
-    """Whether `part` stands in `whole`, in one piece."""
-    return any(list(whole[n : n + len(part)]) == list(part) for n in range(len(whole) - len(part) + 1))
+    """Whether `part` stands in `whole`, in one piece, and is not denied there."""
+    return any(
+        list(whole[n : n + len(part)]) == list(part) and (n == 0 or whole[n - 1] != "not")
+        for n in range(len(whole) - len(part) + 1)
+    )

@@ -20,8 +20,10 @@ class Interval:
     high: float
 
 
-def wilson(successes: int, trials: int) -> Interval:
+def wilson(successes: float, trials: int) -> Interval:
     """Of a share (Wilson 1927): unlike the textbook's, it stays within 0 to 1 and holds at 0 and at all.
+
+    `successes` is no whole number where it is the mean of several rounds.
 
     >>> wilson(0, 0)
     Interval(low=0.0, high=1.0)

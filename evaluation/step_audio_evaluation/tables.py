@@ -19,7 +19,11 @@ _LONGEST = 300  # characters that are shown of a wrong answer
 
 def table(rows: Sequence[Row]) -> str:
     """A Markdown table whose columns also line up in a terminal."""
-    return markdown_table([_HEADINGS, *(_cells(row) for row in rows)])
+    lines = [list(_HEADINGS), *(list(_cells(row)) for row in rows)]
+    if any(row.rounds for row in rows):
+        spreads = ["rounds, spread", *(f"{len(row.rounds)}, {_percent(row.spread or 0)}" for row in rows)]
+        lines = [[*line, spread] for line, spread in zip(lines, spreads, strict=True)]
+    return markdown_table(lines)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

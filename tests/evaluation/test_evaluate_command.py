@@ -59,6 +59,20 @@ def test_eval_of_a_data_set(service, data_set, tmp_path, capsys):
     assert "choose another --output" in capsys.readouterr().err
 
 
+def test_eval_of_a_published_data_set_in_rounds(service, data_set, tmp_path, capsys):
+    (tmp_path / "clips" / "a.wav").write_bytes(held_out(["beeps"], 1, 0)[0].audio[0])
+    file = data_set({"file_name": "a.wav", "official_answer": "yes", "category": "navigate", "id": 0})
+    arguments = ["--data", str(file), "--format", "big-bench-audio", "--audio-dir", str(tmp_path / "clips")]
+    output = ["--repeat", "2", "--max-tokens", "4", "--output", str(tmp_path / "out")]
+    assert cli.main(["eval", "--url", service.address, *arguments, *output]) == 0
+    assert "rounds, spread" in capsys.readouterr().out
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert settings["sampling"]["temperature"] == 0.7 and settings["format"] == "big-bench-audio"
+    answers = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
+    assert {answer["id"] for answer in answers} == {"set/0", "set/0#2"}
+    assert answers[0]["token_ids"] != answers[1]["token_ids"]  # drawn with seeds of their own
+
+
 def test_ctrl_c_keeps_what_is_there(service, tmp_path):
     """In a process of its own: a signal to this one would be for all that other tests have loaded, too."""
     command = ["--url", service.address, "--output", str(tmp_path), "--tasks", "text_only", "--per-task", "40"]
@@ -138,6 +152,8 @@ def test_what_may_fail_comes_after_the_report(no_reference, tmp_path, checkpoint
         ("--url 127.0.0.1:9 --against-torch nowhere", "nowhere does not exist"),
         ("--url 127.0.0.1:9 --against-torch nowhere --temperature 1", "compares greedy answers"),
         ("--checkpoint nowhere --tasks text_only --per-task 1", "nowhere does not exist"),
+        ("--url 127.0.0.1:9 --format mmau", "are about a data set: give --data, too"),
+        ("--url 127.0.0.1:9 --repeat 2", "greedy answers are the same each time"),
     ],
 )
 def test_eval_refuses(no_reference, arguments, text, tmp_path, capsys, monkeypatch):

@@ -1,12 +1,13 @@
 """What an answer is worth."""
 
-from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 
 from evaluation_fixture import item
 from step_audio.chat_template import NO_THOUGHT
 from step_audio_client import Reply, ToolCall
+from step_audio_evaluation.numbers import stated_number
 from step_audio_evaluation.scoring import (
     Score,
     chosen_option,
@@ -14,7 +15,6 @@ from step_audio_evaluation.scoring import (
     is_json,
     is_number,
     is_word,
-    last_number,
     normalised_words,
     score,
     word_errors,
@@ -33,16 +33,26 @@ def reply(content, *calls) -> Reply:
     [
         ("47 minus 38 is 9.", "9"), ("47-38=9", "9"), ("it is -4", "-4"), ("it is \N{MINUS SIGN}4", "-4"),
         ("1,234,567 apples", "1234567"), ("2.50", "2.5"), ("5, then 6", "6"), ("about 50 %", "50"), ("a1 b2", None),
-        ("none", None), ("", None), ("(12)", "12"), ("the 3rd of 4.", "4"),
+        ("none", None), ("", None), ("(12)", "12"), ("the 3rd of 4.", "4"), ("$18.00.", "18"),
+        ("1.5 million", "1500000"),
+        (r"thus \boxed{42}, not 41", "42"), (r"\boxed{\frac{3}{4}}", "3/4"), (r"$$\boxed{\text{nine}}$$", "9"),
+        (r"\boxed{", None), ("The answer is 12, since 5 + 7 = 12 and 3 are left", "12"), ("**Answer:** 18 of 20", "18"),
+        ("The answer is 5 + 7 = 12.", "12"), ("The answer is 9. No: the answer is 12. Why? 3.", "12"),
+        ("the answer is not 9 but 12", "12"), ("It is 12, not 9", "12"), ("answer = 7", "7"),
+        ("The answer is twenty-one.", "21"), ("Nine.", "9"), ("There are nine apples.", "9"), ("forty two", "42"),
+        ("one hundred and five", "105"), ("two thousand three hundred and forty two", "2342"), ("minus four", "-4"),
+        ("the answer is two thirds", "2/3"), ("It is 3/4 of it", "3/4"), ("1 1/2", "3/2"), ("I get 12 / 4 = 3", "3"),
+        ("No one knows.", None), ("I heard seven eight", None), ("Someone has two of them", None),
     ],
 )  # fmt: skip
-def test_last_number(text, number):
-    assert last_number(text) == (None if number is None else Decimal(number))
+def test_stated_number(text, number):
+    assert stated_number(text) == (None if number is None else Fraction(number))
 
 
 def test_numbers_are_compared_by_value():
     assert is_number("9.0", "9") and is_number("1,000", "1000") and not is_number("90", "9")
-    assert not is_number("nine", "9")
+    assert is_number("nine", "9") and is_number("0.75", "3/4") and not is_number("ninety", "9")
+    assert not is_number("I do not know", "9")
 
 
 def test_word():
@@ -98,6 +108,8 @@ OPTIONS = ["a dog barks", "A cat", "no dog", "cat food"]
         ("I first thought option A, but the answer is B.", 1), ("I hear that a dog barks outside.", 0),
         ("It is cat food.", 3), ("a dog barks, a cat", None), ("E", None), ("The answer is A cat", 1), ("", None),
         ("A dog barks", 0), ("horse", None), ("There is no dog", 2), ("B.A cat", 1), ("The answer is A", 0),
+        (r"So it is $\boxed{B}$.", 1), (r"\boxed{\text{(D) cat food}}", 3), ("It is not a cat. A dog barks.", 0),
+        (r"\boxed{E}", None),
     ],
 )  # fmt: skip
 def test_chosen_option(text, index):

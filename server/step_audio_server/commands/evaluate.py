@@ -20,8 +20,9 @@ from step_audio_client import RequestError, Sampling, StepAudioClient, Tls
 from step_audio_evaluation.agreement import Agreement, agreement
 from step_audio_evaluation.answers import AnswerFile, DataSetSettings, EvaluationSettings
 from step_audio_evaluation.data_set import load_data_set
+from step_audio_evaluation.formats import FORMATS
 from step_audio_evaluation.held_out import TASKS, at_noise_levels, end_speakers, held_out
-from step_audio_evaluation.items import EvaluationError, Item, Snr
+from step_audio_evaluation.items import EvaluationError, Item, Snr, repeated
 from step_audio_evaluation.plots import plot_noise
 from step_audio_evaluation.presets import GREEDY, PRESETS
 from step_audio_evaluation.report import Row, grade, make_report
@@ -37,14 +38,18 @@ PER_TASK, PER_TASK_QUICK = 100, 10
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What a person chooses. `tasks` None: all, or none where there is a data set or there are `voices`: names of sets,
-    none for all that can be made here. `sampling`: over the preset's."""
+    """What a person chooses. `format`: of the data set; its preset comes along. `tasks` None: all, or none where there
+    is a data set or there are `voices`: names of sets, none for all that can be made here. `sampling`: over the
+    preset's."""
 
     output: Path
     url: str | None = None
     tls: Tls | None = None
     checkpoint: Path | None = None
     data: Path | None = None
+    format: str | None = None
+    audio_dir: Path | None = None
+    repeat: int = 1
     audio_first: bool = False
     think: bool = True
     tasks: Sequence[str] | None = None
@@ -63,7 +68,10 @@ def evaluate(options: EvaluationOptions, echo: Echo) -> int:
     """Returns the exit status: 1 where a request failed. Raises StepAudioError."""
     if options.seed < 0:
         raise EvaluationError(f"the seed {options.seed} is negative")
-    drawn = dict(PRESETS[options.preset] if options.preset else GREEDY) | dict(options.sampling or {})
+    preset = options.preset or (FORMATS[options.format].preset if options.format else None)
+    drawn = dict(PRESETS[preset] if preset else GREEDY) | dict(options.sampling or {})
+    if options.repeat > 1 and not drawn["temperature"]:
+        raise EvaluationError("--repeat: greedy answers are the same each time: give --preset or --temperature")
     sampling = Sampling(**drawn, seed=options.seed)
     try:
         sampling.inputs()
@@ -99,7 +107,10 @@ def evaluate(options: EvaluationOptions, echo: Echo) -> int:
 def _items(options: EvaluationOptions, echo: Echo) -> list[Item]:
     items = []
     if options.data:
-        items += load_data_set(options.data, options.audio_first, options.think)
+        form = FORMATS[options.format] if options.format else None
+        items += load_data_set(options.data, options.audio_first, options.think, form, options.audio_dir)
+    elif options.format or options.audio_dir:
+        raise EvaluationError("--format and --audio-dir are about a data set: give --data, too")
     tasks = options.tasks if options.tasks is not None else () if options.data or options.voices is not None else TASKS
     if unknown := [task for task in tasks if task not in TASKS]:
         raise EvaluationError(f"there is no task {unknown[0]}; use {', '.join(TASKS)}")
@@ -115,7 +126,7 @@ def _items(options: EvaluationOptions, echo: Echo) -> list[Item]:
         end_speakers()  # the server needs the memory
     if not items:
         raise EvaluationError("nothing to ask: give --tasks, --voices, --snr or --data")
-    return items
+    return repeated(items, options.repeat)
 
 
 def _sets(names: Sequence[str]) -> tuple[str, ...]:
@@ -155,6 +166,8 @@ async def _answers(
                 "audio_first": options.audio_first,
                 "think": options.think,
             }
+            if options.format:
+                data_set["format"] = options.format
         settings: EvaluationSettings = {"model": model, "seed": options.seed, "sampling": dict(drawn), **data_set}
         answers = AnswerFile(options.output, settings)
         try:

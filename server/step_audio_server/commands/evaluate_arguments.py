@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from step_audio.command_line import Commands, add_command, count, echo
+from step_audio_evaluation.formats import FORMATS
 from step_audio_evaluation.presets import PRESETS
 from step_audio_server.commands.arguments import SAMPLING_NAMES, TLS_NAMES, add_sampling, add_tls, tls_given
 
@@ -44,7 +45,16 @@ def add_eval(commands: Commands) -> None:
         help="further held-out questions by voice, channel and kind, such as sums-human (without values: all for whose "
         "voices there is what it takes: py-nanotts, Debian's asterisk-core-sounds-en-g722)",
     )
-    parser.add_argument("--data", type=Path, metavar="FILE", help="a data set of one JSON object a line")
+    parser.add_argument(
+        "--data", type=Path, metavar="FILE", help="a data set: JSON objects, a line each or in an array"
+    )
+    parser.add_argument(
+        "--format", choices=FORMATS, help="a published data set: its rows, its prompt and order, its sampling"
+    )
+    parser.add_argument("--audio-dir", type=Path, metavar="DIR", help="data set: its recordings (default: its folder)")
+    parser.add_argument(
+        "--repeat", type=count, default=1, metavar="K", help="each question K times, with a seed each: mean and spread"
+    )
     parser.add_argument("--audio-first", action="store_true", help="data set: recordings before the question")
     parser.add_argument(
         "--no-think", dest="think", action="store_false", help="data set: ask for answers without a thought"
