@@ -16,6 +16,7 @@ EXTRAS = {
     "pytriton": "cpu",
     "silero_vad": "cpu",
     "xgrammar": "cpu",
+    "hibari": "voice",
     "opentelemetry": "trace",
     "matplotlib": "train",
     "transformers": "train",

@@ -21,7 +21,7 @@ FOLDERS = {
     "step_audio": ("cpu", "train", "gpu", "trace"),
     "build_engines": ("build", "gpu"),
     "client": (),
-    "gateway": ("cpu",),
+    "gateway": ("cpu", "voice"),
     "server": ("cpu",),
     "training": ("train",),
     "evaluation": ("train",),
@@ -39,6 +39,7 @@ ELSEWHERE = [
 MODULES = {
     "grpcio": "grpc",
     "helm-python-sdk": "helm_python",
+    "hibari-tts": "hibari",
     "nvidia-pytriton": "pytriton",
     "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
     "opentelemetry-sdk": "opentelemetry",
@@ -127,7 +128,7 @@ def test_what_is_declared_is_imported_or_said_to_be_run():
 def test_the_advice_names_the_extra_that_brings_a_module():
     """The smallest: cpu has all of build, train all of cpu."""
     smallest: dict[str, str] = {}
-    for extra in ("build", "cpu", "trace", "train", "gpu"):
+    for extra in ("build", "cpu", "trace", "voice", "train", "gpu"):
         for name in declared(extra) - declared(None):
             smallest.setdefault(module_of(name), extra)
     assert smallest | {"tensorrt": smallest["tensorrt_llm"]} == EXTRAS

@@ -28,6 +28,8 @@ from step_audio_gateway.realtime.sessions import Sessions
 from step_audio_gateway.response_route import response_routes
 from step_audio_gateway.responses import ChatCompletionChunk, Model, ModelList, Status, Version
 from step_audio_gateway.settings import GatewaySettings
+from step_audio_gateway.speech.route import speech_routes
+from step_audio_gateway.speech.voices import voice_of
 from step_audio_gateway.tokenization import tokenization_routes
 from step_audio_gateway.transcriptions import transcription_routes
 from step_audio_gateway.translations import translation_routes
@@ -54,14 +56,16 @@ def create_app(
     app.state.log_content = settings.log_content
     app.state.metrics = gateway.metrics
     app.state.sessions = sessions = Sessions()
+    app.state.voice = voice = voice_of(settings)
     errors.install(app)
-    app.include_router(chat_routes(gateway))
+    app.include_router(chat_routes(gateway, voice))
     app.include_router(raw_routes(gateway))
     app.include_router(response_routes(gateway))
     app.include_router(transcription_routes(gateway))
     app.include_router(translation_routes(gateway))
+    app.include_router(speech_routes(gateway, voice))
     app.include_router(tokenization_routes(gateway))
-    app.include_router(realtime_routes(gateway, admission, keys, sessions))
+    app.include_router(realtime_routes(gateway, admission, keys, sessions, voice))
     _service_routes(app, gateway)
     app.routes.extend(page_routes())
     # The last one added is the outermost.

@@ -14,6 +14,8 @@ from step_audio_gateway.errors import ErrorBody
 from step_audio_gateway.json_body import JsonRoute
 from step_audio_gateway.responses import ChatCompletion
 from step_audio_gateway.schemas import ChatRequest
+from step_audio_gateway.speech.aloud import check_aloud, said_aloud
+from step_audio_gateway.speech.voice import Voice
 
 FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text}
@@ -40,7 +42,7 @@ def events_of(schema: dict[str, Any], end: str | None = None) -> dict[str, Any]:
     return {"text/event-stream": {"schema": {"type": "object", "properties": {"data": data}, "required": ["data"]}}}
 
 
-def chat_routes(gateway: Gateway) -> APIRouter:
+def chat_routes(gateway: Gateway, voice: Voice | None) -> APIRouter:
     router = APIRouter(route_class=JsonRoute, responses=FAILURES, tags=["chat"])
     streamed = events_of({"$ref": "#/components/schemas/ChatCompletionChunk"}, end="[DONE]")
 
@@ -50,9 +52,17 @@ def chat_routes(gateway: Gateway) -> APIRouter:
         if "max_completion_tokens" in body.model_fields_set and "max_tokens" not in body.model_fields_set:
             request.state.names = {"max_tokens": "max_completion_tokens"}
         asked = await prepare(gateway, body, request)
-        completion = Completion(asked.model, raw=not asked.separate, logprobs=bool(body.logprobs))
+        aloud = check_aloud(body, asked.separate, voice)
+        completion = Completion(
+            asked.model,
+            raw=not asked.separate,
+            logprobs=bool(body.logprobs),
+            audio=aloud.format if aloud else None,
+        )
         request.state.log["completion"] = completion.id
         deltas = answers(gateway, asked, request)
+        if voice is not None and aloud is not None:
+            deltas = said_aloud(deltas, voice, aloud.voice)
         return await replied(request, completion, deltas, body.stream, body.stream_options)
 
     return router

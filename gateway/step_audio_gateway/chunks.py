@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from step_audio_client import AudioReport, ChatDelta, ChatUsage, RequestError
 from step_audio_gateway.controls import StreamOptions
-from step_audio_gateway.errors import from_client
+from step_audio_gateway.errors import ApiError, from_client
 from step_audio_gateway.responses import CompletionUsage
 
 Item = tuple[int, ChatDelta]  # an answer's index and what is new of it
@@ -65,6 +65,8 @@ class Chunks(ABC, Generic[Choice]):
                 yield self.chunk([], self.usage([usage for _, usage in sorted(usages.items())]))
         except RequestError as error:
             yield json.dumps(from_client(error).body().model_dump())
+        except ApiError as error:  # of the voice
+            yield json.dumps(error.body().model_dump())
         yield "[DONE]"
 
     def usage(self, answers: list[ChatUsage]) -> CompletionUsage:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import time
 from typing import Literal, TypedDict
 
 from step_audio_client import (
@@ -26,10 +28,13 @@ from step_audio_gateway.responses import (
     Logprob,
     Logprobs,
     MindPacedSpeech,
+    ReplyAudio,
     ReplyMessage,
     ReplyToolCall,
     SpokenContent,
 )
+from step_audio_gateway.speech.aloud import SpokenDelta
+from step_audio_gateway.speech.files import file_bytes
 
 
 class _Message(TypedDict, total=False):
@@ -41,6 +46,7 @@ class _Message(TypedDict, total=False):
     reasoning: str
     tool_calls: list[ReplyToolCall]
     tts_content: SpokenContent
+    audio: ReplyAudio
 
 
 class _Timing(TypedDict, total=False):
@@ -58,13 +64,16 @@ class _Warnings(TypedDict, total=False):
 class Completion(Chunks[ChunkChoice]):
     """One reply to /v1/chat/completions: how its texts are laid out.
 
-    `raw`: thought, markers and tool calls stay in `content` as the model wrote them.
+    `raw`: thought, markers and tool calls stay in `content` as the model wrote them. `audio`: the format in which the
+    answer is said aloud, None for one in writing.
     """
 
-    def __init__(self, model: str, raw: bool, logprobs: bool):
+    def __init__(self, model: str, raw: bool, logprobs: bool, audio: str | None = None):
         super().__init__("chatcmpl", model)
         self.raw = raw
         self.logprobs = logprobs
+        self.audio = audio
+        self._speaking = False
 
     async def whole(self, deltas: Deltas) -> ChatCompletion:
         """Read all deltas. Raises RequestError."""
@@ -101,7 +110,7 @@ class Completion(Chunks[ChunkChoice]):
         message: _Message = {"role": "assistant", "content": answer.raw if self.raw else answer.content or None}
         if not self.raw:
             message |= _reasoning(answer.reasoning) | _tool_calls(answer.tool_calls, chunk=False)
-        message |= _spoken(answer.tts)
+        message |= _spoken(answer.tts) | self._aloud(answer)
         return Choice(
             index=index,
             message=ReplyMessage(**message),
@@ -116,7 +125,7 @@ class Completion(Chunks[ChunkChoice]):
             message["content"] = text
         if not self.raw:
             message |= _reasoning(delta.reasoning) | _tool_calls(delta.tool_calls, chunk=True)
-        message |= _spoken(delta.tts)
+        message |= _spoken(delta.tts) | self._aloud_so_far(delta)
         if not (message or delta.logprobs or delta.finish_reason):
             return None
         logprobs: _Logprobs = {"logprobs": _logprobs(delta.logprobs)} if self.logprobs and delta.logprobs else {}
@@ -127,6 +136,31 @@ class Completion(Chunks[ChunkChoice]):
             **logprobs,
             **_timing(delta.speech),
         )
+
+    def _aloud(self, answer: _Answer) -> _Message:
+        if self.audio is None or not answer.said:
+            return {}
+        data = base64.b64encode(file_bytes(answer.pcm, self.audio)).decode()
+        audio = ReplyAudio(id=self._audio_id, data=data, transcript=answer.said, expires_at=int(time.time()))
+        return {"audio": audio}
+
+    def _aloud_so_far(self, delta: ChatDelta) -> _Message:
+        """OpenAI's pieces: the id with the first one, the end of its life with the last."""
+        if isinstance(delta, SpokenDelta):
+            new = {} if self._speaking else {"id": self._audio_id}
+            self._speaking = True
+            if delta.said:
+                new["transcript"] = delta.said
+            if delta.pcm:
+                new["data"] = base64.b64encode(delta.pcm).decode()
+            return {"audio": ReplyAudio.model_validate(new)}
+        if delta.finish_reason and self._speaking:
+            return {"audio": ReplyAudio(expires_at=int(time.time()))}
+        return {}
+
+    @property
+    def _audio_id(self) -> str:
+        return self.id.replace("chatcmpl-", "audio_")
 
     def _finish_reason(self, reason: FinishReason | None) -> FinishReason | None:
         return "stop" if self.raw and reason == "tool_calls" else reason
@@ -144,6 +178,7 @@ class _Answer:
         self.usage: ChatUsage | None = None
         self.speech: SpeechTiming | None = None
         self.audio: tuple[AudioReport, ...] = ()
+        self.said, self.pcm = "", bytearray()
 
     def add(self, delta: ChatDelta) -> None:
         self.reasoning += delta.reasoning
@@ -158,6 +193,9 @@ class _Answer:
         self.usage = delta.usage or self.usage
         self.speech = delta.speech or self.speech
         self.audio = delta.audio or self.audio
+        if isinstance(delta, SpokenDelta):
+            self.said += delta.said
+            self.pcm += delta.pcm
 
 
 def warnings_of(audio: tuple[AudioReport, ...]) -> _Warnings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from starlette.responses import Response
@@ -65,20 +65,23 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Re
         await _end((watch, task))
 
 
-class EventStream(Response):
-    """Server-sent events: `data: ...` for each of `events`, until the client hangs up; a pair is an event's name and
-    its data. `source`, which the events are made of, is closed in any case.
+class Streamed(Response):
+    """A body of `pieces`, until the client hangs up. `source`, which they are made of, is closed in any case.
 
     Starlette's StreamingResponse cancels its generator again and again while that cleans up, and closes nothing
-    if it is cancelled before the first event.
+    if it is cancelled before the first piece.
     """
 
-    media_type = "text/event-stream"
-
-    def __init__(self, events: AsyncGenerator[str] | AsyncGenerator[tuple[str, str]], source: AsyncGenerator[Any]):
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    def __init__(
+        self,
+        pieces: AsyncGenerator[bytes],
+        source: AsyncGenerator[Any],
+        media_type: str,
+        headers: Mapping[str, str] | None = None,
+    ):
+        super().__init__(headers=headers, media_type=media_type)
         del self.headers["content-length"]
-        self._events = events
+        self._pieces = pieces
         self._source = source
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,11 +94,23 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for event in self._events:
-            name, data = ("", event) if isinstance(event, str) else (f"event: {event[0]}\n", event[1])
-            body = f"{name}data: {data}\n\n".encode()
+        async for body in self._pieces:
             await send({"type": "http.response.body", "body": body, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class EventStream(Streamed):
+    """Server-sent events: `data: ...` for each of `events`; a pair is an event's name and its data."""
+
+    def __init__(self, events: AsyncGenerator[str] | AsyncGenerator[tuple[str, str]], source: AsyncGenerator[Any]):
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(_framed(events), source, "text/event-stream", headers)
+
+
+async def _framed(events: AsyncGenerator[str] | AsyncGenerator[tuple[str, str]]) -> AsyncGenerator[bytes]:
+    async for event in events:
+        name, data = ("", event) if isinstance(event, str) else (f"event: {event[0]}\n", event[1])
+        yield f"{name}data: {data}\n\n".encode()
 
 
 async def _disconnected(receive: Receive) -> None:

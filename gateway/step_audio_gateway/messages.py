@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
@@ -180,6 +180,12 @@ MessageCall = Annotated[
 ]
 
 
+class SaidAloud(Lenient):
+    """What the assistant said aloud, as its reply had it."""
+
+    transcript: str | None = None
+
+
 class ChatMessage(Lenient):
     """One turn. Other keys are ignored, `reasoning_content` of earlier turns too: the model is not shown its past
     thoughts. Whatever a reply of the server's or of OpenAI's holds may be sent back as it is."""
@@ -191,6 +197,7 @@ class ChatMessage(Lenient):
     tool_call_id: str | None = None
     function_call: FunctionCall | None = Field(None, description="a call as OpenAI had it before `tool_calls`")
     refusal: str | None = Field(None, description="what the assistant said instead of content")
+    audio: SaidAloud | None = Field(None, description="what the assistant said aloud; none is kept")
     eot: bool | None = Field(None, description="of a last assistant message: false continues it, true ends it")
 
     @model_validator(mode="before")
@@ -199,6 +206,12 @@ class ChatMessage(Lenient):
         if isinstance(value, dict) and value.get("role") == "assistant" and value.get("content") == []:
             return {key: item for key, item in value.items() if key != "content"}
         return value
+
+    @model_validator(mode="after")
+    def _nothing_is_kept(self) -> Self:
+        if self.audio is not None and self.content is None and self.audio.transcript is None:
+            raise ValueError("no audio is kept: send its transcript along")
+        return self
 
     @property
     def calls(self) -> list[MessageToolCall]:
@@ -209,7 +222,9 @@ class ChatMessage(Lenient):
     @property
     def said(self) -> str | list[Part] | None:
         """The content, or what stands for it."""
-        return self.refusal if self.content is None else self.content
+        if self.content is not None:
+            return self.content
+        return self.audio.transcript if self.audio else self.refusal
 
     @property
     def open(self) -> bool:

@@ -46,8 +46,6 @@ REFUSED: Refused = {
     "guided_whitespace_pattern": (NEVER, "JSON has one space behind commas and colons"),
     "functions": (NONE, "use tools"),
     "function_call": (("none",), "use tool_choice"),
-    "modalities": ((["text"],), "the reply is text"),
-    "audio": (NEVER, "the reply is text"),
     "web_search_options": (NEVER, "the model searches nothing"),
     "prediction": (NEVER, "leave it out"),
     "moderation": (NEVER, "nothing is moderated"),
@@ -136,6 +134,8 @@ REFUSED_RESPONSES: Refused = {
     "prompt": (NEVER, "there are no stored prompts; use instructions and input"),
     "truncation": (("disabled",), "send fewer items"),
     "image": (NEVER, "the model sees and makes no pictures"),
+    "modalities": ((["text"],), "ask /v1/chat/completions for audio"),
+    "audio": (NEVER, "ask /v1/chat/completions for audio"),
     "messages": (NEVER, "use input"),
     "response_format": (NEVER, "use text.format"),
     "logprobs": (OFF, "use include"),
@@ -153,6 +153,8 @@ IGNORED_RESPONSES = {
 REFUSED_COMPLETIONS: Refused = {
     name: told for name, told in REFUSED.items() if name not in ("echo", "add_special_tokens")
 } | {
+    "modalities": ((["text"],), "ask /v1/chat/completions for audio"),
+    "audio": (NEVER, "ask /v1/chat/completions for audio"),
     "suffix": (("",), "the model writes behind a prompt, not before anything"),
     "best_of": ((1,), "use n"),
     "json_schema": (NEVER, "use structured_outputs.json"),
@@ -168,6 +170,11 @@ REFUSED_COMPLETIONS: Refused = {
 }
 IGNORED_COMPLETIONS = {
     "add_special_tokens": "the tokenizer adds none",
+}
+
+# Of /v1/audio/speech.
+REFUSED_SPEECH: Refused = {
+    "instructions": (("",), "the voice takes none"),
 }
 
 # Of /v1/audio/transcriptions, as texts of a form.

@@ -110,6 +110,16 @@ class SpokenContent(BaseModel):
     tts_audio: str
 
 
+class ReplyAudio(BaseModel):
+    """What was said aloud: `transcript`, and `data`, base64 of the format that was asked for; in chunks what is new of
+    both. Nothing is kept, so `expires_at` is when it was said: who goes on sends the transcript back."""
+
+    id: str | None = None
+    data: str = ""
+    transcript: str = ""
+    expires_at: int | None = None
+
+
 class ReplyMessage(BaseModel):
     """Of a whole reply, or what a chunk adds to it. `reasoning` is `reasoning_content` again."""
 
@@ -119,6 +129,7 @@ class ReplyMessage(BaseModel):
     reasoning: str = ""
     tool_calls: list[ReplyToolCall] = Field(default_factory=list)  # a plain default is copied deeply for each chunk
     tts_content: SpokenContent | None = None
+    audio: ReplyAudio | None = None
 
 
 class SpokenSegment(BaseModel):

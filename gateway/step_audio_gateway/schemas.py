@@ -106,6 +106,13 @@ else:
     )
 
 
+class AudioOutput(Lenient):
+    """How an answer is said aloud. `voice`: a name that the server's voice knows."""
+
+    voice: str | None = None
+    format: Literal["wav", "mp3", "aac", "flac", "opus", "pcm16"] = "wav"
+
+
 class AnswerRequest(SamplingFields):
     """What every route takes whose answers are generated for a JSON body, besides what it asks."""
 
@@ -166,6 +173,10 @@ class ChatRequest(AnswerRequest):
     tool_choice: Literal["auto", "none", "required"] | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = Field(True, description="false: the answer ends with its first call")
 
+    modalities: list[Literal["text", "audio"]] | None = Field(
+        None, min_length=1, description="with audio, the answer is said aloud, in `audio` of the message"
+    )
+    audio: AudioOutput | None = Field(None, description="of an answer that is said aloud; streamed, `pcm16`")
     add_generation_prompt: bool | None = Field(
         None, description="open a new turn of the assistant; default: unless the last message is one to continue"
     )

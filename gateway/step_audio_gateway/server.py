@@ -26,6 +26,7 @@ from step_audio_gateway.app import create_app
 from step_audio_gateway.connections import Connection, Connections
 from step_audio_gateway.middleware import JsonLines
 from step_audio_gateway.settings import GatewaySettings
+from step_audio_gateway.speech.built_in import BuiltInVoice
 from step_audio_gateway.web_sockets import WebSocket
 
 # Seconds. Longer than clients and load balancers keep idle connections (httpx 5, AWS 60): who closes first must be the
@@ -72,9 +73,12 @@ class Server(uvicorn.Server):
         for server in self.servers:
             server.close()  # nobody else comes meanwhile
         begun, most = time.monotonic(), self.config.timeout_graceful_shutdown or SHUTDOWN_TIMEOUT
-        await cast(FastAPI, self.config.app).state.sessions.drain(most)
+        state = cast(FastAPI, self.config.app).state
+        await state.sessions.drain(most)
         self.config.timeout_graceful_shutdown = max(1, round(begun + most - time.monotonic()))
         await super().shutdown(sockets)
+        if isinstance(state.voice, BuiltInVoice):
+            state.voice.close()
 
 
 def server_of(settings: GatewaySettings, client: StepAudioClient, tracer: Tracer | None = None) -> uvicorn.Server:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from step_audio_client import Tls
 
 
+BUILT_IN = "built-in"
+
+
 def _several(value: Any) -> Any:
     """One string may hold several words, with commas between them: the environment has no lists."""
     words = [value] if isinstance(value, str) else value
@@ -56,6 +59,12 @@ def _root(path: str) -> str:
     if path and not _ROOT.fullmatch(path):
         raise ValueError("write it as /name, or /name/name, without a slash at the end")
     return path
+
+
+def _speech(value: str | None) -> str | None:
+    if value is not None and value != BUILT_IN and not value.startswith(("http://", "https://")):
+        raise ValueError("write built-in, or an address as http://host:8880/v1")
+    return value
 
 
 _ROOT = re.compile(r"(/[A-Za-z0-9._~-]+)+")
@@ -121,9 +130,10 @@ class GatewaySettings(Settings):
     session_buffer_seconds: PositiveFloat = Field(
         300.0, description="audio of one turn in a realtime session; never more than a request's to the servers"
     )
-    speech_url: str | None = Field(
+    speech: Annotated[str | None, AfterValidator(_speech)] = Field(
         None,
-        description="base URL of a server with OpenAI's /audio/speech, as http://host:8880/v1: it says answers aloud",
+        description="who says answers aloud: built-in, or the base URL of a server with OpenAI's /audio/speech, as "
+        "http://host:8880/v1 (default: nobody)",
     )
     speech_model: str = Field("tts-1", description="what the speech server is asked for")
     speech_voice: str = Field("alloy", description="the speech server's voice where a session names none")

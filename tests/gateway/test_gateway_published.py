@@ -21,12 +21,14 @@ from step_audio_gateway.published import (
     REFUSED_DETOKENIZE,
     REFUSED_FORM,
     REFUSED_RESPONSES,
+    REFUSED_SPEECH,
     REFUSED_TOKENIZE,
     REFUSED_TRANSLATION,
 )
 from step_audio_gateway.raw_request import CompletionRequest
 from step_audio_gateway.response_request import ResponseRequest
 from step_audio_gateway.schemas import ChatRequest, SamplingFields
+from step_audio_gateway.speech.route import SpeechRequest
 from step_audio_gateway.tokenization import DetokenizeRequest, TokenizeRequest
 
 PUBLISHED = json.loads(Path(__file__).with_name("published_fields.json").read_text("utf-8"))
@@ -74,9 +76,13 @@ def test_every_published_field_of_a_form_has_one_place(route, refused):
 
 @pytest.mark.parametrize(
     "route, model, refused",
-    [("/tokenize", TokenizeRequest, REFUSED_TOKENIZE), ("/detokenize", DetokenizeRequest, REFUSED_DETOKENIZE)],
+    [
+        ("/tokenize", TokenizeRequest, REFUSED_TOKENIZE),
+        ("/detokenize", DetokenizeRequest, REFUSED_DETOKENIZE),
+        ("/v1/audio/speech", SpeechRequest, REFUSED_SPEECH),
+    ],
 )
-def test_every_published_field_of_tokens_has_one_place(route, model, refused):
+def test_every_published_field_of_tokens_and_of_speech_has_one_place(route, model, refused):
     for name in names(route):
         assert [name in place for place in (model.model_fields, refused)].count(True) == 1, name
 

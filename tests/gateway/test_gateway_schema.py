@@ -40,8 +40,8 @@ def test_the_description_names_all_routes():
     paths = app.openapi()["paths"]
     assert set(paths) == {
         "/v1/chat/completions", "/v1/responses", "/v1/completions", "/v1/audio/transcriptions",
-        "/v1/audio/translations", "/v1/realtime/client_secrets", "/v1/models", "/v1/models/{model}", "/tokenize",
-        "/detokenize", "/version", "/health", "/ready", "/metrics",
+        "/v1/audio/translations", "/v1/audio/speech", "/v1/realtime/client_secrets", "/v1/models",
+        "/v1/models/{model}", "/tokenize", "/detokenize", "/version", "/health", "/ready", "/metrics",
     }  # fmt: skip
     for path in paths:
         for operation in paths[path].values():

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 
 from gateway_fixture import ANSWER, THOUGHT, USAGE, FakeClient, listening
 from realtime_fixture import by_hand, connected, say, take, until
+from speech_fixture import Speech, speech_server
 from step_audio_client import ChatDelta
 from step_audio_gateway.realtime.formats import Encoder, Format
 from step_audio_gateway.realtime.items import Part
-from step_audio_gateway.realtime.speaking import first_piece, words_so_far
+from step_audio_gateway.speech.pieces import first_piece, words_so_far
 
 LAWS = [Format("audio/pcmu", 8_000), Format("audio/pcma", 8_000)]
 ALOUD = [
@@ -35,28 +33,6 @@ ALOUD = [
 ]
 
 
-class Speech(BaseHTTPRequestHandler):
-    """A speech server: 10 ms of a tone for each character."""
-
-    protocol_version = "HTTP/1.1"
-    asked: list[dict] = []  # noqa: RUF012
-    fails = False
-
-    def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        type(self).asked.append(asked | {"path": self.path, "key": self.headers["Authorization"]})
-        tone = 8000 * np.sin(np.arange(240 * len(asked["input"])) / 8)
-        data = tone.astype("<i2").tobytes()
-        self.send_response(500 if type(self).fails else 200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        for start in range(0, len(data), 4801):  # odd: within a sample
-            self.wfile.write(data[start : start + 4801])
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def fake() -> FakeClient:
     return FakeClient()
@@ -64,15 +40,8 @@ def fake() -> FakeClient:
 
 @pytest.fixture(scope="module")
 def url(fake):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Speech)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    speech = f"http://127.0.0.1:{server.server_port}/v1"
-    with listening(fake, speech_url=speech, speech_api_key="sk", speech_voice="anna") as url:
+    with speech_server() as speech, listening(fake, speech=speech, speech_api_key="sk", speech_voice="anna") as url:
         yield url
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 @pytest.fixture

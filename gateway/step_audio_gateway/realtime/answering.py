@@ -16,8 +16,8 @@ from step_audio_gateway.realtime.faults import TOLD, Fault
 from step_audio_gateway.realtime.items import Item
 from step_audio_gateway.realtime.response import Cancelled, Event, Response
 from step_audio_gateway.realtime.session_config import NAMES, SessionConfig
-from step_audio_gateway.realtime.speaking import Speaker
 from step_audio_gateway.schemas import ChatRequest
+from step_audio_gateway.speech.speaker import Speaker
 
 log = logging.getLogger("step_audio_gateway")
 

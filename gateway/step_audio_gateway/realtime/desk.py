@@ -13,7 +13,7 @@ from step_audio_gateway.admission import Admission
 from step_audio_gateway.chunks import Deltas
 from step_audio_gateway.core import Gateway
 from step_audio_gateway.realtime.response import Event
-from step_audio_gateway.realtime.speech import Voice
+from step_audio_gateway.speech.voice import Voice
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from step_audio_gateway.realtime.desk import Desk
 from step_audio_gateway.realtime.faults import TOLD, Fault
 from step_audio_gateway.realtime.session import Session, default_config
 from step_audio_gateway.realtime.sessions import Sessions
-from step_audio_gateway.realtime.speech import SpeechServer, Voice
+from step_audio_gateway.speech.voice import Voice
 
 SUBPROTOCOL = "realtime"  # which a browser offers beside its key
 
@@ -50,9 +50,10 @@ class ClientSecret(BaseModel):
     session: dict[str, Any]
 
 
-def realtime_routes(gateway: Gateway, admission: Admission, keys: Keys, sessions: Sessions) -> APIRouter:
+def realtime_routes(
+    gateway: Gateway, admission: Admission, keys: Keys, sessions: Sessions, voice: Voice | None
+) -> APIRouter:
     router = APIRouter(route_class=JsonRoute, responses=FAILURES, tags=["realtime"])
-    voice = SpeechServer(gateway.settings) if gateway.settings.speech_url else None
 
     @router.post("/v1/realtime/client_secrets", response_model=ClientSecret)
     async def create_client_secret(body: SecretRequest, request: Request) -> ClientSecret:

@@ -234,8 +234,10 @@ class Session:
 
     def _check_voice(self, config: SessionConfig, place: str) -> None:
         if self._desk.voice is None and config.output_modalities == ["audio"]:
-            said = f'{place}.output_modalities: this server has no voice (see --speech-url): use ["text"]'
+            said = f'{place}.output_modalities: this server has no voice (see --speech): use ["text"]'
             raise Fault("invalid_value", said, f"{place}.output_modalities")
+        if self._desk.voice is not None:
+            self._desk.voice.check(config.audio.output.voice)
 
     def _item(self, given: GivenItem, param: str, may_refer: bool = False) -> Item:
         if not isinstance(given, ItemReference):

@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 from step_audio_gateway.realtime.formats import Encoder, Format
-from step_audio_gateway.realtime.speech import SPOKEN, Voice
+from step_audio_gateway.speech.pieces import first_piece, words_so_far
+from step_audio_gateway.speech.voice import RATE, SAMPLE_BYTES, Voice
 
 PAUSE = 0.3  # seconds without more text, after which what is there is said
-LEAST = 12  # characters of a piece, for a voice says single words badly
-_END = re.compile(r"[.!?;:…](?=\s)|[。！？；]|\n")
-
-
-def first_piece(text: str, whole: bool) -> str:
-    """What can be said of `text`: up to the end of a sentence. `whole`: nothing comes after it."""
-    for end in _END.finditer(text):
-        if end.end() >= LEAST:
-            return text[: end.end()]
-    return text if whole else ""
-
-
-def words_so_far(text: str) -> str:
-    """Up to the last space: what follows may be half a word."""
-    return text[: max(text.rfind(" "), text.rfind("\n")) + 1]
 
 
 class Speaker:
@@ -37,7 +22,7 @@ class Speaker:
     ):
         self._voice, self._name, self._speed = voice, name, speed
         self._told = told
-        self._encoder = Encoder(SPOKEN.rate, format)
+        self._encoder = Encoder(RATE, format)
         self._text = ""  # that is not being said yet
         self._ended = False
         self._more = asyncio.Event()
@@ -53,20 +38,20 @@ class Speaker:
         await asyncio.gather(self._task, return_exceptions=True)
 
     def say(self, text: str) -> None:
-        """Raises Fault where something before it could not be said."""
+        """Raises ApiError where something before it could not be said."""
         if self._task.done():
             self._task.result()
         self._text += text
         self._more.set()
 
     async def flush(self) -> None:
-        """Returns when all so far has been said. Raises Fault."""
+        """Returns when all so far has been said. Raises ApiError."""
         await self.end()
         self._ended = False
         self._task = asyncio.create_task(self._run())
 
     async def end(self) -> None:
-        """Returns when all has been said. Raises Fault."""
+        """Returns when all has been said. Raises ApiError."""
         self._ended = True
         self._more.set()
         await self._task
@@ -98,7 +83,7 @@ class Speaker:
         text, rest = piece, b""
         async for data in self._voice.speak(piece.strip(), self._name, self._speed):
             data = rest + data
-            whole = len(data) // SPOKEN.sample_bytes * SPOKEN.sample_bytes
+            whole = len(data) // SAMPLE_BYTES * SAMPLE_BYTES
             rest = data[whole:]
             if encoded := self._encoder.encode(data[:whole]):
                 self._told(text, encoded)

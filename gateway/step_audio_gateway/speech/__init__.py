@@ -1,0 +1,1 @@
+"""The voice: what an answer says, aloud. The published weights make no sound."""
