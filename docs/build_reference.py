@@ -57,6 +57,8 @@ MODULES = {
     "tool_calls": "Tool calls",
     "tts": "Speech",
     "tls": "TLS",
+    "realtime": "Realtime sessions",
+    "realtime_events": "Events of realtime sessions",
 }
 
 METRIC_HEADING = ("name", "type", "labels", "")

@@ -20,6 +20,7 @@ EXTRAS = {
     "opentelemetry": "trace",
     "matplotlib": "train",
     "transformers": "train",
+    "sounddevice": "talk",
     "tensorrt": "gpu",
     "tensorrt_llm": "gpu",
 }

@@ -22,7 +22,7 @@ FOLDERS = {
     "build_engines": ("build", "gpu"),
     "client": (),
     "gateway": ("cpu", "voice"),
-    "server": ("cpu",),
+    "server": ("cpu", "talk"),
     "training": ("train",),
     "evaluation": ("train",),
     "backends": (),
@@ -128,7 +128,7 @@ def test_what_is_declared_is_imported_or_said_to_be_run():
 def test_the_advice_names_the_extra_that_brings_a_module():
     """The smallest: cpu has all of build, train all of cpu."""
     smallest: dict[str, str] = {}
-    for extra in ("build", "cpu", "trace", "voice", "train", "gpu"):
+    for extra in ("build", "cpu", "talk", "trace", "voice", "train", "gpu"):
         for name in declared(extra) - declared(None):
             smallest.setdefault(module_of(name), extra)
     assert smallest | {"tensorrt": smallest["tensorrt_llm"]} == EXTRAS

@@ -39,6 +39,21 @@ from step_audio_client.errors import (
 )
 from step_audio_client.messages import Audio, user
 from step_audio_client.raw import RawPrompt
+from step_audio_client.realtime import RealtimeError, RealtimeSession
+from step_audio_client.realtime_events import (
+    AudioDelta,
+    FunctionCall,
+    RealtimeEvent,
+    ReasoningDelta,
+    ResponseCreated,
+    ResponseDone,
+    SessionError,
+    SpeechStarted,
+    SpeechStopped,
+    TextDelta,
+    Transcript,
+    TurnTimes,
+)
 from step_audio_client.reasoning import ReasoningSplitter, reasoning_ended
 from step_audio_client.replies import Reply, ReplyDelta, ReplyParser, parse_reply
 from step_audio_client.sampling import Sampling
@@ -48,6 +63,7 @@ from step_audio_client.tts import TtsParser
 
 __all__ = [
     "Audio",
+    "AudioDelta",
     "AudioReport",
     "ChatDelta",
     "ChatOptions",
@@ -55,6 +71,7 @@ __all__ = [
     "ContextTooLong",
     "Counts",
     "Delta",
+    "FunctionCall",
     "Generation",
     "Guide",
     "InvalidGuide",
@@ -62,26 +79,38 @@ __all__ = [
     "PaceMode",
     "RawOptions",
     "RawPrompt",
+    "RealtimeError",
+    "RealtimeEvent",
+    "RealtimeSession",
+    "ReasoningDelta",
     "ReasoningSplitter",
     "Reply",
     "ReplyDelta",
     "ReplyParser",
     "RequestError",
     "RequestTimeout",
+    "ResponseCreated",
+    "ResponseDone",
     "Sampling",
     "Segment",
     "ServerBusy",
     "ServerFailed",
+    "SessionError",
+    "SpeechStarted",
+    "SpeechStopped",
     "SpeechTiming",
     "StepAudioClient",
+    "TextDelta",
     "Thinking",
     "Tls",
     "TokenLogprob",
     "ToolCall",
     "ToolCallParser",
     "TopLogprob",
+    "Transcript",
     "TtsContent",
     "TtsParser",
+    "TurnTimes",
     "Unavailable",
     "UnsupportedParameter",
     "Usage",

@@ -12,6 +12,7 @@ import pytest
 
 from realtime_fixture import by_hand, connected, until
 from step_audio_evaluation.held_out import held_out
+from step_audio_server.commands.cli import main
 
 GREEDY = {"temperature": 0, "max_output_tokens": 300}
 
@@ -89,3 +90,12 @@ async def test_an_answer_that_is_cancelled_frees_its_place(url, sums):
             await connection.response.cancel()
             assert (await until(connection, "response.done"))[-1].response.status == "cancelled"
             await asyncio.sleep(0)
+
+
+def test_the_command_plays_a_spoken_sum_and_prints_its_answer(url, tmp_path, capsys):
+    (item,) = held_out(["arithmetic"], 1, seed=11)
+    (tmp_path / "sum.wav").write_bytes(bytes(item.audio[0]))
+    arguments = ["--audio", tmp_path / "sum.wav", "--temperature", 0, "--max-tokens", 300, "--no-captions"]
+    assert main(["talk", "--url", url, *map(str, arguments)]) == 0
+    out, err = capsys.readouterr()
+    assert item.expected in out and "first thought" in err and "first word" in err

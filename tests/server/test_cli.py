@@ -21,8 +21,8 @@ from step_audio_server.serve import Service
 from step_audio_server.settings import ServeSettings
 
 COMMANDS = (
-    "serve", "gateway", "chat", "demo", "doctor", "plan", "build", "make-tiny", "convert", "export-encoder", "eval",
-    "train",
+    "serve", "gateway", "chat", "talk", "demo", "doctor", "plan", "build", "make-tiny", "convert", "export-encoder",
+    "eval", "train",
 )  # fmt: skip
 
 
@@ -343,6 +343,13 @@ def test_chat_refuses(tmp_path, fails):
     assert "nowhere has neither tokenizer.json" in fails("chat", "--text", "x", "--tokenizer", tmp_path / "nowhere")
     line = fails("chat", "--text", "x", "--url", f"127.0.0.1:{port}")
     assert line == f"step-audio: no server answers at 127.0.0.1:{port}"
+
+
+def test_talk_refuses(tmp_path, fails):
+    assert "--whole is about recordings" in fails("talk", "--whole")
+    assert "nowhere.wav" in fails("talk", "--audio", tmp_path / "nowhere.wav")
+    (tmp_path / "text.wav").write_text("no audio")
+    assert "not an audio file" in fails("talk", "--audio", tmp_path / "text.wav")
 
 
 @pytest.mark.parametrize("question", ["", " "])

@@ -12,6 +12,8 @@ from step_audio.sampling_parameters import offered
 if TYPE_CHECKING:
     from step_audio_client import Tls
 
+API_KEY = "OPENAI_API_KEY"  # of the gateway; no flag: others could read it in the list of processes
+
 SAMPLING_NAMES = tuple(one.name for one in offered("command"))
 
 

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from step_audio.command_line import Commands, add_command, count, echo
 from step_audio.errors import StepAudioError
-from step_audio_server.commands.arguments import add_tls, tls_given
+from step_audio_server.commands.arguments import API_KEY, add_tls, tls_given
 
 if TYPE_CHECKING:
     from step_audio_benchmark.workload import Workload
 
 # What most people's clients send, beside greedy answers.
 SAMPLED = {"temperature": 0.7, "top_p": 0.9, "top_k": 50, "repetition_penalty": 1.05}
-API_KEY = "OPENAI_API_KEY"  # no flag: others could read it in the list of processes
 
 
 def number(text: str) -> float:

@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     from step_audio_gateway.command import add_parser as add_gateway
     from step_audio_server.commands.bench_arguments import add_bench
     from step_audio_server.commands.evaluate_arguments import add_eval
+    from step_audio_server.commands.talk_arguments import add_talk
     from step_audio_server.doctor.command import add_doctor
     from step_audio_training.command import add_train
 
@@ -94,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     add_gateway(commands)
     _add_chat(commands)
+    add_talk(commands)
     _add_demo(commands)
     add_doctor(commands)
     add_plan(commands)

@@ -1,0 +1,93 @@
+"""What a conversation looks like in a terminal."""
+
+from __future__ import annotations
+
+from typing import TextIO
+
+from step_audio_client import (
+    FunctionCall,
+    RealtimeEvent,
+    ReasoningDelta,
+    ResponseDone,
+    SpeechStarted,
+    TextDelta,
+    Transcript,
+    TurnTimes,
+)
+from step_audio_client.columns import DIM, PLAIN
+
+
+class Show:
+    """Answers on `out`, and nothing else; what was heard, the thought and figures on `aside`.
+
+    `thought`: whether it is shown, dim where `aside` is a terminal.
+    """
+
+    def __init__(self, out: TextIO, aside: TextIO, thought: bool):
+        self._out, self._aside, self._thought = out, aside, thought
+        self._dim, self._plain = (DIM, PLAIN) if aside.isatty() else ("", "")
+        self._open: TextIO | None = None  # where a line is not ended yet
+        self._answer = False  # whether one is under way on `out`
+
+    def push(self, event: RealtimeEvent, times: TurnTimes) -> None:
+        match event:
+            case SpeechStarted():
+                self.line("…")
+            case Transcript():
+                self.line(f"heard: {event.text}" if event.text is not None else "heard: it could not be written down")
+            case ReasoningDelta() if self._thought:
+                self._write(self._aside, f"{self._dim}{event.text}{self._plain}")
+            case TextDelta():
+                self._write(self._out, event.text)
+                self._answer = True
+            case FunctionCall():
+                self.line(f"calls {event.name} {event.arguments}")
+            case ResponseDone():
+                self._end_answer()
+                self.line(_end(event) + figures(times, event))
+
+    def line(self, text: str) -> None:
+        """Beside the answers."""
+        self._write(self._aside, f"{text}\n")
+
+    def _write(self, stream: TextIO, text: str) -> None:
+        if self._open not in (None, stream):
+            # Only on a screen do both share a line; what stands on `out` is the answer alone.
+            print(file=self._aside, flush=True)
+        stream.write(text)
+        stream.flush()
+        self._open = None if text.endswith("\n") else stream
+
+    def _end_answer(self) -> None:
+        if self._answer:
+            self._write(self._out, "\n")
+            self._answer = False
+
+
+def _end(done: ResponseDone) -> str:
+    match done.status:
+        case "completed":
+            return ""
+        case "failed":
+            return f"no answer: {done.error}; "
+    reasons = {"turn_detected": "interrupted", "max_output_tokens": "cut off at the token limit"}
+    return f"{reasons.get(done.reason or '', done.status)}; "
+
+
+def figures(times: TurnTimes, done: ResponseDone) -> str:
+    """Of one turn, in a line."""
+    begin = times.speech_ended or times.turn_ended
+    told = []
+    for name, at in (
+        ("turn over", times.turn_ended),
+        ("first thought", times.first_thought),
+        ("first word", times.first_text),
+        ("first audio", times.first_audio),
+        ("all", times.ended),
+    ):
+        if begin is not None and at is not None:
+            told.append(f"{name} {at - begin:.2f} s")
+    line = f"after the end of speech: {', '.join(told)}" if told else ""
+    if done.usage:
+        line += f"; {done.usage['input_tokens']} prompt tokens, {done.usage['output_tokens']} new"
+    return line

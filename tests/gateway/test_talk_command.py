@@ -1,0 +1,218 @@
+"""`step-audio talk` at a gateway on a real port: recordings in real time, and a microphone that is none."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import wave
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from gateway_fixture import ANSWER, THOUGHT, USAGE, FakeClient, listening
+from speech_fixture import speech_server
+from step_audio.audio import encode_wav
+from step_audio.clips import SAMPLE_RATE
+from step_audio_client import ChatDelta, Unavailable
+from step_audio_server.commands.cli import main
+from step_audio_server.commands.talk_playback import Playback
+from step_audio_training.speech import Voice, speak
+
+LONG = "Once upon a time there was a king who had three daughters and a very large garden."
+
+
+@pytest.fixture(scope="module")
+def fake() -> FakeClient:
+    return FakeClient()
+
+
+@pytest.fixture(scope="module")
+def url(fake):
+    with listening(fake, api_key="sk-1") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def aloud(fake):
+    """A gateway that has a voice."""
+    with speech_server() as speech, listening(fake, speech=speech) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def question(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("recordings") / "question.wav"
+    path.write_bytes(encode_wav(speak("what is three plus four", Voice(variant="f3")).samples / 2))
+    return path
+
+
+@pytest.fixture
+def talk(monkeypatch, capsys):
+    """Run the command; its exit status, and what it wrote on stdout and stderr."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        status = main(["talk", *map(str, arguments)])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_recordings_are_turns_in_real_time(talk, url, fake, question, tmp_path):
+    before, began = fake.begun, time.monotonic()
+    status, out, err = talk("--url", url, "--audio", question, "--audio", question, "--temperature", 0)
+    assert (status, out) == (0, f"{ANSWER}\n{ANSWER}\n"), "the answers, and nothing else"
+    assert err.count(f"heard: {ANSWER}") == err.count(THOUGHT) == err.count("first word") == 2
+    assert "turn over 0." in err and "20 prompt tokens, 6 new" in err
+    assert fake.begun - before == 4, "with what was heard in words"
+    (messages,) = [asked for asked, options in fake.asked[-2:] if len(asked) == 3]
+    assert [message["role"] for message in messages] == ["user", "assistant", "user"]
+    length = len(question.read_bytes()) / 2 / SAMPLE_RATE
+    assert time.monotonic() - began > 2 * length
+    assert talk("--url", url, "--audio", question, "--no-thought", "--no-captions")[2].count(THOUGHT) == 0
+
+
+def test_a_whole_recording_is_one_turn_whatever_is_in_it(talk, url, fake, tmp_path):
+    silence = tmp_path / "silence.wav"
+    silence.write_bytes(encode_wav(np.zeros(SAMPLE_RATE, np.float32)))
+    status, out, err = talk("--url", url, "--audio", silence)
+    assert (status, out) == (1, "") and "no speech was found" in err and "--whole" in err
+    status, out, err = talk("--url", url, "--audio", silence, "--whole", "--no-captions")
+    assert (status, out) == (0, f"{ANSWER}\n")
+    ((heard,),) = [message["content"] for message in fake.messages]
+    assert heard["audio"].data == silence.read_bytes(), "to the sample"
+
+
+def test_what_was_heard_of_the_answers_is_saved(talk, aloud, url, question, tmp_path):
+    saved = tmp_path / "answers.wav"
+    status, out, err = talk("--url", aloud, "--audio", question, "--save", saved)
+    assert (status, out) == (0, f"{ANSWER}\n") and "first audio" in err
+    with wave.open(str(saved)) as file:
+        assert (file.getframerate(), file.getnframes()) == (24_000, 240 * len(ANSWER))
+    status, _, err = talk("--url", url, "--audio", question, "--save", saved)
+    assert status == 1 and "in writing only" in err
+
+
+def test_speech_interrupts_what_plays_and_the_rest_is_forgotten(talk, aloud, fake, play, tmp_path):
+    """Within one recording: a question, and another while the answer is being said."""
+    play(ChatDelta(content=LONG, raw=LONG), ChatDelta(finish_reason="stop", usage=USAGE))
+    spoken = speak("what is three plus four", Voice(variant="f3")).samples / 2
+    both = tmp_path / "both.wav"
+    both.write_bytes(encode_wav(np.concatenate([spoken, np.zeros(round(0.9 * SAMPLE_RATE)), spoken])))
+    saved = tmp_path / "answers.wav"
+    status, out, _ = talk("--url", aloud, "--audio", both, "--no-captions", "--save", saved)
+    assert (status, out) == (0, f"{LONG}\n{LONG}\n")
+    (told,) = fake.messages[1]["content"]
+    assert LONG.startswith(told["text"]) and 0 < len(told["text"]) < len(LONG)
+    with wave.open(str(saved)) as file:
+        assert 0.2 < file.getnframes() / 240 / len(LONG) - 1 < 0.99
+
+
+def test_answers_that_fail_and_servers_that_are_not_there(talk, url, play, question, tmp_path):
+    play(Unavailable("no server answers"))
+    status, out, err = talk("--url", url, "--audio", question)
+    assert (
+        (status, out) == (1, "")
+        and "no answer: the server is not available" in err
+        and "could not be written down" in err
+    )
+    assert talk("--url", "http://127.0.0.1:9", "--audio", question)[0] == 1
+    status, _, err = talk("--url", url, "--audio", tmp_path / "nowhere.wav")
+    assert status == 1 and "nowhere.wav" in err and "Traceback" not in err
+
+
+def test_what_was_played_is_counted():
+    playback = Playback()
+    assert playback.cut() is None
+    playback.play("a", bytes(48_000))
+    playback.play("b", bytes(48_000))
+    assert 1.5 < playback.left <= 2
+    item_id, milliseconds = playback.cut()
+    assert (item_id, milliseconds) == ("b", 0) and len(playback.heard) == 48_000 and playback.cut() is None
+
+
+class Devices(SimpleNamespace):
+    """In the place of the package sounddevice: a microphone that hears `speech`, a loudspeaker that plays in time."""
+
+    class PortAudioError(Exception):
+        pass
+
+    def __init__(self, speech: bytes):
+        self.speech, self.played = speech, bytearray()
+        self.RawInputStream = lambda **how: _Stream(self, how, self._record)
+        self.RawOutputStream = lambda **how: _Stream(self, how, self._play)
+
+    def _record(self, callback, frames):
+        piece, self.speech = self.speech[: 2 * frames], self.speech[2 * frames :]
+        callback(piece.ljust(2 * frames, b"\0"), frames, None, None)
+
+    def _play(self, callback, frames):
+        out = bytearray(2 * frames)
+        callback(memoryview(out), frames, None, None)
+        self.played += out
+
+
+class _Stream:
+    def __init__(self, devices, how, step):
+        assert (how["channels"], how["dtype"]) == (1, "int16")
+        self._how, self._step = how, step
+        self._open = True
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self):
+        while self._open:
+            self._step(self._how["callback"], self._how["blocksize"])
+            time.sleep(self._how["blocksize"] / self._how["samplerate"])
+
+    def start(self):
+        self._thread.start()
+
+    def close(self):
+        self._open = False
+        self._thread.join()
+
+    def __enter__(self):
+        self.start()
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def test_by_microphone_and_loudspeaker_until_it_is_interrupted(talk, aloud, fake, question, monkeypatch):
+    pcm = question.read_bytes()[44:]
+    devices = Devices(pcm)
+    monkeypatch.setitem(sys.modules, "sounddevice", devices)
+    ctrl_c = threading.Thread(target=_interrupt_after, args=(lambda: any(devices.played) and not devices.speech,))
+    ctrl_c.start()
+    status, out, err = talk("--url", aloud)
+    ctrl_c.join()
+    assert status == 130 and out == f"{ANSWER}\n" and "listening" in err and "stopped" in err
+    assert bytes(devices.played).strip(b"\0")
+
+
+def _interrupt_after(condition) -> None:
+    import os
+    import signal
+
+    end = time.monotonic() + 60
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_machine_without_devices(talk, aloud, monkeypatch):
+    def fails(**_):
+        raise Devices.PortAudioError("Error querying device -1")
+
+    devices = Devices(b"")
+    devices.RawOutputStream = fails
+    monkeypatch.setitem(sys.modules, "sounddevice", devices)
+    status, _, err = talk("--url", aloud)
+    assert status == 1 and "no loudspeaker" in err and "--audio FILE" in err
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    status, _, err = talk("--url", aloud)
+    assert status == 1 and "[talk]" in err and "Traceback" not in err
