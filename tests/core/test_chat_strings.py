@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from importlib.resources import files
 
 import jinja2
@@ -181,3 +182,21 @@ def test_faulty_templates(tmp_path):
     (tmp_path / "own.jinja").write_text("nothing", encoding="utf-8")
     with pytest.raises(CheckpointError, match="leaves out the final message"):
         render(conversation, str(tmp_path / "own.jinja"), False, True)
+
+
+@pytest.mark.parametrize("more", [(), ("[INST]", "<<SYS>>", "<a")], ids=["all in angles", "others too"])
+def test_control_tokens_are_found_as_by_trying_each(more):
+    names = frozenset([f"<audio_{n}>" for n in range(40)] + ["<|EOT|>", *more])
+    alternatives = sorted([*names, "<audio_patch>"], key=len, reverse=True)
+    each = re.compile("(" + "|".join(map(re.escape, alternatives)) + ")")
+    pieces = ["<", "<<", "SYS>>", ">", "<audio_5>", "<audio_99>", "[INST]", "x", "<a", "<|EOT|>", "<audio_patch>"]
+    rng = random.Random(0)
+    for _ in range(300):
+        words = "".join(rng.choices(pieces, k=20))
+        template = chat_template.Template("t", "{% raw %}" + words + "{% endraw %}{{ messages[0].content }}")
+        try:
+            found = render(parse_conversation([{"role": "user", "content": "hi"}]), template, control_tokens=names)
+        except InvalidRequest:  # it shows audio that there is not
+            assert "<audio_patch>" in each.findall(words)
+            continue
+        assert [s.name for s in found if isinstance(s, Control)] == each.findall(words)
