@@ -38,6 +38,7 @@ RECORDING = 4096  # characters; a shorter text counts as other text
 ESCAPE = 60  # of a recording's; the first one makes all of it cost twice
 OTHER = 8  # each other byte, besides itself: of other alphabets, escapes, keys
 TEXT = 300  # each text, besides its bytes
+LONG = MAX_COST // 2  # bytes, of which reading and finding the place of a fault, which takes as long, may be done
 MAX_BESIDE = 8 << 20  # bytes, whatever they are: what is done with a text that is no recording takes longer yet
 
 
@@ -86,10 +87,12 @@ class JsonRoute(APIRoute):
 
 def too_much(body: bytes) -> str | None:
     """What there is too much of: marks and digits outside of texts, or whatever takes longer to read than recordings.
+    Of a long body also whether it is JSON: a fault at its end would take twice the time.
 
     Nothing is copied as a whole: nobody else has the processor meanwhile.
     """
-    marks = texts = cost = at = 0
+    marks = texts = cost = at = kept = 0
+    rest: list[bytes] = []  # without recordings
     most = max(SPARE, MAX_COST - len(body))
     while at < len(body):
         quote = body.find(b'"', at)
@@ -104,9 +107,21 @@ def too_much(body: bytes) -> str | None:
         cost += TEXT + OTHER * (end - at)
         at = _behind(body, end + 1)
         is_key = _KEY.match(body, at) is not None
-        cost += OTHER * (at - end) if is_key else _text_cost(body, end + 1, at - 1)
+        text_cost = OTHER * (at - end) if is_key else _text_cost(body, end + 1, at - 1)
+        cost += text_cost
         if cost > most:
             return "the body has too much text beside recordings, or too many line breaks and escapes in them"
+        if not text_cost:
+            rest.append(body[kept : end + 1])
+            kept = at - 1
+    return _fault(b"".join([*rest, body[kept:]])) if len(body) > LONG else None
+
+
+def _fault(body: bytes) -> str | None:
+    try:
+        from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        return f"the body is not valid JSON, recordings left out: {error}"
     return None
 
 

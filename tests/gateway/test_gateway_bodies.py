@@ -108,6 +108,23 @@ async def test_more_than_recordings_take_is_not_taken_apart(monkeypatch):
     assert len(lengths) == 4
 
 
+async def test_a_fault_of_a_long_body_is_found_without_its_recordings(monkeypatch):
+    """To read all of it, and to find the place of the fault, takes twice as long as any other body."""
+    monkeypatch.setattr(json_body, "LONG", 100_000)
+    lengths = taken_apart(monkeypatch)
+    data = base64.b64encode(wav(4, 16000)).decode()
+    whole = f'{{"messages": [{{"role": "user", "content": [{recording(data)}, {recording(data)}]}}]}}'
+    cut_off = whole[: whole.rindex(data) + 1000]
+    for body in (whole[:-1], whole + "x", cut_off, whole.replace("}, {", "} {"), whole.replace("[{", "[NaN, {", 1)):
+        response, fake = await post(body.encode())
+        assert response.status_code == 400 and not fake.begun
+        assert response.json()["error"]["message"].startswith("the body is not valid JSON, recordings left out: ")
+    assert max(lengths) < 2000 and len(lengths) == 5
+    response, fake = await post(whole.encode())
+    assert response.status_code == 200 and lengths[-1] == len(whole)
+    assert [part["audio"].data for part in fake.messages[0]["content"]] == [base64.b64decode(data)] * 2
+
+
 LONG = "QUJD" * 50_000
 
 
