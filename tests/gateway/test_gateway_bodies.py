@@ -11,6 +11,7 @@ from gateway_calls import CHAT, HELLO, TOOL
 from gateway_fixture import FakeClient, http, wav
 from step_audio_gateway import errors, json_body
 from step_audio_gateway.json_body import MAX_MARKS, too_much
+from step_audio_gateway.realtime.faults import Fault
 
 MESSAGE = {"role": "nobody", "content": "x"}
 TEXT = {"type": "nothing", "text": "x"}
@@ -218,6 +219,40 @@ async def test_not_every_fault_is_looked_for(path, body, param, monkeypatch):
         response = await client.post(path, json=body)
     assert response.status_code == 400 and response.json()["error"]["param"].startswith(param)
     assert 1 <= counts[0] < 5000
+
+
+KEYS = dict.fromkeys(map(str, range(MANY)), 1)
+
+
+@pytest.mark.parametrize(
+    "session, param",
+    [
+        (KEYS, "session.0"),
+        ({"audio": KEYS}, "session.audio.0"),
+        (
+            {"audio": {"input": {"turn_detection": {"type": "server_vad", **KEYS}}}},
+            "session.audio.input.turn_detection",
+        ),
+        ({"reasoning": KEYS}, "session.reasoning.0"),
+        ({"tools": [1] * MANY}, "session.tools[0]"),
+        ({"tools": [{}] * (MANY // 2)}, "session.tools[0]"),
+        ({"include": ["x"] * MANY}, "session.include[0]"),
+    ],
+    ids=["keys", "audio", "turns", "reasoning", "numbers", "tools", "names"],
+)
+async def test_not_every_fault_of_a_session_is_looked_for(session, param, monkeypatch):
+    counts = [1]
+    tell = Fault.of_validation
+
+    def counted(error, place=""):
+        counts.append(len(error.errors()))
+        return tell(error, place)
+
+    monkeypatch.setattr(Fault, "of_validation", counted)
+    async with http(FakeClient()) as client:
+        response = await client.post("/v1/realtime/client_secrets", json={"session": {"type": "realtime"} | session})
+    assert response.status_code == 400 and response.json()["error"]["param"].startswith(param)
+    assert max(counts) < 10
 
 
 async def test_long_texts_and_recordings_are_no_fault(monkeypatch):

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
+from step_audio.conversation import MAX_ITEMS
 from step_audio_gateway.controls import Effort, MindPacedControl, ThinkingControl
 from step_audio_gateway.realtime.faults import Fault
 from step_audio_gateway.realtime.formats import Format, Kind
@@ -20,7 +21,17 @@ NAMES = {"max_tokens": "max_output_tokens", "reasoning_effort": "reasoning.effor
 
 
 class _Strict(BaseModel):
+    """The first key that is not known is enough: one fault for each of a hundred thousand takes a quarter second."""
+
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_is_enough(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        unknown = next((key for key in value if key not in cls.model_fields), None)
+        return {key: item for key, item in value.items() if key in cls.model_fields or key == unknown}
 
 
 class AudioFormat(_Strict):
@@ -123,7 +134,7 @@ class SessionConfig(BaseModel):
     instructions: str = ""
     output_modalities: list[Literal["text", "audio"]] = Field(default=["text"], min_length=1, max_length=1)
     audio: AudioConfig = AudioConfig()
-    tools: list[ResponseFunction] = []
+    tools: list[ResponseFunction] = Field(default=[], max_length=MAX_ITEMS, fail_fast=True)
     tool_choice: Literal["auto", "none", "required"] | NamedChoice = "auto"
     parallel_tool_calls: bool = True
     max_output_tokens: PositiveInt | Literal["inf"] = "inf"
@@ -131,7 +142,9 @@ class SessionConfig(BaseModel):
     reasoning: Reasoning | None = None
     thinking: ThinkingControl | None = None
     mind_paced_speaking: MindPacedControl | None = None
-    include: list[Literal["reasoning"]] | None = Field(default=None, description="reasoning: the thought as events")
+    include: list[Literal["reasoning"]] | None = Field(
+        default=None, fail_fast=True, description="reasoning: the thought as events"
+    )
     prompt: None = None
     tracing: Any = None
 
@@ -149,14 +162,14 @@ class SessionConfig(BaseModel):
 
     def updated(self, change: Mapping[str, Any], place: str) -> SessionConfig:
         """`place`: what the event calls it. Raises Fault; this one stays as it is."""
+        for name, value in change.items():
+            if value is not None and name not in SessionConfig.model_fields and name not in _MORE:
+                raise Fault("unknown_parameter", f"Unknown parameter: '{place}.{name}'.", f"{place}.{name}")
         values = _merged(self.public(), change)
         try:
             new = SessionConfig.model_validate(values)
         except ValidationError as error:
             raise Fault.of_validation(error, place) from None
-        for name in new.model_extra or {}:
-            if name not in _MORE:
-                raise Fault("unknown_parameter", f"Unknown parameter: '{place}.{name}'.", f"{place}.{name}")
         new.audio.input.format.format(f"{place}.audio.input.format")
         new.audio.output.format.format(f"{place}.audio.output.format")
         new.as_chat(place)
