@@ -20,6 +20,7 @@ from realtime_fixture import by_hand, connected, pcm, say, take, until
 from step_audio_client import ChatDelta
 from step_audio_gateway.auth import Keys
 from step_audio_gateway.errors import ApiError
+from step_audio_gateway.realtime import client_events
 from step_audio_gateway.realtime.client_secrets import caller_of, make_secret
 
 PROTOCOLS = ["realtime", "openai-insecure-api-key.{}", "openai-beta.realtime-v1"]
@@ -168,6 +169,30 @@ async def test_audio_beyond_the_buffer_is_refused(fake):
             await connection.input_audio_buffer.append(audio=pcm(0.8))
             await connection.input_audio_buffer.commit()
             await until(connection, "conversation.item.done")
+
+
+async def test_a_message_of_too_many_things_is_not_taken_apart(fake, monkeypatch):
+    """Nor is each fault of it looked for. The session goes on."""
+    taken: list[int] = []
+    parse = client_events.from_json
+    monkeypatch.setattr(client_events, "from_json", lambda text, **more: taken.append(len(text)) or parse(text, **more))
+    item = {"type": "message", "role": "user"}
+    many = ["[" + "{}," * 200_000 + "{}]", '{"a":' + "[1]," * 100_000 + "1}", '{"a": ' + "7" * 70_000 + "}"]
+    with listening(fake) as url:
+        async with connect(f"ws{url.removeprefix('http')}/v1/realtime", max_size=None) as websocket:
+            assert json.loads(await websocket.recv())["type"] == "session.created"
+            for text in many:
+                await websocket.send(text)
+                error = json.loads(await websocket.recv())["error"]
+                assert error["code"] == "invalid_json" and "the message has" in error["message"], error
+            assert taken == []
+            for content in ([{}] * 40_000, ["x"] * 5000, [{"type": "input_text", "text": "x"}] * 5000):
+                await websocket.send(
+                    json.dumps({"type": "conversation.item.create", "item": item | {"content": content}})
+                )
+                error = json.loads(await websocket.recv())["error"]
+                assert error["param"].startswith("item.") and "content" in error["param"], error
+            assert len(taken) == 3
 
 
 async def test_a_server_that_stops_lets_the_answer_end(fake, play):

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 from pydantic_core import from_json
 
+from step_audio.conversation import MAX_ITEMS
 from step_audio_gateway.nulls import Lenient
 from step_audio_gateway.realtime.faults import Fault
 from step_audio_gateway.realtime.items import GivenItem
@@ -88,7 +89,7 @@ class ResponseParams(Lenient):
 
     conversation: Literal["auto", "none"] = "auto"
     metadata: Annotated[Metadata, Field(max_length=16)] | None = None
-    input: list[GivenItem] | None = None
+    input: list[GivenItem] | None = Field(default=None, max_length=MAX_ITEMS, fail_fast=True)
 
     @property
     def change(self) -> dict[str, Any]:

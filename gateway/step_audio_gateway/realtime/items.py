@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
+from step_audio.conversation import MAX_ITEMS
 from step_audio_client import Audio
 from step_audio_gateway.messages import kind_of
 from step_audio_gateway.nulls import Lenient
@@ -47,7 +48,7 @@ class GivenMessage(_Given):
 
     type: Literal["message"]
     role: Role
-    content: list[GivenPart]
+    content: list[GivenPart] = Field(max_length=MAX_ITEMS, fail_fast=True)
 
 
 class GivenCall(_Given):

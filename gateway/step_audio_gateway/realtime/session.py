@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from step_audio_gateway.admission import HeldSession
+from step_audio_gateway.json_body import SMALL, too_much
 from step_audio_gateway.languages import name_of
 from step_audio_gateway.realtime.answering import Answering
 from step_audio_gateway.realtime.client_events import (
@@ -81,6 +82,8 @@ class Session:
         """One message of the client's. What is wrong with it is an event."""
         given: str | None = None
         try:
+            if len(text) > SMALL and (fault := await asyncio.to_thread(too_much, text.encode())):
+                raise Unreadable(Fault("invalid_json", fault.replace("the body", "the message")))
             message = read(text)
             given = message.event_id
             await self._do(message)
