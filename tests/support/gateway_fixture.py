@@ -76,6 +76,7 @@ class FakeClient:
     def __init__(self, script: Callable[[list[dict[str, Any]], ChatOptions], list[Step]] = script):
         self.script = script
         self.asked: list[tuple[Any, Any]] = []
+        self.ahead: list[Any] = []  # messages of what was asked for one token: realtime sessions' work ahead
         self.begun = self.closed = 0
         self.up = True
         self.max_batch_size = 32
@@ -87,6 +88,10 @@ class FakeClient:
     ) -> AsyncGenerator[ChatDelta]:
         split_audio(messages)[0].encode()
         options.sampling.inputs()
+        if options.sampling.max_tokens == 1:
+            self.ahead.append(messages)
+            yield REPLY[-1]
+            return
         self.asked.append((messages, options))
         self.begun += 1
         try:

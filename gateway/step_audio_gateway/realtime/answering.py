@@ -53,9 +53,15 @@ class Answering:
         if not in_conversation and sum(not one.in_conversation for one in self._tasks) >= MOST_BESIDE:
             raise Fault("too_many_responses", f"at most {MOST_BESIDE} responses with conversation none at once")
 
-    def begin(self, response: Response, config: SessionConfig, items: Sequence[Item]) -> None:
-        """`items`: what it answers, as it is now."""
-        before = list(self._tasks.values())
+    def begin(
+        self,
+        response: Response,
+        config: SessionConfig,
+        items: Sequence[Item],
+        ending: Sequence[asyncio.Task[None]],
+    ) -> None:
+        """`items`: what it answers, as it is now. `ending`: it begins when these have ended."""
+        before = [*self._tasks.values(), *ending]
         self._desk.emit(response.created())
         task = asyncio.create_task(self._run(response, config, items, before))
         self._tasks[response] = task

@@ -35,6 +35,17 @@ class Desk:
         return min(self.gateway.settings.session_buffer_seconds, self.limits["max_audio_seconds"])
 
     @asynccontextmanager
+    async def spare_place(self) -> AsyncIterator[bool]:
+        """A place for work that can be left undone, while more than half of all are free. Raises ApiError."""
+        places = self.admission.places
+        admitted = await self.admission.enter(self.key, 0) if 2 * places.taken <= places.limit else None
+        try:
+            yield admitted is not None
+        finally:
+            if admitted is not None:
+                admitted.leave()
+
+    @asynccontextmanager
     async def answer(self, messages: list[dict[str, Any]], options: ChatOptions, places: int) -> AsyncIterator[Deltas]:
         """Deltas of an answer that takes so many places until it is left. Raises ApiError where there are none."""
         admitted = await self.admission.enter(self.key, 0)

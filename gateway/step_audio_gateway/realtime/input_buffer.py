@@ -62,6 +62,10 @@ class InputBuffer:
         del self._data[:size]
         return recording
 
+    def first(self, milliseconds: float) -> Recording:
+        """So much of what is here, or all of it. It stays."""
+        return Recording(self.format, bytes(self._data[: self.format.size(milliseconds)]))
+
     def clear(self) -> None:
         self.drop_before(self.end)
 

@@ -10,6 +10,7 @@ from typing import Any
 from step_audio_gateway.admission import HeldSession
 from step_audio_gateway.json_body import SMALL, too_much
 from step_audio_gateway.languages import name_of
+from step_audio_gateway.realtime.ahead import Ahead
 from step_audio_gateway.realtime.answering import Answering
 from step_audio_gateway.realtime.client_events import (
     Append,
@@ -59,6 +60,7 @@ class Session:
         self._conversation = Conversation()
         self._answering = Answering(desk, room)
         self._buffer = InputBuffer(self._format, desk.most_seconds)
+        self._ahead = Ahead(desk)
         self._listener: Listener | None = None
         self._turn_id = ""  # of the item that will be of the turn that is spoken
         self._beside: set[asyncio.Task[None]] = set()
@@ -97,8 +99,9 @@ class Session:
         """Returns when nothing of it is under way, and no place is taken."""
         for task in self._beside:
             task.cancel()
+        ahead = self._ahead.stop()
         await self._answering.close()
-        await asyncio.gather(*self._beside, return_exceptions=True)
+        await asyncio.gather(*ahead, *self._beside, return_exceptions=True)
         self._held.leave()
 
     async def finish(self) -> None:
@@ -160,6 +163,7 @@ class Session:
         if self._listener is None:
             self._hold(len(data))
             self._buffer.append(data)
+            self._ahead.follow(self._buffer, self.config, self._conversation.items)
             return
         size = self._format.size(1000 * PIECE)
         for start in range(0, len(data), size):
@@ -171,7 +175,9 @@ class Session:
             self._buffer.append(piece)
             for turn in self._listener.push(piece):
                 self._turn(turn)
-            if not self._listener.speaking:
+            if self._listener.speaking:
+                self._ahead.follow(self._buffer, self.config, self._conversation.items)
+            else:
                 self._buffer.drop_before(self._listener.earliest)
             await asyncio.sleep(0)  # others' turn
 
@@ -197,6 +203,7 @@ class Session:
                 desk.emit(event("error", error=error.body(None)))
 
     def _commit(self, recording: Recording, item_id: str | None = None) -> None:
+        self._ahead.stop()
         item = Item("message", item_id or new_id("item"), parts=[Part("input_audio", recording=recording)])
         before = self._conversation.add(item)
         self.turns += 1
@@ -233,7 +240,8 @@ class Session:
         if params.input is not None:
             items = [self._item(given, f"response.input[{i}]", True) for i, given in enumerate(params.input)]
         self._answering.check(conversation is not None)
-        self._answering.begin(Response(config, conversation, params.metadata), config, list(items))
+        response = Response(config, conversation, params.metadata)
+        self._answering.begin(response, config, list(items), self._ahead.stop())
 
     def _check_voice(self, config: SessionConfig, place: str) -> None:
         if self._desk.voice is None and config.output_modalities == ["audio"]:
@@ -255,6 +263,7 @@ class Session:
 
     def _listen(self) -> None:
         """From here on, for the next turn."""
+        self._ahead.stop()
         how = self.config.detection
         self._listener = Listener(how, self._format, self._buffer.end) if how is not None else None
 
