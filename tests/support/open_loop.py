@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import random
 import time
@@ -18,10 +19,12 @@ class Seen:
     first: list[float] = field(default_factory=list)
     refused: list[float] = field(default_factory=list)
     others: list[int] = field(default_factory=list)  # statuses that should not be; 0: no reply
+    late: list[float] = field(default_factory=list)  # seconds that this side was late itself
 
     def line(self, name: str) -> str:
         told = f"{name:>8}: {len(self.first):5} let in, first token {quantiles(self.first)}"
-        return f"{told}; {len(self.refused):5} refused, told in {quantiles(self.refused)}; others {self.others}"
+        refused = f"{len(self.refused):5} refused, told in {quantiles(self.refused)}; others {self.others}"
+        return f"{told}; {refused}" + (f"; asked late by {quantiles(self.late)}" if self.late else "")
 
 
 def quantiles(seconds: list[float]) -> str:
@@ -76,9 +79,12 @@ async def closed_loop(port: int, width: int, seconds: float, tokens: int) -> flo
 async def open_loop(port: int, rate: float, seconds: float, tokens: int) -> Seen:
     """`rate` requests a second, at random times."""
     seen, tasks, chance = Seen(), [], random.Random(0)
+    gc.collect()
+    gc.freeze()  # a test's process has so much in it that looking through it for garbage takes half a second
     start = due = time.monotonic()
     while due < start + seconds:
         await asyncio.sleep(max(0.0, due - time.monotonic()))
+        seen.late.append(time.monotonic() - due)
         tasks.append(asyncio.create_task(ask(port, seen, tokens)))
         due += chance.expovariate(rate)
     await asyncio.gather(*tasks)
