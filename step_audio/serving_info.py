@@ -13,6 +13,13 @@ class ServedLimits(TypedDict):
     max_audio_bytes: int
 
 
+class ServedPace(TypedDict):
+    """In what pieces the model thinks and speaks at once, where a request does not say, in tokens."""
+
+    think_tokens: int
+    speak_tokens: int
+
+
 class ServingInfo(TypedDict):
     """JSON of the `tokenizer` model's output `serving_info`. `max_seq_len`: positions of prompt and answer.
 
@@ -28,3 +35,4 @@ class ServingInfo(TypedDict):
     chat_template: str
     limits: ServedLimits
     sampling_parameters: list[str]
+    mind_paced_speaking: ServedPace

@@ -44,6 +44,7 @@ class Brains:
         assert options.mind_paced
         self._prompt, self._without_thought = prompt, without_thought
         self._tokenizer, self._options, self._max_seq_len = tokenizer, options, max_seq_len
+        assert options.mind_paced.speak_tokens
         self._speak_tokens = options.mind_paced.speak_tokens
         self._close = tokenizer.encode(CLOSE_THOUGHT)
 

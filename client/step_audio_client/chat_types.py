@@ -40,12 +40,13 @@ class MindPaced:
     on the answer hangs on time. None: the thought's length alone sets the pace, and the same tokens make the same
     answer, whenever and however grouped they come.
 
-    The defaults are the paper's, for text.
+    `think_tokens` and `speak_tokens` are the served model's own where they are None. Where there are tools, nothing is
+    said before the thought is over, as in `think_before_speak`: it decides whether there is to be a call.
     """
 
     mode: PaceMode = "speak_first"
-    think_tokens: int = 80
-    speak_tokens: int = 20
+    think_tokens: int | None = None
+    speak_tokens: int | None = None
     speech_rate: float | None = None
 
 

@@ -21,7 +21,7 @@ from step_audio_client.counts import Counts
 from step_audio_client.errors import InvalidGuide
 from step_audio_client.failover import PATIENCE
 from step_audio_client.generators import inner
-from step_audio_client.mind_paced import MindPacedSpeaker
+from step_audio_client.mind_paced import MindPacedSpeaker, paced
 from step_audio_client.mind_paced import check as check_mind_paced
 from step_audio_client.pipeline import BUILDER, Pipeline
 from step_audio_client.raw import RawPrompt, RawStream
@@ -264,6 +264,8 @@ class StepAudioClient:
         """A mind-paced answer: the recordings are encoded once, for both brains."""
         schemas = check_options(options)
         check_mind_paced(options)
+        info = await self.serving_info()
+        options = paced(options, info["mind_paced_speaking"])
         tools = options.tools if schemas and options.tool_choice != "none" else None
         prompt = await self._pipeline.prepare(run, TokenRequest(messages, options.sampling, tools))
         turns = [*messages, {"role": "assistant", "content": NO_THOUGHT}]
@@ -276,7 +278,7 @@ class StepAudioClient:
             prompt.with_input_ids(*ids),
             await self.tokenizer(),
             options,
-            (await self.serving_info())["max_seq_len"],
+            info["max_seq_len"],
             run.start,
         )
         async with contextlib.aclosing(speaker.deltas()) as deltas:

@@ -22,6 +22,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 from typing import get_args
 
+from step_audio.serving_info import ServedPace
 from step_audio.tokenizer import Tokenizer
 from step_audio_client.answer_parser import AnswerParser
 from step_audio_client.brains import Brains
@@ -268,6 +269,16 @@ class MindPacedSpeaker:
         )
 
 
+def paced(options: ChatOptions, served: ServedPace) -> ChatOptions:
+    """With the pace that the answer is to have."""
+    pace = options.mind_paced
+    assert pace
+    think, speak = pace.think_tokens or served["think_tokens"], pace.speak_tokens or served["speak_tokens"]
+    waits = options.tools and options.tool_choice != "none" and pace.mode != "no_think"
+    mode: PaceMode = "think_before_speak" if waits else pace.mode
+    return replace(options, mind_paced=replace(pace, mode=mode, think_tokens=think, speak_tokens=speak))
+
+
 def check(options: ChatOptions) -> None:
     """Raises RequestError for what a mind-paced answer cannot be asked for."""
     pace = options.mind_paced
@@ -277,7 +288,7 @@ def check(options: ChatOptions) -> None:
         said = f"mind_paced_speaking: mode must be one of {', '.join(modes)}, not {pace.mode!r}"
         raise RequestError(said, "mind_paced_speaking.mode")
     for name, value in (("think_tokens", pace.think_tokens), ("speak_tokens", pace.speak_tokens)):
-        if value < 1:
+        if value is not None and value < 1:
             said = f"mind_paced_speaking: {name} must be at least 1, not {value}"
             raise RequestError(said, f"mind_paced_speaking.{name}")
     if pace.speech_rate is not None and not 0 < pace.speech_rate < math.inf:

@@ -42,7 +42,9 @@ class Pacing:
     def __init__(self, pace: MindPaced, max_tokens: int | None = None):
         self.thought: ThoughtState = "ended" if pace.mode == "no_think" else "open"
         self.segments: list[Segment] = []
-        self._pace, self._max_tokens = pace, max_tokens
+        assert pace.think_tokens and pace.speak_tokens
+        self._mode, self._max_tokens = pace.mode, max_tokens
+        self._think_tokens, self._speak_tokens = pace.think_tokens, pace.speak_tokens
         self._thought_tokens = 0
         self._open_tokens = 0  # of these, all but the one that closed it
         self._thought_ended: float | None = None
@@ -77,7 +79,7 @@ class Pacing:
         """The segment that is to be begun, where nobody speaks. None of a thought that is cut: nothing more fits."""
         n = len(self.segments)
         if n < self._due_by_count():
-            return Due((n + (self._pace.mode == "think_first")) * self._pace.think_tokens, last=False)
+            return Due((n + (self._mode == "think_first")) * self._think_tokens, last=False)
         if self.thought in ("closed", "ended"):
             return Due(self._thought_tokens, last=True)
         due = self._due_by_clock()
@@ -120,9 +122,9 @@ class Pacing:
 
     def _due_by_count(self) -> int:
         """How many segments have become due because of the thought's length alone."""
-        if self._pace.mode in ("think_before_speak", "no_think"):
+        if self._mode in ("think_before_speak", "no_think"):
             return 0
-        count = self._open_tokens // self._pace.think_tokens + (self._pace.mode == "speak_first")
+        count = self._open_tokens // self._think_tokens + (self._mode == "speak_first")
         return min(count, 1) if self._playback else count
 
     def _due_by_clock(self) -> float | None:
@@ -135,6 +137,6 @@ class Pacing:
         """Every segment that is due, or was, has its `speak_tokens`: none falls short of them but with the answer."""
         if self._max_tokens is None or self.thought != "open":
             return
-        speech = self._pace.speak_tokens * max(len(self.segments), self._due_by_count())
+        speech = self._speak_tokens * max(len(self.segments), self._due_by_count())
         if self._thought_tokens + speech >= self._max_tokens:
             self.thought = "cut"

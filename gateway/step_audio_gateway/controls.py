@@ -53,8 +53,12 @@ class MindPacedControl(Closed):  # a misspelt number would leave its default in 
         description="think_first: speak after the first think_tokens; speak_first: the first speak_tokens without a "
         "thought; think_before_speak, no_think: all of the thought first, or none",
     )
-    think_tokens: PositiveInt = Field(PACE.think_tokens, le=2**31 - 1, description="of thought, per piece of answer")
-    speak_tokens: PositiveInt = Field(PACE.speak_tokens, le=2**31 - 1, description="of the answer, at most, per piece")
+    think_tokens: PositiveInt | None = Field(
+        PACE.think_tokens, le=2**31 - 1, description="of thought, per piece of answer; null: as suits the served model"
+    )
+    speak_tokens: PositiveInt | None = Field(
+        PACE.speak_tokens, le=2**31 - 1, description="of the answer, at most, per piece; null: as suits the model"
+    )
     speech_rate: float | None = Field(
         PACE.speech_rate,
         ge=0.1,

@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, Field
 
+from step_audio.generation_config import Pace
 from step_audio_client import AudioReport, ChatUsage, Segment, SpeechTiming, TokenLogprob, ToolCall
 
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -242,7 +243,8 @@ class ChatCompletionChunk(BaseModel):
 
 class Model(BaseModel):
     """A served model. `root` is the checkpoint's name, `max_model_len` the positions that prompt and answer share,
-    `supported_parameters` are the sampling parameters that the LLM takes."""
+    `supported_parameters` are the sampling parameters that the LLM takes, `mind_paced_speaking` is in what pieces it
+    thinks and speaks at once where a request does not say."""
 
     id: str
     object: Literal["model"]
@@ -251,6 +253,7 @@ class Model(BaseModel):
     root: str
     max_model_len: int
     supported_parameters: list[str]
+    mind_paced_speaking: Pace
 
 
 class ModelList(BaseModel):

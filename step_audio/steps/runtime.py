@@ -10,8 +10,9 @@ from pydantic import AliasChoices, BeforeValidator, Field, NonNegativeFloat, Non
 
 from step_audio.chat_template import load_template
 from step_audio.config import DType, ModelConfig, Strict
+from step_audio.generation_config import Pace
 from step_audio.mel import LengthRule
-from step_audio.serving_info import ServedLimits, ServingInfo
+from step_audio.serving_info import ServedLimits, ServedPace, ServingInfo
 
 
 def _audios(value: Any) -> Any:
@@ -59,6 +60,7 @@ class Runtime(Strict):
     table_dtype: DType  # of the prompt table: the engine's own
     limits: Limits
     sampling_parameters: tuple[str, ...]  # that the LLM's backend takes
+    pace: Pace = Pace()
 
     @classmethod
     def load(cls, path: str | Path) -> Runtime:
@@ -80,4 +82,5 @@ class Runtime(Strict):
                 max_audio_bytes=limits.max_audio_bytes,
             ),
             "sampling_parameters": list(self.sampling_parameters),
+            "mind_paced_speaking": ServedPace(think_tokens=self.pace.think_tokens, speak_tokens=self.pace.speak_tokens),
         }

@@ -146,6 +146,18 @@ def test_what_is_sent(page: Page, gateway: FakeGateway) -> None:
     assert sent(4) is None
 
 
+def test_the_sliders_begin_where_the_model_wants_them(page: Page, gateway: FakeGateway) -> None:
+    gateway.pace = {"think_tokens": 16, "speak_tokens": 2}
+    page.driver.refresh()
+    page.wait(lambda: page.find("#think_tokens").get_property("value") == "16", "the model's own")
+    choose(page, "speak_first")
+    page.set("speak_tokens", "5")
+    gateway.pace = {"think_tokens": 32, "speak_tokens": 4}
+    page.driver.refresh()
+    page.wait(lambda: page.find("#think_tokens").get_property("value") == "32", "the next model's")
+    assert page.find("#speak_tokens").get_property("value") == "5"  # what was chosen stays chosen
+
+
 def test_a_phone_has_room_for_it(page: Page, gateway: FakeGateway) -> None:
     gateway.script = interleaves
     page.resize(360, 640)

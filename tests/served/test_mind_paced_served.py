@@ -52,6 +52,35 @@ def test_greedy_modes_agree_with_one_generation(listener, questions):
     with_client(listener, use)
 
 
+def test_the_pace_is_the_model_s_where_nobody_says(listener, questions):
+    async def use(client):
+        assert (await client.serving_info())["mind_paced_speaking"] == {"think_tokens": 16, "speak_tokens": 2}
+        said = await answer(client, questions[0], mind_paced=MindPaced())
+        assert said[1] == (await answer(client, questions[0], mind_paced=MindPaced("speak_first", 16, 2)))[1]
+        *pieces, _ = said[2].speech.segments
+        assert [piece.thought_tokens for piece in pieces] == [16 * n for n in range(len(pieces))] and len(pieces) > 1
+        assert all(piece.spoken_tokens <= 2 for piece in pieces)
+
+    with_client(listener, use)
+
+
+@pytest.mark.parametrize("mode", ["speak_first", "think_first"])
+def test_with_tools_the_thought_decides_and_calls_come_whole(listener, mode):
+    items = [item for item in held_out(["tool_call"], 8, seed=5) if item.kind == "tool_call"]
+
+    async def use(client):
+        async def whole(item, **options):
+            deltas = [d async for d in client.chat(item.request(), ChatOptions(GREEDY, tools=item.tools, **options))]
+            calls = [(one.name, one.arguments) for d in deltas for one in d.tool_calls]
+            return calls, "".join(d.content for d in deltas), deltas[-1].finish_reason
+
+        plain = [await whole(item) for item in items]
+        assert [await whole(item, mind_paced=MindPaced(mode)) for item in items] == plain
+        assert any(finish == "tool_calls" for _, _, finish in plain)
+
+    with_client(listener, use)
+
+
 def test_ids_behind_a_prepared_prompt_go_on_as_the_generation_did(listener, questions):
     """The other way to the same: cut anywhere, Articulation's prompt gives the tokens that come next."""
 

@@ -70,6 +70,7 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
             "tokens_per_block": 4,
             "chat_template": load_template("default").source,
             "sampling_parameters": self.parameters,
+            "mind_paced_speaking": {"think_tokens": 80, "speak_tokens": 20},
         }
 
     async def ModelInfer(self, request, context):

@@ -130,6 +130,7 @@ class FakeClient:
             "chat_template": load_template("default").source,
             "limits": LIMITS,
             "sampling_parameters": PARAMETERS,
+            "mind_paced_speaking": {"think_tokens": 80, "speak_tokens": 20},
         }
 
     async def ready(self) -> bool:

@@ -113,7 +113,12 @@ def speaker(
     **pace: Any,
 ) -> MindPacedSpeaker:
     sampling = Sampling(max_tokens, temperature=0)
-    options = ChatOptions(sampling=sampling, stop=stop, tools=tools, mind_paced=MindPaced(**pace))
+    options = ChatOptions(
+        sampling=sampling,
+        stop=stop,
+        tools=tools,
+        mind_paced=MindPaced(**{"think_tokens": 80, "speak_tokens": 20, **pace}),
+    )
     without_thought, start = prepared(UNTHOUGHT), mind_paced.time.monotonic()
     return MindPacedSpeaker(model, prepared(PROMPT), without_thought, tokenizer, options, MAX_SEQ_LEN, start)
 

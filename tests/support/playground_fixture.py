@@ -44,6 +44,7 @@ class FakeGateway(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), partial(Handler, directory=str(PLAYGROUND)))
         self.models = ["step-audio-r1.1"]
         self.parameters = [one.name for one in PARAMETERS]
+        self.pace = {"think_tokens": 80, "speak_tokens": 20}
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.hung_up = threading.Event()
@@ -52,7 +53,8 @@ class FakeGateway(ThreadingHTTPServer):
         self.script: Callable[[Handler], None] = thinks_and_answers
 
     def describe(self, name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "supported_parameters": self.parameters}
+        parameters, pace = self.parameters, self.pace
+        return {"id": name, "object": "model", "supported_parameters": parameters, "mind_paced_speaking": pace}
 
     @property
     def url(self) -> str:

@@ -60,7 +60,7 @@ export class Settings {
     return body;
   }
 
-  /** Fills the choice of models, and shows the sampling parameters that the served one takes. */
+  /** Fills the choice of models, and shows what suits the served one. */
   offer(models) {
     const select = this.form.elements.model;
     const chosen = select.value;
@@ -71,6 +71,10 @@ export class Settings {
       field.disabled = models.some(({ supported_parameters: taken }) => taken && !taken.includes(name));
       field.closest(".field").hidden = field.disabled;
     }
+    for (const [name, tokens] of Object.entries(models[0]?.mind_paced_speaking ?? {})) {
+      this.form.elements[name].defaultValue = tokens; // and so its value, unless the user has chosen another
+    }
+    this.#changed();
   }
 
   get #budget() {
@@ -111,6 +115,9 @@ export class Settings {
   #store() {
     const { key, ...kept } = Object.fromEntries(new FormData(this.form));
     for (const box of this.form.querySelectorAll("input[type=checkbox]")) kept[box.name] = box.checked;
+    for (const name of PACE) {
+      if (this.form.elements[name].value === this.form.elements[name].defaultValue) delete kept[name];
+    }
     try {
       localStorage.setItem(STORE, JSON.stringify(kept));
       sessionStorage.setItem(KEY_STORE, key);

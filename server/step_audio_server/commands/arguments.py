@@ -61,8 +61,8 @@ PACE_NAMES = ("think_tokens", "speak_tokens", "speech_rate")
 def add_mind_paced(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("mind-paced speaking")
     group.add_argument("--mode", choices=MODES, help="speak while thinking (default: the thought, then the answer)")
-    group.add_argument("--think-tokens", type=int, help="thought from one segment of speech to the next (default 80)")
-    group.add_argument("--speak-tokens", type=int, help="of a segment at most (default 20)")
+    group.add_argument("--think-tokens", type=int, help="thought from one segment to the next (default: the model's)")
+    group.add_argument("--speak-tokens", type=int, help="of a segment at most (default: the model's)")
     group.add_argument(
         "--speech-rate",
         type=float,
