@@ -20,6 +20,13 @@ class ServedPace(TypedDict):
     speak_tokens: int
 
 
+class ServedSuggestions(TypedDict):
+    """What may be said to the model, and asked of it about a recording."""
+
+    say: list[str]
+    ask: list[str]
+
+
 class ServingInfo(TypedDict):
     """JSON of the `tokenizer` model's output `serving_info`. `max_seq_len`: positions of prompt and answer.
 
@@ -36,3 +43,4 @@ class ServingInfo(TypedDict):
     limits: ServedLimits
     sampling_parameters: list[str]
     mind_paced_speaking: ServedPace
+    suggestions: ServedSuggestions

@@ -11,7 +11,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
-from step_audio.generation_config import Pace
+from step_audio.generation_config import Pace, Suggestions
 from step_audio.tracing import Tracer
 from step_audio_client import StepAudioClient
 from step_audio_gateway import errors
@@ -101,6 +101,7 @@ def _service_routes(app: FastAPI, gateway: Gateway) -> None:
             max_model_len=info["max_seq_len"],
             supported_parameters=info["sampling_parameters"],
             mind_paced_speaking=Pace(**info["mind_paced_speaking"]),
+            suggestions=Suggestions.model_validate(info["suggestions"]),
         )
 
     @app.get("/v1/models", responses={401: FAILURES[401], 500: FAILURES[500], **unavailable}, tags=["models"])

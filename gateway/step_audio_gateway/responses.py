@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, Field
 
-from step_audio.generation_config import Pace
+from step_audio.generation_config import Pace, Suggestions
 from step_audio_client import AudioReport, ChatUsage, Segment, SpeechTiming, TokenLogprob, ToolCall
 
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -244,7 +244,7 @@ class ChatCompletionChunk(BaseModel):
 class Model(BaseModel):
     """A served model. `root` is the checkpoint's name, `max_model_len` the positions that prompt and answer share,
     `supported_parameters` are the sampling parameters that the LLM takes, `mind_paced_speaking` is in what pieces it
-    thinks and speaks at once where a request does not say."""
+    thinks and speaks at once where a request does not say, `suggestions` are what it can do, for people."""
 
     id: str
     object: Literal["model"]
@@ -254,6 +254,7 @@ class Model(BaseModel):
     max_model_len: int
     supported_parameters: list[str]
     mind_paced_speaking: Pace
+    suggestions: Suggestions
 
 
 class ModelList(BaseModel):

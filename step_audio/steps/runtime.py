@@ -6,11 +6,19 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
 
 from step_audio.chat_template import load_template
 from step_audio.config import DType, ModelConfig, Strict
-from step_audio.generation_config import Pace
+from step_audio.generation_config import Pace, Suggestions
 from step_audio.mel import LengthRule
 from step_audio.serving_info import ServedLimits, ServedPace, ServingInfo
 
@@ -61,6 +69,7 @@ class Runtime(Strict):
     limits: Limits
     sampling_parameters: tuple[str, ...]  # that the LLM's backend takes
     pace: Pace = Pace()
+    suggestions: Suggestions = Suggestions()
 
     @classmethod
     def load(cls, path: str | Path) -> Runtime:
@@ -83,4 +92,5 @@ class Runtime(Strict):
             ),
             "sampling_parameters": list(self.sampling_parameters),
             "mind_paced_speaking": ServedPace(think_tokens=self.pace.think_tokens, speak_tokens=self.pace.speak_tokens),
+            "suggestions": {"say": list(self.suggestions.say), "ask": list(self.suggestions.ask)},
         }

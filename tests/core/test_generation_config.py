@@ -5,7 +5,7 @@ import json
 import pytest
 
 from step_audio.errors import CheckpointError
-from step_audio.generation_config import Pace, pace_of
+from step_audio.generation_config import Pace, Suggestions, pace_of, suggestions_of
 
 
 def test_the_paper_s_where_a_checkpoint_has_none(tmp_path):
@@ -17,7 +17,9 @@ def test_the_paper_s_where_a_checkpoint_has_none(tmp_path):
 def test_what_a_checkpoint_says(tmp_path):
     said = {"transformers_version": "4.57", "mind_paced_speaking": {"think_tokens": 16, "speak_tokens": 2}}
     (tmp_path / "generation_config.json").write_text(json.dumps(said))
-    assert pace_of(tmp_path) == Pace(think_tokens=16, speak_tokens=2)
+    assert pace_of(tmp_path) == Pace(think_tokens=16, speak_tokens=2) and suggestions_of(tmp_path) == Suggestions()
+    (tmp_path / "generation_config.json").write_text(json.dumps({"suggestions": {"say": ["Hello."]}}))
+    assert suggestions_of(tmp_path) == Suggestions(say=("Hello.",)) and pace_of(tmp_path) == Pace()
 
 
 @pytest.mark.parametrize(

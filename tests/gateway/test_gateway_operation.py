@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from gateway_calls import CHAT, HELLO, WAV, WAV64, ask
-from gateway_fixture import PARAMETERS, REPLY, FakeClient, http
+from gateway_fixture import PARAMETERS, REPLY, SUGGESTIONS, FakeClient, http
 from step_audio_client import ChatDelta, RequestError, ServerBusy
 from step_audio_gateway import metrics
 from step_audio_gateway.app import create_app
@@ -27,7 +27,7 @@ async def test_models():
     async with http(FakeClient()) as client:
         (model,) = (await client.get("/v1/models")).json()["data"]
         assert model["id"] == "tiny" and model["max_model_len"] == 4096
-        assert model["supported_parameters"] == PARAMETERS
+        assert model["supported_parameters"] == PARAMETERS and model["suggestions"] == SUGGESTIONS
         error = (await client.post(CHAT, json={"messages": HELLO, "model": "gpt"})).json()["error"]
         assert error["code"] == "model_not_found"
     async with http(FakeClient(), served_model_name=["Step-Audio-R1.1", "step"]) as client:

@@ -25,5 +25,5 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def page(driver: Any, gateway: FakeGateway) -> Iterator[Page]:
-    with opened(driver, gateway) as page:
+    with opened(driver, gateway.url) as page:
         yield page

@@ -160,6 +160,35 @@ def test_reads_the_answer_aloud_by_the_sentence(page: Page, gateway: FakeGateway
     assert " ".join(text for text, _ in said) == "It is 3.14 long. Is that so? 是的。 好 Yes"
 
 
+def test_the_empty_page_says_what_the_served_model_can_do(page: Page, gateway: FakeGateway) -> None:
+    assert len(page.all(".idea")) == 4 and not page.find(".say").is_displayed()
+    gateway.suggestions = {"say": ["What is two plus two?", "Hello"], "ask": ["High or low?", "<b>Loud?</b>"]}
+    page.driver.refresh()
+    page.wait(lambda: page.all("#server[data-state=ready]"), "the server's state")
+    assert page.find(".say").text == "Say What is two plus two?, or Hello."  # in quotation marks of the style's
+    assert [idea.text for idea in page.all(".idea")] == ["High or low?", "<b>Loud?</b>"]
+    page.find(".idea").click()
+    assert page.find("#composer textarea").get_attribute("value") == "High or low?"
+
+
+def test_a_rate_is_told_where_there_is_one(page: Page, gateway: FakeGateway) -> None:
+    def facts() -> list[str]:
+        return [cell.text for cell in page.all(".exchange:last-child .facts dt")]
+
+    def at_once(request: Handler) -> None:
+        request.begin()
+        request.event({"content": ANSWER})
+        request.last()
+
+    page.type("By and by" + Keys.ENTER)
+    page.wait_state("done")
+    assert "tokens/s" in facts()
+    gateway.script = at_once
+    page.type("At once" + Keys.ENTER)
+    page.wait(lambda: len(page.all(".exchange[data-state=done]")) == 2, "the answer")
+    assert "answer tokens" in facts() and "tokens/s" not in facts()
+
+
 def test_errors_are_short_messages(page: Page, gateway: FakeGateway) -> None:
     def refuses(status: int, message: str, headers: dict[str, str] | None = None) -> Callable[[Handler], None]:
         return lambda request: request.reply(status, {"error": {"message": message, "type": "x"}}, headers)

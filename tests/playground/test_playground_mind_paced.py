@@ -67,7 +67,7 @@ def gateway() -> Iterator[FakeGateway]:
 
 @pytest.fixture
 def page(driver: Any, gateway: FakeGateway) -> Iterator[Page]:
-    with opened(driver, gateway) as page:
+    with opened(driver, gateway.url) as page:
         page.js("localStorage.clear()")
         driver.refresh()
         page.wait(lambda: page.all("#server[data-state=ready]"), "the server's state")

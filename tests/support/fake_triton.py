@@ -71,6 +71,7 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
             "chat_template": load_template("default").source,
             "sampling_parameters": self.parameters,
             "mind_paced_speaking": {"think_tokens": 80, "speak_tokens": 20},
+            "suggestions": {"say": [], "ask": []},
         }
 
     async def ModelInfer(self, request, context):

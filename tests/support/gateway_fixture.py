@@ -47,6 +47,7 @@ REPLY = [
     ChatDelta(content="ur.", raw="ur."),
     ChatDelta(finish_reason="stop", usage=USAGE),
 ]
+SUGGESTIONS = {"say": ["What is two plus two?"], "ask": ["Is the voice high or low?"]}
 PARAMETERS = [one.name for one in sampling_parameters.PARAMETERS]
 LIMITS = {"max_audios": 4, "max_audio_seconds": 60.0, "max_audio_bytes": 2_000_000}
 Step = ChatDelta | Exception | float  # to hand out, to raise, or seconds to wait
@@ -131,6 +132,7 @@ class FakeClient:
             "limits": LIMITS,
             "sampling_parameters": PARAMETERS,
             "mind_paced_speaking": {"think_tokens": 80, "speak_tokens": 20},
+            "suggestions": SUGGESTIONS,
         }
 
     async def ready(self) -> bool:

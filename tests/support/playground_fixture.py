@@ -45,6 +45,7 @@ class FakeGateway(ThreadingHTTPServer):
         self.models = ["step-audio-r1.1"]
         self.parameters = [one.name for one in PARAMETERS]
         self.pace = {"think_tokens": 80, "speak_tokens": 20}
+        self.suggestions: dict[str, list[str]] = {}
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.hung_up = threading.Event()
@@ -53,8 +54,8 @@ class FakeGateway(ThreadingHTTPServer):
         self.script: Callable[[Handler], None] = thinks_and_answers
 
     def describe(self, name: str) -> dict[str, Any]:
-        parameters, pace = self.parameters, self.pace
-        return {"id": name, "object": "model", "supported_parameters": parameters, "mind_paced_speaking": pace}
+        told = {"mind_paced_speaking": self.pace, "suggestions": self.suggestions}
+        return {"id": name, "object": "model", "supported_parameters": self.parameters} | told
 
     @property
     def url(self) -> str:
@@ -152,14 +153,14 @@ def fake_gateway() -> Iterator[FakeGateway]:
 
 
 @contextmanager
-def opened(driver: Any, gateway: FakeGateway) -> Iterator[Page]:
-    """The page, in the browser; it must not have been refused anything when it is left."""
+def opened(driver: Any, url: str, meant: str = "v1/chat/completions") -> Iterator[Page]:
+    """The page, in the browser; when it is left it must not have been refused anything but what was `meant`."""
     page = Page(driver)
     page.resize(1280, 800)
     page.scheme("light")
-    driver.get(gateway.url)
-    page.wait(lambda: page.all("#server[data-state=ready]"), "the server's state")
+    driver.get(url)
+    page.wait(lambda: page.all("#server:not([data-state=away])"), "the server's state")
     yield page
     complaints = [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
-    refused = [line for line in complaints if "v1/chat/completions" not in line]  # those answers were meant
+    refused = [line for line in complaints if meant not in line]
     assert not refused, refused

@@ -33,6 +33,23 @@ export async function* streamChat(body, key, signal) {
   throw new ApiError("The connection ended before the answer did.");
 }
 
+/** A secret that opens one live session, and what the server says of it: {value, session}. Throws ApiError. */
+export async function clientSecret(session, key) {
+  const response = await request("realtime/client_secrets", {
+    method: "POST",
+    headers: { "Content-Type": "application/json", ...headers(key) },
+    body: JSON.stringify({ session }),
+  });
+  return response.json();
+}
+
+/** The socket of a live session; browsers can send no headers with it, so the secret is a subprotocol. */
+export function realtimeSocket(secret) {
+  const address = new URL("realtime", BASE);
+  address.protocol = address.protocol.replace("http", "ws");
+  return new WebSocket(address, ["realtime", `openai-insecure-api-key.${secret}`]);
+}
+
 function headers(key) {
   if (/[^ -~]/.test(key)) throw new ApiError("The API key has characters that no key can have.", 401);
   return key ? { Authorization: `Bearer ${key}` } : {};

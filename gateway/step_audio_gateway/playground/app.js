@@ -1,11 +1,15 @@
 import { listModels, streamChat } from "./api.js";
 import { Composer } from "./composer.js";
 import { Conversation, countRecordings, userMessage } from "./conversation.js";
+import { Dialogue } from "./dialogue.js";
+import { DialogueBar } from "./dialogue-bar.js";
 import { ExchangeView } from "./exchange-view.js";
+import { itemsOf } from "./realtime-items.js";
 import { Reply } from "./reply.js";
 import { Settings } from "./settings.js";
 import { Speech } from "./speech.js";
 import { Talk } from "./talk.js";
+import { Welcome } from "./welcome.js";
 
 const CHECK_EVERY = 15_000; // ms between looks at a server that does not answer
 const DRAWER = matchMedia("(max-width: 1079px)"); // as in style.css: below, the settings are a drawer
@@ -19,6 +23,8 @@ const talk = new Talk(find(".talk"));
 const composer = new Composer(find("#composer"), talk, settings);
 const conversation = new Conversation();
 const speech = new Speech();
+const dialogue = new Dialogue();
+const welcome = new Welcome(find(".welcome"), (text) => composer.suggest(text));
 let running = null; // the AbortController of the reply that is streaming
 let views = []; // {exchange, view}, oldest first
 
@@ -62,6 +68,11 @@ async function run(exchange, view) {
 
 function ask({ clips = [], text = "", messages }) {
   const exchange = { clips, text, messages, reply: new Reply() };
+  run(exchange, show(exchange));
+}
+
+/** Puts `exchange` at the end of the page, and of the conversation; its view. */
+function show(exchange) {
   const view = new ExchangeView(exchange, {
     again() {
       if (running || !conversation.isLast(exchange)) return;
@@ -70,7 +81,7 @@ function ask({ clips = [], text = "", messages }) {
       run(exchange, view);
     },
     results(list) {
-      if (running || !conversation.isLast(exchange)) return;
+      if (running || !conversation.isLast(exchange) || dialogue.results(exchange, list)) return;
       ask({ messages: list.map(({ id, text: content }) => ({ role: "tool", tool_call_id: id, content })) });
     },
   });
@@ -80,7 +91,22 @@ function ask({ clips = [], text = "", messages }) {
   document.body.dataset.empty = "false";
   thread.append(view.node);
   scroller.scrollTop = scroller.scrollHeight;
-  run(exchange, view);
+  return view;
+}
+
+function viewOf(exchange) {
+  return views.find((one) => one.exchange === exchange).view;
+}
+
+async function converse() {
+  if (dialogue.state !== "off") return dialogue.end();
+  stop();
+  try {
+    await dialogue.start(settings.session(), settings.key, itemsOf(conversation.exchanges));
+  } catch (error) {
+    toast(error.message);
+    if (error.status === 401) openSettings(find("[name=key]"));
+  }
 }
 
 function stop() {
@@ -89,6 +115,7 @@ function stop() {
 }
 
 function startOver() {
+  dialogue.end();
   stop();
   for (const { exchange } of views) exchange.clips.forEach((clip) => clip.discard());
   views = [];
@@ -149,6 +176,7 @@ async function checkServer() {
   try {
     const models = await listModels(settings.key);
     settings.offer(models);
+    welcome.offer(models[0]?.suggestions);
     server.dataset.state = "ready";
     server.lastElementChild.textContent = models[0]?.id ?? "no model";
     server.title = "";
@@ -188,9 +216,18 @@ composer.addEventListener("stop", stop);
 composer.addEventListener("recordstart", () => speech.stop()); // or the microphone hears it
 composer.addEventListener("trouble", ({ detail }) => toast(detail));
 composer.addEventListener("status", ({ detail }) => announce(detail));
+new DialogueBar(find("#composer"), dialogue, converse, announce);
+dialogue.addEventListener("turn", ({ detail }) => show(detail));
+dialogue.addEventListener("change", ({ detail }) => keepInSight(() => viewOf(detail).update()));
+dialogue.addEventListener("over", ({ detail: { exchange, trouble } }) => {
+  keepInSight(() => viewOf(exchange).end(trouble));
+  if (exchange.reply.state === "done") announce(`Answer: ${exchange.reply.content}`);
+});
+dialogue.addEventListener("trouble", ({ detail }) => toast(detail));
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape") return;
   if (talk.state !== "idle") talk.cancel();
+  else if (dialogue.state !== "off") dialogue.end();
   else if (!closeSettings()) stop();
 });
 find("#start-over").addEventListener("click", startOver);
@@ -199,9 +236,6 @@ find("#settings-close").addEventListener("click", closeSettings);
 find("#scrim").addEventListener("click", closeSettings);
 DRAWER.addEventListener("change", () => drawer(false));
 find("[name=key]").addEventListener("change", checkServer);
-for (const button of document.querySelectorAll(".idea")) {
-  button.addEventListener("click", () => composer.suggest(button.dataset.text));
-}
 if (!Speech.available) find("[name=aloud]").closest("label").hidden = true;
 listenForFiles();
 checkServer();

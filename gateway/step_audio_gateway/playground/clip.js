@@ -1,7 +1,7 @@
 import { RECORDINGS } from "./offers.js";
 import { encodeWav, resample } from "./wav.js";
 
-const MODEL_RATE = 16000; // Hz, what the model hears
+export const MODEL_RATE = 16000; // Hz, what the model hears
 const DRAWING_RATE = 8000; // Hz, enough for a waveform of a file, and small in memory
 const DRAWING_BYTES = 64 * 2 ** 20; // larger files are sent without being drawn: decoding them could exhaust a phone
 const PEAKS = 600;
@@ -22,9 +22,13 @@ export class Clip {
 
   /** A recording of the microphone: 16-bit mono WAV at the model's own rate. */
   static async fromSamples(samples, sampleRate, name) {
-    const heard = await resample(samples, sampleRate, MODEL_RATE);
-    const blob = new Blob([encodeWav(heard, MODEL_RATE)], { type: "audio/wav" });
-    return new Clip(name, blob, "wav", heard.length / MODEL_RATE, peaksOf(heard));
+    return Clip.heard(await resample(samples, sampleRate, MODEL_RATE), name);
+  }
+
+  /** The same of samples that are at that rate. */
+  static heard(samples, name) {
+    const blob = new Blob([encodeWav(samples, MODEL_RATE)], { type: "audio/wav" });
+    return new Clip(name, blob, "wav", samples.length / MODEL_RATE, peaksOf(samples));
   }
 
   /** A file as it is. Throws an Error whose message is for the user. */

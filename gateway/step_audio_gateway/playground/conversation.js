@@ -2,8 +2,9 @@
 export class Conversation {
   #exchanges = []; // {messages: what was asked or returned, reply: Reply}
 
-  get empty() {
-    return this.#exchanges.length === 0;
+  /** Oldest first. */
+  get exchanges() {
+    return this.#exchanges;
   }
 
   add(exchange) {

@@ -1,6 +1,7 @@
 import { clipView } from "./clip-view.js";
 import { count, duration, element, extend, icon } from "./dom.js";
 
+const LEAST_WRITING = 50; // ms: what comes within less came in one piece, and its rate says nothing
 const FINISH_NOTES = {
   length: "Cut off at the token limit.",
   content_filter: "Held back by the server's filter.",
@@ -13,7 +14,9 @@ export class ExchangeView {
   #calls = [];
 
   /** `actions`: {again(), results(list of {id, text})}. */
-  constructor({ clips, text, reply }, actions) {
+  constructor(exchange, actions) {
+    const { clips, text, reply } = exchange;
+    this.exchange = exchange;
     this.reply = reply;
     this.clips = clips.length;
     this.actions = actions;
@@ -34,7 +37,8 @@ export class ExchangeView {
     this.node = element("article", { className: "exchange" });
     if (clips.length || text) {
       const question = element("div", { className: "question" }, ...clips.map((clip) => clipView(clip)));
-      if (text) question.append(element("p", { className: "question-text", textContent: text }));
+      this.question = element("p", { className: "question-text" });
+      question.append(this.question);
       this.node.append(question);
     }
     this.body = element("div", { className: "reply" }, this.fold, this.answer, this.calls, this.warnings, this.note, this.foot);
@@ -73,7 +77,8 @@ export class ExchangeView {
   end(trouble) {
     clearInterval(this.#clock);
     this.#draw();
-    const note = trouble ?? (this.reply.state === "stopped" ? "Stopped." : FINISH_NOTES[this.reply.finishReason]);
+    const stopped = this.exchange.live ? "Interrupted." : "Stopped.";
+    const note = trouble ?? (this.reply.state === "stopped" ? stopped : FINISH_NOTES[this.reply.finishReason]);
     if (note) {
       this.note.replaceChildren(note);
       this.note.className = trouble ? "note trouble" : "note";
@@ -83,7 +88,7 @@ export class ExchangeView {
     const warnings = this.reply.warningsOf(this.clips);
     this.warnings.replaceChildren(...warnings.map((text) => element("p", { textContent: text })));
     this.warnings.hidden = !warnings.length;
-    if (!this.reply.message()) this.note.append(" ", this.#button("Try again", () => this.actions.again()));
+    if (!this.reply.message() && !this.exchange.live) this.note.append(" ", this.#button("Try again", () => this.actions.again()));
     if (this.reply.calls.length && this.reply.state === "done") this.#askResults();
     if (this.reply.firstThought !== null || this.reply.firstAnswer !== null) this.#drawFoot();
   }
@@ -100,12 +105,17 @@ export class ExchangeView {
 
   #draw() {
     const { reply, fold } = this;
+    if (this.question) {
+      this.question.textContent = this.exchange.text;
+      this.question.hidden = !this.exchange.text;
+    }
     this.node.dataset.state = reply.state;
     this.node.dataset.thinking = String(reply.thinking);
     const atEnd = this.thought.scrollHeight - this.thought.scrollTop - this.thought.clientHeight < 24;
     extend(this.thoughtText, reply.reasoning);
     if (atEnd) this.thought.scrollTop = this.thought.scrollHeight;
-    extend(this.answerText, reply.content);
+    if (reply.heard === null) extend(this.answerText, reply.content);
+    else this.#drawCut();
     this.answer.hidden = !reply.content;
     const thoughtIsOver = reply.paced ? reply.ended !== null : reply.firstAnswer !== null;
     if (thoughtIsOver && !this.foldIsTheirs) fold.open = false;
@@ -113,6 +123,14 @@ export class ExchangeView {
     this.thought.hidden = !reply.reasoning;
     this.#drawThoughtLine();
     reply.toolCalls.forEach((call, index) => this.#drawCall(call, index));
+    if (this.foot.childElementCount) this.#drawFoot(); // the first sound may come when all has been written
+  }
+
+  /** What was not heard of an answer that was interrupted. */
+  #drawCut() {
+    const { content, heard } = this.reply;
+    this.answerText.data = content.slice(0, heard);
+    this.answer.replaceChildren(this.answerText, element("s", { className: "unheard" }, content.slice(heard)));
   }
 
   #drawThoughtLine() {
@@ -170,9 +188,11 @@ export class ExchangeView {
     const fact = (name, value, kind = "") => {
       facts.append(element("div", { className: kind }, element("dt", {}, name), element("dd", {}, value)));
     };
+    if (reply.turnOver !== null) fact("turn over", duration(reply.turnOver), "heard");
     if (reply.firstThought !== null) fact("first thought", duration(reply.firstThought), "think");
     if (reply.firstAnswer !== null) fact("first answer", duration(reply.firstAnswer), "speak");
-    fact("in all", duration(reply.ended));
+    if (reply.firstAudio !== null) fact("first sound", duration(reply.firstAudio), "speak");
+    fact(this.exchange.live ? "all written" : "in all", duration(reply.ended));
     if (reply.speech) this.#speechFacts(fact);
     if (reply.usage) this.#usageFacts(fact);
     this.foot.replaceChildren(strip, facts);
@@ -188,7 +208,7 @@ export class ExchangeView {
     if (reasoning) fact("thought tokens", count(reasoning));
     fact("answer tokens", count(usage.completion_tokens - reasoning));
     const writing = ended - (firstThought ?? firstAnswer ?? ended);
-    if (writing > 0) {
+    if (writing > LEAST_WRITING && !this.exchange.live) {
       const rate = usage.completion_tokens / (writing / 1000);
       fact("tokens/s", rate.toFixed(rate < 100 ? 1 : 0));
     }

@@ -1,6 +1,6 @@
 const QUIET = 1000; // ms: a thought that goes on beside the answer, silent for so long, is taken to be over
 
-/** What the model has said so far, and when. Times are in milliseconds since the request left. */
+/** What the model has said so far, and when. Times are in milliseconds since the request left, or the speech ended. */
 export class Reply {
   reasoning = "";
   content = "";
@@ -13,14 +13,21 @@ export class Reply {
   lastThought = null;
   firstAnswer = null;
   ended = null;
+  turnOver = null; // of a live conversation: when the server took the turn for ended
+  firstAudio = null;
+  heard = null; // characters of the answer, where it was interrupted
   paced = false; // asked to speak while it thinks
   speech = null; // how that went, in the server's words
   recordingsBefore = 0; // in the messages, of earlier exchanges
   warnings = []; // {index, text}: what was amiss with the recordings of all messages
-  #sent = performance.now();
+  #since;
+
+  constructor(since = performance.now()) {
+    this.#since = since;
+  }
 
   get elapsed() {
-    return this.ended ?? performance.now() - this.#sent;
+    return this.ended ?? performance.now() - this.#since;
   }
 
   /** Whether the thought, or the wait for it, still goes on. */
@@ -106,8 +113,9 @@ export class Reply {
   /** As a message of the history, or null if there is nothing to remember: what a fault cut off is not an answer. The
    * thought is left out on purpose. */
   message() {
-    if (this.state === "failed" || (!this.content && !this.calls.length)) return null;
-    const message = { role: "assistant", content: this.content };
+    const content = this.content.slice(0, this.heard ?? undefined);
+    if (this.state === "failed" || (!content && !this.calls.length)) return null;
+    const message = { role: "assistant", content };
     if (this.calls.length) {
       message.tool_calls = this.calls.map(({ id, name, arguments: text }) => (
         { id, type: "function", function: { name, arguments: text } }

@@ -1,3 +1,4 @@
+import { MODEL_RATE } from "./clip.js";
 import { element } from "./dom.js";
 import { SAMPLING } from "./offers.js";
 
@@ -58,6 +59,20 @@ export class Settings {
     const tools = parseTools(fields.tools.value);
     if (tools.length) Object.assign(body, { tools, tool_choice: fields.tool_choice.value });
     return body;
+  }
+
+  /** The same of a live session. Throws an Error whose message is for the user. */
+  session() {
+    const { stream, stream_options, max_tokens, tools = [], ...same } = this.body();
+    return {
+      ...same,
+      type: "realtime",
+      instructions: this.instructions,
+      include: ["reasoning"],
+      audio: { input: { format: { type: "audio/pcm", rate: MODEL_RATE }, transcription: {} } },
+      tools: tools.map(({ function: called }) => ({ type: "function", ...called })),
+      max_output_tokens: max_tokens,
+    };
   }
 
   /** Fills the choice of models, and shows what suits the served one. */

@@ -5,11 +5,20 @@ const OPEN_WORD = /[^\s\u3000-\u9fff]*(?:(?![\u3000-\u9fff])[\p{L}\p{N}'’-]|\d
 const CHINESE = /[\u3400-\u9fff]/;
 const REST = 300; // ms without a new word: a piece of the answer is complete, the next is not made yet
 
-/** Reads an answer aloud with the browser's own voices while it streams. */
+/** Reads an answer aloud with the browser's own voices while it streams.
+ *
+ * `onstart` is called when something begins to sound, `onidle` when all that there was has been said.
+ */
 export class Speech {
   #spoken = 0; // characters of the answer already handed over
   #seen = 0; // and those that have come
+  #heard = 0; // and those that have been said
   #rest = null;
+  #waiting = new Set(); // utterances that are not over
+
+  constructor({ onstart = () => {}, onidle = () => {} } = {}) {
+    Object.assign(this, { onstart, onidle });
+  }
 
   static available = "speechSynthesis" in window;
 
@@ -33,17 +42,39 @@ export class Speech {
   }
 
   #say(words) {
+    const begin = this.#spoken + words.length - words.trimStart().length;
     this.#spoken += words.length;
+    const end = this.#spoken;
     const ready = words.trim();
     if (!ready) return;
     const utterance = new SpeechSynthesisUtterance(ready);
     if (CHINESE.test(ready)) utterance.lang = "zh-CN";
+    const over = () => {
+      if (!this.#waiting.delete(utterance)) return; // of an answer that was stopped
+      this.#heard = end;
+      if (!this.#waiting.size) this.onidle();
+    };
+    utterance.addEventListener("start", () => this.#waiting.has(utterance) && this.onstart());
+    utterance.addEventListener("boundary", ({ charIndex }) => {
+      if (this.#waiting.has(utterance)) this.#heard = begin + charIndex;
+    });
+    utterance.addEventListener("end", over);
+    utterance.addEventListener("error", over); // there may be no voice: the text is there to be read
+    this.#waiting.add(utterance);
     speechSynthesis.speak(utterance);
   }
 
+  get speaking() {
+    return this.#waiting.size > 0;
+  }
+
+  /** Falls silent, and is ready for another answer; how many characters of this one have been said. */
   stop() {
+    const heard = this.#heard;
     clearTimeout(this.#rest);
-    this.#spoken = this.#seen = 0;
+    this.#spoken = this.#seen = this.#heard = 0;
+    this.#waiting.clear();
     if (Speech.available) speechSynthesis.cancel();
+    return heard;
   }
 }

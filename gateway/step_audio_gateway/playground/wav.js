@@ -24,6 +24,18 @@ export function encodeWav(samples, sampleRate) {
   return view.buffer;
 }
 
+/** Samples in [-1, 1] as base64 of 16-bit PCM. */
+export function base64OfPcm(samples) {
+  const view = new DataView(new ArrayBuffer(2 * samples.length));
+  samples.forEach((sample, i) => view.setInt16(2 * i, Math.round(Math.max(-1, Math.min(1, sample)) * 32767), true));
+  return btoa(String.fromCharCode(...new Uint8Array(view.buffer)));
+}
+
+/** Base64 as bytes. */
+export function bytesOf(base64) {
+  return Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+}
+
 /** Mono samples at another rate; the browser's own resampler does it, with its anti-aliasing filter. */
 export async function resample(samples, from, to) {
   if (from === to || samples.length === 0) return samples;

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from step_audio.artefacts import Artefacts
 from step_audio.config import ModelConfig
-from step_audio.generation_config import pace_of
+from step_audio.generation_config import pace_of, suggestions_of
 from step_audio.steps.runtime import Runtime
 from step_audio_server.assets import asset
 from step_audio_server.repository.sampling_inputs import ensemble_values, llm_values, taken
@@ -58,6 +58,7 @@ def assemble(settings: ServeSettings, model: ModelConfig, artefacts: Artefacts, 
         limits=settings.limits,
         sampling_parameters=tuple(one.name for one in taken(nvidia=profile is not None)),
         pace=pace_of(settings.checkpoint),
+        suggestions=suggestions_of(settings.checkpoint),
     )
     runtime_file = work / "runtime.json"
     runtime_file.write_text(runtime.model_dump_json(indent=2), encoding="utf-8")
