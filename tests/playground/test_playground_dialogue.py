@@ -131,6 +131,7 @@ def test_the_browsers_voice_says_what_the_server_does_not(page: Page, fake: Fake
     page.js(
         """
         window.said = [];
+        speechSynthesis.getVoices = () => [{}];
         let queue = Promise.resolve();
         speechSynthesis.speak = (utterance) => {
           queue = queue.then(async () => {
@@ -175,6 +176,8 @@ def test_a_call_is_shown_and_what_it_brought_is_said(page: Page, fake: FakeClien
 
 @pytest.mark.parametrize("page", ["in_writing"], indirect=True)
 def test_a_conversation_in_writing_goes_on_aloud(page: Page, fake: FakeClient) -> None:
+    """Without any voice: answers are read."""
+    page.js("speechSynthesis.getVoices = () => []; speechSynthesis.speak = () => {}")
     page.find(".converse").click()
     page.wait(lambda: "API key" in page.text("#toast"), "what is missing")
     assert page.js("return document.activeElement.name") == "key" and state(page) == "off"
@@ -184,6 +187,8 @@ def test_a_conversation_in_writing_goes_on_aloud(page: Page, fake: FakeClient) -
     begin(page)
     page.wait(lambda: len(page.all(".exchange[data-state=done]")) == 2, "the answer")
     first, answer, _ = answers(fake)[-1]
+    page.wait(lambda: len(page.all(".exchange[data-state=done]")) == 3, "another answer")
+    assert not page.all(".unheard"), "what can be read is not forgotten"
     assert first["content"][0]["text"] == "My name is Anna." and answer["content"][0]["text"] == ANSWER
     assert KEY not in str(page.js("return performance.getEntries().map((entry) => entry.name)"))
 

@@ -40,6 +40,7 @@ export class Dialogue extends EventTarget {
    * Throws an Error whose message is for the user. */
   async start(settings, key, items) {
     this.#to("connecting");
+    void Speech.audible;
     const playback = (this.#playback = new Playback(() => this.#rest()));
     const given = () => this.#playback !== playback; // ended meanwhile
     try {
@@ -198,8 +199,10 @@ export class Dialogue extends EventTarget {
   }
 
   /** By the browser's voice, where the server has none. */
-  #say({ reply }, complete) {
-    if (!this.#session.aloud && Speech.available) this.#speech.follow(reply.content, { complete, inPieces: reply.paced });
+  #say(exchange, complete) {
+    if (this.#session.aloud || !Speech.audible || !exchange.reply.content) return;
+    exchange.said = true;
+    this.#speech.follow(exchange.reply.content, { complete, inPieces: exchange.reply.paced });
   }
 
   /** The answer is to be heard in `ahead` ms. */
@@ -242,9 +245,10 @@ export class Dialogue extends EventTarget {
     }
     if (!this.#speech.speaking && !this.#open.size) return;
     const said = this.#speech.stop();
-    if (this.#session.aloud || !Speech.available || !this.#last?.itemId) return;
+    const whole = this.#last?.reply.content;
+    if (!this.#last?.said || said >= whole.length) return;
     // What the browser says the server knows nothing of: the answer is put in again, as far as it was said.
-    const content = [{ type: "output_text", text: this.#last.reply.content.slice(0, said).trimEnd() }];
+    const content = [{ type: "output_text", text: whole.slice(0, said).trimEnd() }];
     this.#send("conversation.item.delete", { item_id: this.#last.itemId });
     if (said) this.#send("conversation.item.create", { item: { type: "message", role: "assistant", content } });
     this.#cut(this.#last, said);

@@ -22,6 +22,11 @@ export class Speech {
 
   static available = "speechSynthesis" in window;
 
+  /** Whether there is a voice; some browsers look for them only when they are first asked. */
+  static get audible() {
+    return Speech.available && speechSynthesis.getVoices().length > 0;
+  }
+
   /** The answer so far, by whole sentences; `complete` also speaks a last one without a full stop.
    *
    * `inPieces`: it comes a few words at a time, with pauses. Then a clause is enough, and in a pause all whole words.
