@@ -19,6 +19,7 @@ import soxr
 
 from step_audio.arrays import AnyArray, Float32Array
 from step_audio.audio_boxes import whole_boxes
+from step_audio.audio_clusters import whole_clusters
 from step_audio.audio_file import (
     kind_of,
     little_endian,
@@ -95,7 +96,7 @@ def read_recording(
     if not data:
         raise InvalidRequest(f"{name}: there are no bytes", name)
     budget = budget or Budget(math.inf)
-    data = whole_boxes(without_rest(little_endian(data, name)), budget.values)
+    data = whole_clusters(whole_boxes(without_rest(little_endian(data, name)), budget.values))
     data, gone = whole_frames(data, budget.seconds) if data[:5] == b"#!AMR" else whole_pages(data)
     if (rate := wav_rate(data)) is not None:
         _check_rate(rate, name)
@@ -327,14 +328,17 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[list[av.AudioFrame] | float]:
     """Frames of one sample format, layout and rate together, at least BLOCK_VALUES where there are as many."""
     batch: list[av.AudioFrame] = []
     kind: tuple[str, int, int] | None = None
-    values = 0
+    values, silence = 0, 0.0
     for piece in pieces:
         if isinstance(piece, float):
             if batch:
                 yield batch
                 batch = []
-            yield piece
+            silence += piece
             continue
+        if silence:
+            yield silence
+            silence = 0.0
         this = (piece.format.name, piece.layout.nb_channels, piece.sample_rate)
         if batch and (this != kind or values >= BLOCK_VALUES):
             yield batch
@@ -345,6 +349,8 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[list[av.AudioFrame] | float]:
         values += piece.samples * this[1]
     if batch:
         yield batch
+    if silence:
+        yield silence
 
 
 def _interleaved(frames: list[av.AudioFrame]) -> list[av.AudioFrame]:

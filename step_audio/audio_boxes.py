@@ -8,8 +8,10 @@ from __future__ import annotations
 import av
 
 from step_audio.audio_file import open_file, track
+from step_audio.audio_frames import opus_excess
 
 MOST_BOXES = 1 << 16  # that are looked at
+LEAST_EXCESS = 0.002  # seconds
 KINDS = frozenset(
     b"ftyp styp moov moof mdat mfra sidx ssix free skip wide uuid meta udta pnot emsg prft pdin PICT".split()
 )
@@ -82,11 +84,16 @@ def _mended(data: bytes, there: int, gone: int, most_values: float) -> bytes:
 def _first_broken(data: bytes, there: int, most_values: float) -> int | None:
     with open_file(data) as container:
         stream = track(container)
-        for packet in container.demux(stream) if stream else ():
+        if stream is None:
+            return None
+        for packet in container.demux(stream):
             place = packet.pos
             try:
                 frames = packet.decode()
+                broken = stream.codec_context.name == "opus" and abs(opus_excess(packet)) > LEAST_EXCESS
             except av.FFmpegError:
+                broken = True
+            if broken:
                 return place if place is not None and place + packet.size <= there else None
             most_values -= sum(frame.samples * frame.layout.nb_channels for frame in frames)
             if most_values < 0:

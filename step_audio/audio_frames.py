@@ -1,12 +1,19 @@
-"""AMR's frames: each begins with its kind, so that one whose bytes are gone lets all behind it be read out of place."""
+"""Frames as they say themselves what they are: AMR's, where one whose bytes are gone lets all behind it be read out of
+place, and Opus'."""
 
 from __future__ import annotations
+
+from typing import Any
+
+import av
 
 FRAME_SECONDS = 0.02
 # Bytes behind the first, by kind: those of speech, a pause's, none.
 _NARROW = (12, 13, 15, 17, 19, 20, 26, 31, 5, 6, 5, 5, -1, -1, -1, 0)
 _WIDE = (17, 23, 32, 36, 40, 46, 50, 58, 60, 5, -1, -1, -1, -1, 0, 0)
 _HEADS = {b"#!AMR\n": _NARROW, b"#!AMR-WB\n": _WIDE}
+_SPEECH = {_NARROW: 8, _WIDE: 9}  # kinds of it
+_LOST = 14  # a kind of wide band's: what was said is lost
 ALIKE = 4  # frames in a row that random bytes are not
 MOST_SEARCHED = 1 << 20  # bytes, in all
 
@@ -62,3 +69,25 @@ def _run(data: bytes, position: int, sizes: tuple[int, ...]) -> bool:
             return data.startswith(b"#!AMR", position)
         position += size
     return True
+
+
+def amr_frames(packet: bytes, wide: bool) -> list[tuple[bool, bool]]:
+    """Of each frame: whether it is speech, and no part of a pause, and whether it is whole by its own word."""
+    sizes, position, found = _WIDE if wide else _NARROW, 0, []
+    while position < len(packet):
+        kind = packet[position] >> 3 & 15
+        found.append((kind < _SPEECH[sizes], bool(packet[position] & 4) and not (wide and kind == _LOST)))
+        position += 1 + max(sizes[kind], 0)
+    return found
+
+
+def opus_excess(packet: av.Packet[Any]) -> float:
+    """Seconds that a packet is longer, by its first bytes (RFC 6716, 3.1), than its file has it; 0 where that says
+    nothing. Its decoder takes whatever bytes it is given."""
+    if packet.size < 1 or not packet.duration or packet.time_base is None:
+        return 0.0
+    data = bytes(packet)
+    kind, code = data[0] >> 3, data[0] & 3
+    lengths = (10.0, 20.0, 40.0, 60.0) if kind < 12 else (10.0, 20.0) * 2 if kind < 16 else (2.5, 5.0, 10.0, 20.0)
+    count = (1, 2, 2, data[1] & 63 if len(data) > 1 else 0)[code]
+    return lengths[kind & 3] * count / 1000 - float(packet.duration * packet.time_base)  # of milliseconds

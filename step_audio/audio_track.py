@@ -14,6 +14,7 @@ from typing import Any, cast
 import av
 
 from step_audio.audio_file import kind_of, tag_end
+from step_audio.audio_frames import FRAME_SECONDS, amr_frames, opus_excess
 from step_audio.audio_pages import in_order
 
 LEAST_GAP = 0.1  # seconds: what clocks, and codecs' delays, may be off
@@ -21,6 +22,7 @@ LEAST_LOSS = 0.005  # seconds, where bytes are known to be damaged: what clocks 
 MOST_ERRORS = 4096  # of reading a file: behind each, FFmpeg looks for what is whole again
 OVERHEAD = 128  # bytes of a container between two packets
 NO_LOSS = 16  # bytes between two bare frames
+AMR = ("amrnb", "amrwb")
 BESIDE_TAG = 2048  # bytes behind a tag: the frame that only says how long the recording is
 
 Piece = av.AudioFrame | float  # a frame, or seconds of silence
@@ -48,8 +50,16 @@ class Track:
         self._good_bytes, self._good_packets, self._good_seconds = 0, 0, 0.0
         self._pages = deque([0], maxlen=3)  # where Ogg's begin: a gap shows up to a page behind the one that is missing
         self._clock: float | None = None  # seconds, where the next frame is due
+        self._codec = stream.codec_context.name
+        self._speech = self._bad = 0  # AMR's frames, and those of them that are damaged by their own word
 
     def __iter__(self) -> Iterator[Piece]:
+        yield from self._pieces()
+        if self._bad < self._speech:  # else it is a habit of whoever wrote it
+            self.lost += self._bad * FRAME_SECONDS
+            self.filled += self._bad * FRAME_SECONDS
+
+    def _pieces(self) -> Iterator[Piece]:
         for packet in self._packets():
             position, size = packet.pos or 0, packet.size
             if size and position:
@@ -62,6 +72,13 @@ class Track:
                 continue
             if self._failures > MOST_ERRORS + self._good_packets:
                 return
+            if self._codec in AMR and packet.size and (pause := self._pause(bytes(packet))):
+                if self._kind.raw:
+                    yield pause
+                continue
+            if self._codec == "opus" and self._has_another_length(packet):
+                self._fail(packet)
+                continue
             try:
                 frames = cast(list[av.AudioFrame], packet.decode())
             except av.FFmpegError:
@@ -75,6 +92,19 @@ class Track:
                 self._last = size
                 self._good_bytes += size
                 self._good_packets += 1
+
+    def _pause(self, packet: bytes) -> float:
+        """Seconds of a packet that has no speech: decoders give nothing for what was left out of it."""
+        frames = amr_frames(packet, self._codec == "amrwb")
+        self._speech += len(frames)
+        self._bad += sum(not good for _, good in frames)
+        return 0.0 if any(speech for speech, _ in frames) else len(frames) * FRAME_SECONDS
+
+    def _has_another_length(self, packet: av.Packet[Any]) -> bool:
+        """A last one may be longer: what of it is none of the recording is dropped."""
+        excess, end = opus_excess(packet), (packet.pts or 0) + (packet.duration or 0)
+        last = self._promised is None or float(end * (packet.time_base or 0)) > self._promised - LEAST_GAP
+        return excess < -LEAST_LOSS or (excess > LEAST_LOSS and not last)
 
     def _packets(self) -> Iterator[av.Packet[Any]]:
         for _ in range(MOST_ERRORS):

@@ -26,6 +26,7 @@ from step_audio_gateway.page import page_routes
 from step_audio_gateway.raw_route import raw_routes
 from step_audio_gateway.realtime.route import realtime_routes
 from step_audio_gateway.realtime.sessions import Sessions
+from step_audio_gateway.recordings import WARNINGS
 from step_audio_gateway.response_route import response_routes
 from step_audio_gateway.responses import ChatCompletionChunk, Model, ModelList, Status, Version
 from step_audio_gateway.settings import GatewaySettings
@@ -77,7 +78,7 @@ def create_app(
             allow_origins=settings.allowed_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["X-Request-Id", "Retry-After"],
+            expose_headers=["X-Request-Id", "Retry-After", WARNINGS],
         )
     app.add_middleware(Observe, metrics=gateway.metrics, tracer=tracer)
     if settings.root_path:

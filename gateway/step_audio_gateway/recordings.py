@@ -18,6 +18,7 @@ from starlette.responses import PlainTextResponse, Response
 from step_audio.audio import Budget, decode_audio
 from step_audio.clips import SAMPLE_RATE
 from step_audio.conversation import MAX_CHANNELS
+from step_audio.errors import one_line
 from step_audio.validation import first_fault
 from step_audio_client import Audio, AudioReport, ChatOptions, ChatUsage, RequestError, Sampling, Thinking, user
 from step_audio_gateway.asking import first_of
@@ -33,6 +34,7 @@ from step_audio_gateway.responses import AudioWarning, Transcription, Transcript
 from step_audio_gateway.schemas import SamplingFields
 
 MultiPartParser.spool_max_size = sys.maxsize  # uploads stay in memory, whose bytes are bounded, and make no files
+WARNINGS = "X-Audio-Warnings"  # a header
 Format = Literal["json", "text", "verbose_json", "srt", "vtt", "diarized_json"]
 
 
@@ -114,7 +116,7 @@ async def reply_to(gateway: Gateway, request: Request, task: Task, form: Upload,
         return EventStream(_events(first, deltas), deltas)
     text, used, audio = await unless_gone(request.receive, _whole(deltas))
     if form.response_format == "text":
-        return PlainTextResponse(text + "\n")
+        return PlainTextResponse(text + "\n", headers=_warned(audio))
     usage = TranscriptionUsage.of(used)
     reply: Transcription | VerboseTranscription = Transcription(text=text, usage=usage, **warnings_of(audio))
     if form.response_format == "verbose_json":
@@ -128,6 +130,12 @@ async def reply_to(gateway: Gateway, request: Request, task: Task, form: Upload,
             **warnings_of(audio),
         )
     return Response(reply.model_dump_json(exclude_unset=True), media_type="application/json")
+
+
+def _warned(audio: tuple[AudioReport, ...]) -> dict[str, str]:
+    """What a text has no place for."""
+    said = one_line("; ".join(report.text for report in audio)).encode("ascii", "replace").decode()
+    return {WARNINGS: said} if said else {}
 
 
 def most_tokens(seconds: float) -> int | None:

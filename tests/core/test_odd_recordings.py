@@ -78,8 +78,6 @@ def test_damage_inside_is_skipped_and_told():
                 "libopencore_amrnb in 3gp",
                 "pcm",
                 "mp2",
-                "libopus in webm",
-                "libopus in mp4",
             )
         )
         untold |= odd.name.endswith("twice")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -93,6 +94,35 @@ async def test_what_is_amiss_with_a_recording_comes_with_its_transcript():
     async with http(FakeClient(lambda *_: [said, replace(last, audio=())])) as client:
         reply = await client.post("/v1/audio/transcriptions", files={"file": WAV}, data={"stream": "true"})
         assert "audio_warnings" not in reply.text
+
+
+@pytest.mark.parametrize("route", ["transcriptions", "translations"])
+@pytest.mark.parametrize(
+    "reports, said",
+    [
+        ((), None),
+        ((AudioReport(0, 0.42, False),), "0.42 s of it are missing or could not be decoded"),
+        (
+            (AudioReport(0, 0, True),),
+            "its channels cancel each other, their mean is nearly silent: ask for one with",
+        ),
+        (
+            (AudioReport(0, 3, True),),
+            "3.00 s of it are missing or could not be decoded; its channels cancel each other",
+        ),
+    ],
+)
+async def test_plain_text_has_its_warnings_in_a_header(route, reports, said):
+    """Its body has no place for them. A page of another origin may read it."""
+    fake = FakeClient(lambda *_: [*REPLY[:-1], replace(REPLY[-1], audio=reports)])
+    headers = {"Origin": "https://page.example"}
+    async with http(fake, allowed_origins=("https://page.example",)) as client:
+        ask = partial(client.post, f"/v1/audio/{route}", files={"file": WAV}, headers=headers)
+        text, body = await ask(data={"response_format": "text"}), await ask()
+    assert text.text == f"{ANSWER}\n" and "x-audio-warnings" not in body.headers
+    told = text.headers.get("x-audio-warnings")
+    assert told == said or (said and told and told.startswith(said))
+    assert "X-Audio-Warnings" in text.headers["access-control-expose-headers"]
 
 
 async def test_a_channel_reaches_the_client():

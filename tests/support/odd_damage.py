@@ -19,6 +19,8 @@ DAMAGED = [  # muxer, codec, rate, options
     ("ogg", "flac", 16_000, {}),
     ("flac", "flac", 16_000, {}),
     ("webm", "libopus", 48_000, {"live": "1"}),
+    ("webm", "libopus", 48_000, {}),
+    ("matroska", "aac", 44_100, {}),
     ("ac3", "ac3", 48_000, {}),
     ("mpegts", "mp2", 48_000, {}),
     ("asf", "wmav2", 44_100, {}),
