@@ -8,10 +8,9 @@ from __future__ import annotations
 import av
 
 from step_audio.audio_file import open_file, track
-from step_audio.audio_frames import opus_excess
+from step_audio.audio_frames import LEAST_EXCESS, OpusLengths
 
 MOST_BOXES = 1 << 16  # that are looked at
-LEAST_EXCESS = 0.002  # seconds
 KINDS = frozenset(
     b"ftyp styp moov moof mdat mfra sidx ssix free skip wide uuid meta udta pnot emsg prft pdin PICT".split()
 )
@@ -86,11 +85,12 @@ def _first_broken(data: bytes, there: int, most_values: float) -> int | None:
         stream = track(container)
         if stream is None:
             return None
+        lengths = OpusLengths()
         for packet in container.demux(stream):
             place = packet.pos
             try:
                 frames = packet.decode()
-                broken = stream.codec_context.name == "opus" and abs(opus_excess(packet)) > LEAST_EXCESS
+                broken = stream.codec_context.name == "opus" and abs(lengths.excess(packet)) > LEAST_EXCESS
             except av.FFmpegError:
                 broken = True
             if broken:

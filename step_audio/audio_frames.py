@@ -15,6 +15,7 @@ _HEADS = {b"#!AMR\n": _NARROW, b"#!AMR-WB\n": _WIDE}
 _SPEECH = {_NARROW: 8, _WIDE: 9}  # kinds of it
 _LOST = 14  # a kind of wide band's: what was said is lost
 ALIKE = 4  # frames in a row that random bytes are not
+LEAST_EXCESS = 0.002  # seconds
 MOST_SEARCHED = 1 << 20  # bytes, in all
 
 
@@ -81,13 +82,22 @@ def amr_frames(packet: bytes, wide: bool) -> list[tuple[bool, bool]]:
     return found
 
 
-def opus_excess(packet: av.Packet[Any]) -> float:
-    """Seconds that a packet is longer, by its first bytes (RFC 6716, 3.1), than its file has it; 0 where that says
-    nothing. Its decoder takes whatever bytes it is given."""
-    if packet.size < 1 or not packet.duration or packet.time_base is None:
-        return 0.0
-    data = bytes(packet)
-    kind, code = data[0] >> 3, data[0] & 3
-    lengths = (10.0, 20.0, 40.0, 60.0) if kind < 12 else (10.0, 20.0) * 2 if kind < 16 else (2.5, 5.0, 10.0, 20.0)
-    count = (1, 2, 2, data[1] & 63 if len(data) > 1 else 0)[code]
-    return lengths[kind & 3] * count / 1000 - float(packet.duration * packet.time_base)  # of milliseconds
+class OpusLengths:
+    """Packets' lengths by their first bytes (RFC 6716, 3.1), beside those that their file has. The decoder takes whatever
+    bytes it is given: by a difference those of something else are known."""
+
+    def __init__(self) -> None:
+        self._usual = 0.0  # seconds that the file has for a packet
+
+    def excess(self, packet: av.Packet[Any]) -> float:
+        """Seconds that it is longer than its file has it; 0 where that says nothing, or has a pause behind it."""
+        if packet.size < 1 or not packet.duration or packet.time_base is None:
+            return 0.0
+        data, stated = bytes(packet), float(packet.duration * packet.time_base)
+        kind, code = data[0] >> 3, data[0] & 3
+        lengths = (10.0, 20.0, 40.0, 60.0) if kind < 12 else (10.0, 20.0) * 2 if kind < 16 else (2.5, 5.0, 10.0, 20.0)
+        count = (1, 2, 2, data[1] & 63 if len(data) > 1 else 0)[code]
+        found = lengths[kind & 3] * count / 1000 - stated  # of milliseconds
+        if abs(found) < LEAST_EXCESS:
+            self._usual = stated
+        return 0.0 if found < 0 and stated > self._usual + LEAST_EXCESS else found

@@ -14,7 +14,7 @@ from typing import Any, cast
 import av
 
 from step_audio.audio_file import kind_of, tag_end
-from step_audio.audio_frames import FRAME_SECONDS, amr_frames, opus_excess
+from step_audio.audio_frames import FRAME_SECONDS, OpusLengths, amr_frames
 from step_audio.audio_pages import in_order
 
 LEAST_GAP = 0.1  # seconds: what clocks, and codecs' delays, may be off
@@ -51,6 +51,7 @@ class Track:
         self._pages = deque([0], maxlen=3)  # where Ogg's begin: a gap shows up to a page behind the one that is missing
         self._clock: float | None = None  # seconds, where the next frame is due
         self._codec = stream.codec_context.name
+        self._lengths = OpusLengths()
         self._speech = self._bad = 0  # AMR's frames, and those of them that are damaged by their own word
 
     def __iter__(self) -> Iterator[Piece]:
@@ -102,7 +103,7 @@ class Track:
 
     def _has_another_length(self, packet: av.Packet[Any]) -> bool:
         """A last one may be longer: what of it is none of the recording is dropped."""
-        excess, end = opus_excess(packet), (packet.pts or 0) + (packet.duration or 0)
+        excess, end = self._lengths.excess(packet), (packet.pts or 0) + (packet.duration or 0)
         last = self._promised is None or float(end * (packet.time_base or 0)) > self._promised - LEAST_GAP
         return excess < -LEAST_LOSS or (excess > LEAST_LOSS and not last)
 

@@ -12,7 +12,7 @@ from odd_recordings import made, sound
 from step_audio import audio_clusters
 from step_audio.audio import decode_audio, read_recording
 from step_audio.audio_clusters import CLUSTER, whole_clusters
-from step_audio.audio_frames import opus_excess
+from step_audio.audio_frames import OpusLengths
 from step_audio.clips import SAMPLE_RATE
 
 SECONDS = 12.0
@@ -86,11 +86,17 @@ def test_a_writer_that_never_sets_the_bit_says_nothing_by_it():
     ],
 )
 def test_how_long_a_packet_of_opus_is(start, length):
-    packet = av.Packet(start)
-    packet.time_base, packet.duration = Fraction(1, 1000), 50
-    assert opus_excess(packet) == pytest.approx((length - 50) / 1000)
-    packet.duration = 0
-    assert opus_excess(packet) == 0
+    def excess(start: bytes, stated: float) -> float:
+        packet = av.Packet(start)
+        packet.time_base, packet.duration = Fraction(1, 10_000), round(10 * stated)
+        return lengths.excess(packet) * 1000
+
+    lengths = OpusLengths()
+    assert excess(start, 1) == pytest.approx(length - 1)
+    assert excess(start, length) == 0
+    assert excess(start, 1000) == 0, "a pause is behind it"
+    assert excess(start, 0) == 0, "the file says nothing"
+    assert excess(b"\xe0", length) == pytest.approx(2.5 - length)
 
 
 @pytest.mark.parametrize("place", [0.2, 0.5, 0.8])
