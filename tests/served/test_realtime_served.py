@@ -7,6 +7,7 @@ import base64
 import io
 import wave
 
+import numpy as np
 import openai
 import pytest
 
@@ -99,3 +100,25 @@ def test_the_command_plays_a_spoken_sum_and_prints_its_answer(url, tmp_path, cap
     assert main(["talk", "--url", url, *map(str, arguments)]) == 0
     out, err = capsys.readouterr()
     assert item.expected in out and "first thought" in err and "first word" in err
+
+
+async def test_a_long_turn_is_computed_while_it_is_spoken(url):
+    """Of its prompt, all blocks of the instructions and of the first clip are found in the LLM's cache."""
+    audio = {"input": {"turn_detection": None, "format": {"type": "audio/pcm", "rate": 16_000}}}
+    async with connected(url, model="R1") as connection:
+        await by_hand(connection, thinking={"mode": "off"}, max_output_tokens=1, audio=audio)
+        for seed, patience in enumerate((1, 4, 16)):  # seconds
+            noise = np.random.default_rng(seed).normal(0, 1000, 27 * 16_000)
+            data = noise.astype("<i2").tobytes()
+            await heard(connection, data[: 26 * 32_000])
+            await asyncio.sleep(patience)
+            await heard(connection, data[26 * 32_000 :])
+            await connection.input_audio_buffer.commit()
+            turn = (await until(connection, "conversation.item.done"))[-1].item
+            await connection.response.create(response={"conversation": "none"})
+            response = (await until(connection, "response.done"))[-1].response
+            found = response.usage.input_token_details.cached_tokens
+            if found >= 300 // 32 * 32:  # of 12.5 tokens a second
+                return
+            await connection.conversation.item.delete(item_id=turn.id)
+        raise AssertionError(f"{found} tokens were found")
