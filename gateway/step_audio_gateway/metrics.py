@@ -100,12 +100,15 @@ class Metrics:
             "step_audio_body_bytes_in_flight", "Bytes of the bodies of requests under way", registry=self.registry
         )
         self.sessions = Gauge("step_audio_realtime_sessions", "Realtime sessions that are open", registry=self.registry)
-        self.turn_first = Histogram(
-            "step_audio_realtime_first_word_seconds",
-            "From the end of a turn of a realtime session, or where one asks for it, to the answer's first text",
-            buckets=LATENCY,
-            registry=self.registry,
-        )
+        self.turn_firsts = {
+            what: Histogram(
+                f"step_audio_realtime_first_{what}_seconds",
+                f"From the end of a turn of a realtime session, or where one asks for it, to the answer's first {told}",
+                buckets=LATENCY,
+                registry=self.registry,
+            )
+            for what, told in (("token", "token, of the thought too"), ("word", "text"), ("audio", "sound"))
+        }
         self.barge_ins = Counter(
             "step_audio_realtime_barge_ins",
             "Answers that somebody spoke into, and that were ended",

@@ -51,7 +51,7 @@ SESSION = st.fixed_dictionaries(
         "instructions": st.text(max_size=8),
         "audio": st.builds(lambda given: {"input": given}, INPUT),
         "thinking": st.sampled_from([{"mode": "off"}, {"type": "disabled", "mode": "on"}, {"budget_tokens": 3}]),
-        "truncation": st.sampled_from(["auto", "disabled"]),
+        "truncation": st.sampled_from(["auto", "disabled", {"type": "retention_ratio", "retention_ratio": 0.8}]),
         "mind_paced_speaking": st.sampled_from([None, {"mode": "speak_first"}]),
         "tool_choice": st.sampled_from(["auto", "required", {"type": "function", "name": "f"}]),
     },

@@ -11,7 +11,7 @@ import pytest
 
 from gateway_fixture import LIMITS
 from step_audio_client import Audio
-from step_audio_gateway.realtime.conversation import Conversation, later_half, messages_of, within
+from step_audio_gateway.realtime.conversation import Conversation, latest, messages_of, within
 from step_audio_gateway.realtime.faults import Fault
 from step_audio_gateway.realtime.formats import Format, Recording, decode
 from step_audio_gateway.realtime.input_buffer import InputBuffer
@@ -117,7 +117,17 @@ def test_what_a_request_may_hold_is_the_latest_from_a_turn_on():
     assert within(items, limits | {"max_audios": 1}) == items[6:]
     assert within(items, limits | {"max_audio_bytes": 1_500_000}) == items[4:]
     assert within(items, limits | {"max_audio_seconds": 1}) == items[6:], "refused by the server, by name"
-    assert later_half(items) == items[4:] and later_half(items[6:]) == []
+    assert latest(items, 0.5) == items[4:] and latest(items[6:], 0.5) == [] == latest(items[6:], 1)
+    assert len(latest(items, 0.9)) > 4
+
+
+def test_how_much_is_kept_where_all_is_too_much():
+    def kept(truncation: object) -> float | None:
+        return SessionConfig().updated({"truncation": truncation}, "session").retention
+
+    assert (kept("auto"), kept(None), kept("disabled")) == (0.5, 0.5, None)
+    assert kept({"type": "retention_ratio", "retention_ratio": 0.8}) == 0.8
+    assert code_of(lambda: kept({"type": "retention_ratio", "retention_ratio": 2})) == "invalid_value"
 
 
 def test_items_stand_where_they_were_put():

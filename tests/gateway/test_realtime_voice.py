@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 
+import httpx
 import numpy as np
 import pytest
 
@@ -121,6 +123,18 @@ async def test_sentence_by_sentence_in_another_format(url, play, spoken):
         assert "".join(told) == "".join(words)
         data = b"".join(base64.b64decode(e.delta) for e in events if e.type == "response.output_audio.delta")
         assert abs(len(data) - 80 * len("Once upon a time.There was a king.He")) < 10, "8,000 bytes a second"
+
+
+async def test_how_long_each_part_took_is_counted(url, fake, spoken):
+    async with connected(url) as connection:
+        await by_hand(connection)
+        await say(connection, "hello")
+        await connection.response.create()
+        await until(connection, "response.done")
+    async with httpx.AsyncClient() as client:
+        page = (await client.get(f"{url}/metrics")).text
+    for part in ("token", "word", "audio"):
+        assert float(re.search(rf"^step_audio_realtime_first_{part}_seconds_count (\S+)$", page, re.M)[1]) >= 1
 
 
 async def test_history_holds_what_was_heard(url, fake, play, spoken):

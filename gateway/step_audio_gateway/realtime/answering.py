@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from step_audio.errors import Code
 from step_audio_client import ChatDelta, ChatOptions, RequestError
 from step_audio_gateway.options import answers_at_once, chat_options, check_mind_paced
-from step_audio_gateway.realtime.conversation import later_half, messages_of, within
+from step_audio_gateway.realtime.conversation import latest, messages_of, within
 from step_audio_gateway.realtime.desk import Desk
 from step_audio_gateway.realtime.faults import TOLD, Fault
 from step_audio_gateway.realtime.items import Item
@@ -117,8 +117,8 @@ class Answering:
         self, response: Response, config: SessionConfig, items: Sequence[Item], options: ChatOptions, places: int
     ) -> None:
         """With what is latest of the conversation, where all of it is too much for the model, and that is allowed."""
-        shorten = config.truncation == "auto"
-        kept = within(items, self._desk.limits) if shorten else list(items)
+        share = config.retention
+        kept = list(items) if share is None else within(items, self._desk.limits)
         while True:
             messages = messages_of(kept, config.instructions)
             if not messages:
@@ -126,9 +126,9 @@ class Answering:
             try:
                 return await self._give(response, config, messages, options, places)
             except RequestError as error:
-                if error.code is not Code.CONTEXT_TOO_LONG or not shorten or response.items:
+                if error.code is not Code.CONTEXT_TOO_LONG or share is None or response.items:
                     raise
-                if not (less := later_half(kept)):
+                if not (less := latest(kept, share)):
                     raise
                 kept = less
 
@@ -148,6 +148,8 @@ class Answering:
         format = output.format.format("audio.output.format")
 
         def told(text: str, audio: bytes) -> None:
+            if audio:
+                self._first(response, "audio")
             self._tell(response.voice(text, audio))
 
         async with Speaker(voice, format, output.voice, output.speed, told) as speaker:
@@ -164,12 +166,13 @@ class Answering:
         speaker: Speaker | None,
     ) -> ChatDelta:
         """All but the last delta, which is returned: the place is free before all has been said."""
-        desk, silent, last = self._desk, True, ChatDelta()
+        desk, last = self._desk, ChatDelta()
         async with desk.answer(messages, options, places) as deltas:
             async for _, delta in deltas:
-                if delta.content and silent:
-                    desk.gateway.metrics.turn_first.observe(time.monotonic() - response.begun)
-                    silent = False
+                if delta.raw:
+                    self._first(response, "token")
+                if delta.content:
+                    self._first(response, "word")
                 if speaker is not None and delta.content:
                     speaker.say(delta.content)
                 if delta.usage:
@@ -183,6 +186,11 @@ class Answering:
                 self._tell(response.read(delta))
                 await self._room()
         return last
+
+    def _first(self, response: Response, what: str) -> None:
+        if what not in response.reached:
+            response.reached.add(what)
+            self._desk.gateway.metrics.turn_firsts[what].observe(time.monotonic() - response.begun)
 
     def _tell(self, events: Iterable[Event]) -> None:
         for event in events:

@@ -112,9 +112,10 @@ def from_a_turn(items: Sequence[Item]) -> list[Item]:
     return []
 
 
-def later_half(items: Sequence[Item]) -> list[Item]:
-    """For a context that is too long for the model: what is left begins with a turn of the user's."""
-    return from_a_turn(items[(len(items) + 1) // 2 :])
+def latest(items: Sequence[Item], share: float) -> list[Item]:
+    """For a context that is too long for the model: at most that share of the items, and fewer than all. What is left
+    begins with a turn of the user's."""
+    return from_a_turn(items[len(items) - min(int(share * len(items)), len(items) - 1) :])
 
 
 def _wav_bytes(recording: Recording) -> int:

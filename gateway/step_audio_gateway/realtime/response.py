@@ -30,6 +30,7 @@ class Response:
     def __init__(self, config: SessionConfig, conversation: Conversation | None, metadata: dict[str, str] | None):
         self.id = new_id("resp")
         self.begun = time.monotonic()
+        self.reached: set[str] = set()  # of the parts of its latency that are counted
         self.items: list[Item] = []
         self._places: dict[str, int] = {}
         self.usage: ChatUsage | None = None

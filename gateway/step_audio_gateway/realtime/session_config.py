@@ -117,6 +117,14 @@ class AudioConfig(_Strict):
     output: AudioOutput = AudioOutput()
 
 
+class Retention(_Strict):
+    """Where all is too much, so much of the conversation is kept each time, the latest of it."""
+
+    type: Literal["retention_ratio"]
+    retention_ratio: float = Field(ge=0, le=1)
+    token_limits: None = None
+
+
 class Reasoning(_Strict):
     """The model's thought before the answer, in OpenAI's words."""
 
@@ -138,7 +146,7 @@ class SessionConfig(BaseModel):
     tool_choice: Literal["auto", "none", "required"] | NamedChoice = "auto"
     parallel_tool_calls: bool = True
     max_output_tokens: PositiveInt | Literal["inf"] = "inf"
-    truncation: Literal["auto", "disabled"] = "auto"
+    truncation: Literal["auto", "disabled"] | Retention = "auto"
     reasoning: Reasoning | None = None
     thinking: ThinkingControl | None = None
     mind_paced_speaking: MindPacedControl | None = None
@@ -147,6 +155,13 @@ class SessionConfig(BaseModel):
     )
     prompt: None = None
     tracing: Any = None
+
+    @property
+    def retention(self) -> float | None:
+        """Share of the conversation that is kept where all is too much; None: the answer fails."""
+        if isinstance(self.truncation, Retention):
+            return self.truncation.retention_ratio
+        return 0.5 if self.truncation == "auto" else None
 
     @property
     def detection(self) -> ServerVad | None:
