@@ -20,7 +20,7 @@ import numpy as np
 
 from step_audio.audio import encode_wav
 from step_audio.chat_template import NO_THOUGHT
-from step_audio_evaluation.items import Item, Kind, Snr
+from step_audio_evaluation.items import Budget, Item, Kind, Snr
 from step_audio_training.examples import Example, Task, draw_example
 from step_audio_training.recordings import draw_conditions, record
 from step_audio_training.sentences import DAYS
@@ -37,6 +37,8 @@ DRAWN_AS: dict[Task, Task] = {
     "arithmetic_no_think": "arithmetic", "arithmetic_cut_thought": "arithmetic",
     "transcription_no_think": "transcription",
 }  # fmt: skip
+
+BUDGETS: tuple[Budget, ...] = (0, 8, 16, 24, 32, 48, 64, 96, "unlimited")
 
 RIVALS: tuple[tuple[str, ...], ...] = (
     ("high", "low"),
@@ -57,6 +59,16 @@ def at_noise_levels(levels: Iterable[Snr], per_task: int, seed: int) -> list[Ite
     """Sums and transcripts of the same recordings at each level of noise."""
     chosen = list(levels)
     return _made([(task, n, seed, level) for task in SNR_TASKS for level in chosen for n in range(per_task)])
+
+
+def at_budgets(budgets: Iterable[Budget], per_task: int, seed: int) -> list[Item]:
+    """The same sums, with so much thought each."""
+    sums = held_out(["arithmetic"], per_task, seed)
+    return [
+        replace(item, id=item.id.replace("-", f"@{budget}tokens-"), tags=(), budget=budget)
+        for budget in budgets
+        for item in sums
+    ]
 
 
 @cache

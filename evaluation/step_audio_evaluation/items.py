@@ -12,6 +12,7 @@ from step_audio_client import Audio, Reply, parse_reply
 
 Kind = Literal["number", "word", "transcript", "tool_call", "call", "choice", "json", "text"]
 Snr = float | Literal["clean"]  # decibels; clean: no noise at all
+Budget = int | Literal["unlimited"]  # tokens that the thought may have
 
 
 class EvaluationError(StepAudioError):
@@ -39,6 +40,7 @@ class Item:
     prefix: str | None = None
     tags: tuple[str, ...] = ()
     snr_db: Snr | None = None  # where it was fixed
+    budget: Budget | None = None  # where it was fixed
     round: int = 0  # the how-manieth time it is asked: each is drawn with a seed of its own
 
     def request(self) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Right answers and word errors against noise, drawn from a report's rows."""
+"""Right answers and word errors against noise, and against how much is thought, drawn from a report's rows."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def plot_noise(rows: Sequence[Row], file: Path) -> None:
     noisy = sorted((row for row in rows if row.snr_db is not None), key=_clearness)
     for n, task in enumerate(dict.fromkeys(row.task for row in rows if row.snr_db is not None)):
         own = [row for row in noisy if row.task == task]
-        _curve(left, [(row, row.accuracy, row.interval) for row in own], task, f"C{n}")
-        errors = [(row, row.wer, row.wer_interval) for row in own if row.wer is not None and row.wer_interval]
+        _curve(left, [(_noise(row), row.accuracy, row.interval) for row in own], task, f"C{n}")
+        errors = [(_noise(row), row.wer, row.wer_interval) for row in own if row.wer is not None and row.wer_interval]
         _curve(right, errors, task, f"C{n}")
     for axes, title in ((left, "right answers, %"), (right, "word error rate of transcripts, %")):
         axes.set(xlabel="signal-to-noise ratio, dB", title=title)
@@ -32,17 +32,32 @@ def plot_noise(rows: Sequence[Row], file: Path) -> None:
     save(figure, file)
 
 
+def plot_budgets(rows: Sequence[Row], file: Path) -> None:
+    """An SVG of accuracy against the tokens of thought. Raises ModuleNotFoundError without matplotlib."""
+    figure, axes = pyplot().subplots(figsize=(5, 3.4), layout="constrained")
+    points = [(str(row.budget), row.accuracy, row.interval) for row in rows if row.budget is not None]
+    _curve(axes, points, "sums", "C0")
+    axes.set(xlabel="tokens of thought at most", title="right answers, %")
+    axes.set_ylim(0, 102)
+    axes.grid(alpha=0.3)
+    save(figure, file)
+
+
+def _noise(row: Row) -> str:
+    return "no noise" if row.snr_db == "clean" else f"{row.snr_db:g}"
+
+
 def _clearness(row: Row) -> float:
     return float("inf") if row.snr_db == "clean" else float(row.snr_db or 0)
 
 
-def _curve(axes: Axes, points: Sequence[tuple[Row, float, Interval]], task: str, color: str) -> None:
-    """Noise levels one step apart, the clean recordings at the right end; bars are 95 % intervals."""
+def _curve(axes: Axes, points: Sequence[tuple[str, float, Interval]], label: str, color: str) -> None:
+    """Named points one step apart; bars are 95 % intervals."""
     if not points:
         return
-    names = ["no noise" if row.snr_db == "clean" else f"{row.snr_db:g}" for row, _, _ in points]
+    names = [name for name, _, _ in points]
     values = [100 * value for _, value, _ in points]
     # Rounding can put the value a hair outside its interval, which errorbar refuses.
     below = [100 * max(value - interval.low, 0) for _, value, interval in points]
     above = [100 * max(interval.high - value, 0) for _, value, interval in points]
-    axes.errorbar(names, values, [below, above], label=task, color=color, marker="o", capsize=3)
+    axes.errorbar(names, values, [below, above], label=label, color=color, marker="o", capsize=3)

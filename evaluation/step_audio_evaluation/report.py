@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 from typing import TypeVar
 
 from step_audio_evaluation.agreement import Agreement
 from step_audio_evaluation.answers import Answer, EvaluationSettings
-from step_audio_evaluation.items import Item, Snr
+from step_audio_evaluation.items import Budget, Item, Snr
 from step_audio_evaluation.scoring import Score, score
 from step_audio_evaluation.statistics import Difference, Interval, bootstrap_ratio, paired_difference, wilson
 from step_audio_evaluation.voices import is_false_alarm
@@ -30,7 +30,7 @@ class Graded:
 
 @dataclass(frozen=True)
 class Row:
-    """Of one task, or of those of its questions that share a tag or a level of noise."""
+    """Of one task, or of those of its questions that share a tag, a level of noise or a budget of thought."""
 
     task: str
     n: int
@@ -42,6 +42,7 @@ class Row:
     tokens: float  # mean length of an answer
     tag: str | None = None
     snr_db: Snr | None = None
+    budget: Budget | None = None
     wer: float | None = None  # word error rate of a transcript: errors over words
     wer_interval: Interval | None = None
     rounds: tuple[float, ...] = ()  # accuracy of each, where every question was asked several times
@@ -77,8 +78,8 @@ def make_report(graded: Sequence[Graded], settings: EvaluationSettings, date: st
     """Rows in the order of the questions; a task's tags behind it."""
     seed = settings["seed"]
     rows, wrong = [], []
-    for (task, snr), group in _groups(graded, lambda g: (g.item.task, g.item.snr_db)):
-        rows.append(_row(group, task, seed, snr_db=snr))
+    for (task, snr, budget), group in _groups(graded, lambda g: (g.item.task, g.item.snr_db, g.item.budget)):
+        rows.append(replace(_row(group, task, seed), snr_db=snr, budget=budget))
         for tag in sorted({tag for g in group for tag in g.item.tags}) if snr is None else ():
             tagged = [g for g in group if tag in g.item.tags]
             if len(tagged) < len(group):
@@ -100,7 +101,7 @@ def _groups(graded: Sequence[Graded], key: Callable[[Graded], Key]) -> list[tupl
     return list(groups.items())
 
 
-def _row(group: Sequence[Graded], task: str, seed: int, tag: str | None = None, snr_db: Snr | None = None) -> Row:
+def _row(group: Sequence[Graded], task: str, seed: int, tag: str | None = None) -> Row:
     n, correct = len(group), sum(g.score.correct for g in group)
     rounds = tuple(
         fmean(g.score.correct for g in group if g.item.round == r) for r in sorted({g.item.round for g in group})
@@ -113,7 +114,7 @@ def _row(group: Sequence[Graded], task: str, seed: int, tag: str | None = None, 
         failed=sum(g.answer.error is not None for g in group),
         unfinished=sum(g.answer.finish_reason == "length" for g in group),
         tokens=sum(len(g.answer.token_ids) for g in group) / n,
-        tag=tag, snr_db=snr_db,
+        tag=tag,
         wer=sum(errors) / sum(words) if spoken else None,
         wer_interval=bootstrap_ratio(errors, words, seed) if spoken else None,
         rounds=rounds if len(rounds) > 1 else (),
@@ -126,7 +127,7 @@ def _differences(graded: Sequence[Graded], seed: int) -> dict[str, Difference]:
 
     def right(task: str) -> dict[str, bool]:
         # The number behind the dash is the question's, the same in all of these tasks.
-        chosen = [g for g in graded if g.item.task == task and g.item.snr_db is None]
+        chosen = [g for g in graded if g.item.task == task and g.item.snr_db is None and g.item.budget is None]
         return {g.item.id.rpartition("-")[2]: g.score.correct for g in chosen}
 
     whole = right("arithmetic")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
+from step_audio.chat_template import CLOSE_THOUGHT
 from step_audio.progress import Progress
-from step_audio_client import RequestError, Sampling, ServerBusy, StepAudioClient
+from step_audio_client import ChatOptions, RequestError, Sampling, ServerBusy, StepAudioClient, Thinking
 from step_audio_evaluation.answers import Answer, AnswerFile
 from step_audio_evaluation.items import EvaluationError, Item
 
@@ -65,6 +66,8 @@ async def _ask(item: Item, client: StepAudioClient, sampling: Sampling) -> Answe
     sampling = dataclasses.replace(sampling, seed=(sampling.seed or 0) + item.round)
     for pause in (*BUSY_PAUSES, None):
         try:
+            if item.budget is not None:
+                return await _within_budget(item, messages, client, sampling)
             made = await client.complete(
                 messages, sampling, tools=item.tools or None, continue_final_message=item.prefix is not None
             )
@@ -80,4 +83,22 @@ async def _ask(item: Item, client: StepAudioClient, sampling: Sampling) -> Answe
         token_ids=made.token_ids,
         finish_reason=made.finish_reason,
         prompt_tokens=made.usage.prompt_tokens,
+    )
+
+
+async def _within_budget(
+    item: Item, messages: list[dict[str, Any]], client: StepAudioClient, sampling: Sampling
+) -> Answer:
+    thinking = Thinking() if item.budget == "unlimited" else Thinking(budget=item.budget)
+    deltas = [delta async for delta in client.chat(messages, ChatOptions(sampling, thinking=thinking))]
+    thought, said = "".join(d.reasoning for d in deltas), "".join(d.content for d in deltas)
+    reason, usage = deltas[-1].finish_reason, deltas[-1].usage
+    assert usage
+    return Answer(
+        id=item.id,
+        expected=item.expected,
+        text=f"{thought}{CLOSE_THOUGHT}{said}",
+        token_ids=[token for delta in deltas for token in delta.token_ids],
+        finish_reason="length" if reason == "length" else "stop",
+        prompt_tokens=usage.prompt_tokens,
     )

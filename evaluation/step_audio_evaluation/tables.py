@@ -32,6 +32,8 @@ def _cells(row: Row) -> tuple[str, ...]:
         name = f"- {row.tag}"
     elif row.snr_db is not None:
         name += ", no noise" if row.snr_db == "clean" else f", {row.snr_db:g} dB SNR"
+    elif row.budget is not None:
+        name += ", all of the thought" if row.budget == "unlimited" else f", {row.budget} tokens of thought"
     wer = _percent(row.wer) if row.wer is not None else ""
     wer_interval = _range(row.wer_interval) if row.wer_interval else ""
     return (

@@ -73,6 +73,14 @@ def test_eval_of_a_published_data_set_in_rounds(service, data_set, tmp_path, cap
     assert answers[0]["token_ids"] != answers[1]["token_ids"]  # drawn with seeds of their own
 
 
+def test_eval_by_budgets(service, tmp_path, capsys):
+    options = ["--budgets", "0", "4", "unlimited", "--per-task", "2", "--max-tokens", "12"]
+    assert cli.main(["eval", "--url", service.address, "--output", str(tmp_path), *options]) == 0
+    assert "arithmetic, 4 tokens of thought" in capsys.readouterr().out
+    answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert len(answers) == 6 and all(answer["error"] is None for answer in answers)
+
+
 def test_ctrl_c_keeps_what_is_there(service, tmp_path):
     """In a process of its own: a signal to this one would be for all that other tests have loaded, too."""
     command = ["--url", service.address, "--output", str(tmp_path), "--tasks", "text_only", "--per-task", "40"]
@@ -153,6 +161,7 @@ def test_what_may_fail_comes_after_the_report(no_reference, tmp_path, checkpoint
         ("--url 127.0.0.1:9 --against-torch nowhere --temperature 1", "compares greedy answers"),
         ("--checkpoint nowhere --tasks text_only --per-task 1", "nowhere does not exist"),
         ("--url 127.0.0.1:9 --format mmau", "are about a data set: give --data, too"),
+        ("--url 127.0.0.1:9 --budgets 4 --against-torch x", "leave out --budgets"),
         ("--url 127.0.0.1:9 --repeat 2", "greedy answers are the same each time"),
     ],
 )
@@ -170,7 +179,10 @@ def test_a_voice_that_is_not_there_is_named_with_what_brings_it(tmp_path, capsys
     assert line.endswith("sums-human needs a voice that is not installed: apt-get install asterisk-core-sounds-en-g722")
 
 
-@pytest.mark.parametrize("arguments", ["--snr loud", "--snr nan", "--per-task 0", "--preset none", "--concurrency 0"])
+@pytest.mark.parametrize(
+    "arguments",
+    ["--snr loud", "--snr nan", "--per-task 0", "--budgets -1", "--budgets all", "--preset none", "--concurrency 0"],
+)
 def test_eval_wrong_arguments(arguments, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["eval", "--output", str(tmp_path), *arguments.split()])

@@ -8,7 +8,7 @@ import pytest
 from evaluation_fixture import SETTINGS, item
 from step_audio_evaluation.agreement import Greedy, agreement, first_difference
 from step_audio_evaluation.answers import Answer
-from step_audio_evaluation.plots import plot_noise
+from step_audio_evaluation.plots import plot_budgets, plot_noise
 from step_audio_evaluation.report import make_report
 from step_audio_evaluation.statistics import wilson
 from step_audio_evaluation.tables import markdown, sentences, table, write
@@ -43,6 +43,18 @@ def test_plot(graded, tmp_path):
     text = (tmp_path / "a.svg").read_text()
     assert text == (tmp_path / "b.svg").read_text()
     assert all(f">{word}<" in text for word in ("no noise", "10", "arithmetic", "transcription"))
+
+
+def test_budgets(graded, tmp_path):
+    pytest.importorskip("matplotlib")
+    some = [g for g in graded if g.item.task == "arithmetic" and g.item.snr_db is None]
+    within = [replace(g, item=replace(g.item, tags=(), budget=budget)) for budget in (0, "unlimited") for g in some]
+    rows = make_report([*some, *within], SETTINGS, "today").rows
+    assert [(row.budget, row.n) for row in rows if row.tag is None] == [(None, 10), (0, 10), ("unlimited", 10)]
+    assert "arithmetic, 0 tokens of thought" in table(rows) and "arithmetic, all of the thought" in table(rows)
+    plot_budgets(rows, tmp_path / "a.svg")
+    text = (tmp_path / "a.svg").read_text()
+    assert all(f">{word}<" in text for word in ("0", "unlimited"))
 
 
 # -- against torch

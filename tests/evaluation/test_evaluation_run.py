@@ -9,7 +9,16 @@ from dataclasses import replace
 import pytest
 
 from evaluation_fixture import SETTINGS, item
-from step_audio_client import Generation, RequestError, Sampling, ServerBusy, Usage
+from step_audio_client import (
+    ChatDelta,
+    ChatUsage,
+    Generation,
+    RequestError,
+    Sampling,
+    ServerBusy,
+    Thinking,
+    Usage,
+)
 from step_audio_evaluation import run as running
 from step_audio_evaluation.answers import Answer, AnswerFile
 from step_audio_evaluation.items import EvaluationError
@@ -40,6 +49,11 @@ class Stub:
         finally:
             self.at_once -= 1
         return Generation([1, 2], f"Hm.\n</think>\nIt is {text}.", [], "stop", Usage(9, 2))
+
+    async def chat(self, messages, options):
+        self.asked.append((messages[0]["content"], options.thinking))
+        yield ChatDelta(reasoning="Hm", token_ids=[1])
+        yield ChatDelta(content="It is 5.", token_ids=[2, 3], finish_reason="stop", usage=ChatUsage(9, 3, 0, 1))
 
 
 def questions(count):
@@ -160,3 +174,14 @@ def test_a_server_that_is_gone_ends_the_run(tmp_path):
     with pytest.raises(EvaluationError, match="no server answers; the same command goes on"):
         run(questions(50), client, tmp_path, concurrency=1)
     assert list(AnswerFile(tmp_path, SETTINGS).of) == ["q-0", "q-1", "q-2"]
+
+
+def test_a_budget_is_asked_for_and_its_answer_read_as_any(tmp_path):
+    items = [replace(item(f"q-{budget}", "2+3?", "5"), budget=budget) for budget in (0, 16, "unlimited")]
+    client = Stub()
+    answers, _ = run(items, client, tmp_path)
+    asked = {thinking for _, thinking in client.asked}
+    assert asked == {Thinking(budget=0), Thinking(budget=16), Thinking()}
+    for one in items:
+        answer = answers.of[one.id]
+        assert answer.token_ids == [1, 2, 3] and one.parse(answer.text).content == "It is 5."

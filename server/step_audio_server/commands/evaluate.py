@@ -7,7 +7,7 @@ import contextlib
 import datetime
 import hashlib
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from step_audio_evaluation.agreement import Agreement, agreement
 from step_audio_evaluation.answers import AnswerFile, DataSetSettings, EvaluationSettings
 from step_audio_evaluation.data_set import load_data_set
 from step_audio_evaluation.formats import FORMATS
-from step_audio_evaluation.held_out import TASKS, at_noise_levels, end_speakers, held_out
-from step_audio_evaluation.items import EvaluationError, Item, Snr, repeated
-from step_audio_evaluation.plots import plot_noise
+from step_audio_evaluation.held_out import TASKS, at_budgets, at_noise_levels, end_speakers, held_out
+from step_audio_evaluation.items import Budget, EvaluationError, Item, Snr, repeated
+from step_audio_evaluation.plots import plot_budgets, plot_noise
 from step_audio_evaluation.presets import GREEDY, PRESETS
 from step_audio_evaluation.report import Row, grade, make_report
 from step_audio_evaluation.run import run
@@ -39,8 +39,8 @@ PER_TASK, PER_TASK_QUICK = 100, 10
 @dataclass(frozen=True)
 class EvaluationOptions:
     """What a person chooses. `format`: of the data set; its preset comes along. `tasks` None: all, or none where there
-    is a data set or there are `voices`: names of sets, none for all that can be made here. `sampling`: over the
-    preset's."""
+    is a data set or there are `voices` or `budgets`. `voices`: names of sets, none for all that can be made here.
+    `sampling`: over the preset's."""
 
     output: Path
     url: str | None = None
@@ -55,6 +55,7 @@ class EvaluationOptions:
     tasks: Sequence[str] | None = None
     per_task: int | None = None
     snr: Sequence[Snr] = ()
+    budgets: Sequence[Budget] = ()
     voices: Sequence[str] | None = None
     quick: bool = False
     concurrency: int = 32
@@ -78,6 +79,8 @@ def evaluate(options: EvaluationOptions, echo: Echo) -> int:
     except RequestError as error:
         raise EvaluationError(str(error)) from None
     if options.against_torch:
+        if options.budgets:
+            raise EvaluationError("--against-torch compares answers of one generation: leave out --budgets")
         if sampling != Sampling(**{**GREEDY, "max_tokens": sampling.max_tokens}, seed=options.seed):
             raise EvaluationError("--against-torch compares greedy answers: leave out --preset and sampling options")
         # What would keep it from being compared is said now, and not after the answers.
@@ -96,7 +99,10 @@ def evaluate(options: EvaluationOptions, echo: Echo) -> int:
     print("\n".join([table(report.rows), *sentences(report)]))
     noisy = [row for row in report.rows if row.snr_db is not None]
     if noisy:
-        _plot(noisy, options.output / "noise.svg", echo)
+        _plot(plot_noise, noisy, options.output / "noise.svg", echo)
+    budgeted = [row for row in report.rows if row.budget is not None]
+    if budgeted:
+        _plot(plot_budgets, budgeted, options.output / "budgets.svg", echo)
     failed = sum(answers.of[item.id].error is not None for item in items)
     if failed:
         echo(f"{failed} of {len(items)} requests failed and count as wrong; the same command asks them again")
@@ -111,21 +117,23 @@ def _items(options: EvaluationOptions, echo: Echo) -> list[Item]:
         items += load_data_set(options.data, options.audio_first, options.think, form, options.audio_dir)
     elif options.format or options.audio_dir:
         raise EvaluationError("--format and --audio-dir are about a data set: give --data, too")
-    tasks = options.tasks if options.tasks is not None else () if options.data or options.voices is not None else TASKS
+    others = options.data or options.budgets or options.voices is not None
+    tasks = options.tasks if options.tasks is not None else () if others else TASKS
     if unknown := [task for task in tasks if task not in TASKS]:
         raise EvaluationError(f"there is no task {unknown[0]}; use {', '.join(TASKS)}")
     per_task = options.per_task or (PER_TASK_QUICK if options.quick else PER_TASK)
     sets = _sets(options.voices) if options.voices is not None else ()
-    if tasks or sets or options.snr:
+    if tasks or sets or options.snr or options.budgets:
         echo("making the recordings")
     try:
         items += held_out([task for task in TASKS if task in tasks], per_task, options.seed)
         items += by_voice(sets, per_task, options.seed)
         items += at_noise_levels(dict.fromkeys(options.snr), per_task, options.seed)
+        items += at_budgets(dict.fromkeys(options.budgets), per_task, options.seed)
     finally:
         end_speakers()  # the server needs the memory
     if not items:
-        raise EvaluationError("nothing to ask: give --tasks, --voices, --snr or --data")
+        raise EvaluationError("nothing to ask: give --tasks, --voices, --snr, --budgets or --data")
     return repeated(items, options.repeat)
 
 
@@ -189,8 +197,8 @@ def _agreement(checkpoint: Path, items: Sequence[Item], answers: AnswerFile) -> 
         progress.close()
 
 
-def _plot(rows: Sequence[Row], file: Path, echo: Echo) -> None:
+def _plot(draw: Callable[[Sequence[Row], Path], None], rows: Sequence[Row], file: Path, echo: Echo) -> None:
     try:
-        plot_noise(rows, file)
+        draw(rows, file)
     except ModuleNotFoundError as error:
         echo(f"{file.name} is not drawn: {install_for(error.name or '')}")

@@ -20,6 +20,14 @@ def noise_level(text: str) -> float | str:
     return value
 
 
+def budget(text: str) -> int | str:
+    if text == "unlimited":
+        return text
+    if (value := int(text)) < 0:
+        raise ValueError
+    return value
+
+
 def add_eval(commands: Commands) -> None:
     """Add the command to the subparsers of `step-audio`; `run` is set."""
     parser = add_command(commands, "eval", _eval, "Ask a served model questions whose answers are known, and score it.")
@@ -27,7 +35,10 @@ def add_eval(commands: Commands) -> None:
     parser.add_argument("--url", help="gRPC address of a running server (default: one is started for --checkpoint)")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="default: the small one that comes along")
     parser.add_argument(
-        "--tasks", nargs="*", metavar="TASK", help="held-out tasks (default: all, or none with --data or --voices)"
+        "--tasks",
+        nargs="*",
+        metavar="TASK",
+        help="held-out tasks (default: all, or none with --data, --voices, --budgets)",
     )
     parser.add_argument("--per-task", type=count, help="questions of a task (default 100)")
     parser.add_argument("--quick", action="store_true", help="10 questions of a task")
@@ -37,6 +48,13 @@ def add_eval(commands: Commands) -> None:
         type=noise_level,
         metavar="DB",
         help="sums and transcripts at these levels of noise, `clean` for none (without values: clean 30 20 15 10 5 0)",
+    )
+    parser.add_argument(
+        "--budgets",
+        nargs="*",
+        type=budget,
+        metavar="N",
+        help="the same sums with so many tokens of thought, and `unlimited` (without values: 0 to 96, and unlimited)",
     )
     parser.add_argument(
         "--voices",
@@ -69,7 +87,7 @@ def add_eval(commands: Commands) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from step_audio_evaluation.held_out import SNRS
+    from step_audio_evaluation.held_out import BUDGETS, SNRS
     from step_audio_server.commands.evaluate import EvaluationOptions, evaluate
 
     ours = vars(arguments).keys() - {"run", *TLS_NAMES}
@@ -77,4 +95,6 @@ def _eval(arguments: argparse.Namespace) -> int:
     sampling = {name: given.pop(name) for name in SAMPLING_NAMES if name in given and name != "seed"}
     if "snr" in given:
         given["snr"] = given["snr"] or SNRS
+    if "budgets" in given:
+        given["budgets"] = given["budgets"] or BUDGETS
     return evaluate(EvaluationOptions(**given, sampling=sampling, tls=tls_given(arguments)), echo)
