@@ -6,7 +6,9 @@ Imports are in the fixtures: pytest-xdist's controller reads this file, too, and
 from __future__ import annotations
 
 import asyncio
+import atexit
 import gc
+import logging
 import os
 import signal
 from pathlib import Path
@@ -41,11 +43,16 @@ ONE_WORKER = {  # beginnings of the names of tests that share what takes long to
         "tests/engine/",
         "tests/training/test_whisper.py",
     ),
+    "openai": (  # a second to load, and another until its types are made
+        "tests/gateway/test_gateway_completions.py",
+        "tests/gateway/test_gateway_openai.py",
+        "tests/gateway/test_gateway_responses.py",
+        "tests/gateway/test_realtime_",
+    ),
+    "sources": ("tests/test_dependencies.py", "tests/test_house.py", "tests/test_names.py"),  # take all files apart
     "servers": (
         "tests/served/",
-        "tests/evaluation/test_evaluate_command.py",
-        "tests/evaluation/test_evaluation_questions.py",
-        "tests/gateway/test_gateway_mind_paced.py",
+        "tests/evaluation/",  # one set of processes speaks
         "tests/reliability/test_fuzz.py",
     ),
 }
@@ -58,6 +65,14 @@ def pytest_collection_finish():
     gc.freeze()
     gc.set_threshold(20_000)
     gc.enable()
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("torch") and isinstance(logger, logging.Logger):
+            logger.propagate = True  # else pytest hangs its handlers on each of fifty, six times a test
+
+
+def pytest_sessionfinish():
+    gc.freeze()  # pytest looks twice for what nobody has closed, Python once more when it ends
+    atexit.register(gc.unfreeze)
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
@@ -78,6 +93,14 @@ def pytest_xdist_make_scheduler(config, log):
             return next(shared, super()._split_scope(nodeid))
 
     return Scheduling(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_outlives_a_power_cut():
+    """Where others write to the same disk, too, it takes a second to be sure of that."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -119,21 +142,12 @@ def listener(work_dir):
         yield running
 
 
-@pytest.fixture(scope="module")
-def url(listener):
-    """The gateway in front of the listener; a module may put another in its place."""
-    from front_door_fixture import door
-
-    yield from door(listener.address)
-
-
-@pytest.fixture(scope="module")
-def client(url):
-    """OpenAI's own package."""
+@pytest.fixture(scope="session")
+def openai():
+    """OpenAI's own package, loaded by the process that runs these tests, not by all that collect them."""
     import openai
 
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120) as client:
-        yield client
+    return openai
 
 
 @pytest.fixture(scope="session")

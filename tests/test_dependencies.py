@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 
 from paths import ROOT
 from step_audio.extras import EXTRAS
+from syntax import syntax
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
@@ -94,7 +95,7 @@ def imported(folder: str) -> dict[str, str]:
     beside = {path.stem for path in files} | {"peers"} if folder in ("tests", "benchmarks") else set()
     found = {}
     for path in files:
-        for name in _imports(ast.parse(path.read_text("utf-8"))):
+        for name in _imports(syntax(path)):
             if name not in sys.stdlib_module_names and name not in beside and not name.startswith("step_audio"):
                 found[name] = str(path.relative_to(ROOT))
     return found

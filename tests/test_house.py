@@ -10,11 +10,13 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from paths import ROOT
+from syntax import syntax
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 TOOLS = PROJECT["tool"]
@@ -104,6 +106,7 @@ def imports(tree: ast.AST) -> Iterator[str]:
             yield node.module or ""
 
 
+@cache
 def resolved(module: str) -> bool:
     """By pyproject.toml's folders alone, as a type checker or an editor does it."""
     file = Path(*module.split("."))
@@ -114,7 +117,7 @@ def resolved(module: str) -> bool:
 def test_every_import_of_ours_resolves():
     found = 0
     for file in FILES:
-        for module in imports(ast.parse(file.read_bytes())):
+        for module in imports(syntax(file)):
             if module.startswith("step_audio"):
                 found += 1
                 assert resolved(module), f"{file}: {module}"

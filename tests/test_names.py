@@ -15,6 +15,7 @@ from step_audio.settings import fields_of
 from step_audio_gateway.settings import GatewaySettings
 from step_audio_server.commands.cli import _parser
 from step_audio_server.settings import ServeSettings
+from syntax import syntax
 
 IGNORED = [line.strip("/") for line in (ROOT / ".gitignore").read_text("utf-8").splitlines()] + [".*"]
 TOP = [path for path in ROOT.iterdir() if not any(fnmatch(path.name, pattern) for pattern in IGNORED)]
@@ -114,7 +115,7 @@ def _resolves(name: str) -> bool:
 def _names_in(module: Path) -> set[str]:
     """Functions, classes and variables at its top, and what it imports."""
     names = set()
-    for node in ast.parse(module.read_text("utf-8")).body:
+    for node in syntax(module).body:
         match node:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
                 names.add(name)

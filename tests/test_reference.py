@@ -17,24 +17,28 @@ spec = importlib.util.spec_from_file_location("build_reference", ROOT / "docs/bu
 assert spec and spec.loader
 build_reference = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(build_reference)
-PAGES = build_reference.pages()
+
+
+@pytest.fixture(scope="module")
+def pages() -> dict[str, str]:
+    return build_reference.pages()
 
 
 def headings(text: str) -> list[str]:
     return [line.lstrip("#").strip().strip("`") for line in re.findall(r"^#{2,} .*$", text, re.M)]
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_the_page_is_what_the_code_says(name):
-    assert (FOLDER / name).read_text("utf-8") == PAGES[name], "run `make docs` and commit what it wrote"
+@pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.iterdir()))
+def test_the_page_is_what_the_code_says(name, pages):
+    assert (FOLDER / name).read_text("utf-8") == pages[name], "run `make docs` and commit what it wrote"
 
 
-def test_no_page_is_left_over():
-    assert {path.name for path in FOLDER.iterdir()} == set(PAGES)
+def test_no_page_is_missing(pages):
+    assert {path.name for path in FOLDER.iterdir()} == set(pages)
 
 
-def test_all_that_the_client_library_exports_is_there():
-    assert set(step_audio_client.__all__) <= set(headings(PAGES["client.md"]))
+def test_all_that_the_client_library_exports_is_there(pages):
+    assert set(step_audio_client.__all__) <= set(headings(pages["client.md"]))
 
 
 def test_each_export_is_explained():
@@ -45,24 +49,24 @@ def test_each_export_is_explained():
             assert value.__doc__ and not value.__doc__.startswith(f"{name}("), name
 
 
-def test_all_fields_are_there():
+def test_all_fields_are_there(pages):
     """Those that a class has from another, too."""
-    text = PAGES["client.md"]
+    text = pages["client.md"]
     for name in step_audio_client.__all__:
         if dataclasses.is_dataclass(kind := getattr(step_audio_client, name)):
             (part,) = re.findall(rf"^### `{name}`$(.*?)(?=^##|\Z)", text, re.M | re.S)
             assert all(f"    {field.name}: " in part for field in dataclasses.fields(kind)), name
 
 
-def test_links_within_a_page_lead_somewhere():
-    text = PAGES["http.md"]
+def test_links_within_a_page_lead_somewhere(pages):
+    text = pages["http.md"]
     anchors = {heading.lower().replace(" ", "-") for heading in headings(text)}
     links = set(re.findall(r"\]\(#([^)]+)\)", text))
     assert len(links) > 20 and links <= anchors
 
 
-def test_bounds_defaults_and_requirements_are_said():
-    (asked,) = re.findall(r"^#+ `?ChatRequest`?$(.*?)(?=^#|\Z)", PAGES["http.md"], re.M | re.S)
+def test_bounds_defaults_and_requirements_are_said(pages):
+    (asked,) = re.findall(r"^#+ `?ChatRequest`?$(.*?)(?=^#|\Z)", pages["http.md"], re.M | re.S)
     rows = {row.split("|")[1].strip(): row for row in re.findall(r"^\| `.*$", asked, re.M)}
     assert "at most 2" in rows["`temperature`"] and "default `0.7`" in rows["`temperature`"]
     assert "list of [ChatMessage](#chatmessage) (at least 1)" in rows["`messages`"]

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,19 @@ from stand_ins import StandIns
 from step_audio.errors import StepAudioError
 from step_audio_build.convert.make_tiny import make_tiny
 from step_audio_build.stages import build as stages
+from step_audio_build.stages import check
 from step_audio_build.stages.layout import Layout
+from step_audio_build.tools import encoder_plan
+from step_audio_build.tools.tone import gliding_tone
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tones():
+    """They take a tenth of a second each time."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for user in (check, encoder_plan):
+            monkeypatch.setattr(user, "gliding_tone", cache(gliding_tone))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,30 @@
 
 from dataclasses import replace
 
+import openvino
 import pytest
 
 from engine_fixture import model, options
-from step_audio.engine import Engine
+from step_audio.engine import Engine, openvino_executor
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once():
+    """The graph of the small model: to compile it takes as long as ten answers, and it holds nothing of theirs."""
+    build, compile_model = openvino_executor._decoder, openvino.Core.compile_model
+    kept = {}
+
+    def compiled(core, asked, device, settings):
+        spec, weights, int8 = asked
+        key = (spec, id(weights), int8, str(settings))
+        if key not in kept:
+            kept[key] = weights, compile_model(core, build(*asked), device, settings)
+        return kept[key][1]
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(openvino_executor, "_decoder", lambda *asked: asked)
+        monkeypatch.setattr(openvino.Core, "compile_model", compiled)
+        yield
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def support(row, top_k, top_p):
     [(5, 0, 1), (5, 0.7, 0.7), (0, 0.5, 1), (0, 0.95, 1.5), (0, 1, 1), (50, 1, 0.3), (150, 0.9, 2)],
 )
 def test_draws_have_the_brute_force_distribution(top_k, top_p, temperature):
-    row, count = logits(), 2_000
+    row, count = logits(), 1_000
     ours = sampler(top_k=top_k, top_p=top_p, temperature=temperature, seed=1)
     drawn = np.bincount([next_token(ours, row, PROMPT)[0] for _ in range(count)], minlength=len(row)) / count
     expected = support(modified(row, [], temperature=temperature), top_k, top_p)
@@ -88,7 +88,7 @@ def test_min_p_keeps_what_transformers_and_numpy_keep(min_p, temperature):
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1), (0, 0.6), (10, 0.9), (4, 0)])
 def test_min_p_goes_before_top_k_and_top_p(top_k, top_p):
     """As in TensorRT-LLM: what min_p leaves is the whole for top_p."""
-    row, count, min_p = logits(), 2_000, 0.15
+    row, count, min_p = logits(), 1_000, 0.15
     ours = sampler(top_k=top_k, top_p=top_p, min_p=min_p, temperature=1.4, seed=4)
     drawn = np.bincount([next_token(ours, row.copy(), PROMPT)[0] for _ in range(count)], minlength=len(row)) / count
     scaled = modified(row, [], temperature=1.4)

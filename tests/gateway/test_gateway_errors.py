@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway_calls import CHAT, HELLO, TOOL, WAV, WAV64, ask, asked, refusal
-from gateway_fixture import REPLY, FakeClient, events, http
+from gateway_fixture import REPLY, FakeClient, events, shared
 from step_audio.errors import Code
 from step_audio_client import RequestError, Unavailable, UnsupportedParameter
 from step_audio_client.errors import error_of
@@ -44,7 +44,7 @@ async def test_the_recording_at_fault_by_its_place():
 async def test_the_recording_at_fault_is_the_file(stream):
     fake = FakeClient(lambda messages, options: [RequestError("audio[0]: it is cut off", "audio[0]")])
     for path in ("transcriptions", "translations") if stream == "false" else ("transcriptions",):
-        async with http(fake) as client:
+        async with shared(fake) as client:
             response = await client.post(f"/v1/audio/{path}", files={"file": WAV}, data={"stream": stream})
         error = response.json()["error"]
         assert (error["message"], error["param"]) == ("file: it is cut off", "file")
@@ -52,7 +52,7 @@ async def test_the_recording_at_fault_is_the_file(stream):
 
 async def test_paths_and_methods():
     """A path that is nobody's is not found, whatever the method; the page's files are answered for like others."""
-    async with http(FakeClient()) as client:
+    async with shared(FakeClient()) as client:
         status = {
             (method, path): (await client.request(method, path)).status_code
             for method in ("GET", "HEAD", "POST")
@@ -206,7 +206,7 @@ async def test_an_error_in_the_middle_of_a_stream():
 
 
 async def test_bodies_that_are_no_json():
-    async with http(FakeClient()) as client:
+    async with shared(FakeClient()) as client:
         for body in (b"{", b'{"messages": [{"role": "user", "content": "\\ud800"}]}', b"[" * 5000, b'{"n": NaN}', b""):
             response = await client.post(CHAT, content=body, headers={"Content-Type": "application/json"})
             assert response.status_code == 400 and response.json()["error"]["type"] == "invalid_request_error"

@@ -9,7 +9,7 @@ import pytest
 
 from audio_fixture import encode, tone
 from gateway_calls import CHAT, HELLO, WAV, WAV64, ask, asked, refusal
-from gateway_fixture import LIMITS, FakeClient, http, wav
+from gateway_fixture import LIMITS, FakeClient, shared, wav
 from step_audio_client import Audio
 
 LONG_MP3 = base64.b64encode(encode("mp3", "libmp3lame", tone(62.5, 8000), 8000)).decode()
@@ -80,7 +80,7 @@ async def test_limits_of_count_and_size():
 
 @pytest.mark.parametrize("declared", [True, False])
 async def test_a_body_that_is_too_large(declared):
-    async with http(FakeClient(), max_body_bytes=1000) as client:
+    async with shared(FakeClient(), max_body_bytes=1000) as client:
         body = json.dumps({"messages": [{"role": "user", "content": "x" * 2000}]}).encode()
 
         async def pieces():

@@ -10,7 +10,7 @@ import httpx
 import pydantic
 import pytest
 
-from gateway_fixture import ANSWER, REPLY, THOUGHT, FakeClient, listening, wav
+from gateway_fixture import ANSWER, REPLY, THOUGHT, wav
 from step_audio_client import Audio, RequestTimeout, Sampling, ServerBusy, Thinking, Unavailable
 from waiting import until
 
@@ -19,20 +19,8 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type
 
 
 @pytest.fixture(scope="module")
-def fake() -> FakeClient:
-    return FakeClient()
-
-
-@pytest.fixture(scope="module")
-def url(fake):
-    with listening(fake, api_key=["key"]) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def client(url, openai):
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="key", max_retries=0, timeout=60) as client:
-        yield client
+def settings():
+    return {"api_key": ["key"]}
 
 
 def test_whole_and_streamed(client):

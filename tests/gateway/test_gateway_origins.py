@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from gateway_calls import CHAT, HELLO
-from gateway_fixture import FakeClient, http, wav
+from gateway_fixture import FakeClient, shared, wav
 
 
 async def post(headers: dict, **settings) -> int:
     fake = FakeClient()
-    async with http(fake, **settings) as client:
+    async with shared(fake, **settings) as client:
         upload = await client.post(
             "/v1/audio/transcriptions", files={"file": ("a.wav", wav(), "audio/wav")}, headers=headers
         )
@@ -34,7 +34,7 @@ async def test_a_foreign_name_is_refused(host):
     assert await post({"host": host}, allowed_hosts=[host.partition(":")[0]]) == 200
     assert await post({"host": host}, allowed_hosts="*") == 200
     assert await post({"host": host}, host="0.0.0.0") == 200  # behind names of its own
-    async with http(FakeClient()) as client:
+    async with shared(FakeClient()) as client:
         assert (await client.get("/v1/models", headers={"host": host})).status_code == 403
 
 

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from gateway_calls import HELLO, TOOL, WAV, ask, asked, refusal
-from gateway_fixture import ANSWER, REPLY, THOUGHT, USAGE, FakeClient, events, http
+from gateway_fixture import ANSWER, REPLY, THOUGHT, USAGE, FakeClient, events, shared
 from step_audio_client import Audio, AudioReport, ChatDelta, Guide, Sampling, ServerBusy, Thinking, TtsContent
 
 
@@ -78,7 +78,7 @@ async def test_what_is_amiss_with_a_recording_comes_with_its_transcript():
     last = ChatDelta(finish_reason="stop", usage=USAGE, audio=(AudioReport(0, 0.42, False),))
     told = [{"index": 0, "lost_seconds": 0.42, "text": "0.42 s of it are missing or could not be decoded"}]
     for script in ([said, last], [replace(last, content="Four.", raw="Four.")]):
-        async with http(FakeClient(lambda *_, script=script: list(script))) as client:
+        async with shared(FakeClient(lambda *_, script=script: list(script))) as client:
             for path, form in (
                 ("transcriptions", "json"),
                 ("transcriptions", "verbose_json"),
@@ -91,7 +91,7 @@ async def test_what_is_amiss_with_a_recording_comes_with_its_transcript():
             events_ = [json.loads(line[6:]) for line in reply.text.splitlines() if line.startswith("data: {")]
             assert [event["type"] for event in events_] == ["transcript.text.delta", "transcript.text.done"]
             assert events_[-1]["audio_warnings"] == told and events_[-1]["text"] == "Four."
-    async with http(FakeClient(lambda *_: [said, replace(last, audio=())])) as client:
+    async with shared(FakeClient(lambda *_: [said, replace(last, audio=())])) as client:
         reply = await client.post("/v1/audio/transcriptions", files={"file": WAV}, data={"stream": "true"})
         assert "audio_warnings" not in reply.text
 
@@ -145,7 +145,7 @@ async def test_a_channel_reaches_the_client():
 async def test_a_channel_of_a_form(path):
     """As the reply advises where the channels cancel each other."""
     fake = FakeClient()
-    async with http(fake) as client:
+    async with shared(fake) as client:
 
         async def send(**data: str):
             return await client.post(f"/v1/audio/{path}", files={"file": WAV}, data=data)

@@ -9,7 +9,7 @@ import httpx
 import pydantic
 import pytest
 
-from gateway_fixture import ANSWER, REPLY, THOUGHT, USAGE, FakeClient, listening, wav
+from gateway_fixture import ANSWER, REPLY, THOUGHT, USAGE, wav
 from step_audio_client import Audio, AudioReport, ChatDelta, ServerBusy, Thinking, TokenLogprob, ToolCall, Unavailable
 from step_audio_gateway.published import IGNORED, IGNORED_RESPONSES, REFUSED, REFUSED_RESPONSES
 from step_audio_gateway.response_request import ResponseRequest
@@ -17,23 +17,6 @@ from step_audio_gateway.schemas import ChatRequest
 
 TOOL = {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": None}
 WAV64 = base64.b64encode(wav()).decode()
-
-
-@pytest.fixture(scope="module")
-def fake() -> FakeClient:
-    return FakeClient()
-
-
-@pytest.fixture(scope="module")
-def url(fake):
-    with listening(fake) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def client(url, openai):
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as client:
-        yield client
 
 
 def test_whole_and_streamed(client, fake):

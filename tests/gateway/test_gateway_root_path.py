@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from gateway_calls import CHAT, HELLO
-from gateway_fixture import FakeClient, http
+from gateway_fixture import FakeClient, shared
 
 ROOT = "/speech/r1"
 
 
 @pytest.fixture
 async def door():
-    async with http(FakeClient(), root_path=ROOT, api_key=["secret"]) as client:
+    async with shared(FakeClient(), root_path=ROOT, api_key=["secret"]) as client:
         yield client
 
 

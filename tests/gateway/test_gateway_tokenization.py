@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import tokenizer_fixture
-from gateway_fixture import FakeClient, http, shared
+from gateway_fixture import FakeClient, shared
 
 HELLO = [{"role": "user", "content": "hello <|EOT|>"}]
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -78,7 +78,7 @@ async def test_refused_by_name(path, body, param):
 
 
 async def test_the_same_door_as_all_that_computes():
-    async with http(FakeClient(), api_key=["key"]) as client:
+    async with shared(FakeClient(), api_key=["key"]) as client:
         for path, body in (("/tokenize", {"prompt": "a"}), ("/detokenize", {"tokens": [1]})):
             assert (await client.post(path, json=body)).status_code == 401
             assert (await client.post(path, json=body, headers={"Authorization": "Bearer key"})).status_code == 200

@@ -15,7 +15,7 @@ import pytest
 import websockets
 from websockets.asyncio.client import connect
 
-from gateway_fixture import USAGE, FakeClient, listening
+from gateway_fixture import USAGE, listening
 from realtime_fixture import by_hand, connected, pcm, say, take, until
 from step_audio_client import ChatDelta
 from step_audio_gateway.auth import Keys
@@ -27,14 +27,8 @@ PROTOCOLS = ["realtime", "openai-insecure-api-key.{}", "openai-beta.realtime-v1"
 
 
 @pytest.fixture(scope="module")
-def fake() -> FakeClient:
-    return FakeClient()
-
-
-@pytest.fixture(scope="module")
-def url(fake):
-    with listening(fake, api_key=("one", "two"), max_sessions=4) as url:
-        yield url
+def settings():
+    return {"api_key": ["one", "two"], "max_sessions": 4}
 
 
 async def refusal(url: str, key: str = "one", query: str = "", **more) -> tuple[int, str]:
@@ -211,6 +205,7 @@ async def test_a_server_that_stops_lets_the_answer_end(fake, play):
     await asyncio.to_thread(stop.join)
 
 
+@pytest.mark.long
 async def test_a_client_that_is_gone_or_reads_nothing_leaves_nothing(fake, play):
     text = "x" * 10_000
     play(*[ChatDelta(content=text, raw=text)] * 2000, 60.0)

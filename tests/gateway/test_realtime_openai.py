@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
-from gateway_fixture import ANSWER, THOUGHT, USAGE, FakeClient, listening
+from gateway_fixture import ANSWER, THOUGHT, USAGE
 from realtime_fixture import by_hand, connected, pcm, say, take, until
 from step_audio_client import ChatDelta, Thinking, Unavailable
 
@@ -24,17 +22,6 @@ SPOKEN = [
     "response.output_item.done",
     "response.done",
 ]
-
-
-@pytest.fixture(scope="module")
-def fake() -> FakeClient:
-    return FakeClient()
-
-
-@pytest.fixture(scope="module")
-def url(fake):
-    with listening(fake) as url:
-        yield url
 
 
 async def test_a_written_question_is_answered_in_openais_order(url, fake):

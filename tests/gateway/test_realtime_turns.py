@@ -8,7 +8,7 @@ import base64
 import numpy as np
 import pytest
 
-from gateway_fixture import ANSWER, USAGE, FakeClient, listening
+from gateway_fixture import ANSWER, USAGE, listening
 from realtime_fixture import by_hand, connected, say, take, until
 from step_audio.clips import SAMPLE_RATE
 from step_audio_client import ChatDelta, ServerBusy
@@ -16,17 +16,6 @@ from step_audio_training.speech import Voice, speak
 
 PIECE = 3200  # bytes: 100 ms at 16 kHz
 SPOKEN = ["input_audio_buffer.speech_started", "input_audio_buffer.speech_stopped", "input_audio_buffer.committed"]
-
-
-@pytest.fixture(scope="module")
-def fake() -> FakeClient:
-    return FakeClient()
-
-
-@pytest.fixture(scope="module")
-def url(fake):
-    with listening(fake) as url:
-        yield url
 
 
 @pytest.fixture(scope="module")

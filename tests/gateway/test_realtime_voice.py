@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from gateway_fixture import ANSWER, THOUGHT, USAGE, FakeClient, listening
+from gateway_fixture import ANSWER, THOUGHT, USAGE
 from realtime_fixture import by_hand, connected, say, take, until
 from speech_fixture import Speech, speech_server
 from step_audio_client import ChatDelta
@@ -36,14 +36,9 @@ ALOUD = [
 
 
 @pytest.fixture(scope="module")
-def fake() -> FakeClient:
-    return FakeClient()
-
-
-@pytest.fixture(scope="module")
-def url(fake):
-    with speech_server() as speech, listening(fake, speech=speech, speech_api_key="sk", speech_voice="anna") as url:
-        yield url
+def settings():
+    with speech_server() as speech:
+        yield {"speech": speech, "speech_api_key": "sk", "speech_voice": "anna"}
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 
-from gateway_fixture import ANSWER, THOUGHT, FakeClient, events, listening, shared
+from gateway_fixture import ANSWER, THOUGHT, events, listening, shared
 from speech_fixture import Speech, speech_server
 from step_audio.audio import read_recording
 from step_audio_gateway.settings import GatewaySettings
@@ -29,14 +29,9 @@ built_in = pytest.mark.skipif(importlib.util.find_spec("hibari") is None, reason
 
 
 @pytest.fixture(scope="module")
-def fake() -> FakeClient:
-    return FakeClient()
-
-
-@pytest.fixture(scope="module")
-def url(fake):
-    with speech_server() as speech, listening(fake, speech=speech) as url:
-        yield url
+def settings():
+    with speech_server() as speech:
+        yield {"speech": speech}
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import io
 import wave
 
 import numpy as np
-import openai
 import pytest
 
 from realtime_fixture import by_hand, connected, until
@@ -41,7 +40,7 @@ async def heard(connection, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("thinking", [{"mode": "on"}, {"mode": "off"}])
-async def test_greedy_answers_are_those_of_chat_completions(url, sums, thinking):
+async def test_greedy_answers_are_those_of_chat_completions(url, openai, sums, thinking):
     """Two turns, the second with the first for its history; in the same mode, token for token."""
     history, expected, more = [], [], {"thinking": thinking}
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 
-from gateway_fixture import FakeClient, http, shared, wav
+from gateway_fixture import FakeClient, shared, wav
 
 CHAT = "/v1/chat/completions"
 WAV = wav()
@@ -14,7 +14,7 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type
 
 
 async def ask(fake: FakeClient, *, settings: dict | None = None, headers: dict | None = None, **body):
-    async with http(fake, **settings) if settings else shared(fake) as client:
+    async with shared(fake, **settings or {}) as client:
         return await client.post(CHAT, json={"messages": HELLO} | body, headers=headers)
 
 

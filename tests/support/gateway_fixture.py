@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextvars import ContextVar
-from functools import cache
 from typing import Any
 
 import httpx
@@ -49,6 +48,7 @@ REPLY = [
 ]
 SUGGESTIONS = {"say": ["What is two plus two?"], "ask": ["Is the voice high or low?"]}
 PARAMETERS = [one.name for one in sampling_parameters.PARAMETERS]
+TOKENIZER = Tokenizer.from_json(tokenizer_fixture.build_json())
 LIMITS = {"max_audios": 4, "max_audio_seconds": 60.0, "max_audio_bytes": 2_000_000}
 Step = ChatDelta | Exception | float  # to hand out, to raise, or seconds to wait
 
@@ -119,7 +119,7 @@ class FakeClient:
         self.closed += 1
 
     async def tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_json(tokenizer_fixture.build_json())
+        return TOKENIZER
 
     async def serving_info(self) -> dict[str, Any]:
         return {
@@ -163,16 +163,16 @@ class _Asked:
         return getattr(_asked.get(), name)
 
 
-@cache
-def _shared() -> FastAPI:
-    return create_app(GatewaySettings(), _Asked())  # type: ignore[arg-type]
+_apps: dict[str, FastAPI] = {}
 
 
-def shared(fake: FakeClient) -> httpx.AsyncClient:
-    """As `http`, of the one gateway that all who call this share: to make one takes longer than to ask it. Its counters
-    have counted others, too."""
+def shared(fake: FakeClient, **settings: Any) -> httpx.AsyncClient:
+    """As `http`, of the one gateway that all who call this with the same settings share: to make one takes ten times as
+    long as to ask it. Its counters have counted others, too."""
     _asked.set(fake)
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app=_shared()), base_url="http://gateway")
+    if (key := repr(sorted(settings.items()))) not in _apps:
+        _apps[key] = create_app(GatewaySettings.create(**settings), _Asked())  # type: ignore[arg-type]
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app=_apps[key]), base_url="http://gateway")
 
 
 @contextlib.contextmanager
