@@ -128,7 +128,7 @@ class ResponseRequest(Lenient):
             "messages": messages,
             "stream": self.stream,
             "max_tokens": self.max_output_tokens,
-            "tools": [_tool(tool) for tool in self.tools] if self.tools else None,
+            "tools": [as_chat_tool(tool) for tool in self.tools] if self.tools else None,
             "tool_choice": _choice(self.tool_choice),
             "parallel_tool_calls": self.parallel_tool_calls,
             "response_format": _format(self.text),
@@ -147,7 +147,7 @@ class ResponseRequest(Lenient):
             raise RequestValidationError(faults, body=values) from None
 
 
-def _tool(tool: ResponseFunction) -> dict[str, Any]:
+def as_chat_tool(tool: ResponseFunction) -> dict[str, Any]:
     return {"type": "function", "function": tool.model_dump(exclude={"type"}, exclude_none=True)}
 
 

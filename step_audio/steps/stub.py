@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,13 @@ from step_audio.counters import WORKER_RESTARTS, Counters
 from step_audio.errors import InvalidRequest
 from step_audio.steps import dlpack
 from step_audio.steps.memory import ALLOCATOR, give_back
-from step_audio.steps.tensors import Bfloat16, Tensor, Tensors, triton_error
+from step_audio.steps.tensors import Bfloat16, Reply, Tensor, Tensors, triton_error
 from step_audio.steps.worker_client import WorkerClient, python_command
 from step_audio.tracing import Tracer
 
 # One thread: the libraries' own pools would take the cores from the LLM.
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"} | ALLOCATOR
 
-Told = Callable[["Tensors | Exception"], None]
 MAX_STRINGS = 4096  # of one tensor, as many as a conversation has parts; each costs time, even if it is empty
 
 log = logging.getLogger(__name__)
@@ -55,7 +54,7 @@ class StepStub:
             sender = request.get_response_sender()
             told = None if self._tracer is None else _span(self._tracer, self._name, request)
 
-            def answer(result: Tensors | Exception, sender: Any = sender, told: Told | None = told) -> None:
+            def answer(result: Tensors | Exception, sender: Any = sender, told: Reply | None = told) -> None:
                 if told is not None:
                     told(result)
                 self._send(sender, result)
@@ -102,7 +101,7 @@ class StepStub:
         return self._pb_utils.Tensor(name, tensor)
 
 
-def _span(tracer: Tracer, name: str, request: Any) -> Told:
+def _span(tracer: Tracer, name: str, request: Any) -> Reply:
     """To be told the request's result: from now until then it waits for the worker and is worked on."""
     within, start = tracing.given(request.parameters()), time.time_ns()
 

@@ -14,6 +14,9 @@ import numpy.typing as npt
 from step_audio.arrays import AnyArray
 from step_audio.errors import Code, InvalidRequest, StepAudioError
 
+# Of one step, or of the LLM: more gets an error.
+MAX_PENDING = 1024  # requests that wait or are worked on
+MAX_PENDING_BYTES = 2 << 30  # of their inputs, which are kept until they are answered; one alone may have more
 INTERNAL_ERROR = "internal error; the server's log has the details"
 
 log = logging.getLogger(__name__)

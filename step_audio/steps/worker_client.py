@@ -26,25 +26,30 @@ from itertools import count
 
 from step_audio.errors import Deadly, NotServing, Overloaded, StepAudioError
 from step_audio.steps.channel import Channel, Frame
-from step_audio.steps.tensors import INTERNAL_ERROR, Failed, Tensors, packed, unpacked
+from step_audio.steps.tensors import (
+    INTERNAL_ERROR,
+    MAX_PENDING,
+    MAX_PENDING_BYTES,
+    Failed,
+    Reply,
+    Tensors,
+    packed,
+    unpacked,
+)
 
 BROKEN = -1  # the number of a message that is about the worker itself
 
-MAX_PENDING = 1024  # requests that wait or are worked on
-MAX_PENDING_BYTES = 2 << 30  # of their inputs, which are kept until they are answered; one alone may have more
 MAX_DEATHS = 2  # of the worker, with the same request on its hands
 MAX_REFUSED = 256  # requests that are remembered as deadly
 PAUSES = (0.0, 0.2, 1.0, 3.0)  # seconds before the worker is started again, by its deaths in a row without an answer
 
 log = logging.getLogger(__name__)
 
-Answer = Callable[["Tensors | Exception"], None]
-
 
 @dataclass(eq=False)
 class _Pending:
     frame: Frame
-    answer: Answer
+    answer: Reply
     deaths: int = 0
     number: int = field(default_factory=count().__next__)
 
@@ -77,7 +82,7 @@ class WorkerClient:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, inputs: Tensors, answer: Answer) -> None:
+    def submit(self, inputs: Tensors, answer: Reply) -> None:
         """`answer` is called once, by another thread, with the outputs or with what went wrong.
 
         `inputs` are copied before this returns. Raises Overloaded, Deadly for a request that has killed workers,

@@ -250,7 +250,7 @@ async def test_not_every_fault_of_a_session_is_looked_for(session, param, monkey
         return tell(error, place)
 
     monkeypatch.setattr(Fault, "of_validation", counted)
-    async with http(FakeClient()) as client:
+    async with shared(FakeClient()) as client:
         response = await client.post("/v1/realtime/client_secrets", json={"session": {"type": "realtime"} | session})
     assert response.status_code == 400 and response.json()["error"]["param"].startswith(param)
     assert max(counts) < 10

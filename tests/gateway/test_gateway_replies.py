@@ -116,7 +116,7 @@ async def test_plain_text_has_its_warnings_in_a_header(route, reports, said):
     """Its body has no place for them. A page of another origin may read it."""
     fake = FakeClient(lambda *_: [*REPLY[:-1], replace(REPLY[-1], audio=reports)])
     headers = {"Origin": "https://page.example"}
-    async with http(fake, allowed_origins=("https://page.example",)) as client:
+    async with shared(fake, allowed_origins=("https://page.example",)) as client:
         ask = partial(client.post, f"/v1/audio/{route}", files={"file": WAV}, headers=headers)
         text, body = await ask(data={"response_format": "text"}), await ask()
     assert text.text == f"{ANSWER}\n" and "x-audio-warnings" not in body.headers

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from gateway_fixture import ANSWER, THOUGHT, USAGE, FakeClient, listening
+from gateway_fixture import ANSWER, THOUGHT, USAGE, listening
 from step_audio_client import (
     FunctionCall,
     RealtimeError,
@@ -27,14 +27,8 @@ TOOL = {"type": "function", "name": "weather", "parameters": {"type": "object", 
 
 
 @pytest.fixture(scope="module")
-def fake() -> FakeClient:
-    return FakeClient()
-
-
-@pytest.fixture(scope="module")
-def url(fake):
-    with listening(fake, api_key="sk-1") as url:
-        yield url
+def settings():
+    return {"api_key": ["sk-1"]}
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gateway_fixture import ANSWER, THOUGHT, USAGE, FakeClient, listening
+from gateway_fixture import ANSWER, THOUGHT, USAGE, listening
 from speech_fixture import speech_server
 from step_audio.audio import encode_wav
 from step_audio.clips import SAMPLE_RATE
@@ -25,14 +25,8 @@ LONG = "Once upon a time there was a king who had three daughters and a very lar
 
 
 @pytest.fixture(scope="module")
-def fake() -> FakeClient:
-    return FakeClient()
-
-
-@pytest.fixture(scope="module")
-def url(fake):
-    with listening(fake, api_key="sk-1") as url:
-        yield url
+def settings():
+    return {"api_key": ["sk-1"]}
 
 
 @pytest.fixture(scope="module")

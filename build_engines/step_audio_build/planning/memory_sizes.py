@@ -12,10 +12,10 @@ from functools import cache
 
 from step_audio.checkpoint import encoder_tensors
 from step_audio.config import AudioEncoderConfig, TextConfig
+from step_audio.settings import MIB
 from step_audio_build.convert.convert_decoder import rank_tensors
 from step_audio_build.planning.profiles import KvCacheDType, Precision
 
-MIB = 1 << 20
 BF16 = 2  # bytes
 FP32 = 4
 AWQ_GROUP = 128  # input columns that share a scale

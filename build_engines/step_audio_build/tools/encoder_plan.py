@@ -24,10 +24,10 @@ from step_audio.errors import ArtefactError, StepAudioError
 from step_audio.mel import FRAMES_PER_SECOND, LengthRule, log_mel, pad_batch, token_count
 from step_audio.steps.encoder_engine import EncoderEngine, OnnxEncoderEngine
 from step_audio_build.artefacts.manifest import to_json, write_atomically
+from step_audio_build.convert.export_encoder import MIN_FRAMES
 from step_audio_build.planning.profiles import EncoderPrecision
 from step_audio_build.tools.tone import gliding_tone
 
-MIN_FRAMES = 3  # of one sample of audio
 WORKSPACE = 1 << 30  # bytes that one layer's kernel may take beside its inputs and outputs
 
 # The least cosine between an embedding and ONNX Runtime's. Rounding leaves it close to 1; a plan that is wrong, or

@@ -14,9 +14,9 @@ from step_audio_gateway.messages import kind_of
 from step_audio_gateway.nulls import Lenient
 from step_audio_gateway.realtime.faults import Fault
 from step_audio_gateway.realtime.formats import Format, Recording, decode
+from step_audio_gateway.response_object import ItemStatus
 
 Role = Literal["user", "assistant", "system"]
-Status = Literal["in_progress", "completed", "incomplete"]
 PartKind = Literal["input_text", "input_audio", "output_text", "output_audio"]
 _PARTS: dict[str, tuple[str, ...]] = {
     "user": ("input_text", "input_audio"),
@@ -150,7 +150,7 @@ class Item:
 
     type: Literal["message", "function_call", "function_call_output", "reasoning"]
     id: str = field(default_factory=lambda: new_id("item"))
-    status: Status = "completed"
+    status: ItemStatus = "completed"
     role: Role = "user"
     parts: list[Part] = field(default_factory=list)
     call_id: str = ""

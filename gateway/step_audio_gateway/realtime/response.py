@@ -10,8 +10,9 @@ from typing import Any, Literal
 from step_audio_client import AudioReport, ChatDelta, ChatUsage, ToolCall
 from step_audio_gateway.realtime.conversation import Conversation
 from step_audio_gateway.realtime.faults import Fault
-from step_audio_gateway.realtime.items import Item, Part, PartKind, Status, new_id
+from step_audio_gateway.realtime.items import Item, Part, PartKind, new_id
 from step_audio_gateway.realtime.session_config import SessionConfig
+from step_audio_gateway.response_object import ItemStatus
 from step_audio_gateway.responses import AudioWarning, MindPacedSpeech
 
 Event = dict[str, Any]
@@ -151,7 +152,7 @@ class Response:
         yield event("response.function_call_arguments.done", **place, name=call.name, arguments=call.arguments)
         yield from self._done(item)
 
-    def _end(self, items: Status, status: str, details: dict[str, Any]) -> Iterator[Event]:
+    def _end(self, items: ItemStatus, status: str, details: dict[str, Any]) -> Iterator[Event]:
         yield from self._close_thought()
         yield from self._close(items)
         about = {"type": status, **details} if details else None
@@ -164,7 +165,7 @@ class Response:
             yield event("response.reasoning_text.done", **self._place(item), text=item.text)
             yield from self._done(item)
 
-    def _close(self, status: Status) -> Iterator[Event]:
+    def _close(self, status: ItemStatus) -> Iterator[Event]:
         if (item := self._said) is None:
             return
         self._said, item.status, text = None, status, item.parts[0].text

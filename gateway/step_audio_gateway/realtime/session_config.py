@@ -9,9 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from step_audio.conversation import MAX_ITEMS
 from step_audio_gateway.controls import Effort, MindPacedControl, ThinkingControl
+from step_audio_gateway.nulls import KnownKeys
 from step_audio_gateway.realtime.faults import Fault
 from step_audio_gateway.realtime.formats import Format, Kind
-from step_audio_gateway.response_request import NamedChoice, ResponseFunction
+from step_audio_gateway.response_request import NamedChoice, ResponseFunction, as_chat_tool
 from step_audio_gateway.schemas import ChatRequest, SamplingFields
 
 _NESTED = ("audio", "input", "output")  # objects whose other keys stay when one is set
@@ -20,21 +21,7 @@ _MORE = {*SamplingFields.model_fields, "stop", "bad_words", "ignore_eos"} - {"ma
 NAMES = {"max_tokens": "max_output_tokens", "reasoning_effort": "reasoning.effort"}
 
 
-class _Strict(BaseModel):
-    """The first key that is not known is enough: one fault for each of a hundred thousand takes a quarter second."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_is_enough(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        unknown = next((key for key in value if key not in cls.model_fields), None)
-        return {key: item for key, item in value.items() if key in cls.model_fields or key == unknown}
-
-
-class AudioFormat(_Strict):
+class AudioFormat(KnownKeys):
     """PCM16 at 24 or 16 kHz, or G.711, which is at 8 kHz."""
 
     type: Kind = "audio/pcm"
@@ -64,7 +51,7 @@ class Transcription(BaseModel):
     prompt: str | None = Field(default=None, max_length=4096)
 
 
-class ServerVad(_Strict):
+class ServerVad(KnownKeys):
     """The server finds turns. `prefix_padding_ms`: of audio before the speech; `silence_duration_ms`: ends a turn."""
 
     type: Literal["server_vad"] = "server_vad"
@@ -76,7 +63,7 @@ class ServerVad(_Strict):
     interrupt_response: bool = True
 
 
-class SemanticVad(_Strict):
+class SemanticVad(KnownKeys):
     """The same with a silence by `eagerness`: what is said tells nothing here of whether somebody has ended."""
 
     type: Literal["semantic_vad"]
@@ -93,7 +80,7 @@ class SemanticVad(_Strict):
         )
 
 
-class AudioInput(_Strict):
+class AudioInput(KnownKeys):
     """`turn_detection` None: the client commits turns."""
 
     format: AudioFormat = AudioFormat()
@@ -102,7 +89,7 @@ class AudioInput(_Strict):
     turn_detection: Annotated[ServerVad | SemanticVad, Field(discriminator="type")] | None = None
 
 
-class AudioOutput(_Strict):
+class AudioOutput(KnownKeys):
     """Of answers that are said aloud. `voice`: a name that the speech server knows."""
 
     format: AudioFormat = AudioFormat()
@@ -110,14 +97,14 @@ class AudioOutput(_Strict):
     speed: float = Field(default=1.0, ge=0.25, le=1.5)
 
 
-class AudioConfig(_Strict):
+class AudioConfig(KnownKeys):
     """Both directions."""
 
     input: AudioInput = AudioInput()
     output: AudioOutput = AudioOutput()
 
 
-class Retention(_Strict):
+class Retention(KnownKeys):
     """Where all is too much, so much of the conversation is kept each time, the latest of it."""
 
     type: Literal["retention_ratio"]
@@ -125,7 +112,7 @@ class Retention(_Strict):
     token_limits: None = None
 
 
-class Reasoning(_Strict):
+class Reasoning(KnownKeys):
     """The model's thought before the answer, in OpenAI's words."""
 
     effort: Effort | None = None
@@ -198,7 +185,7 @@ class SessionConfig(BaseModel):
             named = {"type": "function", "function": {"name": choice.name}}
         values = extra | {
             "messages": [{"role": "user", "content": ""}],
-            "tools": [_tool(tool) for tool in self.tools] or None,
+            "tools": [as_chat_tool(tool) for tool in self.tools] or None,
             "tool_choice": named if isinstance(choice, NamedChoice) else choice,
             "parallel_tool_calls": self.parallel_tool_calls,
             "max_tokens": None if self.max_output_tokens == "inf" else self.max_output_tokens,
@@ -210,10 +197,6 @@ class SessionConfig(BaseModel):
             return ChatRequest.model_validate(values)
         except ValidationError as error:
             raise Fault.of_validation(error, place) from None
-
-
-def _tool(tool: ResponseFunction) -> dict[str, Any]:
-    return {"type": "function", "function": tool.model_dump(exclude={"type"}, exclude_none=True)}
 
 
 def _merged(values: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,12 +28,12 @@ from step_audio_client import (
     Transcript,
     TurnTimes,
 )
+from step_audio_client.chat import INTERRUPTED
 from step_audio_client.realtime import OUTPUT_RATE
 from step_audio_server.commands.talk_devices import BLOCK, Loudspeaker, microphone
 from step_audio_server.commands.talk_playback import Playback
 from step_audio_server.commands.talk_show import Show
 
-INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 BLOCK_BYTES = 2 * round(BLOCK * SAMPLE_RATE)
 NOTHING = 3.0  # seconds of silence behind a recording, after which no turn is expected of it any more
 

@@ -12,8 +12,8 @@ from step_audio.config import CONFIG_FILES
 from step_audio_build.planning import host_memory
 from step_audio_build.planning.memory_plan import MemoryPlan
 from step_audio_server.doctor.finding import Finding, fault, in_words, ok, warning
+from step_audio_server.processes import SHARED_MEMORY
 
-SHM = Path("/dev/shm")
 SHM_NEEDED = 2 << 30  # bytes; a container's default of 64 MB is filled by one long recording
 LITTLE_DISK = 1 << 30  # bytes; the small model's artefacts and logs take less
 
@@ -36,7 +36,7 @@ def memory(plan: MemoryPlan | None) -> Finding:
 
 def shared_memory(needed_here: bool) -> Finding:
     """`needed_here`: for a profile, whose server cannot do with less."""
-    space = shutil.disk_usage(SHM)
+    space = shutil.disk_usage(SHARED_MEMORY)
     found = f"{in_words(space.free)} of {in_words(space.total)} free"
     if space.free >= SHM_NEEDED:
         return ok("/dev/shm", found)

@@ -16,14 +16,12 @@ from step_audio.engine.options import Matrices, are_matrices
 from step_audio.engine.request import SequenceOutput
 from step_audio.engine.scheduler import Policy, is_policy
 from step_audio.errors import ArtefactError, InvalidRequest, Overloaded
-from step_audio.steps.tensors import Failed
+from step_audio.steps.tensors import MAX_PENDING, MAX_PENDING_BYTES, Failed
 from step_audio.steps.trtllm.request import is_stop, parse
 from step_audio.steps.trtllm.response import ResponseStream, Send, SenderPool
 from step_audio.steps.trtllm.traces import EngineTraces
 
 # As in front of the other steps; the engine's queue has a bound of its own, if the configuration says so.
-MAX_PENDING = 1024  # requests that wait or are worked on
-MAX_PENDING_BYTES = 2 << 30  # of their inputs, prompt tables above all; one alone may have more
 
 log = logging.getLogger(__name__)
 
