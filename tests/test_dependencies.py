@@ -28,7 +28,7 @@ FOLDERS = {
     "evaluation": ("train",),
     "backends": (),
     "model_repository": (),
-    "benchmarks": ("train",),
+    "benchmarks": ("test",),
     "tests": ("test",),
 }
 # What runs in environments of their own.
