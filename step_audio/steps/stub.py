@@ -66,7 +66,7 @@ class StepStub:
                 answer(error)
                 continue
             for tensor in request.inputs():
-                if isinstance(inputs[tensor.name()], np.ndarray):
+                if _is_numbers(inputs[tensor.name()]):
                     give_back(tensor)
         return [None] * len(requests)
 
@@ -85,7 +85,8 @@ class StepStub:
         try:
             sender.send(response, flags=self._pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
             for tensor in response.output_tensors():  # tritonserver has copied them out of the shared memory
-                give_back(tensor)
+                if isinstance(result, dict) and _is_numbers(result[tensor.name()]):
+                    give_back(tensor)
         except Exception:
             log.warning("a response could not be sent", exc_info=True)
 
@@ -137,6 +138,10 @@ def strings(encoded: npt.NDArray[np.uint8]) -> AnyArray | _TooMany:
     made = np.empty(len(found), object)
     made[:] = found
     return made
+
+
+def _is_numbers(tensor: Tensor) -> bool:
+    return isinstance(tensor, Bfloat16) or (isinstance(tensor, np.ndarray) and tensor.dtype != object)
 
 
 def _read(tensor: Any) -> Tensor:

@@ -40,7 +40,24 @@ class Input:
 
 class Outputs(list):
     def output_tensors(self):
-        return []
+        return [Output(name, array) for name, array in self]
+
+
+given_back: list[str] = []
+
+
+class Output:
+    def __init__(self, name, array):
+        self._name, self._array = name, array
+
+    def name(self):
+        return self._name
+
+    def to_dlpack(self):
+        if self._array.dtype == object:
+            raise RuntimeError("DLPack does not have support for string tensors")
+        given_back.append(self._name)
+        return to_dlpack(torch.from_numpy(self._array))
 
 
 class Refusal(tuple):
@@ -119,6 +136,14 @@ def test_outputs_that_cannot_be_sent_are_their_request_s_fault():
     table, text, good, gone = sent(answers, [np.array([n]) for n in range(4)], gone={3})
     assert table == [(FAULT, 1)] and len(good) == 1 and gone == []
     assert text == [(("[INVALID_REQUEST messages] no", TritonError.INVALID_ARG), 1)]
+
+
+def test_outputs_are_given_back_and_strings_left_alone(caplog):
+    texts, numbers = np.array([b"json"], object), np.ones(1)
+    given_back.clear()
+    (answer,) = sent([{"kind": texts, "out": numbers}], [np.array([0])])
+    assert answer == [([("kind", texts), ("out", numbers)], 1)]
+    assert given_back == ["out"] and not caplog.text
 
 
 def test_errors_carry_their_code_and_faults_say_nothing(caplog):
