@@ -35,7 +35,7 @@ from step_audio_server.commands.talk_playback import Playback
 from step_audio_server.commands.talk_show import Show
 
 BLOCK_BYTES = 2 * round(BLOCK * SAMPLE_RATE)
-NOTHING = 3.0  # seconds of silence behind a recording, after which no turn is expected of it any more
+NOTHING = 5.0  # seconds of silence behind a recording, after which no turn is expected of it any more
 
 
 class Where(NamedTuple):
