@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import threading
 import time
@@ -16,10 +17,20 @@ from gateway_fixture import ANSWER, THOUGHT, USAGE, listening
 from speech_fixture import speech_server
 from step_audio.audio import encode_wav
 from step_audio.clips import SAMPLE_RATE
-from step_audio_client import ChatDelta, Unavailable
+from step_audio_client import (
+    ChatDelta,
+    ReasoningDelta,
+    ResponseDone,
+    SpeechStarted,
+    TextDelta,
+    Transcript,
+    TurnTimes,
+    Unavailable,
+)
 from step_audio_server.commands import talk_playback
 from step_audio_server.commands.cli import main
 from step_audio_server.commands.talk_playback import Playback
+from step_audio_server.commands.talk_show import Show
 from step_audio_training.speech import Voice, speak
 
 LONG = " ".join(["Once upon a time there was a king who had three daughters and a very large garden."] * 5)
@@ -137,6 +148,23 @@ def test_what_was_played_is_counted(monkeypatch):
     playback.play("c", bytes(48_000))
     now += 60
     assert playback.left == 0 and playback.cut() is None and len(playback.heard) == 108_000
+
+
+def test_lines_stay_whole_whatever_comes_between():
+    out, aside = io.StringIO(), io.StringIO()
+    show, times = Show(out, aside, thought=True), TurnTimes(speech_ended=1.0, turn_ended=1.5, first_text=2.25)
+    usage = {"input_tokens": 20, "output_tokens": 6}
+    for event in (
+        SpeechStarted("u", 0), ReasoningDelta("It is "), Transcript("u", "two plus two"), ReasoningDelta("four."),
+        TextDelta("a", "Fo"), ReasoningDelta(" Indeed."), TextDelta("a", "ur."), ReasoningDelta(" So."),
+        SpeechStarted("v", 9), ResponseDone("r", "cancelled", "turn_detected", usage=usage),
+    ):  # fmt: skip
+        show.push(event, times)
+    assert out.getvalue() == "Four.\n"
+    assert aside.getvalue().split("\n") == [
+        "…", "It is four.", "heard: two plus two", "", " Indeed.", "", " So.", "…",
+        "interrupted; after the end of speech: turn over 0.50 s, first word 1.25 s; 20 prompt tokens, 6 new", "",
+    ]  # fmt: skip
 
 
 class Devices(SimpleNamespace):

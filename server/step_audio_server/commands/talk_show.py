@@ -27,7 +27,8 @@ class Show:
         self._out, self._aside, self._thought = out, aside, thought
         self._dim, self._plain = (DIM, PLAIN) if aside.isatty() else ("", "")
         self._open: TextIO | None = None  # where a line is not ended yet
-        self._answer = False  # whether one is under way on `out`
+        self._waiting: list[str] = []  # lines, until it is
+        self._answer = False  # whether one is under way
 
     def push(self, event: RealtimeEvent, times: TurnTimes) -> None:
         match event:
@@ -38,30 +39,41 @@ class Show:
             case ReasoningDelta() if self._thought:
                 self._write(self._aside, f"{self._dim}{event.text}{self._plain}")
             case TextDelta():
-                self._write(self._out, event.text)
                 self._answer = True
+                self._write(self._out, event.text)
             case FunctionCall():
                 self.line(f"calls {event.name} {event.arguments}")
             case ResponseDone():
-                self._end_answer()
+                self._end()
                 self.line(_end(event) + figures(times, event))
 
     def line(self, text: str) -> None:
-        """Beside the answers."""
-        self._write(self._aside, f"{text}\n")
+        """Beside the answers, and within none."""
+        self._waiting.append(text)
+        if self._open is None:
+            self._catch_up()
 
     def _write(self, stream: TextIO, text: str) -> None:
         if self._open not in (None, stream):
             # Only on a screen do both share a line; what stands on `out` is the answer alone.
-            print(file=self._aside, flush=True)
-        stream.write(text)
-        stream.flush()
-        self._open = None if text.endswith("\n") else stream
+            print(file=self._aside)
+            self._catch_up()
+        print(text, end="", file=stream, flush=True)
+        self._open = stream
 
-    def _end_answer(self) -> None:
+    def _end(self) -> None:
+        """Of what is written."""
         if self._answer:
             self._write(self._out, "\n")
-            self._answer = False
+        elif self._open is not None:
+            print(file=self._aside, flush=True)
+        self._open, self._answer = None, False
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        for text in self._waiting:
+            print(text, file=self._aside, flush=True)
+        self._waiting.clear()
 
 
 def _end(done: ResponseDone) -> str:
