@@ -83,8 +83,10 @@ def amr_frames(packet: bytes, wide: bool) -> list[tuple[bool, bool]]:
 
 
 class OpusLengths:
-    """Packets' lengths by their first bytes (RFC 6716, 3.1), beside those that their file has. The decoder takes any
-    bytes that it is given: by a difference those of something else are known."""
+    """Packets' lengths by their first bytes (RFC 6716, 3.1), beside those that their file has.
+
+    The decoder takes whatever bytes it is given: by a difference those of something else are known.
+    """
 
     def __init__(self) -> None:
         self._usual = 0.0  # seconds that the file has for a packet
