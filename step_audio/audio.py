@@ -40,6 +40,7 @@ from step_audio.errors import AudioTooLong, InvalidRequest
 
 SOURCE_RATES = range(1_000, 768_001)  # Hz; outside is a damaged header, which could ask for any amount of memory
 VALUES_PER_SECOND = 192_000  # samples of all channels that a second may cost: those of 96 kHz in stereo
+LEAST_BYTES = 500  # that a second of speech takes: codecs of telephones take 600
 BLOCK_VALUES = 131_072  # decoded frames are gathered to this many, so that numpy and soxr run on long rows
 LOUDEST = 1e12  # of float samples, where 1 is full scale: the powers of louder ones leave float32
 MOST_PLANES = 8
@@ -124,6 +125,24 @@ def stated_seconds(data: bytes) -> float | None:
             return None if stream is None else promised_seconds(container, stream, data)
     except av.FFmpegError:
         return None
+
+
+def likely_values(data: bytes, most_seconds: float) -> float:
+    """Samples of all channels that decoding has to make, by a file's header. 0 for what is no recording.
+
+    They are those of `most_seconds` at most; where no length is stated, of as much speech as its bytes can hold.
+    """
+    if (plain := plain_wav(data)) is not None:
+        return len(plain[0])
+    try:
+        with open_file(data) as container:
+            if (stream := track(container)) is None:
+                return 0
+            seconds = promised_seconds(container, stream, data)
+            seconds = len(data) / LEAST_BYTES if seconds is None else seconds
+            return min(seconds, most_seconds) * stream.rate * stream.channels
+    except av.FFmpegError:
+        return 0
 
 
 def encode_wav(samples: Float32Array, rate: int = SAMPLE_RATE) -> bytes:

@@ -52,11 +52,11 @@ class Track:
         self._clock: float | None = None  # seconds, where the next frame is due
         self._codec = stream.codec_context.name
         self._lengths = OpusLengths()
-        self._speech = self._bad = 0  # AMR's frames, and those of them that are damaged by their own word
+        self._frames = self._bad = 0  # AMR's, and those of them that are damaged by their own word
 
     def __iter__(self) -> Iterator[Piece]:
         yield from self._pieces()
-        if self._bad < self._speech:  # else it is a habit of whoever wrote it
+        if self._bad < self._frames:  # else it is a habit of whoever wrote it
             self.lost += self._bad * FRAME_SECONDS
             self.filled += self._bad * FRAME_SECONDS
 
@@ -73,9 +73,13 @@ class Track:
                 continue
             if self._failures > MOST_ERRORS + self._good_packets:
                 return
-            if self._codec in AMR and packet.size and (pause := self._pause(bytes(packet))):
+            said = amr_frames(bytes(packet), self._codec == "amrwb") if self._codec in AMR else []
+            if said and not any(speech for speech, _ in said):  # a pause: decoders give nothing for it
                 if self._kind.raw:
-                    yield pause
+                    self._heed(said)
+                    yield len(said) * FRAME_SECONDS
+                else:
+                    self._broken |= any(not whole for _, whole in said)
                 continue
             if self._codec == "opus" and self._has_another_length(packet):
                 self._fail(packet)
@@ -90,16 +94,14 @@ class Track:
                 yield from self._silence(frame, position)
                 yield frame
             if frames:
+                self._heed(said)
                 self._last = size
                 self._good_bytes += size
                 self._good_packets += 1
 
-    def _pause(self, packet: bytes) -> float:
-        """Seconds of a packet that has no speech: decoders give nothing for what was left out of it."""
-        frames = amr_frames(packet, self._codec == "amrwb")
-        self._speech += len(frames)
-        self._bad += sum(not good for _, good in frames)
-        return 0.0 if any(speech for speech, _ in frames) else len(frames) * FRAME_SECONDS
+    def _heed(self, said: list[tuple[bool, bool]]) -> None:
+        self._frames += len(said)
+        self._bad += sum(not whole for _, whole in said)
 
     def _has_another_length(self, packet: av.Packet[Any]) -> bool:
         """A last one may be longer: what of it is none of the recording is dropped."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from step_audio import mel
 from step_audio.arrays import Float32Array, Int32Array, UInt64Array
-from step_audio.audio import MOST_LOST, Budget, read_recording
+from step_audio.audio import MOST_LOST, Budget, likely_values, read_recording
 from step_audio.clips import content_hash, split_clips
 from step_audio.conversation import parse_conversation
 from step_audio.errors import AudioTooLong, InvalidRequest
@@ -22,6 +23,8 @@ from step_audio.steps.clip_limits import clip_tokens, most_seconds
 from step_audio.steps.lanes import Lane
 from step_audio.steps.runtime import Runtime
 from step_audio.steps.tensors import Reply, Tensors, byte_strings, one
+
+VALUES_PER_BYTE = 8  # that are decoded in the time that another lane's work takes for a byte
 
 
 @dataclass(frozen=True)
@@ -95,19 +98,29 @@ class Featurizer:
 
 
 class FeaturizerStep:
-    """The step in its worker: requests without audio never wait for those with, of which the smallest go first."""
+    """The step in its worker: requests without audio never wait for those with, of which those go first that cost least
+    to decode, whatever their files' size."""
 
     def __init__(self, runtime: Runtime):
         self._featurizer = Featurizer(runtime)
+        self._most_seconds = runtime.limits.max_audio_seconds
         self._text = Lane(self._work)
+        self._weighed = Lane(self._weigh)
         self._audio = Lane(self._work, max(2, len(os.sched_getaffinity(0))))
 
     def submit(self, inputs: Tensors, reply: Reply) -> None:
-        audio = byte_strings(inputs, "audio")
-        if audio:
-            self._audio.put(inputs, reply, cost=sum(map(len, audio)))
+        if byte_strings(inputs, "audio"):
+            self._weighed.put(inputs, partial(self._decode, inputs, reply))
         else:
             self._text.put(inputs, reply)
+
+    def _weigh(self, inputs: Tensors) -> Tensors:
+        values = sum(likely_values(data, self._most_seconds) for data in byte_strings(inputs, "audio"))
+        return {"cost": np.array(round(values / VALUES_PER_BYTE))}
+
+    def _decode(self, inputs: Tensors, reply: Reply, weighed: Tensors | Exception) -> None:
+        cost = 0 if isinstance(weighed, Exception) else np.asarray(weighed["cost"]).item()
+        self._audio.put(inputs, reply, cost)
 
     def _work(self, inputs: Tensors) -> Tensors:
         features = self._featurizer.featurize(one(inputs, "messages"), byte_strings(inputs, "audio"))

@@ -22,6 +22,7 @@ class Lane:
 
     def __init__(self, work: Callable[[Tensors], Tensors], threads: int = 1):
         self._work = work
+        self.threads = threads
         self._queue: queue.PriorityQueue[tuple[int, int, Tensors, Reply]] = queue.PriorityQueue()
         self._serial = count()
         for number in range(threads):
@@ -30,6 +31,10 @@ class Lane:
     def put(self, inputs: Tensors, reply: Reply, cost: int = 0) -> None:
         number = next(self._serial)
         self._queue.put((cost + AHEAD * number, number, inputs, reply))
+
+    def waiting(self) -> int:
+        """Requests that no thread has taken."""
+        return self._queue.qsize()
 
     def _run(self) -> None:
         while True:

@@ -72,7 +72,10 @@ class Client:
 
 CLIENTS = {
     "openai": Client("openai for Python", "with_openai.py", "openai", "openai"),
+    "openai-realtime": Client("openai for Python", "with_openai_realtime.py", "openai", "openai"),
     "openai-js": Client("openai for JavaScript", "with_openai.mjs", "node", "openai"),
+    "openai-js-realtime": Client("openai for JavaScript", "with_openai_realtime.mjs", "node", "openai"),
+    "agents": Client("OpenAI agents for JavaScript", "with_agents.mjs", "node", "@openai/agents-realtime"),
     "langchain": Client("LangChain, `ChatOpenAI`", "with_langchain.py", "langchain", "langchain-openai"),
     "litellm": Client("LiteLLM", "with_litellm.py", "litellm", "litellm"),
     "instructor": Client("instructor", "with_instructor.py", "instructor", "instructor"),

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from audio_fixture import TONE, encode, peak, tone, wav
-from step_audio.audio import Budget, decode_audio, read_recording
+from odd_recordings import made, small_and_dear
+from step_audio.audio import Budget, decode_audio, likely_values, read_recording
 from step_audio.clips import SAMPLE_RATE
 from step_audio.errors import InvalidRequest
 from step_audio.mel import log_mel
@@ -263,6 +264,19 @@ def test_samples_and_channels_have_a_budget():
     refused(studio, "too long to decode at 192000 Hz with 2 channels", budget=budget)
     stereo = wav(bytes(2 * 96_000 * 2), rate=96_000, channels=2, bits=8)
     assert len(decode_audio(stereo, budget)) == 2 * SAMPLE_RATE and (budget.seconds, budget.values) == (3, 0)
+
+
+def test_what_decoding_costs_is_told_by_the_header():
+    """And by no file's size."""
+    dear = small_and_dear()
+    assert len(dear) < 100_000 and likely_values(dear, 30) == 30 * 8 * 655_350
+    assert likely_values(dear, 1e9) == len(dear) / 500 * 8 * 655_350
+    assert likely_values(wav(bytes(2 * 16_000)), 30) == 16_000
+    assert likely_values(wav(bytes(3 * 192_000 * 8), rate=192_000, channels=8, bits=8), 30) == 3 * 192_000 * 8
+    assert likely_values(wav(bytes(3 * 192_000 * 8), rate=192_000, channels=8, bits=8), 1) == 192_000 * 8
+    spoken = made("webm", "libopus", 48_000, live="1")
+    assert likely_values(spoken, 1000) < 100 * 48_000
+    assert likely_values(b"no sound", 30) == likely_values(b"", 30) == 0
 
 
 @pytest.mark.processes

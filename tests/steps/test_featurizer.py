@@ -2,19 +2,21 @@
 
 import json
 import queue
+import threading
 
 import numpy as np
 import pytest
 
 from audio_fixture import wav
 from model_fixture import runtime
+from odd_recordings import small_and_dear
 from step_audio import mel
 from step_audio.clips import CLIP_SAMPLES, content_hash
 from step_audio.errors import InvalidRequest
 from step_audio.steps.clip_limits import most_seconds
 from step_audio.steps.featurizer import Featurizer, FeaturizerStep
 from step_audio.steps.runtime import Limits
-from waiting import SECONDS
+from waiting import SECONDS, wait_until
 
 
 def featurizer(**changes) -> Featurizer:
@@ -79,6 +81,29 @@ def test_a_request_that_is_refused_does_not_end_the_step():
         step.submit({"messages": [messages(1)], "audio": audio}, answers.put)
         found = answers.get(timeout=SECONDS)
         assert isinstance(found, InvalidRequest) == (audio == [b"no sound"])
+
+
+def test_a_small_file_that_is_dear_to_decode_lets_others_go_first(monkeypatch):
+    """Others are larger, and have come later."""
+    begin, order = threading.Event(), []
+    featurize = Featurizer.featurize
+
+    def slow(self, asked, audio):
+        order.append(audio[0])
+        begin.wait(SECONDS)
+        return featurize(self, asked, audio)
+
+    monkeypatch.setattr(Featurizer, "featurize", slow)
+    step, answers = FeaturizerStep(runtime()), queue.SimpleQueue()
+    spoken, threads = [sound(16_000 * seconds) for seconds in (3, 4, 5)], step._audio.threads
+    assert len(small_and_dear()) < len(spoken[0])
+    for data in (*[sound(100)] * threads, *[small_and_dear()] * 3, *spoken):
+        step.submit({"messages": [messages(1)], "audio": [data]}, answers.put)
+    wait_until(lambda: step._audio.waiting() == 6 and len(order) == threads, "all to be weighed")
+    begin.set()
+    found = [answers.get(timeout=SECONDS) for _ in range(threads + 6)]
+    assert sum(isinstance(one, InvalidRequest) for one in found) == 3, "those cost more than a request may"
+    assert sorted(order[threads : threads + 3]) == sorted(spoken)
 
 
 def test_a_clip_s_hash_is_that_of_its_features():

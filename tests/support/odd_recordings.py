@@ -49,6 +49,22 @@ def made(muxer: str, codec: str, rate: int, seconds: float = SECONDS, **options:
         return encode(muxer, codec, sound(rate, seconds=seconds), rate, target=Path(folder) / "a", **options)
 
 
+@cache
+def small_and_dear() -> bytes:
+    """A FLAC of silence in 8 channels at 655,350 Hz, 20 s in some 30 kB, whose header states no length."""
+    file = io.BytesIO()
+    with av.open(file, "w", "flac") as container:
+        stream = container.add_stream("flac", 655_350, layout="7.1")
+        for _ in range(20):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 8 * 655_350), np.int16), "s16", "7.1")
+            frame.sample_rate = 655_350
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    data = bytearray(file.getvalue())
+    data[21], data[22:26] = data[21] & 0xF0, bytes(4)  # of the samples
+    return bytes(data)
+
+
 def by_libsndfile(kind: str, subtype: str, rate: int, seconds: float = SECONDS) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, sound(rate, seconds=seconds)[0], rate, format=kind, subtype=subtype)
