@@ -238,7 +238,7 @@ def _interrupt_after(condition) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_machine_without_devices(talk, aloud, monkeypatch):
+def test_a_machine_without_devices(talk, aloud, url, monkeypatch):
     def fails(**_):
         raise Devices.PortAudioError("Error querying device -1")
 
@@ -247,6 +247,8 @@ def test_a_machine_without_devices(talk, aloud, monkeypatch):
     monkeypatch.setitem(sys.modules, "sounddevice", devices)
     status, _, err = talk("--url", aloud)
     assert status == 1 and "no loudspeaker" in err and "--audio FILE" in err
+    devices.RawInputStream = fails
+    assert "no microphone" in talk("--url", url)[2], "where nothing sounds, no loudspeaker is needed"
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     status, _, err = talk("--url", aloud)
     assert status == 1 and "[talk]" in err and "Traceback" not in err

@@ -81,15 +81,17 @@ async def _talk(
     with contextlib.suppress(NotImplementedError, RuntimeError):  # not the main thread, or not Unix
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    playback = Playback() if recordings else Loudspeaker()
-    conversation = None
+    playback = Playback()
     try:
-        async with playback, RealtimeSession.connect(*where) as session:
+        async with RealtimeSession.connect(*where) as session:
             await session.update(**settings)
             if save and not session.aloud:
                 raise StepAudioError("this server answers in writing only: there is nothing to save")
+            if session.aloud and not recordings:
+                playback = Loudspeaker()
             conversation = Conversation(session, show, playback)
-            await conversation.run(conversation.play(recordings, whole) if recordings else conversation.listen())
+            async with playback:
+                await conversation.run(conversation.play(recordings, whole) if recordings else conversation.listen())
     except RealtimeError as error:
         raise StepAudioError(str(error)) from None
     except asyncio.CancelledError:
