@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TypedDict
 
+LLM = "tensorrt_llm"  # the name of its model, which all ranks load
+
 
 class ServedLimits(TypedDict):
     """What one request may hold; seconds and bytes are of all its recordings together."""

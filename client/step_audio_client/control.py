@@ -14,11 +14,11 @@ import grpc
 import numpy as np
 
 from step_audio.errors import Retry
+from step_audio.serving_info import LLM
 from step_audio.steps.leases import PREFIX
 from step_audio_client import calls, wire
 from step_audio_client.audio_report import AudioReport, audio_reports
 from step_audio_client.errors import RequestError, ServerLost, call_error, request_error
-from step_audio_client.prepared import LLM
 
 PROMPT = "step_audio_prompt"  # featurizer, prompt builder and encoder, one after the other
 TOKENIZER = "tokenizer"

@@ -9,14 +9,14 @@ import numpy as np
 
 from step_audio.arrays import AnyArray, Int32Array, UInt64Array
 from step_audio.chat import MARKS
+from step_audio.serving_info import LLM
 from step_audio.word_list import unpack_word_list
 from step_audio_client.audio_report import AudioReport, audio_reports
 from step_audio_client.sampling import Sampling
 from step_audio_client.tokens import TokenRequest, stream_inputs
 from step_audio_client.wire import scalar
 
-LLM = "tensorrt_llm"
-CONTINUE = "step_audio_continue"  # the same, with the embeddings of recordings that the server has heard
+CONTINUE = "step_audio_continue"  # the LLM, with the embeddings of recordings that the server has heard
 
 
 @dataclass(frozen=True, eq=False)

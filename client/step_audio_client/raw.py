@@ -11,13 +11,12 @@ from typing import Self
 import numpy as np
 
 from step_audio.arrays import AnyArray, Int32Array
-from step_audio.serving_info import ServingInfo
+from step_audio.serving_info import LLM, ServingInfo
 from step_audio.tokenizer import Tokenizer
 from step_audio_client.answer_parser import AnswerParser
 from step_audio_client.chat_types import ChatDelta, ChatUsage, Guide, RawOptions
 from step_audio_client.errors import ContextTooLong, RequestError
 from step_audio_client.generators import inner
-from step_audio_client.prepared import LLM
 from step_audio_client.sampling import Sampling
 from step_audio_client.tokens import FinishReason, Tokens, stream_inputs
 from step_audio_client.wire import scalar

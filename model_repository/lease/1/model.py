@@ -13,11 +13,10 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from step_audio.counters import LEASES_EXPIRED, Counters
+from step_audio.serving_info import LLM
 from step_audio.steps.counter_report import CounterReport
 from step_audio.steps.leases import Leases, Reason
 from step_audio.steps.tensors import Tensors, triton_error
-
-LLM = "tensorrt_llm"
 
 log = logging.getLogger(__name__)
 

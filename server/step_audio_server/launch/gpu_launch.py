@@ -15,11 +15,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from step_audio.serving_info import LLM
 from step_audio_build.tools.mpirun import MPI_ENVIRONMENT, mpirun
 from step_audio_server.launch.launch import Launch, python_environment, serving_flags, shm_flag, shm_prefix
 from step_audio_server.launch.ports import Ports
-
-LLM = "tensorrt_llm"  # the model that all ranks load
 
 
 def gpu_launch(binary: Path, repository: Path, ports: Ports, gpus: int, drain_timeout: int) -> Launch:
