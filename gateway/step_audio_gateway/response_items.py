@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -114,8 +114,22 @@ class ReasoningItem(Lenient):
     type: Literal["reasoning"]
 
 
+BuiltIn = Literal[
+    "web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call", "mcp_list_tools"
+]
+
+
+class BuiltInCallItem(Lenient):
+    """What a tool did that OpenAI runs itself, in an earlier reply of theirs. It is ignored: what came of it is in the
+    message behind it."""
+
+    type: BuiltIn
+
+
 def _item_tag(value: Any) -> str:
     kind = kind_of(value) or "message"
+    if kind in get_args(BuiltIn):
+        return "<built_in>"
     return f"<{'function_call_output' if kind == 'custom_tool_call_output' else kind}>"
 
 
@@ -124,12 +138,14 @@ Item = Annotated[
     | Annotated[CallItem, Tag("<function_call>")]
     | Annotated[CustomCallItem, Tag("<custom_tool_call>")]
     | Annotated[CallOutputItem, Tag("<function_call_output>")]
-    | Annotated[ReasoningItem, Tag("<reasoning>")],
+    | Annotated[ReasoningItem, Tag("<reasoning>")]
+    | Annotated[BuiltInCallItem, Tag("<built_in>")],
     Discriminator(
         _item_tag,
         custom_error_type="item_type",
         custom_error_message="an item has one of these types: message, function_call, function_call_output, "
-        "custom_tool_call, custom_tool_call_output, reasoning",
+        "custom_tool_call, custom_tool_call_output, reasoning, or is a call of OpenAI's own tools; nothing is "
+        "kept that could be referred to",
     ),
 ]
 

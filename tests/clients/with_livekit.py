@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import wave
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Literal
 
 import aiohttp
@@ -113,25 +115,54 @@ async def _() -> None:
         silence = rtc.AudioFrame(bytes(2 * 24_000), 24_000, 1, 24_000)
         for frame in (*frames(SUM["file"]), silence, silence):
             session.push_audio(frame)
-        said = [
-            str(text) async for message in (await answers.get()).message_stream async for text in message.text_stream
-        ]
-        holds("".join(said), SUM["answer"])
+        holds(await said_in(await answers.get()), SUM["answer"])
         await session.aclose()
 
 
-@case("realtime.RealtimeModel, written")
-async def _() -> None:
+@asynccontextmanager
+async def by_hand() -> AsyncIterator[openai.realtime.RealtimeSession]:
+    """A session with a written question in it, which answers when it is asked to."""
     async with aiohttp.ClientSession() as http:
         model = openai.realtime.RealtimeModel(
             model=MODEL, modalities=["text"], turn_detection=None, http_session=http, **ADDRESS
         )
         session = model.session()
         await session.update_chat_ctx(asked())
-        answer = await session.generate_reply()
-        said = [str(text) async for message in answer.message_stream async for text in message.text_stream]
-        holds("".join(said), WRITTEN["answer"])
+        yield session
         await session.aclose()
+
+
+async def said_in(answer: llm.GenerationCreatedEvent) -> str:
+    return "".join([str(text) async for message in answer.message_stream async for text in message.text_stream])
+
+
+@case("realtime.RealtimeModel, written")
+async def _() -> None:
+    async with by_hand() as session:
+        holds(await said_in(await session.generate_reply()), WRITTEN["answer"])
+
+
+@case("realtime.RealtimeModel, tool call and back")
+async def _() -> None:
+    async with by_hand() as session:
+        await session.update_tools([calculator])
+        answer = await session.generate_reply(tool_choice="required")
+        (call,) = [call async for call in answer.function_stream]
+        same((call.name, list(json.loads(call.arguments))), ("calculator", ["operation", "first", "second"]))
+        context = session.chat_ctx.copy()
+        context.insert(llm.FunctionCallOutput(call_id=call.call_id, name=call.name, output="777", is_error=False))
+        await session.update_chat_ctx(context)
+        assert await said_in(await session.generate_reply())
+
+
+@case("realtime.RealtimeModel, interrupted")
+async def _() -> None:
+    """And asked again, it answers as before."""
+    async with by_hand() as session:
+        answer = await session.generate_reply()
+        session.interrupt()
+        assert len(await said_in(answer)) <= len(WRITTEN["answer"]) + 40
+        holds(await said_in(await session.generate_reply()), WRITTEN["answer"])
 
 
 main()

@@ -158,6 +158,34 @@ def test_what_was_cut_may_come_back(client, play, deltas):
         assert client.responses.create(model="tiny", input=history, tools=[TOOL]).status == reply.status
 
 
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"type": "web_search_call", "id": "w", "status": "completed", "action": {"type": "search", "query": "q"}},
+        {"type": "file_search_call", "id": "f", "queries": ["q"], "status": "completed", "results": None},
+        {
+            "type": "code_interpreter_call",
+            "id": "c",
+            "code": "1",
+            "container_id": "x",
+            "outputs": None,
+            "status": "failed",
+        },
+        {"type": "image_generation_call", "id": "i", "result": "AAAA", "status": "completed"},
+        {"type": "mcp_list_tools", "id": "m", "server_label": "s", "tools": []},
+        {"type": "reasoning", "id": "r", "summary": [], "encrypted_content": "AAAA"},
+    ],
+    ids=lambda item: item["type"],
+)
+def test_a_history_of_openai_s_goes_on_here(client, fake, item):
+    """What was done by a tool that is not here is told by the message behind it."""
+    asked = {"role": "user", "content": "hello"}
+    said = {"type": "output_text", "text": "It is so.", "annotations": [], "logprobs": []}
+    answered = {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": [said]}
+    assert client.responses.create(model="tiny", input=[asked, item, answered, asked]).status == "completed"
+    assert [message["role"] for message in fake.messages] == ["user", "assistant", "user"]
+
+
 def test_its_tools_have_all_keys_of_openai_s(url):
     reply = httpx.post(f"{url}/v1/responses", json={"input": "x", "tools": [{"type": "function", "name": "f"}]}).json()
     assert reply["tools"] == [{"type": "function", "name": "f", "parameters": None, "strict": None}]
