@@ -3,11 +3,13 @@
 Decoding comes first, one position each; what is left of the step's budget goes to prompts, the shortest first but
 half of it to the oldest, so that neither a running answer nor a short question waits for somebody's long audio,
 and the long audio does not wait for ever. The further a long prompt has come, the longer each of its positions takes,
-for its attention: beside answers it is computed in parts that make a step at most some times longer than without.
+for its attention: beside answers it is computed in parts that make a step at most some times longer than without, and
+where the smallest part takes longer still, not in every step.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Literal, TypeGuard, get_args
 
@@ -18,6 +20,7 @@ Policy = Literal["guaranteed_no_evict", "max_utilization"]
 
 LONGER = 3.0  # times a step of decoding alone, that one with parts of long prompts takes
 LEAST = 1 / 16  # of a step's positions, that a part has: smaller ones cost more than they give
+PAUSE = 64  # steps at most: one may have been long by chance
 
 
 def is_policy(text: str) -> TypeGuard[Policy]:
@@ -52,7 +55,9 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of admission
         self._reserved = 0  # blocks promised to running sequences and not allocated yet
+        self._least = int(max_num_tokens * LEAST)
         self._part = max_num_tokens  # positions of one prompt in a step with decoding
+        self._pause = 0  # steps with decoding that are to have no part of a long prompt
         self._decoding = 0.0  # seconds of the last step of decoding alone; 0: none yet
 
     def add(self, sequence: Sequence) -> None:
@@ -74,7 +79,8 @@ class Scheduler:
         budget = self.max_num_tokens - len(plan)
         part = self._part if plan else budget
         self._admit_waiting(budget)
-        contexts = [sequence for sequence in self.running if not sequence.decoding]
+        most = self._least if plan and self._pause and self.chunked else math.inf
+        contexts = [sequence for sequence in self.running if not sequence.decoding and sequence.pending <= most]
         oldest, promised = None, 0
         if self.chunked and contexts:
             oldest = contexts[0]
@@ -108,16 +114,19 @@ class Scheduler:
                 sequence.cached_blocks = full
 
     def _learn(self, plan: list[Chunk], seconds: float) -> None:
-        """How large a part of a long prompt may be."""
+        """How large a part of a long prompt may be, and how many steps are to be without one."""
         if not plan or not plan[0].sequence.decoding:
             return
+        self._pause = max(0, self._pause - 1)
         largest = max(chunk.count for chunk in plan)
-        least = int(self.max_num_tokens * LEAST)
         if largest == 1:
             self._decoding = seconds
-        elif self._decoding and largest >= min(least, self._part):
-            factor = min(2.0, max(0.5, LONGER * self._decoding / seconds))  # slowly: one step may be long by chance
-            self._part = min(self.max_num_tokens, max(least, int(largest * factor)))
+        elif self._decoding and largest >= min(self._least, self._part):
+            times = seconds / self._decoding
+            if self._part == self._least:  # so that steps are, on average, as long as they may be
+                self._pause = min(PAUSE, max(0, round((times - LONGER) / (LONGER - 1))))
+            factor = min(2.0, max(0.5, LONGER / times))  # slowly: one step may be long by chance
+            self._part = min(self.max_num_tokens, max(self._least, int(largest * factor)))
 
     def _admit_waiting(self, budget: int) -> None:
         if not self.waiting:

@@ -93,6 +93,27 @@ def test_beside_answers_a_long_prompt_is_computed_in_parts_that_do_not_hold_them
     assert counts(run(scheduler)) == [128], "nobody waits for it now"
 
 
+def test_where_the_smallest_part_is_long_not_every_step_has_one():
+    """A position takes three steps of decoding, the smallest part 24: steps are three times as long on average."""
+    scheduler = make(blocks=200)
+    scheduler.add(sequence(10, new=1000))
+    run(scheduler)
+    run(scheduler)
+    scheduler.add(sequence(2000, new=1, seed=1))
+    seconds, parts = [], []
+    while len(scheduler.running) == 2 or not parts:
+        plan = scheduler.schedule()
+        parts.append(plan[-1].count if len(plan) > 1 else 0)
+        seconds.append(0.01 + 0.03 * parts[-1])
+        if len(parts) == 50:
+            scheduler.add(sequence(8, new=1, seed=2))
+        if len(parts) == 51:
+            assert 8 in counts(plan), "a short one waits for no pause"
+        run(scheduler, plan, seconds[-1])
+    assert max(parts[20:]) == 8
+    assert 0.02 < sum(seconds[20:]) / len(seconds[20:]) < 0.04
+
+
 def test_equal_prompts_are_finished_one_after_the_other():
     scheduler = make()
     everyone = [sequence(100, seed=seed) for seed in range(3)]
