@@ -289,7 +289,8 @@ class _Reading:
         if self._promised is not None:
             if exact:  # the only word for what is lost within, too
                 return self._promised - self._seconds - (pieces.lost - pieces.filled)
-            short = self._promised - held
+            # An AVI's length counts the heads of its chunks as sound; what is cut off its size tells.
+            short = self._promised - held if self._kind.demuxer != "avi" else 0.0
             if short > PADDING_FRAMES * self._longest + LEAST_LOST:
                 missing = max(missing, short)
         return missing

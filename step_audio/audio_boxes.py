@@ -1,4 +1,4 @@
-"""MP4's boxes, put back to where their sizes say they end, where bytes of the sound are gone or have come twice.
+"""MP4's boxes, and CAF's chunks, put back to where their sizes say they end: bytes of sound are gone, or came twice.
 
 All places in the file are counted from its begin, or from a fragment's: behind a loss nothing would be found.
 """
@@ -14,6 +14,7 @@ MOST_BOXES = 1 << 16  # that are looked at
 KINDS = frozenset(
     b"ftyp styp moov moof mdat mfra sidx ssix free skip wide uuid meta udta pnot emsg prft pdin PICT".split()
 )
+CAF_KINDS = frozenset(b"pakt info free kuki chan uuid strg mark regn umid ovvw inst midi peak edct".split())
 FIRST_WITHIN = {b"moov": b"mvhd", b"moof": b"mfhd", b"mfra": b"tfra"}
 
 
@@ -23,6 +24,8 @@ def whole_boxes(data: bytes, most_values: float) -> bytes:
     One without fragments is decoded up to what is broken, if that costs no more than `most_values`: samples of all
     channels.
     """
+    if data[:4] == b"caff":
+        return _whole_chunks(data, most_values)
     if data[4:8] not in KINDS:
         return data
     pieces: list[bytes] = []
@@ -77,7 +80,27 @@ def _mended(data: bytes, there: int, gone: int, most_values: float) -> bytes:
         place = _first_broken(data[: min(there, there + gone)] + fill + data[there:], there, most_values)
     except av.FFmpegError:
         return data
-    return data if place is None else data[:place] + fill + data[place + max(-gone, 0) :]
+    if place is None:
+        return data
+    place = min(place, there - max(-gone, 0))  # bare samples are never broken: it is their end that is wrong
+    return data[:place] + fill + data[place + max(-gone, 0) :]
+
+
+def _whole_chunks(data: bytes, most_values: float) -> bytes:
+    """The same of a CAF file, whose index stands behind the sound, or in front of it."""
+    position = len(b"caff") + 4
+    for _ in range(MOST_BOXES):
+        kind = data[position : position + 4]
+        end = position + 12 + int.from_bytes(data[position + 4 : position + 12], "big")
+        if kind == b"data":
+            there = data.rfind(b"pakt", position)
+            if there > 0 and data[end : end + 4] not in CAF_KINDS and abs(end - there) < (there - position) // 4:
+                return _mended(data, there, end - there, most_values)
+            break
+        if end <= position or end > len(data):
+            break
+        position = end
+    return data
 
 
 def _first_broken(data: bytes, there: int, most_values: float) -> int | None:
@@ -97,5 +120,5 @@ def _first_broken(data: bytes, there: int, most_values: float) -> int | None:
                 return place if place is not None and place + packet.size <= there else None
             most_values -= sum(frame.samples * frame.layout.nb_channels for frame in frames)
             if most_values < 0:
-                break
-    return None
+                return None
+    return there

@@ -33,6 +33,8 @@ INDEXED = [  # by an index of places in the file, which bytes that are gone woul
     ("mp4", "aac", 44_100, {"movflags": "frag_keyframe+empty_moov", "frag_duration": "500000"}),
     ("mp4", "libopus", 48_000, {}),
     ("mov", "alac", 44_100, {}),
+    ("mov", "pcm_s16le", 44_100, {}),
+    ("caf", "alac", 44_100, {}),
 ]
 OVERWRITTEN = [("3gp", "libopencore_amrnb", 8_000, {})]
 

@@ -88,6 +88,8 @@ FFMPEG = [  # muxer, codec, rate, options
     ("w64", "pcm_s16le", 16_000, {}),
     ("w64", "pcm_f32le", 16_000, {}),
     ("w64", "pcm_alaw", 8_000, {}),
+    ("avi", "pcm_s16le", 44_100, {}),
+    ("matroska", "pcm_s16le", 16_000, {}),
     ("aiff", "pcm_s8", 8_000, {}),
     ("aiff", "pcm_s24be", 48_000, {}),
     ("aiff", "pcm_f32be", 16_000, {}),
