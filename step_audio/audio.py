@@ -18,6 +18,7 @@ import numpy as np
 import soxr
 
 from step_audio.arrays import AnyArray, Float32Array
+from step_audio.audio_blocks import whole_blocks
 from step_audio.audio_boxes import whole_boxes
 from step_audio.audio_clusters import whole_clusters
 from step_audio.audio_file import (
@@ -98,7 +99,10 @@ def read_recording(
         raise InvalidRequest(f"{name}: there are no bytes", name)
     budget = budget or Budget(math.inf)
     data = whole_clusters(whole_boxes(without_rest(little_endian(data, name)), budget.values))
-    data, gone = whole_frames(data, budget.seconds) if data[:5] == b"#!AMR" else whole_pages(data)
+    if data[:4] == b"RIFF":
+        data, gone = whole_blocks(data)
+    else:
+        data, gone = whole_frames(data, budget.seconds) if data[:5] == b"#!AMR" else whole_pages(data)
     if (rate := wav_rate(data)) is not None:
         _check_rate(rate, name)
     if channel in (None, 0) and (recording := _plain(data, budget)) is not None:

@@ -210,6 +210,27 @@ def test_video_beside_the_sound_is_passed_over():
     assert seconds(recording.samples) == pytest.approx(seconds(whole), abs=0.05) and recording.lost < 0.3
 
 
+@pytest.mark.parametrize(
+    ("codec", "rate"), [("adpcm_ms", 22_050), ("adpcm_ima_wav", 11_025), ("adpcm_ima_wav", 44_100)]
+)
+@pytest.mark.parametrize("behind", [b"", b"LIST\x0a\0\0\0INFOsoft\0\0"])
+def test_blocks_of_adpcm_that_are_out_of_place_are_put_right(codec, rate, behind):
+    """Those of a telephone's or a dictation machine's WAV: behind a loss all were heard as noise, or refused."""
+    data = made("wav", codec, rate, SECONDS) + behind
+    for place in (0.2, 0.5, 0.8):
+        at = round(len(data) * place)
+        for name, damaged, least in (
+            ("gone", data[:at] + data[at + 700 :], 500 / len(data) * SECONDS),
+            ("twice", data[:at] + data[at - 700 :], 0),
+        ):
+            recording = read_recording(damaged)
+            assert seconds(recording.samples) == pytest.approx(SECONDS, abs=0.2), (name, place)
+            assert least <= recording.lost < 0.4 and is_a_tone(recording.samples, recording.lost), (name, place)
+    whole, cut_off = read_recording(data + b"\xff" * 3000), read_recording(data[: len(data) * 9 // 10])
+    assert whole.lost == 0 and cut_off.lost == pytest.approx(SECONDS / 10, abs=0.1)
+    assert seconds(cut_off.samples) == pytest.approx(0.9 * SECONDS, abs=0.1)
+
+
 def test_the_tone_is_one():
     assert is_a_tone(decode_audio(encode("wav", "pcm_s16le", sound(16_000), 16_000)))
     assert not is_a_tone(np.random.default_rng(0).normal(0, 0.1, 48_000))

@@ -26,6 +26,7 @@ DAMAGED = [  # muxer, codec, rate, options
     ("asf", "wmav2", 44_100, {}),
     ("wv", "wavpack", 44_100, {}),
     ("wav", "pcm_mulaw", 8_000, {}),
+    ("wav", "adpcm_ms", 22_050, {}),
 ]
 INDEXED = [  # by an index of places in the file, which bytes that are gone would put out of place
     ("mp4", "aac", 44_100, {}),
