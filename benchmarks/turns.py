@@ -8,8 +8,8 @@ at the end  the recording is sent whole to /v1/chat/completions when it is over
 all at once realtime, the recording appended in one go and committed: no time for anything ahead
 played      realtime, the recording appended as it is played, `--speed` times as fast, then committed: what was said
             is encoded and computed while the rest comes
-found       realtime, played as fast as it was spoken, its end found by the server: from the last sample of speech, the
-            silence of `--silence` ms included
+found       realtime, played in the same way, its end found by the server: from the last sample of speech, with the
+            silence of `--silence` ms, which takes as long as it is
 """
 
 from __future__ import annotations
@@ -126,10 +126,10 @@ def by_hand(speed: float | None) -> Way:
     return way
 
 
-def found(silence: int) -> Way:
+def found(silence: int, speed: float) -> Way:
     async def way(client: openai.AsyncOpenAI, samples: Float32Array) -> float:
         async def turn(connection: Any) -> float:
-            await _play(connection, pcm(samples), 1.0)
+            await _play(connection, pcm(samples), speed)
             begun = time.monotonic()
             quiet = asyncio.create_task(_play(connection, bytes(2 * SAMPLE_RATE * 3), 1.0))
             taken = await _first(connection, begun)
@@ -169,11 +169,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=count, default=5, help="default %(default)s")
     parser.add_argument("--speed", type=float, default=5, help="of what is played (default %(default)s)")
     parser.add_argument("--silence", type=count, default=500, help="ms that end a turn (default %(default)s)")
-    parser.add_argument("--found", action="store_true", help="with turns that the server finds, in real time")
     options = parser.parse_args()
-    ways: dict[str, Way] = {"at the end": at_the_end, "all at once": by_hand(None), "played": by_hand(options.speed)}
-    if options.found:
-        ways = {"found": found(options.silence)}
+    ways: dict[str, Way] = {
+        "at the end": at_the_end,
+        "all at once": by_hand(None),
+        "played": by_hand(options.speed),
+        "found": found(options.silence, options.speed),
+    }
     (port,) = free_ports(1)
     with serving(options.checkpoint) as service:
         gateway = GatewayProcess(GatewaySettings.create(port=port, triton=[service.address], served_model_name=["R1"]))

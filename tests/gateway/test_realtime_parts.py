@@ -70,11 +70,12 @@ def turns(frames: str, silence: float = 3 * FRAME_MS) -> list[Turn]:
 def test_turns():
     begun = Turn("started", 2 * FRAME_MS)
     assert turns("..###.##") == [] == turns("........"), "too short: a click, a cough"
-    assert turns("..####") == [begun]
-    assert turns("..#####..##..##") == [begun], "a pause within"
+    assert turns("..####") == [begun] == turns("..####.##.##"), "no pause"
     assert turns("..####++++++") == [begun], "quieter speech is still speech"
-    assert turns("..####...") == [begun, Turn("stopped", 9 * FRAME_MS)]
-    assert [turn.what for turn in turns("####...####...")] == ["started", "stopped"] * 2
+    assert turns("..####...") == [begun, Turn("paused", 8 * FRAME_MS), Turn("stopped", 9 * FRAME_MS, 8 * FRAME_MS)]
+    assert [turn.what for turn in turns("####...####...")] == ["started", "paused", "stopped"] * 2
+    assert [turn.what for turn in turns("####..##..##...")] == ["started", *["paused"] * 3, "stopped"]
+    assert turns("####.", FRAME_MS)[1:] == [Turn("stopped", 5 * FRAME_MS, 5 * FRAME_MS)], "a silence that has no half"
 
 
 @pytest.mark.parametrize("format", [PCM, Format(rate=16_000), MU])

@@ -26,6 +26,25 @@ def speech() -> bytes:
     return (32767 * samples).astype("<i2").tobytes()
 
 
+async def test_a_turn_is_made_ready_where_it_pauses(url, fake, speech):
+    """What was asked ahead is, to the byte, what is answered."""
+    sentence = speech[: len(speech) - 32_000]
+    fake.ahead.clear()
+    async with connected(url) as connection:
+        await listen(connection)
+        await play_in(connection, sentence + bytes(32 * 350))
+        await connection.input_audio_buffer.append(audio="!")
+        assert [event.type for event in await until(connection, "error")] == [SPOKEN[0], "error"]
+        await play_in(connection, sentence[16_000:] + bytes(32 * 350))  # without the silence before it
+        for _ in range(200):
+            if len(fake.ahead) == 3:  # when speech began, and in two pauses
+                break
+            await asyncio.sleep(0.02)
+        await play_in(connection, bytes(32_000))
+        assert (await until(connection, "response.done"))[-1].response.status == "completed"
+    assert fake.ahead[-1] == fake.messages and fake.ahead[-2] != fake.messages
+
+
 async def listen(connection, **detection) -> None:
     found = {"type": "server_vad", **detection}
     audio = {"input": {"format": {"type": "audio/pcm", "rate": SAMPLE_RATE}, "turn_detection": found}}
@@ -60,7 +79,8 @@ async def test_what_is_said_is_answered_when_it_ends(url, fake, speech):
         assert abs(started.audio_start_ms - (500 - 300)) < 100 and abs(stopped.audio_end_ms - end) < 150
         assert events[-1].response.output[0].content[0].text == ANSWER
         heard = fake.messages[0]["content"][0]["audio"].data
-        assert abs((len(heard) - 44) / 32 - (stopped.audio_end_ms - started.audio_start_ms)) < 2, "no more, no less"
+        whole = stopped.audio_end_ms - started.audio_start_ms
+        assert abs((len(heard) - 44) / 32 - (whole - 250)) < 20, "half of the silence, and no more"
 
 
 async def test_speech_interrupts_an_answer_and_a_cough_does_not(url, fake, play, speech):

@@ -15,6 +15,7 @@ from step_audio_gateway.options import chat_options
 from step_audio_gateway.realtime.conversation import messages_of, within
 from step_audio_gateway.realtime.desk import Desk
 from step_audio_gateway.realtime.faults import TOLD
+from step_audio_gateway.realtime.formats import Recording
 from step_audio_gateway.realtime.input_buffer import InputBuffer
 from step_audio_gateway.realtime.items import Item, Part
 from step_audio_gateway.realtime.session_config import SessionConfig
@@ -36,12 +37,17 @@ class Ahead:
         """The turn that is in `buffer`, behind `items`, has grown."""
         clips = int((buffer.seconds - MARGIN / 1000) // CLIP_SECONDS)
         if clips > self._clips:
-            recording = buffer.first(clips * 1000 * CLIP_SECONDS + MARGIN)
-            turn = Item("message", parts=[Part("input_audio", recording=recording)])
-            task = asyncio.create_task(self._ask(config, [*items, turn], self.stop()))
-            self._tasks.add(task)
-            task.add_done_callback(self._ended)
+            self.ask(buffer.first(clips * 1000 * CLIP_SECONDS + MARGIN), config, items)
             self._clips = clips
+
+    def ask(self, recording: Recording, config: SessionConfig, items: Sequence[Item]) -> None:
+        """About a turn that may be over with this, in the place of what was asked before."""
+        clips, before = self._clips, self.stop()
+        turn = Item("message", parts=[Part("input_audio", recording=recording)])
+        task = asyncio.create_task(self._ask(config, [*items, turn], before))
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        self._clips = clips
 
     def stop(self) -> list[asyncio.Task[None]]:
         """The turn is over, or was none. What is under way, and ends soon."""

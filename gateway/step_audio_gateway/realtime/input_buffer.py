@@ -66,6 +66,10 @@ class InputBuffer:
         """So much of what is here, or all of it. It stays."""
         return Recording(self.format, bytes(self._data[: self.format.size(milliseconds)]))
 
+    def until(self, end: float) -> Recording:
+        """What is here up to `end` (ms), as `take` will give it. It stays."""
+        return self.first(end - self._dropped)
+
     def clear(self) -> None:
         self.drop_before(self.end)
 

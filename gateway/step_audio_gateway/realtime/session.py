@@ -194,8 +194,11 @@ class Session:
                 desk.gateway.metrics.barge_ins.inc()
                 self._answering.cancel(active, "turn_detected")
             return
+        if turn.what == "paused":
+            self._ahead.ask(self._buffer.until(turn.position), self.config, self._conversation.items)
+            return
         desk.emit(event("input_audio_buffer.speech_stopped", audio_end_ms=round(turn.position), item_id=self._turn_id))
-        self._commit(self._buffer.take(turn.position), self._turn_id)
+        self._commit(self._buffer.take(turn.position if turn.heard is None else turn.heard), self._turn_id)
         if how.create_response:
             try:
                 self._respond(ResponseParams())

@@ -39,17 +39,21 @@ class Frames:
 
 @dataclass(frozen=True)
 class Turn:
-    """At `position`, ms of all audio that was looked at, speech has `started` or `stopped`."""
+    """At `position`, ms of all audio that was looked at, speech has `started`, `paused` or `stopped`.
 
-    what: Literal["started", "stopped"]
+    A pause is half of the silence that ends a turn. `heard`: ms up to which what has stopped is heard: where it paused.
+    """
+
+    what: Literal["started", "paused", "stopped"]
     position: float
+    heard: float | None = None
 
 
 class TurnDetector:
     """One stream's. `threshold`: probability from which on a frame is speech; `silence`: ms of it that end a turn.
 
-    What has started is told after LEAST_SPEECH frames, with the position of the first; what has stopped, at the end of
-    the silence. `begin`: the position of the first frame.
+    What has started is told after LEAST_SPEECH frames, with the position of the first. `begin`: the position of the
+    first frame.
     """
 
     def __init__(self, threshold: float, silence: float, begin: float = 0.0):
@@ -57,6 +61,7 @@ class TurnDetector:
         self.silence = silence
         self.speaking = False
         self.position = begin
+        self._paused: float | None = None  # where; None within speech, and before it
         self._run = 0  # frames of speech in a row before a turn, of silence within it
 
     def push(self, probability: float) -> Turn | None:
@@ -66,10 +71,17 @@ class TurnDetector:
             self._run = self._run + 1 if probability >= self.threshold else 0
             if self._run < LEAST_SPEECH:
                 return None
-            self.speaking, self._run = True, 0
+            self.speaking, self._run, self._paused = True, 0, None
             return Turn("started", self.position - LEAST_SPEECH * FRAME_MS)
         self._run = self._run + 1 if probability < self.threshold - HYSTERESIS else 0
-        if self._run * FRAME_MS < self.silence:
+        silent = self._run * FRAME_MS
+        if not silent:
+            self._paused = None
+        elif self._paused is None and silent >= self.silence / 2:
+            self._paused = self.position
+            if silent < self.silence:
+                return Turn("paused", self._paused)
+        if self._paused is None or silent < self.silence:
             return None
         self.speaking, self._run = False, 0
-        return Turn("stopped", self.position)
+        return Turn("stopped", self.position, self._paused)
