@@ -150,7 +150,11 @@ def test_what_may_fail_comes_after_the_report(no_reference, tmp_path, checkpoint
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ("--url 127.0.0.1:9 --tasks text_only --per-task 1", "no server answers at 127.0.0.1:9"),
+        pytest.param(
+            "--url 127.0.0.1:9 --tasks text_only --per-task 1",
+            "no server answers at 127.0.0.1:9",
+            marks=pytest.mark.processes,
+        ),
         ("--url 127.0.0.1:9 --tasks singing", "there is no task singing; use arithmetic"),
         ("--url 127.0.0.1:9 --tasks", "nothing to ask"),
         ("--url 127.0.0.1:9 --voices opera", "there is no set opera; use sums-espeak, "),
@@ -159,7 +163,9 @@ def test_what_may_fail_comes_after_the_report(no_reference, tmp_path, checkpoint
         ("--url 127.0.0.1:9 --seed -1", "seed"),
         ("--url 127.0.0.1:9 --against-torch nowhere", "nowhere does not exist"),
         ("--url 127.0.0.1:9 --against-torch nowhere --temperature 1", "compares greedy answers"),
-        ("--checkpoint nowhere --tasks text_only --per-task 1", "nowhere does not exist"),
+        pytest.param(
+            "--checkpoint nowhere --tasks text_only --per-task 1", "nowhere does not exist", marks=pytest.mark.processes
+        ),
         ("--url 127.0.0.1:9 --format mmau", "are about a data set: give --data, too"),
         ("--url 127.0.0.1:9 --budgets 4 --against-torch x", "leave out --budgets"),
         ("--url 127.0.0.1:9 --repeat 2", "greedy answers are the same each time"),

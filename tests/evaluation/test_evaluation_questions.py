@@ -26,6 +26,7 @@ def test_held_out_is_the_seed_s_and_a_larger_set_holds_the_smaller():
     assert len({i.id for i in large}) == len(large)
 
 
+@pytest.mark.processes
 def test_held_out_requests_are_complete():
     for one in held_out(TASKS, 1, 0):
         _, audio = split_audio(one.request())
@@ -38,6 +39,7 @@ def test_held_out_requests_are_complete():
             assert len(samples) > 4000 and np.abs(samples).max() > 100
 
 
+@pytest.mark.processes
 def test_sums_are_the_same_with_thought_without_and_with_a_part():
     whole, none, part = (held_out([task], 6, 1) for task in TASKS[:3])
     for a, b, c in zip(whole, none, part, strict=True):
@@ -55,6 +57,7 @@ def test_cut_ends_with_a_step():
     assert cuts == whole - {thought[:-1]} | {cut(thought, 1.0)}
 
 
+@pytest.mark.processes
 def test_noise_levels_share_recordings():
     items = at_noise_levels(["clean", 10.0, 0.0], 2, 3)
     assert [i.id for i in items[:5]] == [

@@ -26,6 +26,7 @@ def text_of(item, content: str) -> str:
     return content if item.prefix else f"I hear something.\n</think>\n{content}"
 
 
+@pytest.mark.processes
 def test_sets_are_the_seed_s_and_a_larger_one_holds_the_smaller(items):
     names = ("sums-espeak-gsm", "not-understood")
     small = by_voice(names, 1, 5)
@@ -33,6 +34,7 @@ def test_sets_are_the_seed_s_and_a_larger_one_holds_the_smaller(items):
     assert by_voice(names, 1, 6) != small and len({one.id for one in items}) == len(items) == 2 * len(MADE)
 
 
+@pytest.mark.processes
 def test_what_is_right_scores_and_what_is_wrong_does_not(items):
     assert {one.kind for one in items} >= {"number", "transcript", "word"}
     for one in items:
@@ -52,6 +54,7 @@ def call_text(expected: str) -> str:
     return f"<tool_call>function\n{call['name']}\n{json.dumps(call['arguments'], indent=1)}</tool_call>"
 
 
+@pytest.mark.processes
 def test_false_alarms_are_counted_on_speech_alone(items):
     said = "I did not understand that. I hear noise."
     graded = [
