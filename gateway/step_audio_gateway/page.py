@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from step_audio.containers import ADVICE, EXTENSIONS, MIME_TYPES
 from step_audio.sampling_parameters import PARAMETERS, Parameter, Slider
+from step_audio_gateway.realtime.session_config import NAMES as SESSION_NAMES
 
 PLAYGROUND = Path(__file__).parent / "playground"
 LARGEST = 2**53 - 1  # whole number of JavaScript
@@ -51,11 +52,12 @@ def page_routes() -> list[Route]:
 
 
 def offers_module() -> str:
-    """The JavaScript module `offers.js`: SAMPLING, the controls of the sampling parameters in their order, and
-    RECORDINGS, the files that can be sent."""
+    """The JavaScript module `offers.js`: SAMPLING, the controls of the sampling parameters in their order;
+    SESSION_NAMES, what realtime sessions call otherwise; and RECORDINGS, the files that can be sent."""
     recordings = {"extensions": EXTENSIONS, "types": MIME_TYPES, "advice": ADVICE}
     controls = [_control(one) for one in PARAMETERS if one.control]
-    return f"export const SAMPLING = {json.dumps(controls)};\nexport const RECORDINGS = {json.dumps(recordings)};\n"
+    offers = {"SAMPLING": controls, "SESSION_NAMES": SESSION_NAMES, "RECORDINGS": recordings}
+    return "".join(f"export const {name} = {json.dumps(value)};\n" for name, value in offers.items())
 
 
 def _control(one: Parameter) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 import { MODEL_RATE } from "./clip.js";
 import { element } from "./dom.js";
-import { SAMPLING } from "./offers.js";
+import { SAMPLING, SESSION_NAMES } from "./offers.js";
 
 const STORE = "step-audio-playground";
 const KEY_STORE = "step-audio-playground-key"; // of this tab only: a key should not outlive it
@@ -63,7 +63,13 @@ export class Settings {
 
   /** The same of a live session. Throws an Error whose message is for the user. */
   session() {
-    const { stream, stream_options, max_tokens, tools = [], ...same } = this.body();
+    const { stream, stream_options, tools = [], ...same } = this.body();
+    for (const [ours, theirs] of Object.entries(SESSION_NAMES)) {
+      if (ours in same) {
+        same[theirs] = same[ours];
+        delete same[ours];
+      }
+    }
     return {
       ...same,
       type: "realtime",
@@ -71,7 +77,6 @@ export class Settings {
       include: ["reasoning"],
       audio: { input: { format: { type: "audio/pcm", rate: MODEL_RATE }, transcription: {} } },
       tools: tools.map(({ function: called }) => ({ type: "function", ...called })),
-      max_output_tokens: max_tokens,
     };
   }
 
