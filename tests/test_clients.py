@@ -36,8 +36,10 @@ def test_every_environment_is_pinned():
 
 
 def test_every_script_has_its_client():
-    listed = (CLIENTS / "run_all.py").read_text("utf-8")
-    assert sorted(re.findall(r'"(with_\w+\.\w+)"', listed)) == SCRIPTS and len(SCRIPTS) == len(PACKAGES)
+    """And the page has a line for each."""
+    listed = re.findall(r'Client\("([^",]+)[^"]*", "(with_\w+\.\w+)"', (CLIENTS / "run_all.py").read_text("utf-8"))
+    assert sorted(script for _, script in listed) == SCRIPTS
+    assert {client for client, _ in listed} == set(re.findall(r"^\| ([\w ]+?)(?:,[^|]*)? \| `", PAGE, re.M))
 
 
 @pytest.mark.parametrize("client", PACKAGES)
