@@ -1,4 +1,5 @@
-"""How long a running `step-audio serve` is away: from a fault to the next answer, by what was hit.
+"""How long a running `step-audio serve` is away: from a fault to the next answer, by what was hit; and how long it is
+until `/ready` tells of it.
 
     python tests/reliability/recovery.py --rounds 5 --starts 50
 
@@ -22,6 +23,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
+
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 from busy import busy
 from serve_process import ServeProcess
@@ -32,7 +35,7 @@ from step_audio_client import RequestError, Sampling, StepAudioClient, user
 from step_audio_server.assets import embedded_checkpoint
 from step_audio_server.serve import Service
 
-KILLED = ("tensorrt_llm", "audio_encoder", "audio_featurizer", "prompt_builder", "tokenizer", "tritonserver")
+KILLED = ("tensorrt_llm", "audio_encoder", "audio_featurizer", "prompt_builder", "lease", "tokenizer", "tritonserver")
 STOPPED = ("audio_featurizer", "prompt_builder", "audio_encoder")
 STOP = 2.6  # seconds
 ONE = Sampling(max_tokens=1, temperature=0)
@@ -47,12 +50,21 @@ async def answered(address: str) -> bool:
     return True
 
 
-async def away(process: ServeProcess, fault: Callable[[], None]) -> float:
-    """Seconds from the fault to an answer."""
+async def told(url: str) -> float:
+    """When `/ready` says that nothing is."""
+    async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+        while (await http.get("/ready")).status_code == 200:
+            await asyncio.sleep(0.02)
+    return time.monotonic()
+
+
+async def away(process: ServeProcess, fault: Callable[[], None]) -> tuple[float, float]:
+    """Seconds from the fault to an answer, and until it was told."""
     client = StepAudioClient(process.address)
     long = Sampling(max_tokens=400, min_tokens=400, temperature=0)
     running = [asyncio.create_task(client.complete([user(f"{n}")], long, timeout=600)) for n in range(4)]
     await asyncio.sleep(0.9)
+    telling = asyncio.create_task(told(f"http://127.0.0.1:{process.port}"))
     begin = time.monotonic()
     await asyncio.to_thread(fault)
     while not await answered(process.address):
@@ -60,7 +72,7 @@ async def away(process: ServeProcess, fault: Callable[[], None]) -> float:
     took = time.monotonic() - begin
     await asyncio.gather(*running)  # all of them whole
     await client.close()
-    return took
+    return took, await telling - begin
 
 
 def kill(pid: int) -> None:
@@ -87,7 +99,8 @@ def measure(process: ServeProcess, rounds: int) -> list[tuple[str, ...]]:
             )
             taken.append(asyncio.run(away(process, fault)))
             time.sleep(2)
-        rows.append((label, f"{statistics.median(taken):.1f} s", f"{max(taken):.1f} s"))
+        figures = [f(each) for each in zip(*taken, strict=True) for f in (statistics.median, max)]
+        rows.append((label, *(f"{figure:.2f} s" for figure in figures)))
         print(*rows[-1], sep=": ", file=sys.stderr, flush=True)
     return rows
 
@@ -137,7 +150,7 @@ def main() -> int:
                 rows = measure(process, given.rounds)
             finally:
                 process.end()
-            print(markdown_table([("fault", "median", "longest"), *rows]))
+            print(markdown_table([("fault", "away, median", "longest", "told, median", "longest"), *rows]))
             print(load())
     return int(failed > 0)
 

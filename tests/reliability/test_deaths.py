@@ -33,7 +33,7 @@ pytestmark = pytest.mark.server
 
 ROUNDS = int(os.environ.get("RELIABILITY_ROUNDS", "0"))
 STREAMS = 20 if ROUNDS else 6
-MODELS = ("tensorrt_llm", "audio_encoder", "audio_featurizer", "prompt_builder", "tokenizer")
+MODELS = ("tensorrt_llm", "audio_encoder", "audio_featurizer", "prompt_builder", "lease", "tokenizer")
 # In the short form, one of each kind: the LLM, a step, the server itself.
 VICTIMS = (*MODELS, "tritonserver") if ROUNDS else ("tensorrt_llm", "audio_encoder", "tritonserver")
 RESTARTS = 'step_audio_restarts_total{process="tritonserver"}'

@@ -1,6 +1,6 @@
 """Every model is asked what nobody should ask: an answer or one clear error, and the next request is answered as ever.
 
-RELIABILITY_ROUNDS: `make reliability` sets it, for 100,000 tries in process and 3,000 through a server.
+RELIABILITY_ROUNDS: `make reliability` sets it, for 100,000 tries in process and 6,000 through a server.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 import tokenizer_fixture
 from encoder_stand_in import FirstFeature
 from engine_fixture import HIDDEN, VOCAB, write_engine
-from fuzz_fixture import Fuzz, check_text, good_requests
+from fuzz_fixture import Fuzz, check_text, ensembles, good_requests
 from model_fixture import runtime
 from raw_triton import scalar, texts
 from step_audio.errors import StepAudioError
@@ -40,7 +40,8 @@ MODELS = STEPS | {"tensorrt_llm": 10_000, "lease": 5_000}
 SHORT = 60
 PART = 1000
 LLM, LEASE = "tensorrt_llm", "lease"
-PATIENCE = {LLM: 5.0, LEASE: 0.3}  # seconds, for what may last
+ENSEMBLE, CONTINUE = "step_audio_r1", "step_audio_continue"
+PATIENCE = {LLM: 5.0, LEASE: 0.3, ENSEMBLE: 5.0, CONTINUE: 5.0}  # seconds, for what may last
 IDS = ["lease:fuzz", "lease:", "", "fuzz", "lease:" + "x" * 300, "lease:\n/ü", "x" * 257]
 GROWTH = 200 << 20  # bytes that a process may have more after the tries than after a tenth of them
 
@@ -211,9 +212,15 @@ def test_the_llm_in_process(fuzz, backend):
     assert backend.engine.alive and backend.stats().kv_blocks_used == 0
 
 
+def patience_with(model: str, inputs) -> float:
+    """Seconds. To a batch of none Triton's Python backend says nothing, and its model never hears of it."""
+    return 0.5 if any(not len(each) for each in inputs.values()) else PATIENCE.get(model, SECONDS)
+
+
 def test_through_a_server(fuzz, service):
-    """Each followed by a request through the whole pipeline."""
+    """Every model that has inputs, the ensembles too; each try is followed by a request through the whole pipeline."""
     good = good_requests(700, 64)
+    good |= ensembles(good)
     whole = {
         "messages": good["audio_featurizer"]["messages"],
         "audio": good["audio_featurizer"]["audio"],
@@ -225,25 +232,26 @@ def test_through_a_server(fuzz, service):
     each = 750 if LONG else 10
     memory = Memory(len(good) * each, sorted({*pids}))
 
-    async def ask(stub, model, inputs):
+    async def ask(stub, model, inputs, patience=SECONDS):
+        """The tokens, the error, or None where there was none in time."""
         id_ = IDS[memory.done % len(IDS)] if model == LEASE else uuid4().hex
         request = wire.infer_request(model, id_, {n: a[:, None] if a.ndim == 1 else a for n, a in inputs.items()})
         try:
-            responses = [response async for response in calls.stream(stub, request, PATIENCE.get(model, SECONDS))]
+            responses = [response async for response in calls.stream(stub, request, patience)]
         except calls.StreamError as error:
             return str(error).replace(f"[request id: {id_}]", "")  # tritonserver quotes it, whatever it is
         except TimeoutError:  # as long an answer as it takes: hanging up ends it
-            assert model in PATIENCE, [(name, value.dtype, value.shape) for name, value in inputs.items()]
+            assert patience < SECONDS, [(name, value.dtype, value.shape) for name, value in inputs.items()]
             return None
         return [token for one in responses if "output_ids" in one.outputs for token in one.outputs["output_ids"].flat]
 
     async def with_stub(model, *requests):
         async with wire.channel(service.address) as channel:
             stub = wire.Stub(channel)
-            first = await ask(stub, model, requests[0]) if requests else None
-            return first, await ask(stub, "step_audio_r1", whole)
+            first = await ask(stub, model, *requests, patience_with(model, *requests)) if requests else None
+            return first, await ask(stub, ENSEMBLE, whole)
 
-    _, expected = asyncio.run(with_stub("step_audio_r1"))
+    _, expected = asyncio.run(with_stub(ENSEMBLE))
     assert len(expected) == 4
 
     def compared(model):
@@ -258,6 +266,7 @@ def test_through_a_server(fuzz, service):
 
     for model, usual in good.items():
         draw(fuzz.requests(model, usual), each, compared(model))
+        print(f"{model}: {memory.done} tries so far", flush=True)
     memory.check("the server")
 
 

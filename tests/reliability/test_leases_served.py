@@ -1,9 +1,14 @@
-"""Clients that vanish: the slot that their answer had is free again, and the LLM works for nobody."""
+"""Clients that vanish: the slot that their answer had is free again, and the LLM works for nobody.
+
+RELIABILITY_ROUNDS, which `make reliability` sets, adds one whose network is taken away.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,9 +20,11 @@ import numpy as np
 import pytest
 
 from raw_triton import active, call, metrics, prompt, refusal, scalar, texts
+from server_settings import settings_for
 from step_audio.errors import Code
 from step_audio_client import Sampling, StepAudioClient, user
 from step_audio_client.errors import request_error
+from step_audio_server.serve import Service
 from waiting import wait_until
 
 CLIENT = """
@@ -97,9 +104,10 @@ def ended_early(service, answers: int):
 
 
 @contextlib.contextmanager
-def begun(program: str, *arguments: str):
+def begun(program: str, *arguments: str, within: tuple[str, ...] = ()):
     """Its process, when every answer of it has begun."""
-    client = subprocess.Popen([sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, text=True)
+    command = [*within, sys.executable, "-c", program, *arguments]
+    client = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert client.stdout.readline() == "begun\n"
         yield client
@@ -164,6 +172,41 @@ def test_a_client_that_answers_no_ping(service, how):
         else:
             client.send_signal(signal.SIGSTOP)
     proxy.close()
+
+
+HERE, THERE = "10.231.77.1", "10.231.77.2"  # the ends of a link
+
+
+@pytest.fixture
+def link():
+    """Between this machine and a network namespace, which has its name."""
+    if "RELIABILITY_ROUNDS" not in os.environ:
+        pytest.skip("starts another server")
+    if os.geteuid() or not shutil.which("ip"):
+        pytest.skip("network namespaces are root's, by ip(8)")
+    name = f"sa{os.getpid()}"
+
+    def ip(command: str) -> None:
+        subprocess.run(["ip", *command.split()], check=True)
+
+    ip(f"netns add {name}")
+    try:
+        ip(f"link add {name} type veth peer name far netns {name}")
+        ip(f"address add {HERE}/30 dev {name}")
+        ip(f"-n {name} address add {THERE}/30 dev far")
+        ip(f"link set {name} up")
+        ip(f"-n {name} link set far up")
+        yield name
+    finally:
+        ip(f"netns delete {name}")  # and the link with it
+
+
+def test_a_client_whose_network_is_gone(checkpoint, work_dir, link):
+    """Nothing that is sent to it is acknowledged any more."""
+    settings = settings_for(checkpoint, work_dir, triton_host="0.0.0.0")
+    there, address = ("ip", "netns", "exec", link), f"{HERE}:{settings.grpc_port}"
+    with Service(settings) as service, begun(CLIENT, address, within=there), ended_early(service, 4):
+        subprocess.run(["ip", "link", "set", link, "down"], check=True)
 
 
 def test_an_answer_that_nobody_reads_ends_with_its_time(service):

@@ -136,5 +136,18 @@ def good_requests(vocab_size: int, hidden: int, n_mels: int = 128) -> dict[str, 
     }
 
 
+def ensembles(steps: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
+    """By model, of the steps' requests. As no client holds a lease of theirs, they bound their answers themselves."""
+    audio, encoder, llm = (steps[name] for name in ("audio_featurizer", "audio_encoder", "tensorrt_llm"))
+    ids = {"input_ids": llm["input_ids"], "prompt_table_extra_ids": llm["prompt_table_extra_ids"]}
+    bounds = {"request_output_len": array([4], np.int32), "max_seconds": array([1], np.float32)}
+    counted = {"input_lengths": array(llm["input_lengths"], np.int32)}
+    return {
+        "step_audio_prompt": audio,
+        "step_audio_r1": audio | bounds,
+        "step_audio_continue": encoder | ids | counted | bounds,
+    }
+
+
 def check_text(text: str) -> None:
     assert 0 < len(text) < 400 and "\n" not in text and not LEAKS.search(text), text
