@@ -136,7 +136,8 @@ async def _() -> None:
         same([frame.text for frame in told if isinstance(frame, TranscriptionFrame)], [one["text"]])
 
 
-def realtime_service(turn_detection: events.TurnDetection | bool) -> OpenAIRealtimeLLMService:
+async def realtime(turn_detection: events.TurnDetection | bool, spoken: Sequence[Frame]) -> str:
+    """What is answered to what is spoken."""
     properties = events.SessionProperties(
         instructions="Listen and answer.",
         output_modalities=["text"],
@@ -144,14 +145,8 @@ def realtime_service(turn_detection: events.TurnDetection | bool) -> OpenAIRealt
     )
     kind = OpenAIRealtimeLLMService
     settings = kind.Settings(model=MODEL, session_properties=properties)
-    return kind(api_key=KEY, base_url=f"ws{URL.removeprefix('http')}/realtime", settings=settings)
-
-
-async def realtime(turn_detection: events.TurnDetection | bool, spoken: Sequence[Frame]) -> str:
-    """What is answered to what is spoken."""
-    told = await through(
-        realtime_service(turn_detection), [SleepFrame(sleep=1), *spoken, SleepFrame(sleep=8)], rate=24_000
-    )
+    llm = kind(api_key=KEY, base_url=f"ws{URL.removeprefix('http')}/realtime", settings=settings)
+    told = await through(llm, [SleepFrame(sleep=1), *spoken, SleepFrame(sleep=8)], rate=24_000)
     return "".join(frame.text for frame in told if isinstance(frame, LLMTextFrame))
 
 
@@ -168,28 +163,6 @@ async def _() -> None:
     pause = SleepFrame(sleep=0.5)  # what is sent before has been sent then
     spoken = [*begin, pause, *frames(SUM["file"], 24_000), pause, UserStoppedSpeakingFrame()]
     holds(await realtime(False, spoken), SUM["answer"])
-
-
-@case("OpenAIRealtimeLLMService, tool call and back")
-async def _() -> None:
-    asked: list[dict[str, str]] = []
-
-    async def calculator(params: FunctionCallParams) -> None:
-        asked.append(dict(params.arguments))
-        await params.result_callback("777")
-
-    llm = realtime_service(turn_detection=False)
-    llm.register_function(CALCULATOR["name"], calculator)
-    context = LLMContext(tools=TOOLS)
-    pair = LLMContextAggregatorPair(context)
-    begin = [SleepFrame(sleep=1), LLMContextFrame(context), SleepFrame(sleep=3)]
-    begin += [VADUserStartedSpeakingFrame(), UserStartedSpeakingFrame(), InterruptionFrame(), SleepFrame(sleep=0.5)]
-    spoken = [*begin, *frames(LARGE["file"], 24_000), SleepFrame(sleep=0.5), UserStoppedSpeakingFrame()]
-    pipeline = Pipeline([llm, pair.assistant()])
-    told = await through(pipeline, [*spoken, SleepFrame(sleep=12)], rate=24_000)
-    same(asked, [{"expression": LARGE["expression"]}])
-    messages = [str(message.get("content")) for message in context.get_messages()]
-    holds("".join([*messages, *(frame.text for frame in told if isinstance(frame, LLMTextFrame))]), "777")
 
 
 logger.remove()
