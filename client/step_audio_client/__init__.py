@@ -42,7 +42,7 @@ from step_audio_client.raw import RawPrompt
 from step_audio_client.realtime import RealtimeError, RealtimeSession
 from step_audio_client.realtime_events import (
     AudioDelta,
-    FunctionCall,
+    CallRequested,
     RealtimeEvent,
     ReasoningDelta,
     ResponseCreated,
@@ -65,13 +65,13 @@ __all__ = [
     "Audio",
     "AudioDelta",
     "AudioReport",
+    "CallRequested",
     "ChatDelta",
     "ChatOptions",
     "ChatUsage",
     "ContextTooLong",
     "Counts",
     "Delta",
-    "FunctionCall",
     "Generation",
     "Guide",
     "InvalidGuide",

@@ -48,7 +48,7 @@ End = FinishReason | Literal["next"]  # how a generation ended; next: another is
 
 
 @dataclass(frozen=True)
-class Heard:
+class HeardAudio:
     """Of a prompt's recordings: how many of its tokens are not theirs, and what was amiss with them."""
 
     text_tokens: int
@@ -116,9 +116,11 @@ class ChatStream:
         )
 
     @inner
-    async def deltas(self, heard: Callable[[], Coroutine[Any, Any, Heard]] | None = None) -> AsyncGenerator[ChatDelta]:
+    async def deltas(
+        self, heard: Callable[[], Coroutine[Any, Any, HeardAudio]] | None = None
+    ) -> AsyncGenerator[ChatDelta]:
         """`heard`: tells of the recordings, once a token has come; None where there are none. Raises RequestError."""
-        asking: asyncio.Task[Heard] | None = None
+        asking: asyncio.Task[HeardAudio] | None = None
         try:
             async with contextlib.aclosing(self._generations()) as deltas:
                 begun = False
@@ -128,7 +130,7 @@ class ChatStream:
                     if heard and begun and not asking:  # beside the answer, and behind its first token
                         asking = asyncio.create_task(heard())
                     begun = True
-            audio_tokens, reports = 0, Heard(0).reports
+            audio_tokens, reports = 0, HeardAudio(0).reports
             if heard:
                 asking = asking or asyncio.create_task(heard())
                 told = await asking

@@ -13,7 +13,7 @@ from step_audio.chat_template import NO_THOUGHT, Template
 from step_audio.serving_info import ServingInfo
 from step_audio.tokenizer import IncrementalDecoder, Tokenizer
 from step_audio_client.audio_report import AudioReport
-from step_audio_client.chat_stream import ChatStream, Heard
+from step_audio_client.chat_stream import ChatStream, HeardAudio
 from step_audio_client.chat_stream import check as check_options
 from step_audio_client.chat_types import ChatDelta, ChatOptions, RawOptions
 from step_audio_client.continuation import AnyRequest
@@ -304,9 +304,9 @@ class StepAudioClient:
             async for tokens in stream:
                 yield tokens
 
-    async def _heard(self, run: Run, request: TokenRequest) -> Heard:
+    async def _heard(self, run: Run, request: TokenRequest) -> HeardAudio:
         text_tokens, reports = await asyncio.gather(self._text_tokens(request), self._pipeline.audio_report(run))
-        return Heard(text_tokens, reports)
+        return HeardAudio(text_tokens, reports)
 
     async def _text_tokens(self, request: TokenRequest) -> int:
         """Positions of the prompt that are not the recordings' own.

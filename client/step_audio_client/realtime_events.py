@@ -74,7 +74,7 @@ class AudioDelta:
 
 
 @dataclass(frozen=True)
-class FunctionCall:
+class CallRequested:
     """The model calls one of the session's tools. `arguments`: JSON."""
 
     call_id: str
@@ -110,7 +110,7 @@ RealtimeEvent = (
     | ReasoningDelta
     | TextDelta
     | AudioDelta
-    | FunctionCall
+    | CallRequested
     | ResponseDone
     | SessionError
 )
@@ -165,7 +165,7 @@ def read_event(event: Mapping[str, Any]) -> RealtimeEvent | None:
         case "response.output_audio.delta":
             return AudioDelta(event["item_id"], base64.b64decode(event["delta"]))
         case "response.function_call_arguments.done":
-            return FunctionCall(event["call_id"], event["name"], event["arguments"])
+            return CallRequested(event["call_id"], event["name"], event["arguments"])
         case "response.done":
             return _done(event["response"])
         case "error":

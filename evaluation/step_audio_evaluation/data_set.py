@@ -15,7 +15,7 @@ from pydantic import Field, StrictFloat, StrictInt, StrictStr, ValidationError, 
 from step_audio.chat_template import NO_THOUGHT
 from step_audio.config import Strict
 from step_audio.validation import first_fault
-from step_audio_evaluation.formats import Format, line_of
+from step_audio_evaluation.formats import PublishedFormat, line_of
 from step_audio_evaluation.items import EvaluationError, Item, Kind
 
 CHOOSE = "Please choose the answer from the following options, do not provide any additional explanations or content: "
@@ -78,7 +78,7 @@ def load_data_set(
     path: Path,
     audio_first: bool = False,
     think: bool = True,
-    form: Format | None = None,
+    form: PublishedFormat | None = None,
     audio_dir: Path | None = None,
 ) -> list[Item]:
     """`form`: whose rows these are; None: lines of our own. `audio_dir`: what paths of recordings are relative to;
@@ -107,7 +107,7 @@ def _rows(path: Path, text: str) -> Iterator[tuple[str, str, object]]:
 
 
 def _items(
-    path: Path, text: str, audio_first: bool, think: bool, form: Format | None, audio_dir: Path
+    path: Path, text: str, audio_first: bool, think: bool, form: PublishedFormat | None, audio_dir: Path
 ) -> Iterator[Item]:
     seen: dict[str, str] = {}
     for where, number, data in _rows(path, text):
@@ -142,7 +142,7 @@ def _json(raw: str, where: str) -> object:
         raise EvaluationError(f"{where}: not valid JSON: {error}") from None
 
 
-def _line(data: object, where: str, form: Format | None) -> Line:
+def _line(data: object, where: str, form: PublishedFormat | None) -> Line:
     if not isinstance(data, dict):
         raise EvaluationError(f"{where}: not a JSON object")
     try:

@@ -16,7 +16,7 @@ LETTERS = "abcd"
 
 
 @dataclass(frozen=True)
-class Format:
+class PublishedFormat:
     """`preset`: how answers are drawn. `question`: asked of every row, whose own question is spoken. `pairs`: answers
     that are told apart, though they are not listed in the question."""
 
@@ -26,13 +26,13 @@ class Format:
     pairs: tuple[tuple[str, ...], ...] = ()
 
 
-FORMATS: Mapping[str, Format] = MappingProxyType(
+FORMATS: Mapping[str, PublishedFormat] = MappingProxyType(
     {
-        "mmau": Format("mmau"),
-        "mmsu": Format("mmsu"),
-        "mmar": Format("mmar"),
-        "spoken-mqa": Format("spoken-mqa", "Solve the given math question step by step."),
-        "big-bench-audio": Format(
+        "mmau": PublishedFormat("mmau"),
+        "mmsu": PublishedFormat("mmsu"),
+        "mmar": PublishedFormat("mmar"),
+        "spoken-mqa": PublishedFormat("spoken-mqa", "Solve the given math question step by step."),
+        "big-bench-audio": PublishedFormat(
             "big-bench-audio",
             '仅用 "valid" 或 "invalid"，"yes" 或 "no"，或者数字来直接回答上面的问题，不要添加任何其他描述。',
             audio_first=True,
@@ -42,7 +42,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
 )
 
 
-class Row(BaseModel):
+class PublishedRow(BaseModel):
     """A row of any of them: one key of several names each; keys that are not needed are let pass."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -76,11 +76,11 @@ class Row(BaseModel):
         return value
 
 
-def line_of(form: Format, data: Mapping[str, Any]) -> dict[str, Any]:
+def line_of(form: PublishedFormat, data: Mapping[str, Any]) -> dict[str, Any]:
     """The row as a line of a data set of our own. Raises ValueError (pydantic's, too)."""
     columns = {f"choice_{letter}": data.get(f"choice_{letter}") for letter in LETTERS}
     listed = [text for text in columns.values() if text is not None]
-    row = Row.model_validate({**data, "choices": listed} if listed else dict(data))
+    row = PublishedRow.model_validate({**data, "choices": listed} if listed else dict(data))
     choices = None if form.question is not None or row.choices is None else _without_letters(row.choices)
     answer = row.answer
     if answer is None:

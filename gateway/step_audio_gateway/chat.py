@@ -15,7 +15,7 @@ from step_audio_gateway.json_body import JsonRoute
 from step_audio_gateway.responses import ChatCompletion
 from step_audio_gateway.schemas import ChatRequest
 from step_audio_gateway.speech.aloud import check_aloud, said_aloud
-from step_audio_gateway.speech.voice import Voice
+from step_audio_gateway.speech.voice import SpeechVoice
 
 FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text}
@@ -42,7 +42,7 @@ def events_of(schema: dict[str, Any], end: str | None = None) -> dict[str, Any]:
     return {"text/event-stream": {"schema": {"type": "object", "properties": {"data": data}, "required": ["data"]}}}
 
 
-def chat_routes(gateway: Gateway, voice: Voice | None) -> APIRouter:
+def chat_routes(gateway: Gateway, voice: SpeechVoice | None) -> APIRouter:
     router = APIRouter(route_class=JsonRoute, responses=FAILURES, tags=["chat"])
     streamed = events_of({"$ref": "#/components/schemas/ChatCompletionChunk"}, end="[DONE]")
 

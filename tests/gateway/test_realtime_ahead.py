@@ -15,10 +15,10 @@ from step_audio.audio import read_recording
 from step_audio.clips import CLIP_SECONDS, content_hash, split_clips
 from step_audio.mel import log_mel
 from step_audio_gateway.realtime.ahead import MARGIN
-from step_audio_gateway.realtime.formats import Format, Recording
+from step_audio_gateway.realtime.formats import SampleFormat, SpokenAudio
 from step_audio_gateway.realtime.input_buffer import InputBuffer
 
-FORMATS = [Format(), Format(rate=16_000), Format("audio/pcmu", 8_000)]
+FORMATS = [SampleFormat(), SampleFormat(rate=16_000), SampleFormat("audio/pcmu", 8_000)]
 RATE = 16_000
 HEARD = {"audio": {"input": {"turn_detection": None, "format": {"type": "audio/pcm", "rate": RATE}}}}
 
@@ -81,11 +81,11 @@ def test_clips_that_are_asked_about_are_those_of_the_whole_turn(format):
     buffer = InputBuffer(format, 100)
     buffer.append(data)
 
-    def hashes(recording: Recording, count: int) -> list[int]:
+    def hashes(recording: SpokenAudio, count: int) -> list[int]:
         clips = split_clips(read_recording(recording.wav()).samples)[:count]
         return [content_hash(log_mel(clip)) for clip in clips]
 
-    whole = hashes(Recording(format, data), 2)
+    whole = hashes(SpokenAudio(format, data), 2)
     for count in (1, 2):
         assert hashes(buffer.first(1000 * CLIP_SECONDS * count + MARGIN), count) == whole[:count]
     assert len(buffer) == len(data)

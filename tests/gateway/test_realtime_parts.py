@@ -11,15 +11,15 @@ import pytest
 
 from gateway_fixture import LIMITS
 from step_audio_client import Audio
-from step_audio_gateway.realtime.conversation import Conversation, latest, messages_of, within
+from step_audio_gateway.realtime.conversation import Dialogue, latest, messages_of, within
 from step_audio_gateway.realtime.faults import Fault
-from step_audio_gateway.realtime.formats import Format, Recording, decode
+from step_audio_gateway.realtime.formats import SampleFormat, SpokenAudio, decode
 from step_audio_gateway.realtime.input_buffer import InputBuffer
-from step_audio_gateway.realtime.items import Item, Part
+from step_audio_gateway.realtime.items import ConversationItem, Part
 from step_audio_gateway.realtime.session_config import SessionConfig
 from step_audio_gateway.realtime.turn_detection import FRAME, FRAME_MS, Frames, Turn, TurnDetector
 
-PCM, MU, A = Format(), Format("audio/pcmu", 8_000), Format("audio/pcma", 8_000)
+PCM, MU, A = SampleFormat(), SampleFormat("audio/pcmu", 8_000), SampleFormat("audio/pcma", 8_000)
 
 
 def code_of(call) -> str | None:
@@ -35,9 +35,11 @@ def test_g711(code, mu, a):
         assert format.samples(bytes([code])).tolist() == [expected]
 
 
-@pytest.mark.parametrize("format, length", [(PCM, 48_000), (Format(rate=16_000), 32_000), (MU, 8_000), (A, 8_000)])
+@pytest.mark.parametrize(
+    "format, length", [(PCM, 48_000), (SampleFormat(rate=16_000), 32_000), (MU, 8_000), (A, 8_000)]
+)
 def test_a_recording_is_a_wav_file_at_its_own_rate(format, length):
-    recording = Recording(format, bytes(length))
+    recording = SpokenAudio(format, bytes(length))
     assert recording.seconds == 1 and recording.base64() == base64.b64encode(bytes(length)).decode()
     with wave.open(io.BytesIO(recording.wav())) as file:
         assert (file.getframerate(), file.getnframes(), file.getsampwidth()) == (format.rate, format.rate, 2)
@@ -78,7 +80,7 @@ def test_turns():
     assert turns("####.", FRAME_MS)[1:] == [Turn("stopped", 5 * FRAME_MS, 5 * FRAME_MS)], "a silence that has no half"
 
 
-@pytest.mark.parametrize("format", [PCM, Format(rate=16_000), MU])
+@pytest.mark.parametrize("format", [PCM, SampleFormat(rate=16_000), MU])
 def test_frames_are_the_same_however_they_come(format):
     tone = (8000 * np.sin(np.arange(2 * format.rate) * 300 * 2 * np.pi / format.rate)).astype(np.int16)
     whole = np.concatenate(list(Frames(format).push(tone)))
@@ -90,20 +92,27 @@ def test_frames_are_the_same_however_they_come(format):
     assert 0.2 < np.abs(whole).max() < 0.3
 
 
-def user(text: str = "", seconds: float = 0.0) -> Item:
+def user(text: str = "", seconds: float = 0.0) -> ConversationItem:
     parts = [Part("input_text", text)] if text else []
     if seconds:
-        parts.append(Part("input_audio", recording=Recording(PCM, bytes(round(seconds * 48_000)))))
-    return Item("message", parts=parts)
+        parts.append(Part("input_audio", recording=SpokenAudio(PCM, bytes(round(seconds * 48_000)))))
+    return ConversationItem("message", parts=parts)
 
 
-def said(text: str, **more) -> Item:
-    return Item("message", role="assistant", parts=[Part("output_text", text)], **more)
+def said(text: str, **more) -> ConversationItem:
+    return ConversationItem("message", role="assistant", parts=[Part("output_text", text)], **more)
 
 
 def test_messages():
-    call = Item("function_call", call_id="c", name="f", text="{}")
-    items = [user("a", 0.1), said("b"), call, Item("function_call_output", call_id="c", text="d"), user(), said("")]
+    call = ConversationItem("function_call", call_id="c", name="f", text="{}")
+    items = [
+        user("a", 0.1),
+        said("b"),
+        call,
+        ConversationItem("function_call_output", call_id="c", text="d"),
+        user(),
+        said(""),
+    ]
     system, heard, spoke, told = messages_of([*items, said("x", status="in_progress")], "Be brief.")
     assert system == {"role": "system", "content": "Be brief."}
     assert isinstance(heard["content"][1]["audio"], Audio)
@@ -132,14 +141,14 @@ def test_how_much_is_kept_where_all_is_too_much():
 
 
 def test_items_stand_where_they_were_put():
-    conversation = Conversation()
+    conversation = Dialogue()
     a, b, c = user("a", 1.0), user("b"), user("c")
     assert (conversation.add(a), conversation.add(c)) == (None, a.id)
     assert conversation.add(b, a.id) == a.id and conversation.before(c) == b.id
     assert conversation.bytes == 48_000
     assert code_of(lambda: conversation.add(b)) == "item_create_duplicate_item_id"
     assert code_of(lambda: conversation.add(user(), "nobody")) == "item_create_invalid_previous_item_id"
-    assert code_of(lambda: conversation.add(Item("function_call_output"))) == "item_create_invalid_call_id"
+    assert code_of(lambda: conversation.add(ConversationItem("function_call_output"))) == "item_create_invalid_call_id"
     conversation.remove(a)
     assert conversation.items == [b, c] and conversation.bytes == 0
 

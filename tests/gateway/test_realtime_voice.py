@@ -14,11 +14,11 @@ from gateway_fixture import ANSWER, THOUGHT, USAGE
 from realtime_fixture import by_hand, connected, say, take, until
 from speech_fixture import Speech, speech_server
 from step_audio_client import ChatDelta
-from step_audio_gateway.realtime.formats import Encoder, Format
+from step_audio_gateway.realtime.formats import Encoder, SampleFormat
 from step_audio_gateway.realtime.items import Part
 from step_audio_gateway.speech.pieces import first_piece, words_so_far
 
-LAWS = [Format("audio/pcmu", 8_000), Format("audio/pcma", 8_000)]
+LAWS = [SampleFormat("audio/pcmu", 8_000), SampleFormat("audio/pcma", 8_000)]
 ALOUD = [
     "response.created",
     "response.output_item.added",

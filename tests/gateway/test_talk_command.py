@@ -29,7 +29,7 @@ from step_audio_client import (
 )
 from step_audio_server.commands import talk_playback
 from step_audio_server.commands.cli import main
-from step_audio_server.commands.talk_playback import Playback
+from step_audio_server.commands.talk_playback import PlaybackClock
 from step_audio_server.commands.talk_show import Show
 from step_audio_training.speech import Voice, speak
 
@@ -138,7 +138,7 @@ def test_answers_that_fail_and_servers_that_are_not_there(talk, url, play, quest
 def test_what_was_played_is_counted(monkeypatch):
     now = 5.0
     monkeypatch.setattr(talk_playback, "time", SimpleNamespace(monotonic=lambda: now))
-    playback = Playback()
+    playback = PlaybackClock()
     assert playback.cut() is None
     playback.play("a", bytes(48_000))
     playback.play("b", bytes(48_000))

@@ -15,9 +15,9 @@ from step_audio_gateway.options import chat_options
 from step_audio_gateway.realtime.conversation import messages_of, within
 from step_audio_gateway.realtime.desk import Desk
 from step_audio_gateway.realtime.faults import TOLD
-from step_audio_gateway.realtime.formats import Recording
+from step_audio_gateway.realtime.formats import SpokenAudio
 from step_audio_gateway.realtime.input_buffer import InputBuffer
-from step_audio_gateway.realtime.items import Item, Part
+from step_audio_gateway.realtime.items import ConversationItem, Part
 from step_audio_gateway.realtime.session_config import SessionConfig
 
 log = logging.getLogger("step_audio_gateway")
@@ -33,17 +33,17 @@ class Ahead:
         self._tasks: set[asyncio.Task[None]] = set()  # of which all but one are being ended
         self._clips = -1  # of this turn, that were asked about; none yet: what is before it neither
 
-    def follow(self, buffer: InputBuffer, config: SessionConfig, items: Sequence[Item]) -> None:
+    def follow(self, buffer: InputBuffer, config: SessionConfig, items: Sequence[ConversationItem]) -> None:
         """The turn that is in `buffer`, behind `items`, has grown."""
         clips = int((buffer.seconds - MARGIN / 1000) // CLIP_SECONDS)
         if clips > self._clips:
             self.ask(buffer.first(clips * 1000 * CLIP_SECONDS + MARGIN), config, items)
             self._clips = clips
 
-    def ask(self, recording: Recording, config: SessionConfig, items: Sequence[Item]) -> None:
+    def ask(self, recording: SpokenAudio, config: SessionConfig, items: Sequence[ConversationItem]) -> None:
         """About a turn that may be over with this, in the place of what was asked before."""
         clips, before = self._clips, self.stop()
-        turn = Item("message", parts=[Part("input_audio", recording=recording)])
+        turn = ConversationItem("message", parts=[Part("input_audio", recording=recording)])
         task = asyncio.create_task(self._ask(config, [*items, turn], before))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -62,7 +62,9 @@ class Ahead:
         if not task.cancelled() and (error := task.exception()):
             log.error("fault", exc_info=error)
 
-    async def _ask(self, config: SessionConfig, items: Sequence[Item], before: Sequence[asyncio.Task[None]]) -> None:
+    async def _ask(
+        self, config: SessionConfig, items: Sequence[ConversationItem], before: Sequence[asyncio.Task[None]]
+    ) -> None:
         if before:
             await asyncio.wait(before)
         gateway = self._desk.gateway

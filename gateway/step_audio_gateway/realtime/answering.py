@@ -13,11 +13,11 @@ from step_audio_gateway.options import answers_at_once, chat_options, check_mind
 from step_audio_gateway.realtime.conversation import latest, messages_of, within
 from step_audio_gateway.realtime.desk import Desk
 from step_audio_gateway.realtime.faults import TOLD, Fault
-from step_audio_gateway.realtime.items import Item
-from step_audio_gateway.realtime.response import Cancelled, Event, Response
+from step_audio_gateway.realtime.items import ConversationItem
+from step_audio_gateway.realtime.response import Cancelled, Event, SpokenResponse
 from step_audio_gateway.realtime.session_config import NAMES, SessionConfig
 from step_audio_gateway.schemas import ChatRequest
-from step_audio_gateway.speech.speaker import Speaker
+from step_audio_gateway.speech.speaker import PieceSpeaker
 
 log = logging.getLogger("step_audio_gateway")
 
@@ -30,11 +30,11 @@ class Answering:
     def __init__(self, desk: Desk, room: Callable[[], Awaitable[None]]):
         self._desk = desk
         self._room = room
-        self._tasks: dict[Response, asyncio.Task[None]] = {}  # with those that are being ended
+        self._tasks: dict[SpokenResponse, asyncio.Task[None]] = {}  # with those that are being ended
         self.usage: list[int] = [0, 0]  # tokens of prompts and of answers, all together
 
     @property
-    def active(self) -> Response | None:
+    def active(self) -> SpokenResponse | None:
         """The conversation's."""
         return next((one for one in self._tasks if one.in_conversation and not one.ended), None)
 
@@ -55,9 +55,9 @@ class Answering:
 
     def begin(
         self,
-        response: Response,
+        response: SpokenResponse,
         config: SessionConfig,
-        items: Sequence[Item],
+        items: Sequence[ConversationItem],
         ending: Sequence[asyncio.Task[None]],
     ) -> None:
         """`items`: what it answers, as it is now. `ending`: it begins when these have ended."""
@@ -67,12 +67,12 @@ class Answering:
         self._tasks[response] = task
         task.add_done_callback(lambda _: self._tasks.pop(response))
 
-    def cancel(self, response: Response, reason: Cancelled) -> None:
+    def cancel(self, response: SpokenResponse, reason: Cancelled) -> None:
         """The client is told at once; its place is free when the server has stopped."""
         self._tell(response.cancel(reason))
         _end(self._tasks[response])
 
-    def find(self, response_id: str | None) -> Response:
+    def find(self, response_id: str | None) -> SpokenResponse:
         """None: the conversation's. Raises Fault."""
         for one in self._tasks:
             if not one.ended and (one.id == response_id if response_id else one.in_conversation):
@@ -91,7 +91,11 @@ class Answering:
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     async def _run(
-        self, response: Response, config: SessionConfig, items: Sequence[Item], before: Sequence[asyncio.Task[None]]
+        self,
+        response: SpokenResponse,
+        config: SessionConfig,
+        items: Sequence[ConversationItem],
+        before: Sequence[asyncio.Task[None]],
     ) -> None:
         ending = [task for task in before if task.cancelling()]
         if ending:  # what they hold may be all there is
@@ -114,7 +118,12 @@ class Answering:
         return options
 
     async def _answer(
-        self, response: Response, config: SessionConfig, items: Sequence[Item], options: ChatOptions, places: int
+        self,
+        response: SpokenResponse,
+        config: SessionConfig,
+        items: Sequence[ConversationItem],
+        options: ChatOptions,
+        places: int,
     ) -> None:
         """With what is latest of the conversation, where all of it is too much for the model, and that is allowed."""
         share = config.retention
@@ -134,7 +143,7 @@ class Answering:
 
     async def _give(
         self,
-        response: Response,
+        response: SpokenResponse,
         config: SessionConfig,
         messages: list[dict[str, object]],
         options: ChatOptions,
@@ -152,18 +161,18 @@ class Answering:
                 self._first(response, "audio")
             self._tell(response.voice(text, audio))
 
-        async with Speaker(voice, format, output.voice, output.speed, told) as speaker:
+        async with PieceSpeaker(voice, format, output.voice, output.speed, told) as speaker:
             last = await self._stream(response, messages, options, places, speaker)
             await speaker.end()
             self._tell(response.read(last))
 
     async def _stream(
         self,
-        response: Response,
+        response: SpokenResponse,
         messages: list[dict[str, object]],
         options: ChatOptions,
         places: int,
-        speaker: Speaker | None,
+        speaker: PieceSpeaker | None,
     ) -> ChatDelta:
         """All but the last delta, which is returned: the place is free before all has been said."""
         desk, last = self._desk, ChatDelta()
@@ -187,7 +196,7 @@ class Answering:
                 await self._room()
         return last
 
-    def _first(self, response: Response, what: str) -> None:
+    def _first(self, response: SpokenResponse, what: str) -> None:
         if what not in response.reached:
             response.reached.add(what)
             self._desk.gateway.metrics.turn_firsts[what].observe(time.monotonic() - response.begun)
@@ -196,7 +205,7 @@ class Answering:
         for event in events:
             self._desk.emit(event)
 
-    def _fail(self, response: Response, fault: Fault) -> None:
+    def _fail(self, response: SpokenResponse, fault: Fault) -> None:
         names = Fault(fault.code, _renamed(str(fault)), fault.param, fault.kind)
         self._tell(response.fail(names))
 

@@ -35,7 +35,7 @@ FAULT = Close(1011, "internal error")
 SLOW = Close(1008, "the client reads too slowly")
 
 
-class Connection:
+class SessionConnection:
     """`stopping`: set when the server stops."""
 
     def __init__(self, socket: WebSocket, settings: GatewaySettings, stopping: asyncio.Event):

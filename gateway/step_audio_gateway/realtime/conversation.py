@@ -7,25 +7,25 @@ from typing import Any
 
 from step_audio.serving_info import ServedLimits
 from step_audio_gateway.realtime.faults import Fault
-from step_audio_gateway.realtime.formats import Recording
-from step_audio_gateway.realtime.items import Item, new_id
+from step_audio_gateway.realtime.formats import SpokenAudio
+from step_audio_gateway.realtime.items import ConversationItem, new_id
 
 MOST_ITEMS = 2000
 
 
-class Conversation:
+class Dialogue:
     """Of one session."""
 
     def __init__(self) -> None:
         self.id = new_id("conv")
-        self.items: list[Item] = []
+        self.items: list[ConversationItem] = []
         self.bytes = 0  # of its recordings
 
     @property
     def last_id(self) -> str | None:
         return self.items[-1].id if self.items else None
 
-    def find(self, item_id: str, doing: str) -> Item:
+    def find(self, item_id: str, doing: str) -> ConversationItem:
         """`doing`: retrieve, delete or truncate. Raises Fault."""
         for item in self.items:
             if item.id == item_id:
@@ -34,7 +34,7 @@ class Conversation:
         said = f"Error {verb} item: the item with id '{item_id}' does not exist."
         raise Fault(f"item_{doing}_invalid_item_id", said, "item_id")
 
-    def add(self, item: Item, behind: str | None = None) -> str | None:
+    def add(self, item: ConversationItem, behind: str | None = None) -> str | None:
         """The id of the item before it. `behind`: that of the item to stand behind, "root" for the beginning; None:
         the end. Raises Fault."""
         if any(one.id == item.id for one in self.items):
@@ -50,11 +50,11 @@ class Conversation:
         self.bytes += item.bytes
         return self.items[place - 1].id if place else None
 
-    def remove(self, item: Item) -> None:
+    def remove(self, item: ConversationItem) -> None:
         self.items.remove(item)
         self.bytes -= item.bytes
 
-    def before(self, item: Item) -> str | None:
+    def before(self, item: ConversationItem) -> str | None:
         """The id of the item before it; None, too, where it is here no longer."""
         place = next((i for i, one in enumerate(self.items) if one is item), 0)
         return self.items[place - 1].id if place else None
@@ -70,7 +70,7 @@ class Conversation:
         raise Fault("item_create_invalid_previous_item_id", said, "previous_item_id")
 
 
-def messages_of(items: Sequence[Item], instructions: str) -> list[dict[str, Any]]:
+def messages_of(items: Sequence[ConversationItem], instructions: str) -> list[dict[str, Any]]:
     """As the client library takes them. What is still being said is left out, and so is a turn with nothing in it."""
     messages: list[dict[str, Any]] = [{"role": "system", "content": instructions}] if instructions else []
     for item in items:
@@ -90,11 +90,11 @@ def messages_of(items: Sequence[Item], instructions: str) -> list[dict[str, Any]
     return messages
 
 
-def within(items: Sequence[Item], limits: ServedLimits) -> list[Item]:
+def within(items: Sequence[ConversationItem], limits: ServedLimits) -> list[ConversationItem]:
     """The latest of `items` whose recordings one request may hold, from a turn of the user's on. `limits`: the served
     model's."""
     seconds, size, count = limits["max_audio_seconds"], limits["max_audio_bytes"], limits["max_audios"]
-    kept: list[Item] = []
+    kept: list[ConversationItem] = []
     for item in reversed(items):
         for recording in item.recordings:
             count, seconds, size = count - 1, seconds - recording.seconds, size - _wav_bytes(recording)
@@ -104,7 +104,7 @@ def within(items: Sequence[Item], limits: ServedLimits) -> list[Item]:
     return kept[::-1]
 
 
-def from_a_turn(items: Sequence[Item]) -> list[Item]:
+def from_a_turn(items: Sequence[ConversationItem]) -> list[ConversationItem]:
     """Without what stands before the first turn of the user's: answers to what has been left out."""
     for i, item in enumerate(items):
         if item.type == "message" and item.role != "assistant":
@@ -112,11 +112,11 @@ def from_a_turn(items: Sequence[Item]) -> list[Item]:
     return []
 
 
-def latest(items: Sequence[Item], share: float) -> list[Item]:
+def latest(items: Sequence[ConversationItem], share: float) -> list[ConversationItem]:
     """For a context that is too long for the model: at most that share of the items, and fewer than all. What is left
     begins with a turn of the user's."""
     return from_a_turn(items[len(items) - min(int(share * len(items)), len(items) - 1) :])
 
 
-def _wav_bytes(recording: Recording) -> int:
+def _wav_bytes(recording: SpokenAudio) -> int:
     return 44 + len(recording.data) * 2 // recording.format.sample_bytes

@@ -13,7 +13,7 @@ from step_audio_gateway.admission import Admission
 from step_audio_gateway.chunks import Deltas
 from step_audio_gateway.core import Gateway
 from step_audio_gateway.realtime.response import Event
-from step_audio_gateway.speech.voice import Voice
+from step_audio_gateway.speech.voice import SpeechVoice
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Desk:
     model: str
     limits: ServedLimits
     emit: Callable[[Event], None]
-    voice: Voice | None = None
+    voice: SpeechVoice | None = None
 
     @property
     def most_seconds(self) -> float:

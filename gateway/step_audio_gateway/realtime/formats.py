@@ -39,7 +39,7 @@ _LAWS = {"audio/pcmu": _mu_law(), "audio/pcma": _a_law()}
 
 
 @dataclass(frozen=True)
-class Format:
+class SampleFormat:
     """`rate` in Hz. G.711 is at 8,000."""
 
     kind: Kind = "audio/pcm"
@@ -67,7 +67,7 @@ class Format:
 class Encoder:
     """A stream of PCM16 at `rate` Hz to another format."""
 
-    def __init__(self, rate: int, format: Format):
+    def __init__(self, rate: int, format: SampleFormat):
         self._rate = rate
         self._format = format
         self._stream = self._resampler()
@@ -99,10 +99,10 @@ def _nearest(kind: Kind) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Recording:
+class SpokenAudio:
     """What was said in one turn, as it came."""
 
-    format: Format
+    format: SampleFormat
     data: bytes
 
     @property
@@ -117,7 +117,7 @@ class Recording:
         return base64.b64encode(self.data).decode()
 
 
-def decode(text: str, format: Format, param: str) -> bytes:
+def decode(text: str, format: SampleFormat, param: str) -> bytes:
     """Of an event's base64. Raises Fault where it is none, or ends within a sample."""
     try:
         data = b"".join(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from step_audio_gateway.realtime.faults import Fault
-from step_audio_gateway.realtime.formats import Format, Recording
+from step_audio_gateway.realtime.formats import SampleFormat, SpokenAudio
 
 SHORTEST = 100  # ms of a turn
 
@@ -11,7 +11,7 @@ SHORTEST = 100  # ms of a turn
 class InputBuffer:
     """Its positions are milliseconds of all audio that ever came. Holds `most_seconds` at most."""
 
-    def __init__(self, format: Format, most_seconds: float):
+    def __init__(self, format: SampleFormat, most_seconds: float):
         self.format = format
         self.most_seconds = most_seconds
         self._data = bytearray()
@@ -48,7 +48,7 @@ class InputBuffer:
         self._dropped += 1000 * self.format.seconds(size)
         del self._data[:size]
 
-    def take(self, end: float | None = None) -> Recording:
+    def take(self, end: float | None = None) -> SpokenAudio:
         """All of it, or up to `end` (ms), and that is no longer here. Raises Fault where it is too short for a turn."""
         size = len(self._data) if end is None else min(len(self._data), self.format.size(end - self._dropped))
         if (milliseconds := 1000 * self.format.seconds(size)) < SHORTEST:
@@ -57,23 +57,23 @@ class InputBuffer:
                 f"Error committing input audio buffer: buffer too small. Expected at least {SHORTEST}ms of audio, "
                 f"but buffer only has {milliseconds:.2f}ms of audio.",
             )
-        recording = Recording(self.format, bytes(self._data[:size]))
+        recording = SpokenAudio(self.format, bytes(self._data[:size]))
         self._dropped += milliseconds
         del self._data[:size]
         return recording
 
-    def first(self, milliseconds: float) -> Recording:
+    def first(self, milliseconds: float) -> SpokenAudio:
         """So much of what is here, or all of it. It stays."""
-        return Recording(self.format, bytes(self._data[: self.format.size(milliseconds)]))
+        return SpokenAudio(self.format, bytes(self._data[: self.format.size(milliseconds)]))
 
-    def until(self, end: float) -> Recording:
+    def until(self, end: float) -> SpokenAudio:
         """What is here up to `end` (ms), as `take` will give it. It stays."""
         return self.first(end - self._dropped)
 
     def clear(self) -> None:
         self.drop_before(self.end)
 
-    def change(self, format: Format) -> None:
+    def change(self, format: SampleFormat) -> None:
         """What is here has another format, and goes."""
         if format != self.format:
             self.clear()

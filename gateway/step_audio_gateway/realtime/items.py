@@ -13,7 +13,7 @@ from step_audio_client import Audio
 from step_audio_gateway.messages import kind_of
 from step_audio_gateway.nulls import Lenient
 from step_audio_gateway.realtime.faults import Fault
-from step_audio_gateway.realtime.formats import Format, Recording, decode
+from step_audio_gateway.realtime.formats import SampleFormat, SpokenAudio, decode
 from step_audio_gateway.response_object import ItemStatus
 
 Role = Literal["user", "assistant", "system"]
@@ -103,7 +103,7 @@ class Part:
 
     kind: PartKind
     text: str = ""
-    recording: Recording | None = None
+    recording: SpokenAudio | None = None
     played: list[tuple[int, float]] = field(default_factory=list)
 
     def voiced(self, text: str, milliseconds: float) -> None:
@@ -144,7 +144,7 @@ class Part:
 
 
 @dataclass(eq=False)
-class Item:
+class ConversationItem:
     """One of a conversation. `call_id` and `name` are a call's, `text` its arguments, or what it brought; a thought
     (`reasoning`) is never in the conversation: the model is not shown it again."""
 
@@ -158,7 +158,7 @@ class Item:
     text: str = ""
 
     @property
-    def recordings(self) -> list[Recording]:
+    def recordings(self) -> list[SpokenAudio]:
         return [part.recording for part in self.parts if part.recording is not None]
 
     @property
@@ -179,7 +179,9 @@ class Item:
                 return told | {"summary": [], "content": [{"type": "reasoning_text", "text": self.text}]}
 
     @classmethod
-    def of(cls, given: GivenMessage | GivenCall | GivenOutput, format: Format, param: str = "item") -> Item:
+    def of(
+        cls, given: GivenMessage | GivenCall | GivenOutput, format: SampleFormat, param: str = "item"
+    ) -> ConversationItem:
         """`param`: what the event calls it. Raises Fault."""
         about: dict[str, Any] = {} if given.id is None else {"id": given.id}
         match given:
@@ -192,7 +194,7 @@ class Item:
         return cls("message", **about, role=given.role, parts=parts)
 
 
-def _part(given: GivenPart, role: Role, format: Format, param: str) -> Part:
+def _part(given: GivenPart, role: Role, format: SampleFormat, param: str) -> Part:
     kind = _OLDER.get(given.type, given.type)
     if kind not in _PARTS[role]:
         said = f"a part of a message of the {role}'s has one of these types: {', '.join(_PARTS[role])}"
@@ -205,5 +207,5 @@ def _part(given: GivenPart, role: Role, format: Format, param: str) -> Part:
         return Part("input_text" if kind == "input_text" else "output_text", given.text)
     if not given.audio:
         raise Fault("missing_required_parameter", f"{param}.audio is missing", f"{param}.audio")
-    recording = Recording(format, decode(given.audio, format, f"{param}.audio"))
+    recording = SpokenAudio(format, decode(given.audio, format, f"{param}.audio"))
     return Part("input_audio", given.transcript or "", recording)

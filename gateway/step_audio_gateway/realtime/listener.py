@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from step_audio_gateway.realtime.formats import Format
+from step_audio_gateway.realtime.formats import SampleFormat
 from step_audio_gateway.realtime.session_config import ServerVad
 from step_audio_gateway.realtime.turn_detection import FRAME_MS, LEAST_SPEECH, Frames, Turn, TurnDetector
 from step_audio_gateway.realtime.voice_activity import VoiceActivity
 
 
-class Listener:
+class TurnListener:
     """`begin`: ms of all audio before what it is given. Needs what `voice_activity.missing` names."""
 
-    def __init__(self, how: ServerVad, format: Format, begin: float):
+    def __init__(self, how: ServerVad, format: SampleFormat, begin: float):
         self._format = format
         self._padding = how.prefix_padding_ms
         self._frames = Frames(format)

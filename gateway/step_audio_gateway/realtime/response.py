@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from step_audio_client import AudioReport, ChatDelta, ChatUsage, ToolCall
-from step_audio_gateway.realtime.conversation import Conversation
+from step_audio_gateway.realtime.conversation import Dialogue
 from step_audio_gateway.realtime.faults import Fault
-from step_audio_gateway.realtime.items import Item, Part, PartKind, new_id
+from step_audio_gateway.realtime.items import ConversationItem, Part, PartKind, new_id
 from step_audio_gateway.realtime.session_config import SessionConfig
 from step_audio_gateway.response_object import ItemStatus
 from step_audio_gateway.responses import AudioWarning, MindPacedSpeech
@@ -24,23 +24,23 @@ def event(kind: str, **values: Any) -> Event:
     return {"type": kind, "event_id": new_id("event"), **values}
 
 
-class Response:
+class SpokenResponse:
     """Items are opened, grow and are closed; the thought is one beside the others, and only told where it was asked
     for. `conversation`: whose part the answer becomes; None: of none."""
 
-    def __init__(self, config: SessionConfig, conversation: Conversation | None, metadata: dict[str, str] | None):
+    def __init__(self, config: SessionConfig, conversation: Dialogue | None, metadata: dict[str, str] | None):
         self.id = new_id("resp")
         self.begun = time.monotonic()
         self.reached: set[str] = set()  # of the parts of its latency that are counted
-        self.items: list[Item] = []
+        self.items: list[ConversationItem] = []
         self._places: dict[str, int] = {}
         self.usage: ChatUsage | None = None
         self._config = config
         self._conversation = conversation
         self._metadata = metadata
         self._output = config.audio.output.format.format("audio.output.format")
-        self._thought: Item | None = None
-        self._said: Item | None = None
+        self._thought: ConversationItem | None = None
+        self._said: ConversationItem | None = None
         self._with_thought = "reasoning" in (config.include or ())
         self._audio: tuple[AudioReport, ...] = ()
         self._paced: MindPacedSpeech | None = None
@@ -86,7 +86,7 @@ class Response:
         """What the client is told of it. Raises Fault where the conversation is full."""
         if delta.reasoning and self._with_thought:
             if self._thought is None:
-                self._thought = Item("reasoning", status="in_progress")
+                self._thought = ConversationItem("reasoning", status="in_progress")
                 yield from self._added(self._thought)
             self._thought.text += delta.reasoning
             yield event("response.reasoning_text.delta", **self._place(self._thought), delta=delta.reasoning)
@@ -138,13 +138,13 @@ class Response:
         yield event("response.output_text.delta", **self._place(item), delta=text)
 
     def _begin(self, kind: PartKind, part: dict[str, Any]) -> Iterator[Event]:
-        self._said = item = Item("message", status="in_progress", role="assistant")
+        self._said = item = ConversationItem("message", status="in_progress", role="assistant")
         yield from self._added(item)
         item.parts.append(Part(kind))
         yield event("response.content_part.added", **self._place(item), part=part)
 
     def _call(self, call: ToolCall) -> Iterator[Event]:
-        item = Item("function_call", status="in_progress", call_id=call.id, name=call.name)
+        item = ConversationItem("function_call", status="in_progress", call_id=call.id, name=call.name)
         yield from self._added(item)
         item.text, item.status = call.arguments, "completed"
         place = self._item_place(item) | {"item_id": item.id, "call_id": call.id}
@@ -179,7 +179,7 @@ class Response:
         yield event("response.content_part.done", **self._place(item), part=part)
         yield from self._done(item)
 
-    def _added(self, item: Item) -> Iterator[Event]:
+    def _added(self, item: ConversationItem) -> Iterator[Event]:
         conversation = self._conversation if item.type != "reasoning" else None
         before = conversation.add(item) if conversation else None
         self._places[item.id] = len(self.items)
@@ -188,16 +188,16 @@ class Response:
         if conversation:
             yield event("conversation.item.added", previous_item_id=before, item=item.public())
 
-    def _done(self, item: Item) -> Iterator[Event]:
+    def _done(self, item: ConversationItem) -> Iterator[Event]:
         if self._conversation and item.type != "reasoning":
             before = self._conversation.before(item)
             yield event("conversation.item.done", previous_item_id=before, item=item.public())
         yield event("response.output_item.done", **self._item_place(item), item=item.public())
 
-    def _item_place(self, item: Item) -> dict[str, Any]:
+    def _item_place(self, item: ConversationItem) -> dict[str, Any]:
         return {"response_id": self.id, "output_index": self._places[item.id]}
 
-    def _place(self, item: Item) -> dict[str, Any]:
+    def _place(self, item: ConversationItem) -> dict[str, Any]:
         return self._item_place(item) | {"item_id": item.id, "content_index": 0}
 
 

@@ -18,12 +18,12 @@ from step_audio_gateway.errors import ApiError, refused
 from step_audio_gateway.json_body import JsonRoute
 from step_audio_gateway.nulls import Lenient
 from step_audio_gateway.realtime.client_secrets import Caller, make_secret
-from step_audio_gateway.realtime.connection import GONE, Connection
+from step_audio_gateway.realtime.connection import GONE, SessionConnection
 from step_audio_gateway.realtime.desk import Desk
 from step_audio_gateway.realtime.faults import TOLD, Fault
 from step_audio_gateway.realtime.session import Session, default_config
 from step_audio_gateway.realtime.sessions import Sessions
-from step_audio_gateway.speech.voice import Voice
+from step_audio_gateway.speech.voice import SpeechVoice
 
 SUBPROTOCOL = "realtime"  # which a browser offers beside its key
 
@@ -51,7 +51,7 @@ class ClientSecret(BaseModel):
 
 
 def realtime_routes(
-    gateway: Gateway, admission: Admission, keys: Keys, sessions: Sessions, voice: Voice | None
+    gateway: Gateway, admission: Admission, keys: Keys, sessions: Sessions, voice: SpeechVoice | None
 ) -> APIRouter:
     router = APIRouter(route_class=JsonRoute, responses=FAILURES, tags=["realtime"])
 
@@ -72,7 +72,7 @@ def realtime_routes(
         fields, caller = socket.state.log, socket.state.caller
         try:
             sessions.enter()
-            connection = Connection(socket, gateway.settings, sessions.stopping)
+            connection = SessionConnection(socket, gateway.settings, sessions.stopping)
             desk = await _desk(gateway, admission, socket, caller, connection, voice)
             config = default_config(voice is not None).updated(caller.session, "session")
             held = HeldSession(admission, caller.key)
@@ -102,8 +102,8 @@ async def _desk(
     admission: Admission,
     socket: WebSocket,
     caller: Caller,
-    connection: Connection,
-    voice: Voice | None,
+    connection: SessionConnection,
+    voice: SpeechVoice | None,
 ) -> Desk:
     """Raises ApiError, RequestError."""
     query = socket.query_params

@@ -29,14 +29,14 @@ from step_audio_gateway.realtime.client_events import (
     Unreadable,
     read,
 )
-from step_audio_gateway.realtime.conversation import Conversation
+from step_audio_gateway.realtime.conversation import Dialogue
 from step_audio_gateway.realtime.desk import Desk
 from step_audio_gateway.realtime.faults import TOLD, Fault
-from step_audio_gateway.realtime.formats import Format, Recording, decode
+from step_audio_gateway.realtime.formats import SampleFormat, SpokenAudio, decode
 from step_audio_gateway.realtime.input_buffer import InputBuffer
-from step_audio_gateway.realtime.items import GivenItem, Item, ItemReference, Part, new_id
-from step_audio_gateway.realtime.listener import Listener
-from step_audio_gateway.realtime.response import Response, event
+from step_audio_gateway.realtime.items import ConversationItem, GivenItem, ItemReference, Part, new_id
+from step_audio_gateway.realtime.listener import TurnListener
+from step_audio_gateway.realtime.response import SpokenResponse, event
 from step_audio_gateway.realtime.session_config import AudioConfig, AudioInput, ServerVad, SessionConfig
 from step_audio_gateway.realtime.transcription import transcribe
 from step_audio_gateway.realtime.turn_detection import Turn
@@ -57,11 +57,11 @@ class Session:
         self._desk = desk
         self._held = held
         self._room = room
-        self._conversation = Conversation()
+        self._conversation = Dialogue()
         self._answering = Answering(desk, room)
         self._buffer = InputBuffer(self._format, desk.most_seconds)
         self._ahead = Ahead(desk)
-        self._listener: Listener | None = None
+        self._listener: TurnListener | None = None
         self._turn_id = ""  # of the item that will be of the turn that is spoken
         self._beside: set[asyncio.Task[None]] = set()
         self._listen()
@@ -205,9 +205,9 @@ class Session:
             except Fault as error:  # of a client that is not to be interrupted, and has not ended
                 desk.emit(event("error", error=error.body(None)))
 
-    def _commit(self, recording: Recording, item_id: str | None = None) -> None:
+    def _commit(self, recording: SpokenAudio, item_id: str | None = None) -> None:
         self._ahead.stop()
-        item = Item("message", item_id or new_id("item"), parts=[Part("input_audio", recording=recording)])
+        item = ConversationItem("message", item_id or new_id("item"), parts=[Part("input_audio", recording=recording)])
         before = self._conversation.add(item)
         self.turns += 1
         self._desk.emit(event("input_audio_buffer.committed", previous_item_id=before, item_id=item.id))
@@ -231,7 +231,7 @@ class Session:
         self._hold(item.bytes)
         self._tell(item, self._conversation.add(item, message.previous_item_id))
 
-    def _tell(self, item: Item, before: str | None) -> None:
+    def _tell(self, item: ConversationItem, before: str | None) -> None:
         for kind in ("added", "done"):
             self._desk.emit(event(f"conversation.item.{kind}", previous_item_id=before, item=item.public()))
 
@@ -243,7 +243,7 @@ class Session:
         if params.input is not None:
             items = [self._item(given, f"response.input[{i}]", True) for i, given in enumerate(params.input)]
         self._answering.check(conversation is not None)
-        response = Response(config, conversation, params.metadata)
+        response = SpokenResponse(config, conversation, params.metadata)
         self._answering.begin(response, config, list(items), self._ahead.stop())
 
     def _check_voice(self, config: SessionConfig, place: str) -> None:
@@ -253,22 +253,22 @@ class Session:
         if self._desk.voice is not None:
             self._desk.voice.check(config.audio.output.voice)
 
-    def _item(self, given: GivenItem, param: str, may_refer: bool = False) -> Item:
+    def _item(self, given: GivenItem, param: str, may_refer: bool = False) -> ConversationItem:
         if not isinstance(given, ItemReference):
-            return Item.of(given, self._format, param)
+            return ConversationItem.of(given, self._format, param)
         if not may_refer:
             raise Fault("invalid_value", f"{param}.type: there is nothing to refer to here", f"{param}.type")
         return self._conversation.find(given.id, "retrieve")
 
     @property
-    def _format(self) -> Format:
+    def _format(self) -> SampleFormat:
         return self.config.audio.input.format.format("session.audio.input.format")
 
     def _listen(self) -> None:
         """From here on, for the next turn."""
         self._ahead.stop()
         how = self.config.detection
-        self._listener = Listener(how, self._format, self._buffer.end) if how is not None else None
+        self._listener = TurnListener(how, self._format, self._buffer.end) if how is not None else None
 
     def _hold(self, more: int = 0) -> None:
         """Raises ApiError where all the gateway's sessions hold too much together."""

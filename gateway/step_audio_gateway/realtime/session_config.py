@@ -11,7 +11,7 @@ from step_audio.conversation import MAX_ITEMS
 from step_audio_gateway.controls import Effort, MindPacedControl, ThinkingControl
 from step_audio_gateway.nulls import KnownKeys
 from step_audio_gateway.realtime.faults import Fault
-from step_audio_gateway.realtime.formats import Format, Kind
+from step_audio_gateway.realtime.formats import Kind, SampleFormat
 from step_audio_gateway.response_request import NamedChoice, ResponseFunction, as_chat_tool
 from step_audio_gateway.schemas import ChatRequest, SamplingFields
 
@@ -35,15 +35,15 @@ class AudioFormat(KnownKeys):
             return {**value, "rate": 24_000 if value.get("type", "audio/pcm") == "audio/pcm" else 8_000}
         return value
 
-    def format(self, place: str) -> Format:
+    def format(self, place: str) -> SampleFormat:
         """Raises Fault."""
         rate = self.rate
         if (rate == 8_000) == (self.type == "audio/pcm"):
             raise Fault("invalid_value", f"{place}.rate: {rate} does not go with {self.type}", f"{place}.rate")
-        return Format(self.type, rate)
+        return SampleFormat(self.type, rate)
 
 
-class Transcription(BaseModel):
+class InputTranscription(BaseModel):
     """What was said, in words, beside the answer; the model that answers writes it down, whichever is named."""
 
     model: str | None = None
@@ -85,11 +85,11 @@ class AudioInput(KnownKeys):
 
     format: AudioFormat = AudioFormat()
     noise_reduction: None = None
-    transcription: Transcription | None = None
+    transcription: InputTranscription | None = None
     turn_detection: Annotated[ServerVad | SemanticVad, Field(discriminator="type")] | None = None
 
 
-class AudioOutput(KnownKeys):
+class SessionAudioOutput(KnownKeys):
     """Of answers that are said aloud. `voice`: a name that the speech server knows."""
 
     format: AudioFormat = AudioFormat()
@@ -101,7 +101,7 @@ class AudioConfig(KnownKeys):
     """Both directions."""
 
     input: AudioInput = AudioInput()
-    output: AudioOutput = AudioOutput()
+    output: SessionAudioOutput = SessionAudioOutput()
 
 
 class Retention(KnownKeys):
@@ -112,7 +112,7 @@ class Retention(KnownKeys):
     token_limits: None = None
 
 
-class Reasoning(KnownKeys):
+class SessionReasoning(KnownKeys):
     """The model's thought before the answer, in OpenAI's words."""
 
     effort: Effort | None = None
@@ -134,7 +134,7 @@ class SessionConfig(BaseModel):
     parallel_tool_calls: bool = True
     max_output_tokens: PositiveInt | Literal["inf"] = "inf"
     truncation: Literal["auto", "disabled"] | Retention = "auto"
-    reasoning: Reasoning | None = None
+    reasoning: SessionReasoning | None = None
     thinking: ThinkingControl | None = None
     mind_paced_speaking: MindPacedControl | None = None
     include: list[Literal["reasoning"]] | None = Field(

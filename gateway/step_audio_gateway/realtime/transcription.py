@@ -6,16 +6,16 @@ from step_audio_client import Audio, ChatOptions, Sampling, Thinking, user
 from step_audio_gateway.languages import name_of
 from step_audio_gateway.realtime.desk import Desk
 from step_audio_gateway.realtime.faults import TOLD, Fault
-from step_audio_gateway.realtime.items import Item
+from step_audio_gateway.realtime.items import ConversationItem
 from step_audio_gateway.realtime.response import event
-from step_audio_gateway.realtime.session_config import Transcription
+from step_audio_gateway.realtime.session_config import InputTranscription
 from step_audio_gateway.recordings import most_tokens, question_of
 from step_audio_gateway.responses import TranscriptionUsage
 
 _KIND = "conversation.item.input_audio_transcription"
 
 
-async def transcribe(desk: Desk, item: Item, how: Transcription) -> None:
+async def transcribe(desk: Desk, item: ConversationItem, how: InputTranscription) -> None:
     """Of an item with one recording. Deltas, then the whole, or why there is none; the item keeps the words."""
     (part,) = item.parts
     assert part.recording is not None

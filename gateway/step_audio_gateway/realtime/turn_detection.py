@@ -11,7 +11,7 @@ import soxr
 
 from step_audio.arrays import Float32Array
 from step_audio.clips import SAMPLE_RATE
-from step_audio_gateway.realtime.formats import Format, Int16Array
+from step_audio_gateway.realtime.formats import Int16Array, SampleFormat
 
 FRAME = 512  # samples at 16 kHz, the only length that the detector takes
 FRAME_MS = 1000 * FRAME / SAMPLE_RATE
@@ -22,7 +22,7 @@ HYSTERESIS = 0.15  # below the threshold speech goes on, as Silero's own iterato
 class Frames:
     """A stream of samples to frames of 16 kHz, float32 [FRAME], -1 to 1."""
 
-    def __init__(self, format: Format):
+    def __init__(self, format: SampleFormat):
         rate = format.rate
         self._resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32") if rate != SAMPLE_RATE else None
         self._rest: Float32Array = np.zeros(0, np.float32)

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from step_audio_client import ChatDelta
 from step_audio_gateway.chunks import Deltas, Item
 from step_audio_gateway.errors import refused, unsupported
-from step_audio_gateway.realtime.formats import Format
+from step_audio_gateway.realtime.formats import SampleFormat
 from step_audio_gateway.schemas import AudioOutput, ChatRequest
-from step_audio_gateway.speech.speaker import Speaker
-from step_audio_gateway.speech.voice import NO_VOICE, Voice
+from step_audio_gateway.speech.speaker import PieceSpeaker
+from step_audio_gateway.speech.voice import NO_VOICE, SpeechVoice
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class SpokenDelta(ChatDelta):
     pcm: bytes = b""
 
 
-def check_aloud(request: ChatRequest, separate: bool, voice: Voice | None) -> AudioOutput | None:
+def check_aloud(request: ChatRequest, separate: bool, voice: SpeechVoice | None) -> AudioOutput | None:
     """How it is to be said aloud; None: it is not. `separate`: thought and answer come apart. Raises ApiError."""
     if "audio" not in (request.modalities or ()):
         if request.audio is not None:
@@ -44,7 +44,7 @@ def check_aloud(request: ChatRequest, separate: bool, voice: Voice | None) -> Au
     return asked
 
 
-async def said_aloud(deltas: Deltas, voice: Voice, name: str | None) -> Deltas:
+async def said_aloud(deltas: Deltas, voice: SpeechVoice, name: str | None) -> Deltas:
     """SpokenDelta in the place of content; the last delta when all has been said. Raises ApiError, RequestError."""
     told: asyncio.Queue[Item | None] = asyncio.Queue()
 
@@ -52,7 +52,7 @@ async def said_aloud(deltas: Deltas, voice: Voice, name: str | None) -> Deltas:
         told.put_nowait((0, SpokenDelta(said=text, pcm=pcm)))
 
     async def read() -> None:
-        async with aclosing(deltas), Speaker(voice, Format(), name, 1.0, tell) as speaker:
+        async with aclosing(deltas), PieceSpeaker(voice, SampleFormat(), name, 1.0, tell) as speaker:
             async for index, delta in deltas:
                 if delta.content:
                     speaker.say(delta.content)

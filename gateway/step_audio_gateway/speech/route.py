@@ -20,7 +20,7 @@ from step_audio_gateway.json_body import JsonRoute
 from step_audio_gateway.nulls import Lenient
 from step_audio_gateway.published import REFUSED_SPEECH, check_published
 from step_audio_gateway.speech.files import KINDS, encoder_of
-from step_audio_gateway.speech.voice import NO_VOICE, SAMPLE_BYTES, Voice
+from step_audio_gateway.speech.voice import NO_VOICE, SAMPLE_BYTES, SpeechVoice
 
 
 class SpeechRequest(Lenient):
@@ -36,7 +36,7 @@ class SpeechRequest(Lenient):
     stream_format: Literal["audio", "sse"] = "audio"
 
 
-def speech_routes(gateway: Gateway, voice: Voice | None) -> APIRouter:
+def speech_routes(gateway: Gateway, voice: SpeechVoice | None) -> APIRouter:
     router = APIRouter(route_class=JsonRoute, responses=FAILURES, tags=["audio"])
     event = {"type": "object", "properties": {"type": {"type": "string"}}, "required": ["type"]}
     binary = {"schema": {"type": "string", "format": "binary"}}
@@ -61,7 +61,7 @@ def speech_routes(gateway: Gateway, voice: Voice | None) -> APIRouter:
     return router
 
 
-async def file_of(voice: Voice, text: str, name: str | None, speed: float, kind: str) -> AsyncGenerator[bytes]:
+async def file_of(voice: SpeechVoice, text: str, name: str | None, speed: float, kind: str) -> AsyncGenerator[bytes]:
     """Bytes of the file as they are made. `kind`: one of KINDS. Raises ApiError."""
     encoder, rest = encoder_of(kind), b""
     async for data in voice.speak(text, name, speed):

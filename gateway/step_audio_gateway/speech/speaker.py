@@ -7,18 +7,23 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from step_audio_gateway.realtime.formats import Encoder, Format
+from step_audio_gateway.realtime.formats import Encoder, SampleFormat
 from step_audio_gateway.speech.pieces import first_piece, words_so_far
-from step_audio_gateway.speech.voice import RATE, SAMPLE_BYTES, Voice
+from step_audio_gateway.speech.voice import RATE, SAMPLE_BYTES, SpeechVoice
 
 PAUSE = 0.3  # seconds without more text, after which what is there is said
 
 
-class Speaker:
+class PieceSpeaker:
     """`told`: gets each piece's text with its first audio, and the audio in `format`."""
 
     def __init__(
-        self, voice: Voice, format: Format, name: str | None, speed: float, told: Callable[[str, bytes], None]
+        self,
+        voice: SpeechVoice,
+        format: SampleFormat,
+        name: str | None,
+        speed: float,
+        told: Callable[[str, bytes], None],
     ):
         self._voice, self._name, self._speed = voice, name, speed
         self._told = told

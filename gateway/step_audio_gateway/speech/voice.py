@@ -12,7 +12,7 @@ SAMPLE_BYTES = 2
 NO_VOICE = "this server has no voice (see --speech)"
 
 
-class Voice(Protocol):
+class SpeechVoice(Protocol):
     """Says texts, each at once."""
 
     def check(self, name: str | None) -> None:

@@ -31,14 +31,14 @@ from step_audio_client import (
 from step_audio_client.chat import INTERRUPTED
 from step_audio_client.realtime import OUTPUT_RATE
 from step_audio_server.commands.talk_devices import BLOCK, Loudspeaker, microphone
-from step_audio_server.commands.talk_playback import Playback
+from step_audio_server.commands.talk_playback import PlaybackClock
 from step_audio_server.commands.talk_show import Show
 
 BLOCK_BYTES = 2 * round(BLOCK * SAMPLE_RATE)
 NOTHING = 5.0  # seconds of silence behind a recording, after which no turn is expected of it any more
 
 
-class Where(NamedTuple):
+class GatewayAddress(NamedTuple):
     """The gateway. `model` None: the served one."""
 
     url: str
@@ -54,7 +54,12 @@ class Recorded(NamedTuple):
 
 
 def talk(
-    where: Where, settings: dict[str, Any], show: Show, recordings: Sequence[str], whole: bool, save: Path | None
+    where: GatewayAddress,
+    settings: dict[str, Any],
+    show: Show,
+    recordings: Sequence[str],
+    whole: bool,
+    save: Path | None,
 ) -> int:
     """`settings`: of the session. `recordings`: files, none for the microphone; `whole`: each is one turn.
 
@@ -69,7 +74,7 @@ def _read(path: str) -> Recorded:
 
 
 async def _talk(
-    where: Where,
+    where: GatewayAddress,
     settings: dict[str, Any],
     show: Show,
     recordings: Sequence[Recorded],
@@ -81,7 +86,7 @@ async def _talk(
     with contextlib.suppress(NotImplementedError, RuntimeError):  # not the main thread, or not Unix
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    playback = Playback()
+    playback = PlaybackClock()
     try:
         async with RealtimeSession.connect(*where) as session:
             await session.update(**settings)
@@ -89,7 +94,7 @@ async def _talk(
                 raise StepAudioError("this server answers in writing only: there is nothing to save")
             if session.aloud and not recordings:
                 playback = Loudspeaker()
-            conversation = Conversation(session, show, playback)
+            conversation = Talk(session, show, playback)
             async with playback:
                 await conversation.run(conversation.play(recordings, whole) if recordings else conversation.listen())
     except RealtimeError as error:
@@ -105,10 +110,10 @@ async def _talk(
     return int(conversation.failed)
 
 
-class Conversation:
+class Talk:
     """One session, shown while it goes on."""
 
-    def __init__(self, session: RealtimeSession, show: Show, playback: Playback):
+    def __init__(self, session: RealtimeSession, show: Show, playback: PlaybackClock):
         self.failed = False  # whether an answer could not be given
         self._session, self._show, self._playback = session, show, playback
         self._captions = bool(session.config["audio"]["input"]["transcription"])

@@ -49,12 +49,12 @@ def add_talk(commands: Commands) -> None:
 
 
 def _talk(arguments: argparse.Namespace) -> int:
-    from step_audio_server.commands.talk import Where, talk
+    from step_audio_server.commands.talk import GatewayAddress, talk
     from step_audio_server.commands.talk_show import Show
 
     if arguments.whole and not arguments.audio:
         raise StepAudioError("--whole is about recordings: give --audio FILE")
-    where = Where(arguments.url, os.environ.get(API_KEY), arguments.model)
+    where = GatewayAddress(arguments.url, os.environ.get(API_KEY), arguments.model)
     show = Show(sys.stdout, sys.stderr, thought=not arguments.no_thought)
     return talk(where, _settings(arguments), show, arguments.audio, arguments.whole, arguments.save)
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 from step_audio.clips import SAMPLE_RATE
 from step_audio.errors import StepAudioError
 from step_audio_client.realtime import OUTPUT_RATE
-from step_audio_server.commands.talk_playback import Playback
+from step_audio_server.commands.talk_playback import PlaybackClock
 
 BLOCK = 0.02  # seconds
 _OTHERWISE = "or play a recording: --audio FILE"
@@ -42,7 +42,7 @@ async def microphone() -> AsyncIterator[asyncio.Queue[bytes]]:
         yield blocks
 
 
-class Loudspeaker(Playback):
+class Loudspeaker(PlaybackClock):
     """What is left is what the device has not taken yet. Raises StepAudioError, ModuleNotFoundError when opened."""
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ from step_audio_client.realtime import OUTPUT_RATE
 _SECOND = 2 * OUTPUT_RATE  # bytes
 
 
-class Playback:
+class PlaybackClock:
     """A clock in the place of a loudspeaker. `heard`: PCM16 at OUTPUT_RATE, of all answers."""
 
     def __init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TextIO
 
 from step_audio_client import (
-    FunctionCall,
+    CallRequested,
     RealtimeEvent,
     ReasoningDelta,
     ResponseDone,
@@ -41,7 +41,7 @@ class Show:
             case TextDelta():
                 self._answer = True
                 self._write(self._out, event.text)
-            case FunctionCall():
+            case CallRequested():
                 self.line(f"calls {event.name} {event.arguments}")
             case ResponseDone():
                 self._end()
