@@ -9,7 +9,7 @@ import pytest
 
 from gateway_fixture import ANSWER, THOUGHT, USAGE, listening
 from step_audio_client import (
-    FunctionCall,
+    CallRequested,
     RealtimeError,
     RealtimeSession,
     ReasoningDelta,
@@ -88,7 +88,7 @@ async def test_turns_by_hand_written_turns_and_calls(url, fake):
         await session.commit()
         await session.respond()
         *_, call, done = await until(session, ResponseDone)
-        assert isinstance(call, FunctionCall) and (call.name, call.arguments) == ("weather", '{"city": "Paris"}')
+        assert isinstance(call, CallRequested) and (call.name, call.arguments) == ("weather", '{"city": "Paris"}')
         await session.give(call.call_id, "sunny")
         await session.respond(instructions="In one word.")
         *_, done = await until(session, ResponseDone)
