@@ -14,8 +14,11 @@ from gateway_fixture import ANSWER, THOUGHT, USAGE
 from realtime_fixture import by_hand, connected, say, take, until
 from speech_fixture import Speech, speech_server
 from step_audio_client import ChatDelta
+from step_audio_gateway.realtime.conversation import Dialogue
 from step_audio_gateway.realtime.formats import Encoder, SampleFormat
 from step_audio_gateway.realtime.items import Part
+from step_audio_gateway.realtime.response import SpokenResponse
+from step_audio_gateway.realtime.session_config import SessionConfig
 from step_audio_gateway.speech.pieces import first_piece, words_so_far
 
 LAWS = [SampleFormat("audio/pcmu", 8_000), SampleFormat("audio/pcma", 8_000)]
@@ -55,18 +58,56 @@ def test_pieces():
     assert words_so_far("one two thr") == "one two " and words_so_far("thr") == ""
 
 
+def cut(said: list[tuple[str, float, bool]], milliseconds: int) -> str:
+    part = Part("output_audio")
+    for told in said:
+        part.voiced(*told)
+    part.cut(milliseconds)
+    return part.text
+
+
 def test_what_was_not_heard_is_cut_at_the_word():
     def heard(milliseconds: int) -> str:
-        part = Part("output_audio")
-        part.voiced("One two three.", 700)
-        part.voiced("", 700)
-        part.voiced(" Four five.", 1100)
-        part.cut(milliseconds)
-        return part.text
+        return cut([("One two three.", 700, False), ("", 700, True), (" Four five.", 1100.4, True)], milliseconds)
 
-    assert heard(0) == "" and heard(5000) == "One two three. Four five." == heard(2500)
+    assert heard(0) == "" and heard(5000) == "One two three. Four five." == heard(2500), (
+        "whole milliseconds are counted"
+    )
     assert heard(1400) == "One two three." and heard(600) == "One" and heard(1250) == "One two"
-    assert heard(2000) == "One two three. Four"
+    assert heard(1799) == "One two three." and heard(1850) == "One two three. Four"
+    assert cut([("One two.\n", 900, True), ("Three.", 600, True)], 900) == "One two."
+    assert cut([("好的，谢谢。", 1200, True), ("现在是四点。", 1200, True)], 1700) == "好的，谢谢。现在"
+
+
+def test_of_a_piece_whose_audio_is_not_whole_only_what_is_sure_was_heard():
+    said = "One two three four five six seven."
+    assert cut([(said, 700, False)], 700) == "One two", "a voice says ten letters a second, or more"
+    assert cut([(said, 700, False)], 5000) == "One two" and cut([(said, 700, True)], 5000) == said
+    assert cut([("Very slow.", 4000, True), (f" {said}", 2000, False)], 6000) == "Very slow. One"
+    assert cut([(said, 3500, False)], 3500) == said
+
+
+def test_what_was_cut_stays_cut():
+    part = Part("output_audio")
+    part.voiced("One two three.", 700, False)
+    part.cut(600)
+    part.voiced("", 700, True)
+    part.voiced(" Four five.", 1100, True)
+    assert part.text == "One", "of a piece that goes on the client will hear no more"
+    part.cut(600)
+    assert part.text == "One"
+    part.cut(5000)
+    assert part.text == "One"
+
+
+def test_a_voice_that_goes_on_is_not_heard_where_the_answer_has_ended():
+    config, dialogue = SessionConfig(output_modalities=["audio"]), Dialogue()
+    response = SpokenResponse(config, dialogue, None)
+    assert [*response.voice("One two.", bytes(480), False)]
+    assert [*response.cancel("turn_detected")][-1]["type"] == "response.done"
+    assert not [*response.voice("", bytes(480), True)] and not [*response.voice(" Three.", bytes(480), True)]
+    (item,) = dialogue.items
+    assert (item.status, item.parts[0].text) == ("incomplete", "One two.")
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.kind)

@@ -54,7 +54,7 @@ PROOFS = {
     "rolling restarts": Proof(10, "two servers restarted in turn: no status but 200", "test_rolling_restarts.py"),
     "overload": Proof(8, "429 in 100 ms, first tokens within 2x at 4x and 20x, shares by API key", "test_overload.py"),
     "endings": Proof(8, "500 endings: nothing stays taken", "test_endings.py"),
-    "interruptions": Proof(5, "200 spoken answers interrupted: no slot stays taken", "test_interruptions.py"),
+    "interruptions": Proof(5, "200 answers interrupted: no slot stays, no unheard word", "test_interruptions.py"),
     "leases": Proof(2, "clients that vanish, stand still or read no more", "test_leases_served.py"),
     "long recording": Proof(6, "first tokens beside a recording of 40 minutes", "long_recording.py"),
     "memory": Proof(4, "what four recordings of 20 minutes took comes back", "memory_after_long_audio.py"),

@@ -156,10 +156,10 @@ class Answering:
         assert voice is not None
         format = output.format.format("audio.output.format")
 
-        def told(text: str, audio: bytes) -> None:
-            if audio:
+        def told(text: str, audio: bytes, whole: bool) -> None:
+            if audio and not response.ended:
                 self._first(response, "audio")
-            self._tell(response.voice(text, audio))
+            self._tell(response.voice(text, audio, whole))
 
         async with PieceSpeaker(voice, format, output.voice, output.speed, told) as speaker:
             last = await self._stream(response, messages, options, places, speaker)

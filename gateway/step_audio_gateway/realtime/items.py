@@ -14,6 +14,7 @@ from step_audio_gateway.messages import kind_of
 from step_audio_gateway.nulls import Lenient
 from step_audio_gateway.realtime.faults import Fault
 from step_audio_gateway.realtime.formats import SampleFormat, SpokenAudio, decode
+from step_audio_gateway.realtime.heard import SaidPiece, heard
 from step_audio_gateway.response_object import ItemStatus
 
 Role = Literal["user", "assistant", "system"]
@@ -98,34 +99,29 @@ def new_id(prefix: str) -> str:
 
 @dataclass
 class Part:
-    """Of a message. `text`: what is written, or what was said, as far as it is known. `played`: of what is said aloud,
-    characters of it and the ms of audio at whose end they have been heard."""
+    """Of a message. `text`: what is written, or what was said, as far as it is known. `pieces`: of what is said aloud.
+    `is_cut`: what comes of it is not heard any more."""
 
     kind: PartKind
     text: str = ""
     recording: SpokenAudio | None = None
-    played: list[tuple[int, float]] = field(default_factory=list)
+    pieces: list[SaidPiece] = field(default_factory=list)
+    is_cut: bool = False
 
-    def voiced(self, text: str, milliseconds: float) -> None:
-        """More of it: `text` begins where the audio does."""
-        before = self.played[-1][1] if self.played else 0.0
-        self.text += text
-        if text or not self.played:
-            self.played.append((len(self.text), before))
-        self.played[-1] = (len(self.text), before + milliseconds)
+    def voiced(self, text: str, milliseconds: float, whole: bool) -> None:
+        """More of it: `text`, a piece, begins where the audio does. `whole`: the piece has no more audio."""
+        if self.is_cut:
+            return
+        if text or not self.pieces:
+            self.pieces.append(SaidPiece(text))
+            self.text += text
+        self.pieces[-1].milliseconds += milliseconds
+        self.pieces[-1].whole = whole
 
     def cut(self, milliseconds: float) -> None:
         """What was not heard after so long is forgotten, from the word on that was being said."""
-        start, begun = 0, 0.0
-        for end, ended in self.played:
-            if ended > milliseconds:
-                share = (milliseconds - begun) / (ended - begun)
-                at = start + int(share * (end - start))
-                if at < len(self.text) and not self.text[at].isspace():
-                    at = max(self.text.rfind(" ", 0, at), 0)
-                self.text = self.text[:at].rstrip()
-                return
-            start, begun = end, ended
+        self.text = self.text[: heard(self.pieces, milliseconds)].rstrip()
+        self.is_cut = True
 
     def public(self, whole: bool = False) -> dict[str, Any]:
         """`whole`: with its audio."""

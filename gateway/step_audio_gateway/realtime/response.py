@@ -117,13 +117,16 @@ class SpokenResponse:
             error = {"type": fault.kind, "code": fault.code, "message": str(fault)}
             yield from self._end("incomplete", "failed", {"error": error})
 
-    def voice(self, text: str, audio: bytes) -> Iterator[Event]:
-        """More of what is said aloud: `text` with the first of its audio, which is in the session's output format."""
+    def voice(self, text: str, audio: bytes, whole: bool) -> Iterator[Event]:
+        """More of what is said aloud, as `Part.voiced` takes it; audio in the session's output format. Nothing where
+        it has ended: a voice goes on until the server has stopped."""
+        if self.ended:
+            return
         if self._said is None:
             yield from self._begin("output_audio", {"type": "audio", "transcript": ""})
         item = self._said
         assert item is not None
-        item.parts[0].voiced(text, 1000 * self._output.seconds(len(audio)))
+        item.parts[0].voiced(text, 1000 * self._output.seconds(len(audio)), whole)
         if text:
             yield event("response.output_audio_transcript.delta", **self._place(item), delta=text)
         if audio:

@@ -48,8 +48,9 @@ async def said_aloud(deltas: Deltas, voice: SpeechVoice, name: str | None) -> De
     """SpokenDelta in the place of content; the last delta when all has been said. Raises ApiError, RequestError."""
     told: asyncio.Queue[Item | None] = asyncio.Queue()
 
-    def tell(text: str, pcm: bytes) -> None:
-        told.put_nowait((0, SpokenDelta(said=text, pcm=pcm)))
+    def tell(text: str, pcm: bytes, whole: bool) -> None:
+        if text or pcm:
+            told.put_nowait((0, SpokenDelta(said=text, pcm=pcm)))
 
     async def read() -> None:
         async with aclosing(deltas), PieceSpeaker(voice, SampleFormat(), name, 1.0, tell) as speaker:

@@ -15,7 +15,7 @@ PAUSE = 0.3  # seconds without more text, after which what is there is said
 
 
 class PieceSpeaker:
-    """`told`: gets each piece's text with its first audio, and the audio in `format`."""
+    """`told`: gets each piece's text with its first audio, the audio in `format`, and whether the piece is whole."""
 
     def __init__(
         self,
@@ -23,7 +23,7 @@ class PieceSpeaker:
         format: SampleFormat,
         name: str | None,
         speed: float,
-        told: Callable[[str, bytes], None],
+        told: Callable[[str, bytes, bool], None],
     ):
         self._voice, self._name, self._speed = voice, name, speed
         self._told = told
@@ -68,7 +68,7 @@ class PieceSpeaker:
             if piece.strip():
                 await self._say(piece)
             elif piece:
-                self._told(piece, b"")
+                self._told(piece, b"", True)
             elif self._ended and not self._text:
                 return
 
@@ -91,8 +91,6 @@ class PieceSpeaker:
             whole = len(data) // SAMPLE_BYTES * SAMPLE_BYTES
             rest = data[whole:]
             if encoded := self._encoder.encode(data[:whole]):
-                self._told(text, encoded)
+                self._told(text, encoded, False)
                 text = ""
-        encoded = self._encoder.encode(b"", last=True)
-        if encoded or text:  # a voice may have no sound for it
-            self._told(text, encoded)
+        self._told(text, self._encoder.encode(b"", last=True), True)
