@@ -148,6 +148,36 @@ async def test_what_was_said_is_written_down_beside_the_answer(url, fake, play, 
         assert failed.error.code == "server_busy"
 
 
+async def test_who_says_nothing_is_spoken_to(url, fake, speech):
+    async with connected(url) as connection:
+        for wait in (4_999, 30_001, "5 s"):
+            found = {"type": "server_vad", "idle_timeout_ms": wait}
+            await connection.session.update(session={"audio": {"input": {"turn_detection": found}}})
+            assert (await take(connection)).error.param.endswith("idle_timeout_ms")
+        await listen(connection, idle_timeout_ms=5_000)
+        await play_in(connection, bytes(32 * 6_000))
+        await say(connection, "hello")
+        events = await until(connection, "conversation.item.done")
+        assert {event.type.split(".")[0] for event in events} == {"conversation"}, "nothing has been answered"
+        await connection.response.create()
+        await until(connection, "response.done")
+        for begin in (6_000, 11_100):
+            await play_in(connection, bytes(32 * 4_900))
+            await connection.input_audio_buffer.append(audio="!")
+            assert (await take(connection)).type == "error", "not yet"
+            await play_in(connection, bytes(32 * 200))
+            events = await until(connection, "response.done")
+            triggered, committed = events[:2]
+            assert [triggered.type, committed.type] == ["input_audio_buffer.timeout_triggered", SPOKEN[2]]
+            assert triggered.item_id == committed.item_id and triggered.audio_start_ms in (begin, begin + 100)
+            assert 0 <= triggered.audio_end_ms - triggered.audio_start_ms - 5_000 <= 100
+            heard = fake.messages[-1]["content"][0]["audio"].data
+            assert len(heard) == 44 + 32 * (triggered.audio_end_ms - triggered.audio_start_ms)
+        await play_in(connection, bytes(32 * 4_000) + speech)
+        events = await until(connection, "response.done")
+        assert [event.type for event in events[:3]] == SPOKEN, "who speaks is not"
+
+
 async def test_a_turn_ends_where_it_is_as_long_as_one_may_be(fake, speech):
     with listening(fake, session_buffer_seconds=1.0) as url:
         async with connected(url) as connection:

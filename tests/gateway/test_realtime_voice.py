@@ -16,6 +16,7 @@ from speech_fixture import Speech, speech_server
 from step_audio_client import ChatDelta
 from step_audio_gateway.realtime.conversation import Dialogue
 from step_audio_gateway.realtime.formats import Encoder, SampleFormat
+from step_audio_gateway.realtime.idle_timeout import IdleTimeout
 from step_audio_gateway.realtime.items import Part
 from step_audio_gateway.realtime.response import SpokenResponse
 from step_audio_gateway.realtime.session_config import SessionConfig
@@ -108,6 +109,16 @@ def test_a_voice_that_goes_on_is_not_heard_where_the_answer_has_ended():
     assert not [*response.voice("", bytes(480), True)] and not [*response.voice(" Three.", bytes(480), True)]
     (item,) = dialogue.items
     assert (item.status, item.parts[0].text) == ("incomplete", "One two.")
+
+
+def test_a_client_is_given_the_time_to_play_an_answer():
+    response, idle = SpokenResponse(SessionConfig(output_modalities=["audio"]), Dialogue(), None), IdleTimeout(5_000)
+    assert [*response.voice("One.", bytes(48_000 * 60), True)]
+    assert not idle.over(response, False, 100) and idle.since is None, "it has not ended"
+    assert [*response.cancel("client_cancelled")] and not idle.over(response, False, 100)
+    assert 100 < idle.since <= 60_100 and not idle.over(response, False, 5_100)
+    assert idle.over(response, False, 65_100)
+    assert not idle.over(response, True, 65_200) and not idle.over(response, False, 99_999), "somebody has spoken"
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.kind)

@@ -31,6 +31,7 @@ class Answering:
         self._desk = desk
         self._room = room
         self._tasks: dict[SpokenResponse, asyncio.Task[None]] = {}  # with those that are being ended
+        self.latest: SpokenResponse | None = None  # the conversation's, under way or ended
         self.usage: list[int] = [0, 0]  # tokens of prompts and of answers, all together
 
     @property
@@ -62,6 +63,8 @@ class Answering:
     ) -> None:
         """`items`: what it answers, as it is now. `ending`: it begins when these have ended."""
         before = [*self._tasks.values(), *ending]
+        if response.in_conversation:
+            self.latest = response
         self._desk.emit(response.created())
         task = asyncio.create_task(self._run(response, config, items, before))
         self._tasks[response] = task

@@ -41,6 +41,8 @@ class SpokenResponse:
         self._output = config.audio.output.format.format("audio.output.format")
         self._thought: ConversationItem | None = None
         self._said: ConversationItem | None = None
+        self._sound = 0.0  # ms of all that was said aloud
+        self._sound_begun = 0.0
         self._with_thought = "reasoning" in (config.include or ())
         self._audio: tuple[AudioReport, ...] = ()
         self._paced: MindPacedSpeech | None = None
@@ -58,6 +60,11 @@ class SpokenResponse:
     @property
     def ended(self) -> bool:
         return bool(self._status["status"] != "in_progress")
+
+    @property
+    def left_to_play(self) -> float:
+        """ms of what was said aloud, where it was played from its first sound on."""
+        return max(0.0, self._sound - 1000 * (time.monotonic() - self._sound_begun))
 
     def created(self) -> Event:
         return event("response.created", response=self.public())
@@ -126,7 +133,11 @@ class SpokenResponse:
             yield from self._begin("output_audio", {"type": "audio", "transcript": ""})
         item = self._said
         assert item is not None
-        item.parts[0].voiced(text, 1000 * self._output.seconds(len(audio)), whole)
+        if audio and not self._sound:
+            self._sound_begun = time.monotonic()
+        milliseconds = 1000 * self._output.seconds(len(audio))
+        self._sound += milliseconds
+        item.parts[0].voiced(text, milliseconds, whole)
         if text:
             yield event("response.output_audio_transcript.delta", **self._place(item), delta=text)
         if audio:

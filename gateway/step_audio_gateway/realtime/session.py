@@ -33,6 +33,7 @@ from step_audio_gateway.realtime.conversation import Dialogue
 from step_audio_gateway.realtime.desk import Desk
 from step_audio_gateway.realtime.faults import TOLD, Fault
 from step_audio_gateway.realtime.formats import SampleFormat, SpokenAudio, decode
+from step_audio_gateway.realtime.idle_timeout import IdleTimeout
 from step_audio_gateway.realtime.input_buffer import InputBuffer
 from step_audio_gateway.realtime.items import ConversationItem, GivenItem, ItemReference, Part, new_id
 from step_audio_gateway.realtime.listener import TurnListener
@@ -62,6 +63,7 @@ class Session:
         self._buffer = InputBuffer(self._format, desk.most_seconds)
         self._ahead = Ahead(desk)
         self._listener: TurnListener | None = None
+        self._idle: IdleTimeout | None = None
         self._turn_id = ""  # of the item that will be of the turn that is spoken
         self._beside: set[asyncio.Task[None]] = set()
         self._listen()
@@ -178,8 +180,29 @@ class Session:
             if self._listener.speaking:
                 self._ahead.follow(self._buffer, self.config, self._conversation.items)
             else:
-                self._buffer.drop_before(self._listener.earliest)
+                self._forget(self._listener.earliest)
+            idle, answer = self._idle, self._answering.latest
+            if idle is not None and idle.over(answer, self._listener.speaking, self._buffer.end):
+                assert idle.since is not None
+                self._time_out(idle.since)
             await asyncio.sleep(0)  # others' turn
+
+    def _forget(self, position: float) -> None:
+        """What is before it, in ms, belongs to no turn; what idle_timeout_ms counts is kept while there is room."""
+        if self._idle is not None and self._idle.since is not None:
+            room = 1000 * (self._buffer.most_seconds - PIECE)
+            position = min(position, max(self._idle.since, self._buffer.end - room))
+        self._buffer.drop_before(position)
+
+    def _time_out(self, since: float) -> None:
+        """Nobody has spoken: there may be something to hear nevertheless, and the model is to say something."""
+        item_id, span = new_id("item"), {"audio_start_ms": round(since), "audio_end_ms": round(self._buffer.end)}
+        self._desk.emit(event("input_audio_buffer.timeout_triggered", **span, item_id=item_id))
+        self._buffer.drop_before(since)
+        silence = self._buffer.take()
+        self._listen()
+        self._commit(silence, item_id)
+        self._respond(ResponseParams())
 
     def _turn(self, turn: Turn) -> None:
         how, desk = self.config.detection, self._desk
@@ -269,6 +292,8 @@ class Session:
         self._ahead.stop()
         how = self.config.detection
         self._listener = TurnListener(how, self._format, self._buffer.end) if how is not None else None
+        wait = how.idle_timeout_ms if how is not None else None
+        self._idle = IdleTimeout(wait) if wait is not None else None
 
     def _hold(self, more: int = 0) -> None:
         """Raises ApiError where all the gateway's sessions hold too much together."""

@@ -52,13 +52,14 @@ class InputTranscription(BaseModel):
 
 
 class ServerVad(KnownKeys):
-    """The server finds turns. `prefix_padding_ms`: of audio before the speech; `silence_duration_ms`: ends a turn."""
+    """The server finds turns. `prefix_padding_ms`: of audio before the speech; `silence_duration_ms`: ends a turn;
+    `idle_timeout_ms`: of silence after an answer, which is answered, too."""
 
     type: Literal["server_vad"] = "server_vad"
     threshold: float = Field(default=0.5, ge=0, le=1)
     prefix_padding_ms: int = Field(default=300, ge=0, le=10_000)
     silence_duration_ms: int = Field(default=500, ge=32, le=10_000)
-    idle_timeout_ms: None = None
+    idle_timeout_ms: int | None = Field(default=None, ge=5_000, le=30_000)
     create_response: bool = True
     interrupt_response: bool = True
 
