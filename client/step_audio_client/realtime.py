@@ -1,12 +1,14 @@
 """A spoken conversation over the gateway's `WS /v1/realtime`: audio in as it is recorded, the answer out as it is made.
 
 ```python
-async with RealtimeSession.connect("http://127.0.0.1:9999") as session:
+async with RealtimeSession.connect("http://localhost:9999") as session:
     await session.update(instructions="Be brief.")
     await session.append(pcm16)  # 16 kHz, again and again, in real time; silence, too
     async for event in session:
         if isinstance(event, TextDelta):
             print(event.text, end="")
+        elif isinstance(event, ResponseDone):
+            break  # or listen on
 ```
 """
 

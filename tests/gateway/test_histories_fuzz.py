@@ -37,6 +37,14 @@ recordings = st.just({"type": "input_audio", "input_audio": {"data": WAV64, "for
 words = st.one_of(texts, st.lists(text_parts, min_size=1, max_size=2))
 # What replies have besides, and OpenAI's clients write out.
 rest = {name: optional for name in ("refusal", "audio", "function_call", "annotations", "name", "tool_calls")}
+
+
+def with_its_words(message):
+    """No recording is kept, so what was said aloud is told by its text."""
+    alone = message.get("audio") and not message.get("content")
+    return message | {"audio": {"id": "audio_1", "transcript": "Four."}} if alone else message
+
+
 history = st.lists(
     st.one_of(
         st.fixed_dictionaries({"role": st.sampled_from(["system", "developer"]), "content": words}),
@@ -58,7 +66,7 @@ history = st.lists(
                 "audio": st.one_of(optional, st.just({"id": "audio_1"})),
                 "reasoning_content": texts,
             },
-        ),
+        ).map(with_its_words),
         st.fixed_dictionaries({"role": st.just("tool"), "content": words, "tool_call_id": st.just("call_1")}),
         st.fixed_dictionaries(
             {"role": st.just("function"), "content": st.one_of(optional, texts), "name": st.just("f")}

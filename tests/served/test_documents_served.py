@@ -56,7 +56,7 @@ def test_the_guide_s_curl_streams(url, monkeypatch):
 def python_blocks() -> list[tuple[str, str]]:
     """The reference has signatures, too, which are no programs."""
     found = [(name, text) for name in NAMES for text in blocks(ROOT / name, "python")]
-    return [(name, text) for name, text in found if not re.match(r"@|(async )?def |class |\w+ = Literal", text)]
+    return [(name, text) for name, text in found if not re.match(r"@|(async )?def |class |\w+ = (Literal|\()", text)]
 
 
 @pytest.mark.parametrize("page, text", python_blocks(), ids=lambda value: value.partition("\n")[0][:40])
@@ -69,6 +69,7 @@ def test_python_runs(page, text, url, listener, tmp_path, monkeypatch, capsys):
         "Path": Path,
         "base64_wav": base64.b64encode(SUM.read_bytes()).decode(),
         "base64_pcm16": base64.b64encode(SUM.read_bytes()[44:]).decode(),
+        "pcm16": SUM.read_bytes()[44:] + bytes(64_000),
         "recording": Path("question.wav"),
         "speak": spoken.append,
         "text": f"{THOUGHT}\n</think>\n{ANSWER}",
