@@ -34,8 +34,9 @@ test: lint ## lint and all tests, a real tritonserver included
 	$(BIN)/pytest -n 2
 
 test-fast: $(VENV)/.test ## the quick tests: without servers, browsers, trainings, builds, and what waits on clocks
-	@# What draws its requests is long, and its libraries take a second to import.
-	$(BIN)/pytest -n 2 -p no:schemathesis --ignore=tests/gateway/test_gateway_schema.py --ignore-glob='*_fuzz.py' \
+	@# Three: many wait, for clocks and for each other. What draws its requests is long, and its libraries take a
+	@# second to import.
+	$(BIN)/pytest -n 3 -p no:schemathesis --ignore=tests/gateway/test_gateway_schema.py --ignore-glob='*_fuzz.py' \
 		-m 'not (server or browser or training or build or processes or long)'
 
 clients: $(VENV)/.test ## openai, LangChain, LiteLLM, instructor, AI SDK, LiveKit, Pipecat against the small model; docs/clients.md

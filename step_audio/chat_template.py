@@ -38,7 +38,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from step_audio.conversation import AudioPlace, Conversation, Message, Text
 from step_audio.errors import CheckpointError, InvalidRequest
-from step_audio.tokenizer import SPECIAL_TOKEN_NAMES
+from step_audio.tokenizer import SPECIAL_TOKEN_NAMES, split_names
 
 TEMPLATES = ("default", "published")
 
@@ -47,8 +47,6 @@ OPEN_THOUGHT, CLOSE_THOUGHT = "<think>\n", "\n</think>\n"
 NO_THOUGHT = "<think>\n\n</think>\n"
 
 _AUDIO_PATCH = SPECIAL_TOKEN_NAMES["audio_patch"]  # where the templates put an audio part
-
-_ANGLED = re.compile("<[^<>]*>")  # none begins within another
 
 # Control tokens that a model writes inside its own turn; none of them begins or ends one.
 _OWN_TOKENS = re.compile("(</?tool_call>|<tts_start>|<tts_end>)")
@@ -154,26 +152,6 @@ def _works(template: Template) -> bool:
     return True
 
 
-@lru_cache
-def _control_pattern(names: frozenset[str]) -> re.Pattern[str]:
-    """What is looked at: all that stands in angles, which is quicker than one after another of thousands of names."""
-    if all(map(_ANGLED.fullmatch, names)):
-        return _ANGLED
-    return re.compile("|".join(map(re.escape, sorted(names | {_AUDIO_PATCH}, key=len, reverse=True))))
-
-
-def _split(text: str, names: frozenset[str]) -> Iterator[str]:
-    """Words and names by turns, words first and last."""
-    pattern, begin, at = _control_pattern(names), 0, 0
-    while found := pattern.search(text, at):
-        at = found.start() + 1
-        if found[0] in names or found[0] == _AUDIO_PATCH:
-            yield text[begin : found.start()]
-            yield found[0]
-            begin = at = found.end()
-    yield text[begin:]
-
-
 def render(
     conversation: Conversation,
     template: str | Template = "default",
@@ -215,7 +193,8 @@ def render(
         rendered, found, _ = rendered.rpartition(end)
         if not found:
             raise CheckpointError(f"{label} leaves out the final message, which is to be continued")
-    segments = list(_segments(rendered, vault, control_tokens, label))
+    control = control_tokens if _AUDIO_PATCH in control_tokens else control_tokens | {_AUDIO_PATCH}
+    segments = list(_segments(rendered, vault, control, label))
     if (shown := sum(isinstance(segment, AudioPlace) for segment in segments)) != conversation.audio_count:
         raise InvalidRequest(
             f"{label} shows {shown} of {conversation.audio_count} audio parts; put audio into user messages", "messages"
@@ -261,7 +240,7 @@ def _segments(rendered: str, vault: _Vault, control: frozenset[str], label: str)
             continue
         if vault.nonce in piece.lower():
             raise CheckpointError(f"{label} takes message text apart; it may only print it")
-        for j, word in enumerate(_split(piece, control)):
+        for j, word in enumerate(split_names(piece, control)):
             if j % 2 == 0:
                 run.append(word)
                 continue

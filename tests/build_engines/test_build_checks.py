@@ -53,6 +53,7 @@ def answer(reference):
     return ids, table, continued(reference.model, words, ids, table, 20)
 
 
+@pytest.mark.long
 def test_the_checkpoint_chooses_as_transformers_does(tiny, answer, monkeypatch):
     ids, table, tokens = answer
     monkeypatch.setattr(reference_check, "HEAD_ROWS", 100)  # several blocks of the vocabulary

@@ -189,6 +189,7 @@ async def test_a_message_of_too_many_things_is_not_taken_apart(fake, monkeypatch
             assert len(taken) == 3
 
 
+@pytest.mark.long
 async def test_a_server_that_stops_lets_the_answer_end(fake, play):
     play(ChatDelta(content="Well", raw="Well"), 1.0, ChatDelta(finish_reason="stop", usage=USAGE))
     gateway = listening(fake)

@@ -155,6 +155,7 @@ async def test_an_answer_said_aloud(url, fake, spoken):
         assert THOUGHT not in str(events), "the thought is not said"
 
 
+@pytest.mark.long
 async def test_sentence_by_sentence_in_another_format(url, play, spoken):
     words = ["Once upon a time. ", "There was ", "a king.", " He"]
     play(*[ChatDelta(content=word, raw=word) for word in words], 1.0, ChatDelta(finish_reason="stop", usage=USAGE))

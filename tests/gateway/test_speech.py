@@ -169,6 +169,7 @@ def test_a_place_that_is_no_address_is_refused():
         GatewaySettings.create(speech="hibari")
 
 
+@pytest.mark.long
 @built_in
 def test_the_built_in_voice_says_it(voiced):
     reply = post(voiced, model="tts-1", input=LONG, response_format="wav")
@@ -181,6 +182,7 @@ def test_the_built_in_voice_says_it(voiced):
     assert (other.status_code, other.json()["error"]["param"]) == (400, "voice")
 
 
+@pytest.mark.long
 @built_in
 async def test_a_voice_whose_process_dies_speaks_again():
     voice = BuiltInVoice()
@@ -192,6 +194,7 @@ async def test_a_voice_whose_process_dies_speaks_again():
         voice.close()
 
 
+@pytest.mark.long
 @built_in
 async def test_who_leaves_takes_nothing_of_the_next_ones():
     voice = BuiltInVoice()

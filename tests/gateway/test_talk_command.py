@@ -238,6 +238,7 @@ def _interrupt_after(condition) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.long
 def test_a_machine_without_devices(talk, aloud, url, monkeypatch):
     def fails(**_):
         raise Devices.PortAudioError("Error querying device -1")

@@ -200,6 +200,7 @@ def test_convert(tiny, tmp_path, fails, capsys):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.long
 def test_export_encoder(tiny, tmp_path, fails, monkeypatch):
     export_nothing(monkeypatch)
     output = tmp_path / "encoder.onnx"

@@ -83,6 +83,7 @@ def test_a_request_that_is_refused_does_not_end_the_step():
         assert isinstance(found, InvalidRequest) == (audio == [b"no sound"])
 
 
+@pytest.mark.long
 def test_a_small_file_that_is_dear_to_decode_lets_others_go_first(monkeypatch):
     """Others are larger, and have come later."""
     begin, order = threading.Event(), []

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from stand_ins import StandIns
 from step_audio.command_line import Echo
@@ -38,6 +37,8 @@ class Whole:
 
 def own_tokens(tiny, work) -> dict[str, list[int]]:
     """By transformers' Qwen2 on embeddings put together here."""
+    import torch  # a second, in each worker that collects
+
     from reference import Reference
 
     reference = Reference(tiny)
