@@ -65,7 +65,7 @@ async def prepare(gateway: Gateway, body: ChatRequest, request: Request) -> Aske
 def answers(gateway: Gateway, asked: Asked, request: Request) -> Deltas:
     """All answers under way, told to the log on their way."""
     deltas = gateway.answers(asked.messages, asked.options)
-    return logged(deltas, request.state.log, gateway.settings.log_content, len(asked.options))
+    return logged(deltas, request, gateway.settings.log_content, len(asked.options))
 
 
 async def replied(
@@ -91,8 +91,12 @@ async def again(first: Item, deltas: Deltas) -> AsyncIterator[Item]:
         yield item
 
 
-async def logged(deltas: Deltas, fields: dict[str, Any], content: bool, per_prompt: int) -> Deltas:
-    """The deltas, the log's fields filled on their way. `per_prompt`: how many answers each prompt has."""
+async def logged(deltas: Deltas, request: Request, content: bool, per_prompt: int) -> Deltas:
+    """The deltas, the log's fields filled on their way. `per_prompt`: how many answers each prompt has.
+
+    When they have ended, the places of `request` are free again: whoever hears of the end may ask the next at once.
+    """
+    fields = request.state.log
     for kind in ("prompt_tokens", "audio_tokens", "completion_tokens", "reasoning_tokens"):
         fields[kind] = 0
     fields["finish"] = []
@@ -116,6 +120,7 @@ async def logged(deltas: Deltas, fields: dict[str, Any], content: bool, per_prom
             yield index, delta
     finally:
         await deltas.aclose()
+        request.state.admitted.leave()
         if content:
             fields["replies"] = [text for _, text in sorted(texts.items())]
 

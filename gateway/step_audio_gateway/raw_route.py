@@ -48,7 +48,7 @@ def raw_routes(gateway: Gateway) -> APIRouter:
         echoed = await unless_gone(request.receive, _echoed(gateway, prompts)) if body.echo else [""] * len(prompts)
         completion = RawCompletion(model, echoed, n, logprobs=body.logprobs is not None)
         fields["completion"] = completion.id
-        deltas = logged(gateway.texts(prompts, options), fields, log_content, n)
+        deltas = logged(gateway.texts(prompts, options), request, log_content, n)
         return await replied(request, completion, deltas, body.stream, body.stream_options)
 
     return router

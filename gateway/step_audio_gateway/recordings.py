@@ -21,7 +21,7 @@ from step_audio.conversation import MAX_CHANNELS
 from step_audio.errors import one_line
 from step_audio.validation import first_fault
 from step_audio_client import Audio, AudioReport, ChatOptions, ChatUsage, RequestError, Sampling, Thinking, user
-from step_audio_gateway.asking import first_of
+from step_audio_gateway.asking import first_of, logged
 from step_audio_gateway.audio_parts import check_length
 from step_audio_gateway.chunks import Deltas, Item
 from step_audio_gateway.completions import warnings_of
@@ -111,6 +111,7 @@ async def reply_to(gateway: Gateway, request: Request, task: Task, form: Upload,
             )
         ],
     )
+    deltas = logged(deltas, request, gateway.settings.log_content, 1)
     if stream:
         first = await unless_gone(request.receive, first_of(deltas))
         return EventStream(_events(first, deltas), deltas)

@@ -34,6 +34,12 @@ class Door:
         async def send(message):
             sent.append(message)
 
+        await self.run(receive, send, headers)
+        start, *rest = sent
+        body = b"".join(message["body"] for message in rest)
+        return start["status"], {k.decode(): v.decode() for k, v in start["headers"]}, json.loads(body)
+
+    async def run(self, receive, send, headers: dict[str, str] | None = None) -> None:
         given = {"content-type": "application/json"} | (headers or {})
         scope = {
             "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "POST",
@@ -42,9 +48,6 @@ class Door:
             "server": ("gateway", 80),
         }  # fmt: skip
         await asyncio.wait_for(self.app(scope, receive, send), SECONDS)
-        start, *rest = sent
-        body = b"".join(message["body"] for message in rest)
-        return start["status"], {k.decode(): v.decode() for k, v in start["headers"]}, json.loads(body)
 
     async def ask(self, key: str = "", **body):
         return await self.call(pieces(json.dumps({"messages": HELLO} | body).encode()), bearer(key))
@@ -150,6 +153,23 @@ async def test_each_answer_takes_a_place():
         await door.begin(mind_paced_speaking=pace)
         assert (await door.ask(mind_paced_speaking=pace))[0] == 429
         await door.begin(mind_paced_speaking={"mode": "no_think"})
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_who_hears_of_the_end_may_ask_the_next_at_once(stream):
+    """Before the rest of the first request's work is done: a closed loop as wide as the places finds one each time."""
+    door = Door(FakeClient(lambda messages, options: REPLY), max_concurrent_requests=1)
+    statuses = []
+
+    async def send(message):
+        last = b"[DONE]" in message.get("body", b"") if stream else message["type"] == "http.response.body"
+        if last:
+            status, *_ = await door.ask()
+            statuses.append(status)
+
+    body = json.dumps({"messages": HELLO, "stream": stream}).encode()
+    await door.run(pieces(body), send)
+    assert statuses == [200]
 
 
 async def test_other_routes_need_no_place():
