@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -17,11 +16,10 @@ from step_audio_client.chat_types import ChatDelta, ChatOptions, MindPaced, Spee
 from step_audio_client.client import StepAudioClient
 from step_audio_client.columns import DIM, PLAIN, Columns, Lines, can_show_columns
 from step_audio_client.errors import RequestError
+from step_audio_client.interrupts import cancel_on_signals, stopped
 from step_audio_client.messages import Audio, user
 from step_audio_client.sampling import Sampling
 from step_audio_client.tls import Tls
-
-INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 
 class ChatError(StepAudioError):
@@ -105,11 +103,7 @@ async def _ask(
     tokenizer: Tokenizer | None,
     out: TextIO,
 ) -> int:
-    task = asyncio.current_task()
-    assert task is not None
-    with contextlib.suppress(NotImplementedError, RuntimeError):  # not the main thread, or not Unix
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the last when the terminal is closed
-            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    task = cancel_on_signals()
     async with StepAudioClient(address, tokenizer, tls=tls) as client:
         start, first = time.monotonic(), None
         mind_paced = options.mind_paced is not None
@@ -128,10 +122,7 @@ async def _ask(
                 print(file=sys.stderr)
             raise ChatError(str(error)) from None
         except asyncio.CancelledError:
-            task.uncancel()
-            with contextlib.suppress(OSError):  # the terminal may be gone
-                print("\nstopped", file=sys.stderr)
-            return INTERRUPTED
+            return stopped(task)
     show.end()
     assert first is not None
     for report in delta.audio:

@@ -118,7 +118,7 @@ def _number_words(words: list[str]) -> tuple[Fraction | None, int]:
         elif word in _SCALES and n > begin:
             total, group = total + group * _SCALES[word], 0
         elif not (
-            word == "and" and n > begin and words[n - 1] in _SCALES and words[n + 1 : n + 2] and _is_value(words[n + 1])
+            word == "and" and n > begin and words[n - 1] in _SCALES and words[n + 1 : n + 2] and words[n + 1] in _VALUES
         ):
             break
         n += 1
@@ -128,10 +128,6 @@ def _number_words(words: list[str]) -> tuple[Fraction | None, int]:
     if n < len(words) and words[n] in _PARTS:
         value, n = value / _PARTS[words[n]], n + 1
     return sign * value, n
-
-
-def _is_value(word: str) -> bool:
-    return word in _VALUES
 
 
 def _continues(before: str, word: str) -> bool:

@@ -110,8 +110,8 @@ def test_the_server_answers_aloud_when_the_question_is_over(page: Page, fake: Fa
     assert len(history[0]["content"]) == 1 and history[0]["content"][0]["audio"].data[:4] == b"RIFF"
 
 
-@pytest.mark.parametrize("page", ["aloud"], indirect=True)
-def test_speech_interrupts_an_answer_and_what_was_not_heard_is_struck_out(page: Page, fake: FakeClient) -> None:
+def interrupted(page: Page, fake: FakeClient) -> tuple[str, str]:
+    """What was heard of a long answer that speech has interrupted, and all of it."""
     long = " ".join([LONG] * 6)
     fake.script = lambda messages, options: [
         ChatDelta(content=long, raw=long),
@@ -120,7 +120,14 @@ def test_speech_interrupts_an_answer_and_what_was_not_heard_is_struck_out(page: 
     begin(page)
     page.wait(lambda: page.all(".exchange:first-child .unheard"), "the interruption")
     heard = page.js("return document.querySelector('.answer').firstChild.data")
-    assert long.startswith(heard) and 0 < len(heard) < len(long) and page.text(".answer") == long
+    assert long.startswith(heard) and 0 < len(heard) < len(long)
+    return heard, long
+
+
+@pytest.mark.parametrize("page", ["aloud"], indirect=True)
+def test_speech_interrupts_an_answer_and_what_was_not_heard_is_struck_out(page: Page, fake: FakeClient) -> None:
+    heard, long = interrupted(page, fake)
+    assert page.text(".answer") == long
     page.wait(lambda: heard in told(fake), "the server to forget the same")
 
 
@@ -146,15 +153,7 @@ def test_the_browsers_voice_says_what_the_server_does_not(page: Page, fake: Fake
         };
         """
     )
-    long = " ".join([LONG] * 6)
-    fake.script = lambda messages, options: [
-        ChatDelta(content=long, raw=long),
-        ChatDelta(finish_reason="stop", usage=USAGE),
-    ]
-    begin(page)
-    page.wait(lambda: page.all(".exchange:first-child .unheard"), "the interruption")
-    heard = page.js("return document.querySelector('.answer').firstChild.data")
-    assert long.startswith(heard) and 0 < len(heard) < len(long)
+    heard, _ = interrupted(page, fake)
     page.wait(lambda: heard.rstrip() in told(fake), "the server to forget the same")
     assert page.js("return said.slice(0, 4)") == LONG.split()[:4]
     assert "first sound" in facts(page, ".exchange:first-child")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import signal
-import sys
 import time
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
@@ -28,7 +25,7 @@ from step_audio_client import (
     Transcript,
     TurnTimes,
 )
-from step_audio_client.chat import INTERRUPTED
+from step_audio_client.interrupts import cancel_on_signals, stopped
 from step_audio_client.realtime import OUTPUT_RATE
 from step_audio_server.commands.talk_devices import BLOCK, Loudspeaker, microphone
 from step_audio_server.commands.talk_playback import PlaybackClock
@@ -81,11 +78,7 @@ async def _talk(
     whole: bool,
     save: Path | None,
 ) -> int:
-    task = asyncio.current_task()
-    assert task is not None
-    with contextlib.suppress(NotImplementedError, RuntimeError):  # not the main thread, or not Unix
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    task = cancel_on_signals()
     playback = PlaybackClock()
     try:
         async with RealtimeSession.connect(*where) as session:
@@ -100,10 +93,7 @@ async def _talk(
     except RealtimeError as error:
         raise StepAudioError(str(error)) from None
     except asyncio.CancelledError:
-        task.uncancel()
-        with contextlib.suppress(OSError):  # the terminal may be gone
-            print("\nstopped", file=sys.stderr)
-        return INTERRUPTED
+        return stopped(task)
     finally:
         if save and playback.heard:
             save.write_bytes(wav_of(bytes(playback.heard), OUTPUT_RATE))
