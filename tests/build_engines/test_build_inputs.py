@@ -3,19 +3,15 @@
 The hub is a small server here, asked by the real client.
 """
 
-import hashlib
 import json
-import re
 import sys
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from export_fixture import export_nothing
+from hub_fixture import COMMIT, hub_of
 from stand_ins import StandIns
 from step_audio.checkpoint import Checkpoint, encoder_tensors
 from step_audio.config import ModelConfig
@@ -27,12 +23,11 @@ from step_audio_build.planning.profiles import load_profile
 from step_audio_build.stages import build as stages
 from step_audio_build.stages import quantized
 from step_audio_build.stages.convert import ConvertStage
-from step_audio_build.stages.download import DownloadStage
+from step_audio_build.stages.download import DownloadStage, with_whole_commit
 from step_audio_build.stages.layout import BuildJob, BuildSettings
 from step_audio_build.stages.quantized import calibrated, is_finished, quantize_command
 
 PROFILE = load_profile("4xH100-16k")
-COMMIT = "8abb296c09123345b09de57dbc2830b6a12134b1"
 
 
 @pytest.fixture(scope="module")
@@ -45,78 +40,6 @@ def tiny(tmp_path_factory):
 
 def job_for(work, profile=PROFILE, **source) -> BuildJob:
     return BuildJob(BuildSettings.create(profile=profile, work_dir=work, **source), lambda line: None)
-
-
-@contextmanager
-def hub_of(directory):
-    """A hub with one model, `someone/tiny`, of the files of `directory`; notes requests, obeys `fault`."""
-    hub = SimpleNamespace(requests=[], fault=None)
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *arguments):
-            pass
-
-        def do_HEAD(self):
-            self.answer(body=False)
-
-        def do_GET(self):
-            self.answer(body=True)
-
-        def answer(self, body):
-            hub.requests.append((self.command, self.path, self.headers.get("Range")))
-            if self.path.startswith("/api/models/someone/tiny/revision/"):
-                return self.listing()
-            file = directory / self.path.rpartition("/")[2]
-            if not re.fullmatch(rf"/someone/tiny/resolve/{COMMIT}/[^/]+", self.path) or not file.is_file():
-                return self.refuse(404, "RepoNotFound")
-            data = file.read_bytes()
-            start = int(re.match(r"bytes=(\d+)-", self.headers.get("Range") or "bytes=0-")[1])
-            self.send_response(206 if start else 200)
-            if start:
-                self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-            self.send_header("Content-Length", str(len(data) - start))
-            self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.end_headers()
-            if body:
-                if hub.fault == "damaged" and file.suffix == ".safetensors":
-                    data = data[:-1] + bytes([data[-1] ^ 1])
-                self.wfile.write(data[start:])
-
-        def listing(self):
-            if hub.fault in (404, 403, 500):
-                return self.refuse(hub.fault, {404: "RevisionNotFound", 403: "GatedRepo", 500: ""}[hub.fault])
-            files = []
-            for path in sorted(directory.iterdir()):
-                entry = {"rfilename": path.name, "size": path.stat().st_size, "blobId": "0" * 40}
-                if path.suffix == ".safetensors":
-                    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-                    entry["lfs"] = {"sha256": digest, "size": entry["size"], "pointerSize": 134}
-                files.append(entry)
-            files.append({"rfilename": "modeling.py", "size": 3, "blobId": "0" * 40})
-            body = json.dumps({"id": "someone/tiny", "sha": COMMIT, "siblings": files}).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def refuse(self, status, code):
-            self.send_response(status)
-            self.send_header("X-Error-Code", code)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
-        yield hub
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.fixture
@@ -168,6 +91,22 @@ def test_a_branch_is_followed_once(hub, tmp_path):
     manifest = json.loads((tmp_path / "work" / "tiny-main" / "download.manifest.json").read_text())
     assert manifest["identity"]["settings"] == {"repository": "someone/tiny", "revision": "main", "commit": COMMIT}
     assert download_for(hub, tmp_path / "work", "main").finished()
+
+
+def test_a_commit_s_first_digits_are_the_commit(hub, tmp_path):
+    """Before a path is made of it, and without the hub once it is here."""
+    short, work = f"someone/tiny@{COMMIT[:7]}", tmp_path / "work"
+    assert with_whole_commit(short, work, hub.endpoint) == f"someone/tiny@{COMMIT}"
+    download_for(hub, work).run()
+    hub.requests.clear()
+    assert with_whole_commit(short, work, hub.endpoint) == f"someone/tiny@{COMMIT}"
+    for as_it_is in ("someone/tiny@main", f"someone/tiny@{COMMIT}", "someone/tiny@v1.1"):
+        assert with_whole_commit(as_it_is, tmp_path, hub.endpoint) == as_it_is
+    assert not hub.requests
+    assert with_whole_commit("someone/tiny@beefbee", tmp_path, hub.endpoint) == "someone/tiny@beefbee", "a branch"
+    for digits, message in (("1234567", "no commit begins so"), ("abcdefa", "2 commits begin so")):
+        with pytest.raises(StepAudioError, match=f"{digits}: {message}; give all 40 digits"):
+            with_whole_commit(f"someone/tiny@{digits}", tmp_path, hub.endpoint)
 
 
 def test_an_interrupted_download_goes_on(hub, tiny, tmp_path, monkeypatch):

@@ -173,6 +173,7 @@ def test_wrong_values_are_refused():
         ({"engine": {"replicas": -1}}, "/engine/replicas"),
         ({"engine": {"env": [{"nam": "A"}]}}, "/engine/env/0"),
         ({"models": {"download": "stepfun-ai/Step-Audio-R1.1"}}, "/models/download"),
+        ({"models": {"download": "stepfun-ai/Step-Audio-R1.1@8abb296"}}, "/models/download"),
         ({"models": {"existingClaim": "a", "hostPath": "/b"}}, "not"),
         ({"podSecurityContext": {"runAsNonRoot": False}}, "/podSecurityContext/runAsNonRoot"),
         ({"autoscaling": {"kvCacheUse": "80%"}}, "/autoscaling/kvCacheUse"),

@@ -71,6 +71,10 @@ def run(arguments: argparse.Namespace) -> int:
 
         work_dir = default_work_dir(arguments.checkpoint)
     settings = BuildSettings.create(profile=profile, work_dir=work_dir.resolve(), **given)
+    if settings.model is not None:
+        from step_audio_build.stages.download import with_whole_commit
+
+        settings = settings.model_copy(update={"model": with_whole_commit(settings.model, settings.work_dir)})
     if arguments.dry_run:
         print("\n".join(describe(settings, arguments.first, arguments.last)))
         return 0

@@ -21,6 +21,7 @@ from step_audio_build.stages.layout import DTYPE, BuildJob
 
 FORMAT = 1
 COMMIT = re.compile(r"[0-9a-f]{40}")
+ABBREVIATED = re.compile(r"[0-9a-f]{7,39}")
 # Weights, configuration and tokenizer; a repository's pictures and code of its own are of no use here.
 WANTED = re.compile(r"[^/]+\.(safetensors|json|jinja|tiktoken|txt|model)")
 
@@ -173,6 +174,44 @@ class DownloadStage:
 
     def invalidate(self) -> None:
         """Nothing: a commit's files do not change."""
+
+
+def with_whole_commit(model: str, work_dir: Path, endpoint: str | None = None) -> str:
+    """HF_ID@REVISION, a commit's first digits made all 40 of it: so the same commit has one directory, however it is
+    written.
+
+    Of what is downloaded in `work_dir` already, or else by the hub. Names of branches and tags stay as they are, also
+    those that look like digits. Raises CheckpointError where no commit begins so, or several do.
+    """
+    from huggingface_hub import HfApi, errors
+
+    repository, revision = model.split("@")
+    if not ABBREVIATED.fullmatch(revision):
+        return model
+    commits = _downloaded(repository, revision, work_dir)
+    if not commits:
+        api = HfApi(endpoint=endpoint)
+        with _in_words(model):
+            try:
+                sha = api.model_info(repository, revision=revision).sha or ""
+                commits = {sha if sha.startswith(revision) else revision}
+            except errors.RevisionNotFoundError:  # it takes a commit's name whole, or not at all
+                listed = api.list_repo_commits(repository)
+                commits = {commit.commit_id for commit in listed if commit.commit_id.startswith(revision)}
+    if len(commits) != 1:
+        found = f"{len(commits)} commits begin so" if commits else "no commit begins so"
+        raise CheckpointError(f"{model}: {found}; give all 40 digits")
+    return f"{repository}@{commits.pop()}"
+
+
+def _downloaded(repository: str, revision: str, work_dir: Path) -> set[str]:
+    """Commits of this model in a work directory whose first digits these are."""
+    found = set()
+    for path in work_dir.glob(f"{repository.split('/')[1]}-{revision[:12]}*/download.manifest.json"):
+        settings = manifest.identity.settings if (manifest := read_manifest(path)) else {}
+        if settings.get("repository") == repository and settings.get("revision") == settings.get("commit"):
+            found.add(str(settings["commit"]))
+    return {commit for commit in found if commit.startswith(revision)}
 
 
 def _is_there(directory: Path, file: RemoteFile) -> bool:
