@@ -18,7 +18,8 @@ _Part = Literal["reasoning", "content", "raw", "text", "audio"]  # the last two 
 
 
 class AnswerParser:
-    """Fed one token at a time, emptied at any time: what `take` returns joins up the same however often it is called.
+    """Fed one token at a time, emptied at any time: what `take` returns joins up the same however often it is called,
+    and nothing stands before a call that came behind it.
 
     The order of work: speech (on ids), decoding, stop strings in everything, thought and answer apart, stop strings
     in the answer, tool calls. A character whose last byte never comes is left out.
@@ -54,6 +55,7 @@ class AnswerParser:
         self._calls = None if tool_names is None else ToolCallParser(tool_names)
         self._thought: list[str] = []
         self._waiting: deque[tuple[int, int, TokenLogprob]] = deque()  # by their places in the text and in the answer
+        self._whole: list[ChatDelta] = []  # each up to the end of a call, with more behind it
         self._clear()
 
     def _clear(self) -> None:
@@ -86,6 +88,8 @@ class AnswerParser:
     ) -> None:
         """The next generated token. `top`: the likeliest in its place. `thought_only`: what it brings of the answer is
         left out."""
+        if self._new_calls:
+            self._whole.append(self._cut())
         self.completion_tokens += 1
         self._ids.append(token)
         if token in self._stop_ids:
@@ -131,8 +135,12 @@ class AnswerParser:
             self._take_calls(*self._calls.flush(cut))
         self._release_logprobs()
 
-    def take(self) -> ChatDelta:
-        """What is new since the last time."""
+    def take(self) -> list[ChatDelta]:
+        """What is new since the last time; what follows a call is a delta of its own."""
+        whole, self._whole = self._whole, []
+        return [*whole, self._cut()]
+
+    def _cut(self) -> ChatDelta:
         new = {name: "".join(pieces) for name, pieces in self._new.items()}
         tts = TtsContent(new["text"], new["audio"])
         delta = ChatDelta(

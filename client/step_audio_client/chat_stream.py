@@ -147,8 +147,10 @@ class ChatStream:
             self._prompt_tokens, parser.completion_tokens, audio_tokens, parser.reasoning_tokens, self._cached_tokens
         )
         called = self._end == "stop" and calls
-        last = replace(parser.take(), prompt_tokens=self._prompt_tokens, usage=usage, audio=reports)
-        yield replace(last, finish_reason="tool_calls" if called else self._end)
+        *whole, last = (replace(delta, prompt_tokens=self._prompt_tokens) for delta in parser.take())
+        for delta in whole:
+            yield delta
+        yield replace(last, usage=usage, audio=reports, finish_reason="tool_calls" if called else self._end)
 
     @inner
     async def _generations(self) -> AsyncGenerator[ChatDelta]:
@@ -166,12 +168,14 @@ class ChatStream:
                         if end := self._read(tokens, until):
                             self._end = end
                             break  # the server's work is ended before the caller gets the rest
-                        yield self._parser.take()
+                        for delta in self._parser.take():
+                            yield delta
             except InvalidGuide as error:  # by the caller's word for it
                 asked = self._options.guide
                 raise error.by_name(asked.name if asked else "tool_choice") from None
             if self._end == "next":
-                yield self._parser.take()
+                for delta in self._parser.take():
+                    yield delta
 
     def _plan(self) -> Iterator[tuple[Guide | None, Until]]:
         """The generations, each with what ends it early; goes on when one has ended, by what that one brought."""

@@ -106,8 +106,9 @@ class MindPacedSpeaker:
                     self._on_formulation_tokens(brain, tokens)
                 else:
                     self._on_articulation_tokens(brain, tokens)
-                if not self._end and (delta := self._take()) != ChatDelta():
-                    yield replace(delta, prompt_tokens=len(self._prompt))
+                for delta in () if self._end else self._take():
+                    if delta != ChatDelta():
+                        yield replace(delta, prompt_tokens=len(self._prompt))
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -124,8 +125,11 @@ class MindPacedSpeaker:
             reasoning_tokens=thought.reasoning_tokens,
             cached_tokens=self._cached_tokens or 0,
         )
-        ended = replace(self._take(), finish_reason=reason, usage=usage, speech=self._pacing.timing())
-        yield replace(ended, prompt_tokens=len(self._prompt), audio=self._prompt.audio)
+        *whole, last = (replace(delta, prompt_tokens=len(self._prompt)) for delta in self._take())
+        for delta in whole:
+            yield delta
+        speech = self._pacing.timing()
+        yield replace(last, finish_reason=reason, usage=usage, speech=speech, audio=self._prompt.audio)
 
     # What the brains say
 
@@ -185,17 +189,19 @@ class MindPacedSpeaker:
         if heard:
             self._spoken.append(token)
 
-    def _take(self) -> ChatDelta:
+    def _take(self) -> list[ChatDelta]:
         """What is new of both."""
-        one, other = self._thought.take(), self._answer.take()
-        if other == ChatDelta():
-            return one
-        return replace(
+        thought, answer = self._thought.take(), self._answer.take()
+        if answer == [ChatDelta()]:
+            return thought
+        (one,), (other, *more) = thought, answer  # calls are made by one brain that goes on into the answer, or alone
+        first = replace(
             other,
             reasoning=one.reasoning,
             raw=one.raw + other.raw,
             token_ids=one.token_ids + other.token_ids,
         )
+        return [first, *more]
 
     def _speak_on(self) -> None:
         """Begin the next segment if it is due."""

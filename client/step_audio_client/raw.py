@@ -135,11 +135,13 @@ class RawStream:
                     prompt_tokens, cached_tokens = tokens.prompt_tokens, tokens.cached_tokens
                 if end := self._read(tokens):
                     break  # the server's work is ended before the caller gets the rest
-                if (delta := parser.take()) != ChatDelta():
+                (delta,) = parser.take()  # nothing is looked at for calls
+                if delta != ChatDelta():
                     yield replace(delta, prompt_tokens=prompt_tokens)
         parser.flush()
         usage = ChatUsage(prompt_tokens, parser.completion_tokens, 0, 0, cached_tokens)
-        yield replace(parser.take(), prompt_tokens=prompt_tokens, finish_reason=end, usage=usage)
+        (last,) = parser.take()
+        yield replace(last, prompt_tokens=prompt_tokens, finish_reason=end, usage=usage)
 
     def _read(self, tokens: Tokens) -> FinishReason | None:
         """Up to the token at which a stop string is complete; the generation's end, if it is."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2
 
-from chat_stream_fixture import CALL, QUESTION, TOOLS, Model, reply, tokens
+from chat_stream_fixture import CALL, QUESTION, TOOLS, Model, in_order, reply, tokens
 from fake_triton import EOT, TOKENIZER, answer, script, served
 from step_audio_client import ChatDelta, ChatOptions, Guide, Sampling, Thinking
 from step_audio_client.tokens import TokenRequest
@@ -25,11 +25,10 @@ def drawn(draw: random.Random, most: int = 14) -> list[int]:
     return [i for i in ids if draw.random() > 0.05] + ([EOT] if draw.random() < 0.5 else [])
 
 
-def comparable(whole: ChatDelta, model: Model) -> tuple[Any, ...]:
-    """Ids of calls are random. What was asked is compared, too, and whether it was left before its end."""
-    calls = [(call.index, call.name, call.arguments) for call in whole.tool_calls]
+def comparable(whole: ChatDelta, deltas: list[ChatDelta], model: Model) -> tuple[Any, ...]:
+    """What was asked is compared, too, and whether it was left before its end."""
     asked = [(r.messages, r.sampling, r.guide, r.continue_final_message) for r in model.requests]
-    return replace(whole, tool_calls=()), calls, asked
+    return replace(whole, tool_calls=()), in_order(deltas), [call.index for call in whole.tool_calls], asked
 
 
 OPTIONS = {
@@ -57,7 +56,7 @@ def test_chat(name):
             first = None
             for seed in SEEDS:
                 model = Model(*map(list, lines), seed=seed)
-                whole = comparable(reply(model, options)[0], model)
+                whole = comparable(*reply(model, options), model)
                 first = first or whole
                 assert whole == first, TOKENIZER.decode([i for line in lines for i in line])
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from chat_stream_fixture import CALL, TOOLS, tokens
+from chat_stream_fixture import CALL, TOOLS, in_order, tokens
 from fake_triton import EOT, TOKENIZER
 from mind_paced_fixture import CLOSE, UNTHOUGHT, Model, hear, thoughts
 from step_audio.tokenizer import Tokenizer
@@ -47,8 +47,7 @@ def content(model: Model, deltas: list[ChatDelta]) -> dict[str, Any]:
     assert last.usage and last.speech
     return {
         "asked": [(r.prompt.input_ids.tolist(), tuple(r.suffix_ids), r.sampling) for r in model.requests],
-        "answer": "".join(d.content for d in deltas),
-        "calls": [(call.index, call.name, call.arguments) for d in deltas for call in d.tool_calls],
+        "answer": in_order(deltas),
         "finish": last.finish_reason,
         "segments": [(s.thought_tokens, s.spoken_tokens, s.total_blocks) for s in last.speech.segments],
         "before": last.speech.thought_before,
@@ -114,15 +113,15 @@ def test_a_turn_that_ends_within_the_thought(mode, marker):
 @pytest.mark.parametrize("mode", ["think_first", "speak_first", "think_before_speak", "no_think"])
 def test_stop_strings(mode, stop):
     answer = the_same(Model, mode=mode, stop=(stop,), think_tokens=10, speak_tokens=3)
-    assert answer["finish"] == "stop" and stop not in answer["answer"]
+    assert answer["finish"] == "stop" and stop not in "".join(answer["answer"])
 
 
 @pytest.mark.parametrize("mode", ["think_first", "speak_first", "think_before_speak"])
 def test_a_call_that_several_segments_have_parts_of(mode):
-    ids = tokens("I ask. ", *CALL, "<|EOT|>")
+    ids = tokens("I ask. ", *CALL, "And", *CALL, "<|EOT|>")
     answer = the_same(lambda **way: Model(answer=ids, **way), mode=mode, tools=TOOLS, think_tokens=10, speak_tokens=3)
-    assert (answer["answer"], answer["finish"]) == ("I ask. ", "tool_calls")
-    assert answer["calls"] == [(0, "get_time", '{"tz": "猫"}')]
+    call = ("get_time", '{"tz": "猫"}')
+    assert (answer["answer"], answer["finish"]) == (["I ask. ", call, "And", call], "tool_calls")
 
 
 @pytest.mark.parametrize(("mode", "first"), [("think_first", 10), ("speak_first", 0)])

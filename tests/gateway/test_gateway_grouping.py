@@ -159,3 +159,26 @@ async def test_transcriptions(response_format):
             said = said or response.json()["text"]
             first = first or said
             assert said == first == "Two 🙂 猫."
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_responses(stream):
+    """What is said before a call, between two and behind them are items of their own, with their log-probabilities."""
+    tools = [{"type": "function", "name": tool["function"]["name"], "parameters": {}} for tool in TOOLS]
+    body = {"input": "hello", "tools": tools, "include": ["message.output_text.logprobs"], "stream": stream}
+    line = tokens("so\n</think>\nI ask.", *CALL, "And", *CALL, *CALL, "more.", "<|EOT|>")
+    first = None
+    for seed in SEEDS:
+        async with shared(Grouped([line], seed)) as client:
+            reply = await client.post("/v1/responses", json=body)
+        assert reply.status_code == 200, reply.text
+        last = json.loads(reply.text.rstrip().rpartition("data: ")[2])["response"] if stream else reply.json()
+        items = [
+            (item["type"], item.get("arguments"), [part.items() for part in item.get("content", ())])
+            for item in last["output"]
+        ]
+        first = first or items
+        assert items == first
+    assert [kind for kind, *_ in first] == [
+        "reasoning", "message", "function_call", "message", "function_call", "function_call", "message"
+    ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 
 from fake_triton import EOT, TOKENIZER
 from step_audio.tokenizer import Tokenizer
@@ -88,6 +89,18 @@ def reply(
         usage=deltas[-1].usage,
     )
     return whole, deltas
+
+
+def in_order(deltas: Sequence[ChatDelta]) -> list[str | tuple[str, str]]:
+    """What is said before, between and behind the calls, and these by name and arguments; their ids are random."""
+    found: list[str | tuple[str, str]] = []
+    for delta in deltas:
+        if delta.content and found and isinstance(found[-1], str):
+            found[-1] += delta.content
+        elif delta.content:
+            found.append(delta.content)
+        found += [(call.name, call.arguments) for call in delta.tool_calls]
+    return found
 
 
 CALL = ["<tool_call>", 'function\nget_time\n{"tz": "猫"}', "</tool_call>"]
