@@ -63,10 +63,11 @@ def at_noise_levels(levels: Iterable[Snr], per_task: int, seed: int) -> list[Ite
 
 def at_budgets(budgets: Iterable[Budget], per_task: int, seed: int) -> list[Item]:
     """The same sums, with so much thought each."""
-    sums = held_out(["arithmetic"], per_task, seed)
+    chosen = list(budgets)
+    sums = held_out(["arithmetic"] if chosen else [], per_task, seed)
     return [
         replace(item, id=item.id.replace("-", f"@{budget}tokens-"), tags=(), budget=budget)
-        for budget in budgets
+        for budget in chosen
         for item in sums
     ]
 

@@ -11,7 +11,7 @@ from step_audio.chat_template import NO_THOUGHT
 from step_audio_client import Audio
 from step_audio_client.messages import split_audio
 from step_audio_evaluation.data_set import load_data_set
-from step_audio_evaluation.held_out import TASKS, at_noise_levels, cut, held_out
+from step_audio_evaluation.held_out import TASKS, at_budgets, at_noise_levels, cut, held_out
 from step_audio_evaluation.items import EvaluationError
 
 # -- held-out questions
@@ -73,6 +73,12 @@ def test_noise_levels_share_recordings():
 def _samples(one):
     with wave.open(io.BytesIO(one.audio[0])) as file:
         return np.frombuffer(file.readframes(file.getnframes()), "<i2") / 32768
+
+
+def test_what_nobody_asks_about_is_not_spoken(monkeypatch):
+    spoken = []
+    monkeypatch.setattr("step_audio_evaluation.held_out.speak_apart", lambda make, wanted: spoken.extend(wanted) or [])
+    assert held_out([], 9, 0) == at_noise_levels([], 9, 0) == at_budgets([], 9, 0) == [] == spoken
 
 
 def test_data_set(data_set):
