@@ -231,7 +231,7 @@ async def leave_by_aclose(client, fake):
 
 async def leave_by_cancelling(client, fake):
     task = asyncio.create_task(client.complete([user("x")], request_id="mine"))
-    await until(lambda: fake.seen)
+    await until(lambda: fake.leases and "generate" in [what for what, *_ in fake.seen])
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 

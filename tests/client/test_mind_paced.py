@@ -28,6 +28,7 @@ from step_audio_client import ChatOptions, Guide, MindPaced, RequestError, Sampl
 from step_audio_client.mind_paced import MindPacedSpeaker, check
 from step_audio_client.prepared import PreparedRequest
 from step_audio_client.tokens import Tokens
+from waiting import SECONDS
 
 SEEDS = pytest.mark.parametrize("seed", [None, 1, 2, 3])  # of the sizes of messages
 
@@ -180,7 +181,7 @@ def test_leaving_ends_both(taken, cancelled):
         assert model.open == 0
         assert len(asyncio.all_tasks()) == 2  # this one, and wait_for
 
-    asyncio.run(asyncio.wait_for(run(), 30))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
 @pytest.mark.parametrize("rate", [None, 5.0])
@@ -216,7 +217,7 @@ def test_a_cancel_that_comes_with_a_token_is_not_lost(rate, hops):
         await asyncio.gather(task, return_exceptions=True)
         assert task.cancelled() and model.open == 0
 
-    asyncio.run(asyncio.wait_for(run(), 30))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
 def test_seeds_differ_from_generation_to_generation():

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import waiting
 from gateway_fixture import ANSWER, REPLY, FakeClient, listening
 from realtime_fixture import by_hand, connected, say, until
 from step_audio.audio import read_recording
@@ -61,11 +62,8 @@ async def hear(connection: Any, seconds: float, seed: int = 0) -> None:
 
 
 async def until_asked(fake: FakeClient, count: int) -> None:
-    for _ in range(200):
-        if len(fake.ahead) == count:
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError(f"{len(fake.ahead)} of {count}")
+    await waiting.until(lambda: len(fake.ahead) >= count, f"being asked {count} times")
+    assert len(fake.ahead) == count
 
 
 def lengths(asked: list[Any]) -> list[float]:
@@ -155,8 +153,4 @@ async def test_a_session_that_ends_leaves_nothing(url, fake):
         await until(connection, "error")
         await until_asked(fake, 1)
         assert fake.held == 1
-    for _ in range(100):
-        if not fake.held:
-            return
-        await asyncio.sleep(0.05)
-    raise AssertionError("it is still asked about")
+    await waiting.until(lambda: not fake.held, "the end of asking about it")

@@ -16,6 +16,7 @@ from step_audio_gateway.core import Gateway
 from step_audio_gateway.realtime.desk import Desk
 from step_audio_gateway.realtime.session import Session, default_config
 from step_audio_gateway.settings import GatewaySettings
+from waiting import SECONDS
 
 IDS = st.sampled_from(["a", "b", "c", "root", "", "x" * 65])
 SCALARS = st.none() | st.booleans() | st.integers(-5, 5000) | st.floats(allow_nan=False) | st.text(max_size=8) | IDS
@@ -100,9 +101,9 @@ async def converse(messages: list[str]) -> None:
     desk = Desk(gateway, admission, 0, "tiny", LIMITS, told.append)
     session = Session(desk, default_config(False), HeldSession(admission, 0), room)
     for message in messages:
-        await asyncio.wait_for(session.handle(message), 30)
-    await asyncio.wait_for(session.finish(), 30)
-    await asyncio.wait_for(session.close(), 30)
+        await asyncio.wait_for(session.handle(message), SECONDS)
+    await asyncio.wait_for(session.finish(), SECONDS)
+    await asyncio.wait_for(session.close(), SECONDS)
     assert (admission.places.taken, admission.bytes.taken, admission.sessions.taken) == (0, 0, 0)
     assert fake.begun == fake.closed
     begun = [event["response"]["id"] for event in told if event["type"] == "response.created"]

@@ -15,6 +15,7 @@ import pytest
 import websockets
 from websockets.asyncio.client import connect
 
+import waiting
 from gateway_fixture import USAGE, listening
 from realtime_fixture import by_hand, connected, pcm, say, take, until
 from step_audio_client import ChatDelta
@@ -106,6 +107,10 @@ async def test_under_a_proxys_path(fake):
                 pass
 
 
+async def no_session_at(url: str) -> None:
+    await waiting.until(lambda: "step_audio_realtime_sessions 0.0" in httpx.get(f"{url}/metrics").text, "their end")
+
+
 async def test_so_many_sessions_and_no_more(url):
     async with connected(url, key="one"), connected(url, key="one"), connected(url, key="one"):
         assert (await refusal(url, key="one"))[0] == 429, "the last is for who has none"
@@ -113,10 +118,7 @@ async def test_so_many_sessions_and_no_more(url):
             metrics = httpx.get(f"{url}/metrics").text
             assert "step_audio_realtime_sessions 4.0" in metrics
             assert "step_audio_requests_in_flight 0.0" in metrics, "nobody speaks"
-    for _ in range(100):
-        if "step_audio_realtime_sessions 0.0" in httpx.get(f"{url}/metrics").text:
-            break
-        await asyncio.sleep(0.05)
+    await no_session_at(url)
     async with connected(url, key="one"):
         pass
 
@@ -216,11 +218,7 @@ async def test_a_client_that_is_gone_or_reads_nothing_leaves_nothing(fake, play)
             item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "a"}]}
             await silent.send(json.dumps({"type": "conversation.item.create", "item": item}))
             await silent.send('{"type": "response.create"}')
-            for _ in range(200):
-                if before < fake.begun == fake.closed:
-                    break
-                await asyncio.sleep(0.05)
-            assert before < fake.begun == fake.closed, "it was stopped"
+            await waiting.until(lambda: before < fake.begun == fake.closed, "its stop")
         host, port = re.fullmatch(r"http://(.*):(\d+)", url).groups()
         with socket.create_connection((host, int(port))) as raw:  # half open: says nothing more, and breaks
             raw.sendall(
@@ -229,8 +227,4 @@ async def test_a_client_that_is_gone_or_reads_nothing_leaves_nothing(fake, play)
             )
             assert raw.recv(20).startswith(b"HTTP/1.1 101")
             raw.sendall(b"\x82\xff" + b"\xff" * 20)  # a frame that is larger than all
-        for _ in range(200):
-            if "step_audio_realtime_sessions 0.0" in httpx.get(f"{url}/metrics").text:
-                return
-            await asyncio.sleep(0.05)
-        raise AssertionError("a session stays")
+        await no_session_at(url)

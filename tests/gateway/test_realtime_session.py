@@ -21,6 +21,7 @@ from step_audio_client import (
     TurnTimes,
 )
 from step_audio_training.speech import Voice, speak
+from waiting import SECONDS
 
 BLOCK = 640  # bytes: 20 ms at 16 kHz
 TOOL = {"type": "function", "name": "weather", "parameters": {"type": "object", "properties": {}}}
@@ -136,4 +137,4 @@ async def test_a_session_that_is_left_ends_its_reader(url):
     async with RealtimeSession.connect(url, "sk-1") as session:
         reading = asyncio.create_task(until(session, ResponseDone))
         await asyncio.sleep(0.1)
-    assert await asyncio.wait_for(reading, 10) == []
+    assert await asyncio.wait_for(reading, SECONDS) == []

@@ -8,6 +8,7 @@ import base64
 import numpy as np
 import pytest
 
+import waiting
 from gateway_fixture import ANSWER, USAGE, listening
 from realtime_fixture import by_hand, connected, say, take, until
 from step_audio.clips import SAMPLE_RATE
@@ -36,10 +37,7 @@ async def test_a_turn_is_made_ready_where_it_pauses(url, fake, speech):
         await connection.input_audio_buffer.append(audio="!")
         assert [event.type for event in await until(connection, "error")] == [SPOKEN[0], "error"]
         await play_in(connection, sentence[16_000:] + bytes(32 * 350))  # without the silence before it
-        for _ in range(200):
-            if len(fake.ahead) == 3:  # when speech began, and in two pauses
-                break
-            await asyncio.sleep(0.02)
+        await waiting.until(lambda: len(fake.ahead) == 3, "being asked when speech began, and in two pauses")
         await play_in(connection, bytes(32_000))
         assert (await until(connection, "response.done"))[-1].response.status == "completed"
     assert fake.ahead[-1] == fake.messages and fake.ahead[-2] != fake.messages
@@ -58,12 +56,7 @@ async def play_in(connection, data: bytes) -> None:
 
 
 async def settled(fake) -> None:
-    """Every answer that was begun has been closed."""
-    for _ in range(200):
-        if fake.begun == fake.closed:
-            return
-        await asyncio.sleep(0.05)
-    raise AssertionError(f"{fake.begun} begun, {fake.closed} closed")
+    await waiting.until(lambda: fake.begun == fake.closed, "the end of every answer that was begun")
 
 
 async def test_what_is_said_is_answered_when_it_ends(url, fake, speech):

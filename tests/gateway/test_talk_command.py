@@ -32,6 +32,7 @@ from step_audio_server.commands.cli import main
 from step_audio_server.commands.talk_playback import PlaybackClock
 from step_audio_server.commands.talk_show import Show
 from step_audio_training.speech import Voice, speak
+from waiting import wait_until
 
 LONG = " ".join(["Once upon a time there was a king who had three daughters and a very large garden."] * 5)
 
@@ -219,7 +220,9 @@ def test_by_microphone_and_loudspeaker_until_it_is_interrupted(talk, aloud, fake
     pcm = question.read_bytes()[44:]
     devices = Devices(pcm)
     monkeypatch.setitem(sys.modules, "sounddevice", devices)
-    ctrl_c = threading.Thread(target=_interrupt_after, args=(lambda: any(devices.played) and not devices.speech,))
+    ctrl_c = threading.Thread(
+        target=_interrupt_after, args=(lambda: any(devices.played) and fake.closed == fake.begun > 0,)
+    )
     ctrl_c.start()
     status, out, err = talk("--url", aloud)
     ctrl_c.join()
@@ -231,11 +234,11 @@ def _interrupt_after(condition) -> None:
     import os
     import signal
 
-    end = time.monotonic() + 60
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.1)
-    time.sleep(0.5)
-    os.kill(os.getpid(), signal.SIGINT)
+    try:
+        wait_until(condition, "the end of the answer")
+        time.sleep(1)  # for its words to be shown
+    finally:
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.long

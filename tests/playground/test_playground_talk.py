@@ -20,6 +20,7 @@ from playground_fixture import ANSWER, THOUGHT, TONE_HZ, FakeGateway, Handler, t
 from step_audio.audio import encode_wav
 from step_audio.clips import SAMPLE_RATE
 from step_audio.containers import ADVICE, EXTENSIONS, MIME_TYPES
+from waiting import SECONDS
 
 pytestmark = needs_browser
 
@@ -124,7 +125,7 @@ def test_stops_a_long_reply(page: Page, gateway: FakeGateway, how: str, script: 
         page.find(".send").click()
     else:
         page.find("body").send_keys(Keys.ESCAPE)
-    assert gateway.hung_up.wait(10)
+    assert gateway.hung_up.wait(SECONDS)
     page.wait_state("stopped")
     assert "Stopped." in page.text(".note:not(.warnings)")
     gateway.script = thinks_and_answers

@@ -75,7 +75,7 @@ def slow(monkeypatch):
     compile_ = GuideCompiler.compile
 
     def wait(self, guide) -> CompiledGuide:
-        assert event.wait(20)
+        assert event.wait(SECONDS)
         return compile_(self, guide)
 
     monkeypatch.setattr(GuideCompiler, "compile", wait)
