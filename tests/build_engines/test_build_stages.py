@@ -40,7 +40,7 @@ def test_all_stages_in_order(tiny, whole):
     loads = calls("tensorrt_llm")
     assert sorted(load["rank"] for load in loads) == [0, 1, 2, 3]
     assert {load["engine"] for load in loads} == {str(layout.engine)}
-    assert {load["kv_cache_free_gpu_memory_fraction"] for load in loads} == {PROFILE.kv_fraction}
+    assert {load["kv_cache_free_gpu_memory_fraction"] for load in loads} == {memory.kv_fraction}
 
     assert sorted(path.name for path in layout.engine.iterdir()) == ENGINE_FILES
     assert not list(whole.work.rglob("*.partial"))

@@ -162,7 +162,7 @@ def test_on_the_gpus_of_a_profile(tmp_path, name):
         "gpt_model_path": str(tmp_path / "engine"),
         "max_tokens_in_paged_kv_cache": "",
         "batch_scheduler_policy": "max_utilization",
-        "kv_cache_free_gpu_mem_fraction": str(profile.kv_fraction),
+        "kv_cache_free_gpu_mem_fraction": "0.85",
         "kv_cache_host_memory_bytes": "0",
         "exclude_input_in_output": "true",
         "cancellation_check_period_ms": "100",

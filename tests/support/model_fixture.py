@@ -7,7 +7,7 @@ from step_audio.steps.runtime import Limits, Runtime
 def model(positions: int = 65_536) -> ModelConfig:
     return ModelConfig(
         text=TextConfig(
-            hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+            hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=8, num_key_value_heads=2,
             head_dim=16, vocab_size=1000, max_position_embeddings=positions, rms_norm_eps=1e-5, rope_theta=1e6,
             dtype="bfloat16",
         ),

@@ -66,10 +66,16 @@ def report(found: MemoryPlan, model: ModelConfig) -> list[str]:
     card = f"{profile.gpus} x {profile.gpu.name}, {profile.precision}"
     lines = [f"{profile.name}: {card}: {found.summary()}", *found.reasons, *profile.warnings()]
     if found.weights:
-        short, long = decode_bound(profile, model), decode_bound(profile, model, profile.max_seq_len)
+        short, long = decode_bound(found, model), decode_bound(found, model, profile.max_seq_len)
+        batch, rows = found.build.max_batch_size, found.table_rows
+        steps = [1000 / decode_bound(found, model, sequences=batch, rows=count) for count in (0, rows)]
         lines.append(
             f"Memory bandwidth bounds a single sequence to {short:.0f} tokens/s, and to {long:.0f} when it is "
             f"{profile.max_seq_len:,} tokens long."
+        )
+        lines.append(
+            "Each step clears the prompt table and copies those of running requests into it: at least "
+            f"{steps[1]:.1f} ms when all {batch} have {found.audio_seconds:,} s of audio, {steps[0]:.1f} ms without."
         )
         lines += ["", found.table()]
     return lines

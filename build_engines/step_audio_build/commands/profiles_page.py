@@ -43,7 +43,16 @@ def fill(page: str) -> str:
 
 
 def _profiles(plans: list[MemoryPlan]) -> str:
-    rows = [("profile", "sequences", "tokens each", "audio each, s", "KV cache, tokens", "of full length", "tokens/s")]
+    names = (
+        "sequences",
+        "tokens each",
+        "audio each, s",
+        "KV cache, tokens",
+        "of full length",
+        "tokens/s",
+        "full tables",
+    )
+    rows: list[tuple[str, ...]] = [("profile", *names)]
     for one in plans:
         rows.append(
             (
@@ -53,18 +62,19 @@ def _profiles(plans: list[MemoryPlan]) -> str:
                 f"{one.audio_seconds:,}",
                 f"{one.kv_tokens:,}",
                 f"{one.full_requests:.1f}",
-                f"{decode_bound(one.profile, PUBLISHED):.0f}",
+                f"{decode_bound(one, PUBLISHED):.0f}",
+                f"{decode_bound(one, PUBLISHED, sequences=one.build.max_batch_size, rows=one.table_rows):.0f}",
             )
         )
     return markdown_table(rows)
 
 
 def _memory(plans: list[MemoryPlan]) -> str:
-    names = ("weights", "prompt table", "activations", "encoder", "assumed", "KV cache", "left", "total")
+    names = ("weights", "prompt table", "activations", "encoder", "assumed", "KV cache", "tables", "left", "total")
     rows: list[tuple[str, ...]] = [("profile", *names)]
     for one in plans:
-        parts = (one.weights, one.prompt_table, one.activations, one.encoder, one.runtime, one.kv_cache, one.free)
-        sizes = (*parts, one.profile.gpu.memory_bytes)
+        before = (one.weights, one.prompt_table, one.activations, one.encoder, one.runtime)
+        sizes = (*before, one.kv_cache, one.table_copies, one.free, one.profile.gpu.memory_bytes)
         rows.append((one.profile.name, *(f"{size / 1e9:.1f}" for size in sizes)))
     return markdown_table(rows)
 
@@ -83,7 +93,7 @@ def _precision(profile: Profile) -> str:
     rows = [(f"{profile.name}", "weights, GB", "KV cache, tokens", "tokens/s")]
     for precision in PRECISIONS:
         one = plan(profile.model_copy(update={"precision": precision}), PUBLISHED)
-        bound = decode_bound(one.profile, PUBLISHED)
+        bound = decode_bound(one, PUBLISHED)
         rows.append((f"`{precision}`", f"{one.weights / 1e9:.2f}", f"{one.kv_tokens:,}", f"{bound:.0f}"))
     return markdown_table(rows)
 

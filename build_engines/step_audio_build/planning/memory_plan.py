@@ -1,13 +1,13 @@
-"""What a profile's server takes of each GPU, and the largest batch and prompt table with which it fits.
+"""What a profile's server takes of each GPU, and the largest batch with which it fits.
 
 TensorRT-LLM first loads the engine, then makes its buffers and the prompt table, then gives `kv_fraction` of what is
 left to the KV cache (batch_manager/trtGptModelInflightBatching.cpp). All ranks make it as large as the smallest one's:
-GPU 0's, which has the audio encoder too.
+GPU 0's, which has the audio encoder too. What comes after that lives on the rest: the prompt tables of running
+requests, and the encoder where it loads last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from step_audio.config import ModelConfig, TextConfig
@@ -27,9 +27,11 @@ class MemoryPlan:
     profile: Profile
     weights: int
     prompt_table: int
+    table_copies: int  # the prompt tables of running requests, full ones of all of them
     activations: int  # TensorRT's context memory, and TensorRT-LLM's buffers for the batch
     encoder: int
     runtime: int
+    kv_fraction: float  # for TensorRT-LLM: the profile's, or less
     kv_cache: int
     kv_tokens: int
     build: BuildConfig  # the limits that `trtllm-build` is given
@@ -54,14 +56,15 @@ class MemoryPlan:
     @property
     def free(self) -> int:
         """What is left of GPU 0; below zero when it does not fit."""
-        parts = self.weights + self.prompt_table + self.activations + self.encoder + self.runtime + self.kv_cache
-        return self.profile.gpu.memory_bytes - parts
+        before = self.weights + self.prompt_table + self.activations + self.encoder + self.runtime
+        return self.profile.gpu.memory_bytes - before - self.kv_cache - self.table_copies
 
     def table(self) -> str:
         """Markdown, whose columns also line up in a terminal."""
         lines = [
             ("weights", self.weights),
             ("prompt table", self.prompt_table),
+            ("prompt tables of running requests, at most", self.table_copies),
             ("activations and buffers, at most", self.activations),
             ("audio encoder, at most (GPU 0)", self.encoder),
             ("driver, CUDA, NCCL (assumed)", self.runtime),
@@ -83,12 +86,13 @@ class MemoryPlan:
 
 
 def plan(profile: Profile, model: ModelConfig) -> MemoryPlan:
-    """The largest batch up to the profile's, and then the largest prompt table, for which all of this holds:
+    """The largest batch up to the profile's for which all of this holds, with a prompt table of the size asked for:
 
     - each sequence has room in the table for the profile's `max_audio_seconds`;
     - the KV cache holds one request of `max_seq_len`: with less, TensorRT-LLM would shorten the attention window;
     - the KV cache has a position for each row of the table, without which the row is of no use;
-    - the table is a tensor that TensorRT takes.
+    - the table is a tensor that TensorRT takes;
+    - beside the KV cache there is room for the tables of as many running requests, all of them full.
 
     Raises nothing for what does not fit: `fits` and `reasons` say so.
     """
@@ -99,29 +103,29 @@ def plan(profile: Profile, model: ModelConfig) -> MemoryPlan:
     reasons = []
     if profile.max_seq_len > (limit := model.text.max_position_embeddings):
         reasons.append(f"max_seq_len {profile.max_seq_len} is more than the model's {limit} positions: lower it.")
-    wanted = audio_rows(profile.max_audio_seconds)
+    rows = audio_rows(profile.max_audio_seconds)
     batch = profile.max_batch_size
-    while batch > 1 and space.missing(batch, wanted):
+    while batch > 1 and space.missing(batch, rows):
         batch -= 1
-    if missing := space.missing(batch, wanted):
-        return space.plan(batch, wanted, [*reasons, missing], fits=False)
-    if missing := space.encoder_missing(batch, wanted):
-        reasons.append(missing)
-    rows = _largest(
-        lambda rows: not (space.missing(batch, rows) or space.encoder_missing(batch, rows)), wanted, profile.max_seq_len
-    )
+    if missing := space.missing(batch, rows):
+        return space.plan(batch, rows, [*reasons, missing], fits=False)
     fits = not reasons
     if batch < profile.max_batch_size:
-        cause = space.missing(batch + 1, wanted)
+        cause = space.missing(batch + 1, rows)
         reasons.append(
             f"{_sequences(batch)} instead of {profile.max_batch_size}: {cause} Shorter audio makes room for more."
         )
-    if audio_seconds(rows) > profile.max_audio_seconds:
+    if (fraction := space.kv_fraction(batch, rows)) < profile.kv_fraction:
         reasons.append(
-            f"There is room for {audio_seconds(rows):,} s of audio in a request, more than the "
-            f"{profile.max_audio_seconds:,g} s asked for."
+            f"kv_fraction {fraction:g} instead of {profile.kv_fraction:g}: the rest is for the prompt tables of "
+            "running requests, and for the audio encoder when it loads last."
         )
     return space.plan(batch, rows, reasons, fits)
+
+
+def kv_fraction(profile: Profile, model: ModelConfig, batch: int, rows: int) -> float:
+    """Of an engine for so many sequences with so many rows each. Raises ArtefactError for a model that is no split."""
+    return _Space(profile, model).kv_fraction(batch, rows)
 
 
 class _Space:
@@ -140,14 +144,28 @@ class _Space:
             self.text, self.profile.gpus, self.profile.max_num_tokens, batch
         ) + sizes.buffer_bytes(self.text, batch, self.profile.max_seq_len)
 
+    def tables(self, batch: int, rows: int) -> int:
+        """The prompt table, and once more the tables of all requests that run at once."""
+        return sizes.prompt_table_bytes(self.text, batch * rows)
+
     def left(self, batch: int, rows: int) -> int:
         """Free on GPU 0 before there is a KV cache; below zero when there is not enough."""
         taken = self.weights + self.activations(batch) + self.encoder + self.runtime
-        return self.profile.gpu.memory_bytes - taken - sizes.prompt_table_bytes(self.text, batch * rows)
+        return self.profile.gpu.memory_bytes - taken - self.tables(batch, rows)
+
+    def kv_fraction(self, batch: int, rows: int) -> float:
+        """The profile's, or the largest that leaves enough when the encoder is not loaded yet; at least 0.
+
+        Triton loads its models at once. What is left without the encoder becomes KV cache by this share; the encoder
+        and the tables of running requests need the rest.
+        """
+        left = self.left(batch, rows)
+        highest = (left - self.tables(batch, rows)) / (left + self.encoder)
+        return min(self.profile.kv_fraction, max(int(100 * highest), 0) / 100) if left > 0 else 0.0
 
     def kv_tokens(self, batch: int, rows: int) -> int:
-        blocks = self.profile.kv_fraction * max(self.left(batch, rows), 0) / (self.per_token * TOKENS_PER_BLOCK)
-        return int(blocks) * TOKENS_PER_BLOCK
+        share = self.kv_fraction(batch, rows) * max(self.left(batch, rows), 0)
+        return int(share / (self.per_token * TOKENS_PER_BLOCK)) * TOKENS_PER_BLOCK
 
     def missing(self, batch: int, rows: int) -> str | None:
         """What stands against this batch with so many rows each, in a sentence."""
@@ -172,26 +190,17 @@ class _Space:
             )
         return None
 
-    def encoder_missing(self, batch: int, rows: int) -> str | None:
-        """Triton loads its models at once. Does the encoder still find room when the KV cache was made before it?"""
-        left = self.left(batch, rows) + self.encoder
-        highest = 1 - self.encoder / left
-        if self.profile.kv_fraction <= highest:
-            return None
-        return (
-            f"kv_fraction {self.profile.kv_fraction:g} leaves no room for the audio encoder when it loads last: "
-            f"{int(100 * highest) / 100:g} does."
-        )
-
     def plan(self, batch: int, rows: int, reasons: list[str], fits: bool) -> MemoryPlan:
         tokens = self.kv_tokens(batch, rows)
         return MemoryPlan(
             profile=self.profile,
             weights=self.weights,
-            prompt_table=sizes.prompt_table_bytes(self.text, batch * rows),
+            prompt_table=self.tables(batch, rows),
+            table_copies=self.tables(batch, rows),
             activations=self.activations(batch),
             encoder=self.encoder,
             runtime=self.runtime,
+            kv_fraction=self.kv_fraction(batch, rows),
             kv_cache=tokens * self.per_token,
             kv_tokens=tokens,
             build=_build(self.profile, batch, rows),
@@ -200,17 +209,20 @@ class _Space:
         )
 
 
-def decode_bound(profile: Profile, model: ModelConfig, context: int = 0) -> float:
-    """Tokens a second that one sequence cannot exceed, `context` tokens into its answer, on this memory bandwidth.
+def decode_bound(found: MemoryPlan, model: ModelConfig, context: int = 0, sequences: int = 1, rows: int = 0) -> float:
+    """Decoding steps a second, a token for each sequence in each, that this memory bandwidth does not let exceed.
 
-    Each step reads all weights of a rank, of the embedding one row, and keys and values of the context. What the GPUs
-    say to each other comes on top. Raises ArtefactError when the model cannot be split over the GPUs.
+    Each step reads all weights of a rank, of the embedding one row, and keys and values of `context` positions of each
+    sequence. It clears the whole prompt table, and copies the `rows` of each sequence into it: TensorRT-LLM does so in
+    every step, also when all prompts have been computed (batch_manager/promptTuningBuffers.cpp @2868d79, `fill`;
+    https://github.com/NVIDIA/TensorRT-LLM/issues/5889). What the GPUs say to each other comes on top.
     """
-    text = model.text
-    weights = sizes.weight_bytes(text, profile.gpus, profile.precision, profile.kv_cache_dtype)
+    text, profile = model.text, found.profile
     unread = sizes.BF16 * (text.vocab_size - 1) * text.hidden_size
     keys_and_values = context * sizes.kv_bytes_per_token(text, profile.gpus, profile.kv_cache_dtype)
-    return profile.gpu.bandwidth / (weights - unread + keys_and_values)
+    copied = 2 * sizes.prompt_table_bytes(text, rows)  # read and written
+    moved = found.weights - unread + found.prompt_table + sequences * (keys_and_values + copied)
+    return profile.gpu.bandwidth / moved
 
 
 def _sequences(count: int) -> str:
@@ -229,12 +241,4 @@ def _build(profile: Profile, batch: int, rows: int) -> BuildConfig:
 
 def _nothing(profile: Profile, reason: str) -> MemoryPlan:
     build = _build(profile, profile.max_batch_size, audio_rows(profile.max_audio_seconds))
-    return MemoryPlan(profile, 0, 0, 0, 0, 0, 0, 0, build, False, (f"{reason}.",))
-
-
-def _largest(holds: Callable[[int], bool], low: int, high: int) -> int:
-    """The largest number from `low`, for which it holds, to `high`, for which it may not; it never starts to again."""
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle - 1)
-    return low
+    return MemoryPlan(profile, 0, 0, 0, 0, 0, 0, 0.0, 0, 0, build, False, (f"{reason}.",))

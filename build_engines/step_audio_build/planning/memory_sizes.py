@@ -76,7 +76,11 @@ def _linear_bytes(rows: int, columns: int, precision: Precision) -> int:
 def prompt_table_bytes(text: TextConfig, rows: int) -> int:
     """[rows, hidden] of the model's type, not split, on every rank for as long as the server runs.
 
-    TensorRT-LLM's batch_manager/promptTuningBuffers.cpp makes it, before the KV cache.
+    TensorRT-LLM's batch_manager/promptTuningBuffers.cpp makes it, before the KV cache. Each running request has its own
+    table beside it from its first chunk to its end: `fill` there copies it to the GPU
+    (`LlmRequest::movePromptEmbeddingTableToGpu`), and nothing lets go of it while the request waits or decodes. No more
+    requests than max_batch_size are begun (executor/executorImpl.cpp, `mMaxNumActiveRequests`), and none may have more
+    rows than its share of the table.
     """
     return BF16 * rows * text.hidden_size
 

@@ -62,7 +62,7 @@ class Profile(Strict):
     kv_cache_dtype: KvCacheDType = "bfloat16"
     fp8_kv_cache_despite_faults: bool = False  # what kv_cache_dtype "fp8" asks for
     max_audio_seconds: PositiveFloat  # that one request's prompt table must hold
-    kv_fraction: float = Field(0.85, gt=0, lt=1)  # kv_cache_free_gpu_mem_fraction
+    kv_fraction: float = Field(0.85, gt=0, lt=1)  # kv_cache_free_gpu_mem_fraction, at most
     encoder_batch_clips: PositiveInt = 4  # clips in one run of the audio encoder
 
     @model_validator(mode="after")

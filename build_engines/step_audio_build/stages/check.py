@@ -95,7 +95,7 @@ class CheckStage:
             answers=layout.own / "check.answers.json",
             max_tokens=MAX_TOKENS,
             end_id=tokenizer.special.stop_ids[0],
-            kv_fraction=job.profile.kv_fraction,
+            kv_fraction=job.plan.kv_fraction,
         )
         write_atomically(self._job_file, check_job.model_dump_json(indent=1) + "\n")
         check_job.answers.unlink(missing_ok=True)

@@ -139,11 +139,14 @@ def _batcher_and_cache(settings: ServeSettings, runtime: Runtime, profile: Profi
             "max_tokens_in_paged_kv_cache": settings.kv_cache_tokens or 4 * runtime.max_seq_len,
             "kv_cache_free_gpu_mem_fraction": 0.9,
         }
+    from step_audio_build.planning.memory_plan import kv_fraction
+
+    rows = runtime.max_prompt_table_rows
     queue = f"default_queue_policy {{ max_queue_size: {settings.max_queue_size} }}"
     return {
         "dynamic_batching": f"dynamic_batching {{ {queue} }}",
         "max_tokens_in_paged_kv_cache": "",
-        "kv_cache_free_gpu_mem_fraction": profile.kv_fraction,
+        "kv_cache_free_gpu_mem_fraction": kv_fraction(profile, runtime.model, runtime.max_batch_size, rows),
     }
 
 
