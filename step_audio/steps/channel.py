@@ -1,7 +1,8 @@
 """Messages between a step's stub and its worker, two processes of one machine: Python objects over a socket.
 
 Arrays and buffers of some size travel in a memory file whose descriptor is sent along, so that the reader maps what the
-writer wrote, the socket carries a few bytes, and the memory is given back when the reader has done with it.
+writer wrote, the socket carries a few bytes, and the memory is given back when the reader has done with it. Bytes,
+which may only be read, are copied out of it, by a call that lets other threads run.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 INLINE = 1 << 16  # bytes that are sent through the socket itself
 # Number of the message, bytes of the pickle, number of buffers, bytes of the memory file (0: there is none).
 _HEAD = struct.Struct("<qIIQ")
-_SIZE = struct.Struct("<Q")
+_SIZE = struct.Struct("<Q?")  # of a buffer, and whether it may only be read
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Frame:
         pickled = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
         raw = [buffer.raw() for buffer in buffers]
         size = sum(view.nbytes for view in raw)
-        sizes = b"".join(_SIZE.pack(view.nbytes) for view in raw)
+        sizes = b"".join(_SIZE.pack(view.nbytes, view.readonly) for view in raw)
         if size <= INLINE:
             return cls((len(pickled), len(raw), 0), b"".join([sizes, pickled, *raw]), None)
         memory = os.memfd_create("step_audio", os.MFD_CLOEXEC)
@@ -80,17 +81,17 @@ class Channel:
             if len(head) < _HEAD.size:
                 head += self._read(_HEAD.size - len(head))
             number, pickled_size, count, memory_size = _HEAD.unpack(head)
-            sizes = [size for (size,) in _SIZE.iter_unpack(self._read(count * _SIZE.size))]
+            sizes: list[tuple[int, bool]] = list(_SIZE.iter_unpack(self._read(count * _SIZE.size)))
             pickled = self._read(pickled_size)
             if memory_size:
                 (memory,) = descriptors
-                mapped = memoryview(mmap.mmap(memory, memory_size, prot=mmap.PROT_READ | mmap.PROT_WRITE))
+                buffers = _parts(mmap.mmap(memory, memory_size, prot=mmap.PROT_READ | mmap.PROT_WRITE), sizes, memory)
                 os.close(memory)
             else:
-                mapped = memoryview(self._read(sum(sizes)))
+                buffers = _parts(self._read(sum(size for size, _ in sizes)), sizes)
         except OSError as error:
             raise EOFError(str(error)) from None
-        return number, pickle.loads(pickled, buffers=_parts(mapped, sizes))
+        return number, pickle.loads(pickled, buffers=buffers)
 
     def close(self) -> None:
         """The other end reads EOFError."""
@@ -114,9 +115,19 @@ def _write(descriptor: int, view: memoryview) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def _parts(whole: memoryview, sizes: Sequence[int]) -> list[memoryview]:
-    parts, start = [], 0
-    for size in sizes:
-        parts.append(whole[start : start + size])
+def _parts(
+    whole: mmap.mmap | bytearray, sizes: Sequence[tuple[int, bool]], memory: int | None = None
+) -> list[memoryview | bytes]:
+    """The buffers, of `sizes` as `_SIZE` has them; `memory`: the file that is mapped."""
+    parts: list[memoryview | bytes] = []
+    start, view = 0, memoryview(whole)
+    for size, readonly in sizes:
+        parts.append(_copy(memory, size, start) if memory is not None and readonly else view[start : start + size])
         start += size
     return parts
+
+
+def _copy(memory: int, size: int, start: int) -> bytes:
+    """Of a file: a call reads at most 2 GiB."""
+    data = os.pread(memory, size, start)
+    return data if len(data) == size else data + _copy(memory, size - len(data), start + len(data))

@@ -10,6 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ from step_audio.tracing import Tracer
 # One thread: the libraries' own pools would take the cores from the LLM.
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"} | ALLOCATOR
 
+# Bytes of an answer, or of a string: to copy more takes so long, at a low priority, that others would notice.
+LARGE = 4 << 20
+
 MAX_STRINGS = 4096  # of one tensor, as many as a conversation has parts; each costs time, even if it is empty
 
 log = logging.getLogger(__name__)
@@ -46,6 +50,7 @@ class StepStub:
         step = args["model_name"]
         counters = Counters(Path(runtime_file).parent, step, [(WORKER_RESTARTS, step)])
         self._name, self._tracer = step, tracing.tracer(step)
+        self._large = ThreadPoolExecutor(1, "large")  # sends what would hold all other answers up
         self._worker = WorkerClient(command, ENVIRONMENT, lambda: counters.count(WORKER_RESTARTS, step))
 
     def execute(self, requests: Sequence[Any]) -> list[None]:
@@ -57,7 +62,10 @@ class StepStub:
             def answer(result: Tensors | Exception, sender: Any = sender, told: Reply | None = told) -> None:
                 if told is not None:
                     told(result)
-                self._send(sender, result)
+                if _size(result) < LARGE:
+                    self._send(sender, result)
+                else:
+                    self._large.submit(self._send, sender, result)
 
             try:
                 inputs = {tensor.name(): _read(tensor) for tensor in request.inputs()}
@@ -73,11 +81,12 @@ class StepStub:
     def close(self) -> None:
         """No request is in flight."""
         self._worker.close()
+        self._large.shutdown()
         if self._tracer is not None:
             self._tracer.close()
 
     def _send(self, sender: Any, result: Tensors | Exception) -> None:
-        """Never raises: all requests' answers come through the thread that calls it."""
+        """Never raises: all requests' answers come through the threads that call it."""
         try:
             response = self._response(result)
         except Exception as error:  # of this answer's making
@@ -122,22 +131,31 @@ class _TooMany:
 
 
 def strings(encoded: npt.NDArray[np.uint8]) -> AnyArray | _TooMany:
-    """uint8 [n], each string behind its length in four bytes -> bytes [strings], as objects.
+    """uint8 [n], each string behind its length in four bytes -> bytes [strings], as objects; large ones as views.
 
     In the place of Triton's own, which takes seconds over millions of them, before `execute` is asked.
     """
     data, start = encoded.data, 0
-    found: list[bytes] = []
+    found: list[Any] = []
     while start < len(data):
         if len(found) > MAX_STRINGS:
             return _TooMany()
         start += 4
         end = start + int.from_bytes(data[start - 4 : start], "little")
-        found.append(bytes(data[start:end]))
+        found.append(data[start:end] if end - start >= LARGE else bytes(data[start:end]))
         start = end
     made = np.empty(len(found), object)
-    made[:] = found
+    for place, string in enumerate(found):  # all at once, numpy would look into a view
+        made[place] = string
     return made
+
+
+def _size(result: Tensors | Exception) -> int:
+    """Bytes of its numbers."""
+    if isinstance(result, Exception):
+        return 0
+    arrays = (tensor.bits if isinstance(tensor, Bfloat16) else tensor for tensor in result.values())
+    return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
 
 
 def _is_numbers(tensor: Tensor) -> bool:

@@ -29,7 +29,7 @@ class Bfloat16:
     bits: npt.NDArray[np.uint16]
 
 
-Tensor = npt.NDArray[Any] | Bfloat16 | list[bytes]  # the last one is BYTES, flat
+Tensor = npt.NDArray[Any] | Bfloat16 | list[bytes]  # the last one is BYTES, flat; in a stub, large ones are views
 Tensors = dict[str, Tensor]  # by name, with their batch dimension
 Reply = Callable[[Tensors | Exception], None]
 
@@ -71,7 +71,7 @@ def packed(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def unpacked(message: Mapping[str, Any]) -> Tensors:
-    """What `packed` made, received: the byte strings are copies."""
+    """What `packed` made, received: byte strings, none of them views."""
     return {
         name: [bytes(element) for element in tensor] if isinstance(tensor, list) else tensor
         for name, tensor in message.items()

@@ -1,6 +1,8 @@
 """The stub's side of a step, with stand-ins of Triton and of the worker: what cannot be read or sent fails alone."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 from torch.utils.dlpack import to_dlpack
 
 from step_audio.errors import Code, InvalidRequest, Overloaded, StepAudioError
-from step_audio.steps.stub import StepStub, strings
+from step_audio.steps.stub import LARGE, StepStub, strings
 from step_audio.steps.tensors import INTERNAL_ERROR, Bfloat16
 
 
@@ -104,10 +106,11 @@ class Worker:
         answer(found)
 
 
-def sent(answers, arrays, gone=(), tracer=None):
+def sent(answers, arrays, gone=(), tracer=None, sender_of=None):
     stub = StepStub.__new__(StepStub)
+    stub._large = ThreadPoolExecutor(1)
     stub._pb_utils, stub._worker, stub._name, stub._tracer = PB, Worker(answers), "a_step", tracer
-    senders = [Sender(n in gone) for n in range(len(arrays))]
+    senders = [Sender(n in gone) if sender_of is None else sender_of(n) for n in range(len(arrays))]
     requests = [
         SimpleNamespace(
             get_response_sender=lambda s=sender: s,
@@ -117,6 +120,7 @@ def sent(answers, arrays, gone=(), tracer=None):
         for n, (sender, array) in enumerate(zip(senders, arrays, strict=True))
     ]
     assert stub.execute(requests) == [None] * len(requests)
+    stub._large.shutdown()
     return [sender.sent for sender in senders]
 
 
@@ -146,6 +150,24 @@ def test_outputs_are_given_back_and_strings_left_alone(caplog):
     assert given_back == ["out"] and not caplog.text
 
 
+def test_a_large_answer_holds_no_other_up():
+    done = threading.Event()
+
+    class Slow(Sender):
+        def send(self, response, flags):
+            assert done.wait(60), "what was to come meanwhile has not come"
+            super().send(response, flags)
+
+    class Quick(Sender):
+        def send(self, response, flags):
+            super().send(response, flags)
+            done.set()
+
+    answers = [{"mel": np.zeros(LARGE // 4, np.float32)}, {"out": np.ones(1)}]
+    large, small = sent(answers, [np.array([0]), np.array([1])], sender_of=lambda n: Quick() if n else Slow())
+    assert len(large) == len(small) == 1
+
+
 def test_errors_carry_their_code_and_faults_say_nothing(caplog):
     errors = [Overloaded("7 wait"), StepAudioError("/srv/engine is not there"), KeyError("/srv/x.py")]
     busy, ours, python = sent(errors, [np.array([n]) for n in range(3)])
@@ -172,6 +194,9 @@ def test_no_more_strings_than_are_read():
     encoded = b"".join(len(word).to_bytes(4, "little") + word for word in (b"a", b"", b"RIFF\x00" * 300))
     found = strings(np.frombuffer(encoded, np.uint8)).reshape((1, 3))
     assert found.tolist() == [[b"a", b"", b"RIFF\x00" * 300]]
+    long = b"RIFF" * (LARGE // 4)
+    (one,) = strings(np.frombuffer(len(long).to_bytes(4, "little") + long, np.uint8)).reshape(-1)
+    assert one == long
     assert strings(np.zeros(0, np.uint8)).reshape((1, 0)).shape == (1, 0)
     many = strings(np.zeros(4 * 10_000_000, np.uint8)).reshape([1, 10_000_000])
     good = {"out": np.ones(1)}
