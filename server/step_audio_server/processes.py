@@ -66,6 +66,12 @@ def alive(pid: int) -> bool:
     return fields is not None and fields[0] not in "ZX"
 
 
+def stopped(pid: int) -> bool:
+    """By a signal; not, as a debugger does it, to be looked at."""
+    fields = _stat(pid)
+    return fields is not None and fields[0] == "T"
+
+
 def threads_waiting_for_children(pid: int) -> set[int]:
     """Those of its threads that wait for a child process to end. None where the kernel does not tell."""
     found = set()

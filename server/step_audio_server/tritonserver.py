@@ -15,6 +15,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TypedDict
 
@@ -29,6 +30,8 @@ from step_audio_server.records import Death, private, rotate
 
 MPIRUN_ENDS_IN = 5.0  # seconds from its SIGTERM; it gives its ranks one of them before it kills them
 STUB_ENDS_IN = 5.0  # seconds in which a model's process ends that tritonserver waits for, if it does
+# Looks, a watch period apart, at which a process is stopped: not when all were, and go on one after the other.
+STOPPED_LOOKS = 3
 RANKS_END_IN = 10.0  # seconds in which mpirun ends the other ranks after one has died; then it does not
 
 # Severity, month, day; or the last words of a crash.
@@ -50,6 +53,7 @@ class TritonServer:
         self._stubs: dict[int, str] = {}  # process id -> its model
         self._ranks: dict[int, int] = {}  # rank -> process id, as far as they have been seen
         self._regions: set[Path] = set()  # that the ranks share with one another
+        self._stopped: Counter[int] = Counter()  # process id -> looks in a row at which it was stopped
         self._heartbeat: Heartbeat | None = None
         self._waiting: dict[int, float] = {}  # its threads that wait for a child's end, and since when
         rotate(log)
@@ -114,6 +118,9 @@ class TritonServer:
             pid = min(dead)
             model, status = self._stubs[pid], processes.exit_status(pid)
             return Death(f"the process of {model} died", model, in_flight=self._in_flight(), **_how_ended(status))
+        if (halted := self._halted()) is not None:
+            whose = self._stubs.get(halted)
+            return Death(f"{whose or 'tritonserver'} is stopped", whose)
         if self._heartbeat is not None and (silent := self._heartbeat.fault()) is not None:
             return Death(silent, silent.partition(" ")[0], in_flight=self._in_flight())
         return None
@@ -163,6 +170,13 @@ class TritonServer:
         self.process.wait()
         processes.remove_regions(self.launch.prefix, regions)
         self._reaper.dismiss()
+
+    def _halted(self) -> int | None:
+        """A process that a signal has stopped. tritonserver would give it up a second after the next heartbeat; no load
+        looks like this."""
+        watched = {self._leader(), *self._ranks.values(), *self._stubs}
+        self._stopped = Counter({pid: self._stopped[pid] + 1 for pid in watched if processes.stopped(pid)})
+        return next((pid for pid, looks in self._stopped.items() if looks >= STOPPED_LOOKS), None)
 
     def _stop_heartbeat(self) -> None:
         if self._heartbeat is not None:

@@ -196,13 +196,14 @@ def test_a_request_that_servers_die_with_twice_is_refused_and_its_neighbours_are
     asyncio.run(deaths())
 
 
-def test_a_model_that_hangs_is_started_again(running):
-    """Stopped for good, where no process has died."""
-    os.kill(running.pids()["tensorrt_llm"], signal.SIGSTOP)
+@pytest.mark.parametrize("name", ["tensorrt_llm", "tritonserver"])
+def test_what_is_stopped_is_started_again(running, name):
+    """For good, where no process has died."""
+    os.kill(running.pids()[name], signal.SIGSTOP)
     with httpx.Client(base_url=f"http://127.0.0.1:{running.port}", timeout=30) as http:
         assert http.get("/ready").status_code == 503
     running.wait_for("starting again")
-    assert re.fullmatch("tensorrt_llm (is gone|does not answer): starting again.*", running.seen[-1])
+    assert re.fullmatch(f"{name} is stopped: starting again.*", running.seen[-1])
     running.wait_for("ready")
     logs = sorted(path.name for path in running.settings.run_dir.glob("tritonserver.log*"))
     assert {"tritonserver.log", "tritonserver.log.1"} <= set(logs)

@@ -24,7 +24,7 @@ from step_audio_server.launch import launch
 from step_audio_server.launch.gpu_launch import gpu_environment, gpu_launch
 from step_audio_server.launch.launch import Launch
 from step_audio_server.launch.ports import Ports, free_ports
-from step_audio_server.processes import alive, session
+from step_audio_server.processes import alive, session, stopped
 from step_audio_server.tritonserver import TritonServer
 from waiting import SECONDS, wait_until
 
@@ -268,6 +268,27 @@ def test_a_stub_that_dies(gpus):
     wait_until(server.fault)
     assert server.fault().text == "the process of a model died" and server.fault().signal == "SIGKILL"
     server.stop()
+    assert left_behind(server) == []
+
+
+@pytest.mark.processes
+def test_a_process_that_is_stopped(gpus):
+    """One that goes on soon enough is not given up."""
+    server = started(gpus)
+    for pid in (min(server._stubs), server._ranks[0], server._ranks[2]):
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda pid=pid: stopped(pid))
+        assert [server.fault() for _ in range(2)] == [None, None]
+        os.kill(pid, signal.SIGCONT)
+        wait_until(lambda pid=pid: not stopped(pid))
+        assert server.fault() is None
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda pid=pid: stopped(pid))
+        deaths = [server.fault() for _ in range(3)]
+        assert deaths[:2] == [None, None] and deaths[2].text.endswith(" is stopped")
+        os.kill(pid, signal.SIGCONT)
+        wait_until(lambda pid=pid: not stopped(pid))
+    server.kill()
     assert left_behind(server) == []
 
 
