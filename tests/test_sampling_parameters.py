@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from paths import ROOT
-from repository_fixture import CONTINUE, ENSEMBLE, LLM, build, declared, parse, wiring_faults
+from repository_fixture import CONTINUE, ENSEMBLE, LLM, TEXT, build, declared, parse, wiring_faults
 from step_audio.engine.request import SamplingParams
 from step_audio.errors import InvalidRequest
 from step_audio.sampling_parameters import PARAMETERS, Box, SamplingParameters, Slider, offered
@@ -68,12 +68,12 @@ def test_the_ensembles_and_the_llm_have_their_inputs(tmp_path, profile):
     taken = [one for one in PARAMETERS if one.nvidia or profile is None]
     told = json.loads((repository.parent / "serving_info.json").read_text("utf-8"))
     assert told["sampling_parameters"] == [one.name for one in taken]
-    for name in (ENSEMBLE, CONTINUE):
+    for name in (ENSEMBLE, CONTINUE, TEXT):
         inputs, (*_, llm) = declared(configs[name].input), configs[name].ensemble_scheduling.step
         assert wiring_faults(configs, name) == []
         for one in PARAMETERS:
             assert (one.input in inputs) == (one in taken) == (one.input in llm.input_map), (name, one.name)
-    for name in (ENSEMBLE, CONTINUE, LLM):
+    for name in (ENSEMBLE, CONTINUE, TEXT, LLM):
         inputs = declared(configs[name].input)
         assert {one.name: inputs[one.input][:2] for one in taken} == {
             one.name: (TYPES[one.dtype], [1]) for one in taken
@@ -86,7 +86,7 @@ def test_what_a_parameter_brings_comes_out_where_it_is_taken(tmp_path, profile):
     for one in PARAMETERS:
         for output in one.outputs:
             here = one.nvidia or profile is None
-            for name in (ENSEMBLE, CONTINUE, LLM):
+            for name in (ENSEMBLE, CONTINUE, TEXT, LLM):
                 outputs = declared(configs[name].output)
                 expected = (TYPES[output.dtype], [-1] * output.rank, False) if here else None
                 assert outputs.get(output.name) == expected, (name, output.name)

@@ -40,7 +40,7 @@ from step_audio_client.run import Run, new_request_id
 from step_audio_client.sampling import Sampling
 from step_audio_client.servers import Server, Servers
 from step_audio_client.tls import Tls
-from step_audio_client.tokens import TokenRequest, Tokens, guide_inputs
+from step_audio_client.tokens import WHOLE, TokenRequest, Tokens, guide_inputs
 
 READY_TIMEOUT = 4  # seconds in which every model has to answer
 STOP_TIMEOUT = 10  # seconds
@@ -127,7 +127,7 @@ class Pipeline:
 
     async def _ready(self, server: Server) -> bool:
         try:
-            request = service_pb2.ModelReadyRequest(name=TokenRequest.model)
+            request = service_pb2.ModelReadyRequest(name=WHOLE)
             if not (await server.stub.ModelReady(request, timeout=READY_TIMEOUT)).ready:
                 return False
             return await heartbeat(server.stub, READY_TIMEOUT) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +24,8 @@ from step_audio_client.sampling import Sampling
 from step_audio_client.wire import byte_strings, scalar
 
 FinishReason = Literal["stop", "length"]
+
+WHOLE, TEXT = "step_audio_r1", "step_audio_text"  # the pipeline, and what of it is for conversations without recordings
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,10 @@ class TokenRequest:
     guide: Guide | None = None
     bad_words: Sequence[Sequence[int]] = ()  # whose last token is not drawn behind the others
 
-    model = "step_audio_r1"
+    @cached_property
+    def model(self) -> str:
+        """Without recordings nothing waits where others' are read."""
+        return WHOLE if self.audio_count() else TEXT
 
     @property
     def has_memory(self) -> bool:
@@ -87,14 +93,14 @@ class TokenRequest:
         return self.guide is not None
 
     def inputs(self, done: Sequence[int] = ()) -> dict[str, AnyArray]:
-        """Of the model `step_audio_r1`; `done`: ids of the answer that have come already. Raises RequestError."""
+        """Of the request's model; `done`: ids of the answer that have come already. Raises RequestError."""
         inputs = self.pipeline_inputs() | self.sampling.behind(len(done)).inputs()
         if done:
             inputs["suffix_ids"] = np.array([done], np.int32)
         return inputs | stream_inputs(self.stop_token_ids, self.bad_words, self.guide)
 
     def pipeline_inputs(self) -> dict[str, AnyArray]:
-        """Those of what comes before the LLM, which the models `step_audio_r1` and `step_audio_prompt` share."""
+        """Those of what comes before the LLM, which the ensembles share."""
         inputs = self.prompt_inputs()
         if audio := split_audio(self.messages)[1]:
             inputs["audio"] = byte_strings(audio)

@@ -14,7 +14,7 @@ from step_audio.guides import Guide, bounded
 from step_audio.steps.clip_limits import check_hashes, clip_tokens
 from step_audio.steps.lanes import Lane
 from step_audio.steps.runtime import Runtime
-from step_audio.steps.tensors import Reply, Tensors, byte_strings, one, required, row, scalar
+from step_audio.steps.tensors import Reply, Tensors, byte_strings, one, row, scalar
 from step_audio.tokenizer import Tokenizer, check_vocabulary
 from step_audio.word_list import pack_word_list, unpack_word_list
 
@@ -82,6 +82,8 @@ class PromptBuilder:
         tokens = clip_tokens(request.frames, self.runtime)
         check_hashes(request.content_hash)
         index = request.audio_index.tolist()
+        if audios and not index:
+            raise InvalidRequest(f"messages have {audios} audio parts, but 0 audios were sent", "messages")
         if index != sorted(index) or list(dict.fromkeys(index)) != list(range(audios)):
             raise InvalidRequest(
                 f"audio_index must name the messages' {audios} audio parts from 0 on, each, and in their order",
@@ -130,6 +132,11 @@ class PromptBuilder:
         return {"end_id": np.array([first], np.int32), "stop_words_list": pack_word_list(words)}
 
 
+def _of_clips(inputs: Tensors, name: str) -> AnyArray:
+    value = row(inputs, name)
+    return np.zeros(0, np.int32) if value is None else value
+
+
 def _guide_of(kind: bytes | None, text: bytes | None) -> Guide | None:
     """Raises InvalidRequest."""
     if not kind:
@@ -171,7 +178,7 @@ class PromptBuilderStep:
         outputs = self._builder.build(
             PromptRequest(
                 messages=messages,
-                **{name: required(inputs, name) for name in ("frames", "audio_index", "content_hash")},
+                **{name: _of_clips(inputs, name) for name in ("frames", "audio_index", "content_hash")},
                 tools=one(inputs, "tools"),
                 add_generation_prompt=scalar(inputs, "add_generation_prompt"),
                 continue_final_message=scalar(inputs, "continue_final_message"),

@@ -40,8 +40,8 @@ MODELS = STEPS | {"tensorrt_llm": 10_000, "lease": 5_000}
 SHORT = 60
 PART = 1000
 LLM, LEASE = "tensorrt_llm", "lease"
-ENSEMBLE, CONTINUE = "step_audio_r1", "step_audio_continue"
-PATIENCE = {LLM: 5.0, LEASE: 0.3, ENSEMBLE: 5.0, CONTINUE: 5.0}  # seconds, for what may last
+ENSEMBLE, CONTINUE, TEXT = "step_audio_r1", "step_audio_continue", "step_audio_text"
+PATIENCE = {LLM: 5.0, LEASE: 0.3, ENSEMBLE: 5.0, CONTINUE: 5.0, TEXT: 5.0}  # seconds, for what may last
 IDS = ["lease:fuzz", "lease:", "", "fuzz", "lease:" + "x" * 300, "lease:\n/ü", "x" * 257]
 GROWTH = 200 << 20  # bytes that a process may have more after the tries than after a tenth of them
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from repository_fixture import CONTINUE, ENSEMBLE, ENSEMBLES, LLM, PROMPT, declared, wiring_faults
+from repository_fixture import CONTINUE, ENSEMBLE, ENSEMBLES, LLM, PROMPT, TEXT, declared, wiring_faults
 
 GUIDE = {"guided_decoding_guide_type", "guided_decoding_guide"}
 
@@ -55,6 +55,19 @@ def test_the_one_that_continues_is_the_other_one_from_the_encoder_on(configs):
     assert all(tensor.optional for tensor in configs[CONTINUE].input)
 
 
+def test_the_one_for_text_is_the_whole_one_without_what_is_about_recordings(configs):
+    """The same inputs and outputs, and the same way through the steps that are left."""
+    assert wiring_faults(configs, TEXT) == []
+    whole, text = (declared(configs[name].input) for name in (ENSEMBLE, TEXT))
+    assert text == {name: kind for name, kind in whole.items() if name != "audio"}
+    assert configs[TEXT].output == configs[ENSEMBLE].output
+    kept = [step for step in steps(configs) if step.model_name not in ("audio_featurizer", "audio_encoder")]
+    gone = {value for step in steps(configs) if step not in kept for value in step.output_map.values()}
+    for mine, theirs in zip(steps(configs, TEXT), kept, strict=True):
+        assert mine.model_name == theirs.model_name and mine.output_map == theirs.output_map
+        assert mine.input_map == {name: value for name, value in theirs.input_map.items() if value not in gone}
+
+
 def test_no_ensemble_takes_or_gives_the_prompt_table(configs):
     for name in ENSEMBLES:
         assert "prompt_embedding_table" not in declared(configs[name].input) | declared(configs[name].output)
@@ -98,7 +111,7 @@ def test_shared_names_mean_the_llm_s(configs):
     assert all(tensor.optional for tensor in configs[ENSEMBLE].input)
 
 
-@pytest.mark.parametrize("ensemble", [ENSEMBLE, CONTINUE])
+@pytest.mark.parametrize("ensemble", [ENSEMBLE, CONTINUE, TEXT])
 def test_nothing_stands_behind_the_llm(configs, ensemble):
     every = steps(configs, ensemble)
     out_of_llm = {tensor for step in every if step.model_name == LLM for tensor in step.output_map.values()}

@@ -84,6 +84,7 @@ REFUSED = {
     "no such audio": (request(AUDIO, [8], [1], [1]), PLACES.format(1)),
     "negative index": (request(AUDIO, [8], [-1], [1]), PLACES.format(1)),
     "audio that is not mentioned": (request(TEXT, [8], [0], [1]), PLACES.format(0)),
+    "audio that was not sent": (request(AUDIO), "messages have 1 audio parts, but 0 audios were sent"),
     "audio without a clip": (request(TWO, [8], [0], [1]), PLACES.format(2)),
     "out of order": (request(TWO, [8, 8], [1, 0], [1, 2]), PLACES.format(2)),
     "a long suffix": (

@@ -141,10 +141,12 @@ def ensembles(steps: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, np
     audio, encoder, llm = (steps[name] for name in ("audio_featurizer", "audio_encoder", "tensorrt_llm"))
     ids = {"input_ids": llm["input_ids"], "prompt_table_extra_ids": llm["prompt_table_extra_ids"]}
     bounds = {"request_output_len": array([4], np.int32), "max_seconds": array([1], np.float32)}
+    hello = {"messages": array([json.dumps([{"role": "user", "content": "hello"}]).encode()], object)}
     counted = {"input_lengths": array(llm["input_lengths"], np.int32)}
     return {
         "step_audio_prompt": audio,
         "step_audio_r1": audio | bounds,
+        "step_audio_text": hello | bounds,
         "step_audio_continue": encoder | ids | counted | bounds,
     }
 

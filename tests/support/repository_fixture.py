@@ -11,7 +11,8 @@ from step_audio_server.repository.assembly import assemble
 from step_audio_server.settings import ServeSettings
 
 ENSEMBLE, PROMPT, CONTINUE, LLM = "step_audio_r1", "step_audio_prompt", "step_audio_continue", "tensorrt_llm"
-ENSEMBLES = {ENSEMBLE, PROMPT, CONTINUE}
+TEXT = "step_audio_text"
+ENSEMBLES = {ENSEMBLE, PROMPT, CONTINUE, TEXT}
 
 
 def declared(tensors) -> dict[str, tuple[str, list[int], bool]]:

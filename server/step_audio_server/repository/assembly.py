@@ -98,6 +98,7 @@ def template_values(
         | {"encoder_placement": "kind: KIND_CPU" if profile is None else "kind: KIND_GPU, gpus: [ 0 ]"},
         "step_audio_continue": n_mels | sampling,
         "step_audio_r1": sampling,
+        "step_audio_text": sampling,
         "lease": {
             "run_dir": runtime_file.parent,
             "max_seconds_without_lease": settings.max_seconds_without_lease,
