@@ -44,7 +44,8 @@ from step_audio_client.tokens import WHOLE, TokenRequest, Tokens, guide_inputs
 
 READY_TIMEOUT = 4  # seconds in which every model has to answer
 STOP_TIMEOUT = 10  # seconds
-STOP_AGAIN = 0.5  # seconds
+STOP_AGAIN = 0.02  # seconds; each time twice as many, up to:
+STOP_SELDOM = 1.0
 REPORT_TIMEOUT = 10  # seconds
 LAST_TIMEOUT = 1  # seconds, of stops when the event loop ends
 FEATURIZER = "audio_featurizer"
@@ -63,10 +64,12 @@ class _Open:
 
     async def stop(self) -> None:
         """Again and again until it has ended: one that comes before the LLM has the request is lost."""
+        pause = STOP_AGAIN
         while True:
             await stop(self.server.stub, self.request_id, STOP_TIMEOUT)
-            if await self.answer.ended(STOP_AGAIN):
+            if await self.answer.ended(pause):
                 return
+            pause = min(2 * pause, STOP_SELDOM)
 
 
 class Pipeline:

@@ -59,6 +59,8 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.leases: set[str] = set()  # that have been opened
         self.audio_report = np.zeros((1, 2, 0), np.float32)
         self.stopped: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self.prompt: dict[str, np.ndarray] = {}  # outputs of the model step_audio_prompt
+        self.lost_stops = 0  # that come before the LLM has the request
         self.time_left: list[float] = []  # seconds of each lease
         self.max_seq_len = 100
         self.parameters = [one.name for one in PARAMETERS]
@@ -85,6 +87,8 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
                 self.time_left.append(inputs["seconds"].item())
             self.leases.add(request.id)
             return answer({"ended": np.ones((1, 1), np.bool_)})
+        if request.model_name == "step_audio_prompt":
+            return answer(self.prompt)
         self.seen.append(("asked", request.outputs[0].name))
         if request.model_name == "prompt_builder":  # of a guide
             kind, text = (read(request)[name].item() for name in GUIDE)
@@ -101,7 +105,10 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
             inputs = read(request)
             if "stop" in inputs:
                 self.seen.append(("stop", request.id, inputs["stop"].item()))
-                self.stopped[request.id].set()
+                if self.lost_stops:
+                    self.lost_stops -= 1
+                else:
+                    self.stopped[request.id].set()
                 yield message(final=True)
                 continue
             self.seen.append(("generate", request.id, inputs))
