@@ -18,6 +18,7 @@ SAME_ROLES: dict[Role, Role] = {"developer": "system"}  # OpenAI's newer word, w
 MAX_CHARACTERS = 1 << 20  # of all messages and tools: 16 for each of the model's 65,536 positions
 MAX_ITEMS = 4096  # messages, content parts, tool calls and tools together, each of which costs time even if empty
 MAX_CHANNELS = 64  # of a recording, those that can be asked for
+MAX_SKIPPED = 1 << 20  # samples, more than a minute
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +30,15 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class AudioPlace:
-    """The place of the request's next audio. `channel`: which is heard, from 0 on; None: the mean of all."""
+    """The place of the request's next audio. `channel`: which is heard, from 0 on; None: the mean of all.
+
+    `known`: the clips that it begins with, by frames and content hash, where the encoder has them; the audio brings
+    what comes behind, nothing where they are all. `skip`: samples at 16 kHz of what it brings that are theirs.
+    """
 
     channel: int | None = None
+    known: tuple[tuple[int, int], ...] = ()
+    skip: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +78,7 @@ class Conversation:
 
 def parse_conversation(messages: str | bytes | list[Any], tools: str | bytes | list[Any] | None = None) -> Conversation:
     """Check messages in OpenAI's form (JSON text or parsed), with `{"type": "audio"}` for each audio,
-    and in it, if one of its channels is to be heard alone, `"channel"`.
+    and in it, as AudioPlace has them, `"channel"`, `"known"`, as pairs, and `"skip"`.
 
     Raises InvalidRequest, which names the place. Unknown keys are ignored.
     """
@@ -92,7 +99,8 @@ def _parse(messages: str | bytes | list[Any], tools: str | bytes | list[Any] | N
         tuple(_message(entry, f"messages[{i}]", call_names) for i, entry in enumerate(entries)),
         tuple(_tool(tool, f"tools[{i}]") for i, tool in enumerate(schemas)),
     )
-    _limit(sum(1 + len(m.parts) + len(m.tool_calls) for m in conversation.messages) + len(schemas), MAX_ITEMS, "items")
+    items = sum(1 + len(m.parts) + len(m.tool_calls) for m in conversation.messages) + len(schemas)
+    _limit(items + sum(len(place.known) for place in conversation.audio_places), MAX_ITEMS, "items")
     texts = [text for message in conversation.messages for text in _texts(message)]
     _limit(sum(map(len, [*texts, *conversation.tools])), MAX_CHARACTERS, "characters")
     return conversation
@@ -183,18 +191,31 @@ def _parts(content: Any, where: str) -> Iterator[Text | AudioPlace]:
             if kind == "text":
                 yield _text(part, here)
             elif kind == "audio":
-                yield AudioPlace(_channel(part, f"{here}.channel"))
+                channel = _number(part, "channel", MAX_CHANNELS, here)
+                yield AudioPlace(channel, _known(part, here), _number(part, "skip", MAX_SKIPPED, here) or 0)
             else:
                 raise InvalidRequest(f"{here}: unknown part type {_short(kind)}; use text or audio", here)
     else:
         raise InvalidRequest(f"{where} must be a string or a non-empty list of parts", where)
 
 
-def _channel(part: dict[str, Any], where: str) -> int | None:
-    channel = part.get("channel")
-    if channel is not None and (type(channel) is not int or not 0 <= channel < MAX_CHANNELS):
-        raise InvalidRequest(f"{where} must be a whole number from 0 to {MAX_CHANNELS - 1}", where)
-    return channel
+def _number(part: dict[str, Any], key: str, end: int, where: str) -> int | None:
+    number = part.get(key)
+    if number is not None and (type(number) is not int or not 0 <= number < end):
+        raise InvalidRequest(f"{where}.{key} must be a whole number from 0 to {end - 1}", f"{where}.{key}")
+    return number
+
+
+def _known(part: dict[str, Any], where: str) -> tuple[tuple[int, int], ...]:
+    clips, here = part.get("known", []), f"{where}.known"
+    if not isinstance(clips, list) or len(clips) > MAX_ITEMS:
+        raise InvalidRequest(f"{here} must be a list of at most {MAX_ITEMS} clips", here)
+    for clip in clips:
+        if not (isinstance(clip, list) and len(clip) == 2 and all(type(number) is int for number in clip)):
+            raise InvalidRequest(f"{here}: a clip is its frames and its content hash", here)
+        if not (0 < clip[0] < 2**31 and 0 < clip[1] < 2**64):
+            raise InvalidRequest(f"{here}: a clip's frames and content hash are positive, and not so large", here)
+    return tuple((frames, digest) for frames, digest in clips)
 
 
 def _text(part: dict[str, Any], where: str) -> Text:

@@ -37,7 +37,7 @@ from step_audio_client.errors import (
     Unavailable,
     UnsupportedParameter,
 )
-from step_audio_client.messages import Audio, user
+from step_audio_client.messages import Audio, Beginning, HeardClips, user
 from step_audio_client.raw import RawPrompt
 from step_audio_client.realtime import RealtimeError, RealtimeSession
 from step_audio_client.realtime_events import (
@@ -65,6 +65,7 @@ __all__ = [
     "Audio",
     "AudioDelta",
     "AudioReport",
+    "Beginning",
     "CallRequested",
     "ChatDelta",
     "ChatOptions",
@@ -74,6 +75,7 @@ __all__ = [
     "Delta",
     "Generation",
     "Guide",
+    "HeardClips",
     "InvalidGuide",
     "MindPaced",
     "PaceMode",

@@ -21,9 +21,11 @@ from step_audio_client.counts import Counts
 from step_audio_client.errors import InvalidGuide
 from step_audio_client.failover import PATIENCE
 from step_audio_client.generators import inner
+from step_audio_client.messages import HeardClips, recordings
 from step_audio_client.mind_paced import MindPacedSpeaker, paced
 from step_audio_client.mind_paced import check as check_mind_paced
 from step_audio_client.pipeline import BUILDER, Pipeline
+from step_audio_client.prepared import PreparedRequest
 from step_audio_client.raw import RawPrompt, RawStream
 from step_audio_client.raw import check as check_raw
 from step_audio_client.run import Run
@@ -144,7 +146,7 @@ class StepAudioClient:
         other before anything is sent.
         """
         options = options or ChatOptions()
-        run = self._pipeline.run(request_id, options.timeout)
+        run = self._pipeline.run(request_id, options.timeout, _who_knows(messages))
         if options.mind_paced:
             async with contextlib.aclosing(self._speak(run, messages, options)) as deltas:
                 async for delta in deltas:
@@ -156,6 +158,22 @@ class StepAudioClient:
         async with contextlib.aclosing(stream.deltas(heard)) as deltas:
             async for delta in deltas:
                 yield delta
+
+    async def hear(self, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None) -> list[HeardClips]:
+        """Has a server compute what a prompt begins with, of which more is to come: the next `chat` with this beginning
+        finds it there. What it has heard of each recording, for `Audio.known`.
+
+        Takes a place as an answer of one token does; leaving early is as for `generate`. Raises RequestError.
+        """
+        options = options or ChatOptions()
+        run = self._pipeline.run(None, options.timeout, _who_knows(messages))
+        stream = ChatStream(lambda request: self._tokens(run, request), await self.tokenizer(), messages, options)
+        prompt = await self._pipeline.prepare(run, stream.request())
+        request = PreparedRequest(prompt, replace(options.sampling, max_tokens=1))
+        async with contextlib.aclosing(self._tokens(run, request)) as tokens:
+            async for _ in tokens:
+                pass
+        return prompt.heard(run.route[0].address)
 
     async def continue_raw(
         self,
@@ -322,3 +340,8 @@ class StepAudioClient:
         (array,) = await self._pipeline.ask(self._pipeline.run(), "tokenizer", {}, output)
         value: bytes = array.item()
         return value
+
+
+def _who_knows(messages: Sequence[Mapping[str, Any]]) -> str | None:
+    """The server that has heard the recordings, or the last of them; None where nobody has."""
+    return next((one.known.heard.server for one in reversed([*recordings(messages)]) if one.known), None)

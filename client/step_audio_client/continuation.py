@@ -67,6 +67,12 @@ class Continuation:
         else:
             counts.continued += 1
 
+    def tell_all(self) -> bool:
+        """The recordings are sent whole from here on; False where they were."""
+        whole = self._request.told_whole() if isinstance(self._request, TokenRequest) else None
+        self._request = whole or self._request
+        return whole is not None
+
     def inputs(self) -> dict[str, AnyArray]:
         """For the next server. Raises RequestError."""
         self._again = len(self._ids) if self._request.has_memory else 0

@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 
 @dataclass(frozen=True)
+class HeardClips:
+    """Clips that a recording begins with and that the server of this address has heard, each as its frames, of 10 ms,
+    and its content hash."""
+
+    server: str
+    clips: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a server knows of a recording, and the rest of it.
+
+    `rest`: the bytes of a file with what comes behind the clips, none where nothing does; `skip`: samples at 16 kHz at
+    its beginning that are still theirs.
+    """
+
+    heard: HeardClips
+    rest: bytes = b""
+    skip: int = 0
+
+
+@dataclass(frozen=True)
 class Audio:
     """A recording in any common format, as the bytes of its file.
 
-    `channel`: the one to be heard, from 0 on; None: the mean of all.
+    `channel`: the one to be heard, from 0 on; None: the mean of all. `known`: its beginning that need not be sent; all
+    is sent where the server knows it no longer.
     """
 
     data: bytes
     channel: int | None = None
+    known: Beginning | None = None
 
     @classmethod
     def load(cls, path: str | Path, channel: int | None = None) -> Audio:
@@ -39,16 +63,25 @@ def user(*parts: str | Audio | Path) -> dict[str, Any]:
     return {"role": "user", "content": content}
 
 
-def split_audio(messages: Iterable[Mapping[str, Any]]) -> tuple[str, list[bytes]]:
-    """The messages as JSON with bare audio placeholders, and the recordings in the placeholders' order."""
+def split_audio(messages: Iterable[Mapping[str, Any]], whole: bool = False) -> tuple[str, list[bytes]]:
+    """The messages as JSON with audio placeholders, and what is to be sent of the recordings, in their order.
+
+    `whole`: all of them, whatever is known.
+    """
     audio: list[bytes] = []
 
     def part(value: Any) -> Any:
-        if isinstance(value, Mapping) and isinstance(value.get("audio"), Audio):
-            recording: Audio = value["audio"]
+        if not isinstance(value, Mapping) or not isinstance(value.get("audio"), Audio):
+            return value
+        recording: Audio = value["audio"]
+        place: dict[str, Any] = {"type": "audio"}
+        if recording.channel is not None:
+            place["channel"] = recording.channel
+        if whole or recording.known is None:
             audio.append(recording.data)
-            return {"type": "audio"} if recording.channel is None else {"type": "audio", "channel": recording.channel}
-        return value
+            return place
+        audio.append(recording.known.rest)
+        return place | {"known": recording.known.heard.clips, "skip": recording.known.skip}
 
     def message(value: Mapping[str, Any]) -> dict[str, Any]:
         content = value.get("content")
@@ -57,3 +90,13 @@ def split_audio(messages: Iterable[Mapping[str, Any]]) -> tuple[str, list[bytes]
         return dict(value)
 
     return json.dumps([message(value) for value in messages], ensure_ascii=False), audio
+
+
+def recordings(messages: Iterable[Mapping[str, Any]]) -> Iterator[Audio]:
+    """In their order."""
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, Sequence) and not isinstance(content, str):
+            for part in content:
+                if isinstance(part, Mapping) and isinstance(part.get("audio"), Audio):
+                    yield part["audio"]

@@ -44,7 +44,7 @@ from step_audio_client.tokens import WHOLE, TokenRequest, Tokens, guide_inputs
 
 READY_TIMEOUT = 4  # seconds in which every model has to answer
 STOP_TIMEOUT = 10  # seconds
-STOP_AGAIN = 0.02  # seconds; each time twice as many, up to:
+STOP_AGAIN = 0.04  # seconds; each time twice as many, up to:
 STOP_SELDOM = 1.0
 REPORT_TIMEOUT = 10  # seconds
 LAST_TIMEOUT = 1  # seconds, of stops when the event loop ends
@@ -113,9 +113,9 @@ class Pipeline:
                 await asyncio.gather(*late, return_exceptions=True)
             await self._servers.close()
 
-    def run(self, request_id: str | None = None, timeout: float | None = None) -> Run:
-        """Starts the clock of one answer and takes its turn among the servers."""
-        run = Run(self._servers.route(), timeout, request_id or new_request_id())
+    def run(self, request_id: str | None = None, timeout: float | None = None, first: str | None = None) -> Run:
+        """Starts the clock of one answer and takes its turn among the servers; `first`: the one that is tried first."""
+        run = Run(self._servers.route(first), timeout, request_id or new_request_id())
         self._runs.add(run)
         return run
 
@@ -139,7 +139,12 @@ class Pipeline:
 
     async def prepare(self, run: Run, request: TokenRequest) -> PreparedPrompt:
         """The prompt as the LLM is to get it, its recordings encoded. Raises RequestError."""
-        outputs = await self._ask(run, wire.infer_request(PROMPT, "", request.pipeline_inputs()), None)
+        try:
+            outputs = await self._ask(run, wire.infer_request(PROMPT, "", request.pipeline_inputs()), None)
+        except RequestError as error:
+            if error.code.retry is not Retry.HERE or (whole := request.told_whole()) is None:
+                raise
+            return await self.prepare(run, whole)
         return PreparedPrompt.of(request, outputs)
 
     async def bounded(self, run: Run, guide: Guide) -> Guide:
@@ -231,6 +236,8 @@ class Pipeline:
                 if error.code.retry is Retry.HERE and mel is None and isinstance(request, PreparedRequest):
                     mel = await self._features(run, request.prompt)  # the encoder has dropped what it knew of them
                     continue
+                if error.code.retry is Retry.HERE and answer.tell_all():
+                    continue
                 try:
                     await failover.after(error)
                 except RequestError:
@@ -248,7 +255,7 @@ class Pipeline:
 
     async def _features(self, run: Run, prompt: PreparedPrompt) -> AnyArray:
         """Log-mel of a prompt's recordings, from which their embeddings are made. Raises RequestError."""
-        inputs = prompt.request.pipeline_inputs()
+        inputs = replace(prompt.request, whole=True).pipeline_inputs()
         asked = wire.infer_request(FEATURIZER, "", {name: inputs[name] for name in ("messages", "audio")})
         asked.message.outputs.add(name="mel")
         return (await self._ask(run, asked, None))["mel"]

@@ -12,10 +12,12 @@ from step_audio.chat import MARKS
 from step_audio.serving_info import LLM
 from step_audio.word_list import unpack_word_list
 from step_audio_client.audio_report import AudioReport, audio_reports
+from step_audio_client.messages import HeardClips
 from step_audio_client.sampling import Sampling
 from step_audio_client.tokens import TokenRequest, stream_inputs
 from step_audio_client.wire import scalar
 
+CLIPS = ("audio_index", "frames", "content_hash")  # outputs about a prompt's recordings
 CONTINUE = "step_audio_continue"  # the LLM, with the embeddings of recordings that the server has heard
 
 
@@ -44,7 +46,7 @@ class PreparedPrompt:
             outputs["prompt_table_extra_ids"],
             outputs["end_id"],
             outputs["stop_words_list"],
-            {name: outputs[name] for name in ("frames", "audio_index", "content_hash")},
+            {name: outputs[name] for name in CLIPS},
             audio_reports(outputs["audio_report"]),
         )
 
@@ -55,6 +57,14 @@ class PreparedPrompt:
     def audio_tokens(self) -> int:
         """The recordings' positions with the marks around each clip."""
         return int(np.count_nonzero(self.extra_ids)) + MARKS * self.clips["frames"].size
+
+    def heard(self, server: str) -> list[HeardClips]:
+        """Of each recording; `server`: the address of that which has made this."""
+        index, frames, hashes = (self.clips[name].reshape(-1).tolist() for name in CLIPS)
+        found: list[list[tuple[int, int]]] = [[] for _ in range(self.request.audio_count())]
+        for i, *clip in zip(index, frames, hashes, strict=True):
+            found[i].append((clip[0], clip[1]))
+        return [HeardClips(server, tuple(clips)) for clips in found]
 
     def with_input_ids(self, input_ids: Int32Array, extra_ids: UInt64Array) -> PreparedPrompt:
         """Another prompt about the same recordings."""

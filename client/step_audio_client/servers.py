@@ -60,10 +60,12 @@ class Servers:
         self.all = [Server(name, tls) for name in dict.fromkeys(names)]
         self._turn = 0
 
-    def route(self) -> list[Server]:
-        """All of them in the order to try them: whose turn it is first, those out of reach last."""
-        turn = self._turn % len(self.all)
-        self._turn += 1
+    def route(self, first: str | None = None) -> list[Server]:
+        """All of them in the order to try them: that of the address `first`, else whose turn it is; those out of reach
+        last."""
+        turn = next((i for i, server in enumerate(self.all) if server.address == first), self._turn % len(self.all))
+        if first is None:
+            self._turn += 1
         return sorted(self.all[turn:] + self.all[:turn], key=Server.rank)
 
     def expected(self, seconds: float) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from step_audio.tokenizer import Tokenizer
 from step_audio.word_list import pack_word_list
 from step_audio_client.chat_types import Guide
 from step_audio_client.errors import RequestError, refused
-from step_audio_client.messages import split_audio
+from step_audio_client.messages import recordings, split_audio
 from step_audio_client.sampling import Sampling
 from step_audio_client.wire import byte_strings, scalar
 
@@ -81,6 +81,7 @@ class TokenRequest:
     stop_token_ids: Sequence[int] = ()
     guide: Guide | None = None
     bad_words: Sequence[Sequence[int]] = ()  # whose last token is not drawn behind the others
+    whole: bool = False  # recordings are sent from their beginnings, whatever is known of them
 
     @cached_property
     def model(self) -> str:
@@ -102,13 +103,13 @@ class TokenRequest:
     def pipeline_inputs(self) -> dict[str, AnyArray]:
         """Those of what comes before the LLM, which the ensembles share."""
         inputs = self.prompt_inputs()
-        if audio := split_audio(self.messages)[1]:
+        if audio := split_audio(self.messages, self.whole)[1]:
             inputs["audio"] = byte_strings(audio)
         return inputs
 
     def prompt_inputs(self) -> dict[str, AnyArray]:
         """Those of the prompt's text, which the models `step_audio_r1` and `prompt_builder` share."""
-        inputs = {"messages": byte_strings([split_audio(self.messages)[0].encode()])}
+        inputs = {"messages": byte_strings([split_audio(self.messages, self.whole)[0].encode()])}
         if self.tools:
             inputs["tools"] = byte_strings([json.dumps(list(self.tools), ensure_ascii=False).encode()])
         if self.continue_final_message:
@@ -141,5 +142,10 @@ class TokenRequest:
         inputs = self.prompt_inputs()
         return parse_conversation(inputs["messages"].item(), inputs["tools"].item() if "tools" in inputs else None)
 
+    def told_whole(self) -> TokenRequest | None:
+        """With all of its recordings; None where nothing is left out of them."""
+        known = not self.whole and any(one.known for one in recordings(self.messages))
+        return replace(self, whole=True) if known else None
+
     def audio_count(self) -> int:
-        return len(split_audio(self.messages)[1])
+        return sum(1 for _ in recordings(self.messages))

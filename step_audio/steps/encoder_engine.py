@@ -164,15 +164,21 @@ class AudioEncoderStep:
 def _clips(inputs: Tensors, runtime: Runtime) -> list[Clip]:
     """Those of a request's clips that have rows: rule "L-2" leaves the shortest without. Raises InvalidRequest."""
     frames, hashes, features = required(inputs, "frames"), required(inputs, "content_hash"), row(inputs, "mel")
-    if len(hashes) != len(frames) or (features is not None and len(features) != len(frames)):
+    index = row(inputs, "mel_index")
+    if index is None:
+        index = np.arange(len(frames))
+    if len(hashes) != len(frames) or (features is not None and len(features) != len(index)):
         raise InvalidRequest("frames, content_hash and mel differ in their number of clips", "frames")
+    rows = {} if features is None else dict(zip(index.tolist(), features, strict=True))
+    if not rows.keys() <= {*range(len(frames))} or len(rows) < (0 if features is None else len(features)):
+        raise InvalidRequest("mel_index: each of mel's clips is another one of the request's", "mel_index")
     tokens = clip_tokens(frames, runtime)
     check_hashes(hashes)
-    if features is not None and (longest := frames.max(initial=0)) > features.shape[2]:
+    if features is not None and (longest := max((frames[i] for i in rows), default=0)) > features.shape[2]:
         raise InvalidRequest(f"frames: a clip has {longest}, but mel {features.shape[2]}", "frames")
     clips: list[Clip] = []
     for i, (digest, length) in enumerate(zip(hashes.tolist(), frames.tolist(), strict=True)):
-        mine = None if features is None else features[i, :, :length]
+        mine = rows[i][:, :length] if i in rows else None
         if mine is not None and not all_finite(mine):
             raise InvalidRequest("mel holds NaN or infinity", "mel")
         if tokens[i]:  # by what it is, not by what it is said to be: nobody puts another's clip under this hash

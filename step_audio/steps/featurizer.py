@@ -17,7 +17,7 @@ from step_audio import mel
 from step_audio.arrays import Float32Array, Int32Array, UInt64Array
 from step_audio.audio import MOST_LOST, Budget, likely_values, read_recording
 from step_audio.clips import content_hash, split_clips
-from step_audio.conversation import parse_conversation
+from step_audio.conversation import AudioPlace, parse_conversation
 from step_audio.errors import AudioTooLong, InvalidRequest
 from step_audio.steps.clip_limits import clip_tokens, most_seconds
 from step_audio.steps.lanes import Lane
@@ -31,7 +31,8 @@ VALUES_PER_BYTE = 8  # that are decoded in the time that another lane's work tak
 class Features:
     """The clips of one request, in prompt order."""
 
-    mel: Float32Array  # [clips, n_mels, frames of the longest], zero-padded
+    mel: Float32Array  # [clips that are not known, n_mels, frames of the longest], zero-padded
+    mel_index: Int32Array  # [clips that are not known], which clip
     frames: Int32Array  # [clips], true lengths, 10 ms each
     audio_index: Int32Array  # [clips], which recording a clip is of
     content_hash: UInt64Array  # [clips]
@@ -46,18 +47,26 @@ class Featurizer:
 
     def featurize(self, messages: bytes | None, audio: Sequence[bytes]) -> Features:
         """Raises InvalidRequest; `messages` is the request's JSON, None if it was not sent."""
-        channels = self._check_before_decoding(messages, audio)
-        clips, index, report = self._clips(audio, channels)
-        frames = np.array([mel.frame_count(len(clip)) for clip in clips], np.int32)
+        places = self._check_before_decoding(messages, audio)
+        clips, index, report = self._clips(audio, places)
+        lengths = [clip[0] if isinstance(clip, tuple) else mel.frame_count(len(clip)) for clip in clips]
+        frames = np.array(lengths, np.int32)
         clip_tokens(frames, self.runtime)
         n_mels = self.runtime.model.audio.n_mels
-        features = [mel.log_mel(clip, n_mels) for clip in clips]
-        padded, _ = mel.pad_batch(features, n_mels)
-        hashes = np.array([content_hash(clip) for clip in features], np.uint64)
-        return Features(padded, frames, np.array(index, np.int32), hashes, report)
+        features = {i: mel.log_mel(clip, n_mels) for i, clip in enumerate(clips) if not isinstance(clip, tuple)}
+        padded, _ = mel.pad_batch(list(features.values()), n_mels)
+        hashes = [clip[1] if isinstance(clip, tuple) else content_hash(features[i]) for i, clip in enumerate(clips)]
+        return Features(
+            padded,
+            np.array(list(features), np.int32),
+            frames,
+            np.array(index, np.int32),
+            np.array(hashes, np.uint64),
+            report,
+        )
 
-    def _check_before_decoding(self, messages: bytes | None, audio: Sequence[bytes]) -> list[int | None]:
-        """The channel that is wanted of each recording."""
+    def _check_before_decoding(self, messages: bytes | None, audio: Sequence[bytes]) -> list[AudioPlace]:
+        """Where each recording stands."""
         limits = self.runtime.limits
         if messages is None:
             raise InvalidRequest("missing required input 'messages'", "messages")
@@ -70,28 +79,34 @@ class Featurizer:
             raise InvalidRequest(f"{len(audio)} audios, the limit is {limits.max_audios}", "audio")
         if (size := sum(map(len, audio))) > limits.max_audio_bytes:
             raise InvalidRequest(f"audio: {size} bytes, the limit is {limits.max_audio_bytes}", "audio")
-        return [place.channel for place in places]
+        return places
 
     def _clips(
-        self, audio: Sequence[bytes], channels: Sequence[int | None]
-    ) -> tuple[list[Float32Array], list[int], Float32Array]:
-        clips: list[Float32Array] = []
+        self, audio: Sequence[bytes], places: Sequence[AudioPlace]
+    ) -> tuple[list[Float32Array | tuple[int, int]], list[int], Float32Array]:
+        """Samples, or what is known of a clip; which recording each is of; the report."""
+        clips: list[Float32Array | tuple[int, int]] = []
         index: list[int] = []
         report = np.zeros((2, len(audio)), np.float32)
         limits = self.runtime.limits
         total = min(limits.max_audio_seconds, most_seconds(len(audio), self.runtime))
         budget = Budget(total)
         most_lost = 0 if limits.strict_audio else MOST_LOST
-        for i, (data, channel) in enumerate(zip(audio, channels, strict=True)):
+        for i, (data, place) in enumerate(zip(audio, places, strict=True)):
+            clips += place.known
+            index += [i] * len(place.known)
+            budget.seconds -= sum(frames for frames, _ in place.known) / mel.FRAMES_PER_SECOND
+            if place.known and not data:
+                continue
             try:
-                recording = read_recording(data, budget, f"audio[{i}]", channel, most_lost)
+                recording = read_recording(data, budget, f"audio[{i}]", place.channel, most_lost)
             except AudioTooLong as error:
                 if i == 0:
                     raise
                 said = f"{error}: what the recordings before it leave of {total:g} s"
                 raise InvalidRequest(said, error.param) from None
             report[:, i] = recording.lost, recording.cancelled
-            new = split_clips(recording.samples)
+            new = split_clips(recording.samples[place.skip :])
             clips += new
             index += [i] * len(new)
         return clips, index, report
@@ -130,4 +145,6 @@ class FeaturizerStep:
             "content_hash": features.content_hash[None],
             "audio_report": features.report[None],
         }
-        return outputs | {"mel": features.mel[None]} if len(features.frames) else outputs
+        if not len(features.mel):
+            return outputs
+        return outputs | {"mel": features.mel[None], "mel_index": features.mel_index[None]}

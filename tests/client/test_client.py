@@ -252,13 +252,13 @@ async def test_leaving_early_stops_the_server(leave):
         async with StepAudioClient(address, TOKENIZER) as client:
             await leave(client, fake)
         assert all(entry in fake.seen for entry in [("left", "lease:mine"), ("stop", "mine", True), ("ended",)])
-    assert stops(fake) == [("stop", "mine", True)]
+    assert {*stops(fake)} == {("stop", "mine", True)}
 
 
 class HeardAtLast(asyncio.Event):
     """A stop that comes before the LLM has the request is lost."""
 
-    lost = 1
+    lost = 3
 
     def set(self):
         self.lost -= 1
@@ -273,7 +273,7 @@ async def test_a_stop_that_is_lost_is_sent_again():
         await until(lambda: "generate" in [what for what, *_ in fake.seen])
         await client.stop("mine")
         assert (await answer).token_ids == [5]
-    assert stops(fake) == [("stop", "mine", True)] * 2
+    assert {*stops(fake)} == {("stop", "mine", True)} and len(stops(fake)) >= 4
 
 
 class Deaf(asyncio.Event):

@@ -139,7 +139,7 @@ async def test_a_stop_reaches_the_server_that_works(which):
             await client.stop("mine")
             await stream.aclose()
         stops = [[entry for entry in fake.seen if entry[0] == "stop"] for fake, _, _ in servers]
-        assert stops[which] == [("stop", "mine", True)] * 2 and stops[1 - which] == []
+        assert {*stops[which]} == {("stop", "mine", True)} and stops[1 - which] == []
 
 
 async def test_the_id_of_somebody_else_is_stopped_everywhere():

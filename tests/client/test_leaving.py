@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fake_triton import for_ever, message, script, served, serving, stops
-from step_audio_client import user
+from fake_triton import for_ever, message, script, serving
 
 TESTS = Path(__file__).parents[1]
 
@@ -29,14 +28,3 @@ async def test_nothing_is_reported():
         ways, reported = await process.communicate()
     assert process.returncode == 0 and len(ways.split()) > 12, reported.decode()
     assert reported.decode() == ""
-
-
-async def test_a_stop_that_comes_too_early_is_sent_again_and_again():
-    """And no more when the answer has ended."""
-    async with served(script(message(5), then=for_ever)) as (fake, client):
-        fake.lost_stops = 3
-        answer = client.generate([user("x")], request_id="mine")
-        await anext(answer)
-        await answer.aclose()
-        await client.close()
-        assert stops(fake) == [("stop", "mine", True)] * 4

@@ -106,7 +106,7 @@ async def test_another_server_goes_on_behind_what_has_come():
     async with serving(*runs) as servers, StepAudioClient([one[1] for one in servers], TOKENIZER) as client:
         await client.serving_info()
         route = list(client._pipeline._servers.all)
-        client._pipeline._servers.route = lambda: list(route)
+        client._pipeline._servers.route = lambda first: list(route)
         text, _ = await said(client)
     assert text == "so\n</think>\nyes"
     (inputs,) = [entry[2] for entry in servers[1][0].seen if entry[0] == "generate"]

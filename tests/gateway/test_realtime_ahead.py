@@ -15,7 +15,9 @@ from realtime_fixture import by_hand, connected, say, until
 from step_audio.audio import read_recording
 from step_audio.clips import CLIP_SECONDS, content_hash, split_clips
 from step_audio.mel import log_mel
-from step_audio_gateway.realtime.ahead import MARGIN
+from step_audio_client import Audio, HeardClips
+from step_audio_client.messages import recordings
+from step_audio_gateway.realtime.beginnings import MARGIN, audio_of
 from step_audio_gateway.realtime.formats import SampleFormat, SpokenAudio
 from step_audio_gateway.realtime.input_buffer import InputBuffer
 
@@ -30,17 +32,20 @@ class HoldingClient(FakeClient):
     holds = False
     held = 0
 
-    async def chat(self, messages: Any, options: Any, *, request_id: str | None = None) -> Any:
-        if options.sampling.max_tokens == 1 and self.holds:
-            self.ahead.append(messages)
+    async def hear(self, messages: Any, options: Any) -> Any:
+        heard = await super().hear(messages, options)
+        if self.holds:
             self.held += 1
             try:
                 await asyncio.sleep(60)
             finally:
                 await asyncio.sleep(0.05)  # as a stop that is sent to the server
                 self.held -= 1
+        return heard
+
+    async def chat(self, messages: Any, options: Any, *, request_id: str | None = None) -> Any:
         async for delta in super().chat(messages, options, request_id=request_id):
-            assert options.sampling.max_tokens == 1 or not self.held, "the answer waits for the place"
+            assert not self.held, "the answer waits for the place"
             yield delta
 
 
@@ -68,7 +73,18 @@ async def until_asked(fake: FakeClient, count: int) -> None:
 
 def lengths(asked: list[Any]) -> list[float]:
     """Seconds of the last recording of each."""
-    return [(len(messages[-1]["content"][0]["audio"].data) - 44) / (2 * RATE) for messages in asked]
+    return [(len(last(messages).data) - 44) / (2 * RATE) for messages in asked]
+
+
+def rests(asked: list[Any]) -> list[float]:
+    """Seconds of it that are sent."""
+    files = [(audio.known.rest if audio.known else audio.data) for audio in map(last, asked)]
+    return [max(0, len(file) - 44) / (2 * RATE) for file in files]
+
+
+def last(messages: Any) -> Audio:
+    audio: Audio = messages[-1]["content"][0]["audio"]
+    return audio
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=lambda format: f"{format.kind} {format.rate}")
@@ -89,6 +105,22 @@ def test_clips_that_are_asked_about_are_those_of_the_whole_turn(format):
     assert len(buffer) == len(data)
 
 
+@pytest.mark.parametrize("milliseconds", [25_100, 26_317, 50_100, 58_041])
+@pytest.mark.parametrize("format", FORMATS, ids=lambda format: f"{format.kind} {format.rate}")
+def test_the_rest_of_a_turn_is_sent_so_that_its_clips_are_those_of_the_whole(format, milliseconds):
+    """To the bit, as above: what begins in the middle is resampled as it is within the whole."""
+    rng = np.random.default_rng(0)
+    turn = SpokenAudio(format, rng.integers(0, 256, format.size(milliseconds), np.uint8).tobytes())
+    whole = split_clips(read_recording(turn.wav()).samples)
+    for count in range(1, len(whole)):
+        known = audio_of(turn, HeardClips("a", ((2502, 1),) * count)).known
+        rest = read_recording(known.rest).samples[known.skip :]
+        assert len(known.rest) <= format.rate * 2 * (milliseconds / 1000 - 25 * count + 0.4) + 44
+        assert (np.concatenate(split_clips(rest)) == np.concatenate(whole[count:])).all()
+    everything = audio_of(turn, HeardClips("a", ((2502, 1),) * len(whole)))
+    assert everything.known.rest == b"" and everything.data == turn.wav()
+
+
 async def test_history_and_finished_clips_are_asked_about_while_one_speaks(url, fake):
     async with connected(url) as connection:
         await by_hand(connection, instructions="Be brief.", tools=[{"type": "function", "name": "look"}], **HEARD)
@@ -102,6 +134,7 @@ async def test_history_and_finished_clips_are_asked_about_while_one_speaks(url, 
         assert done.output and fake.messages[0]["content"] == "Be brief."
         assert [messages[:-1] for messages in fake.ahead] == [fake.messages[:-1]] * 3
         assert lengths(fake.ahead) == [0.1, 25.1, 50.1] and lengths([fake.messages]) == [51.0]
+        assert rests([*fake.ahead, fake.messages]) == [0.1, 25.1, 25.1, 1.0], "what was heard is not sent again"
         assert fake.begun == 1 and done.usage.total_tokens == 26, "what was asked ahead is no part of the answer"
         await hear(connection, 1, seed=1)
         await until_asked(fake, 4)
@@ -112,6 +145,8 @@ async def test_history_and_finished_clips_are_asked_about_while_one_speaks(url, 
         await connection.input_audio_buffer.commit()
         await until(connection, "conversation.item.done")
         assert lengths(fake.ahead)[3:] == [0.1, 0.1], "each turn begins anew"
+        history = next(recordings(fake.ahead[4]))
+        assert history.known is not None and not history.known.rest, "nor is what was said before"
 
 
 async def test_an_answer_does_not_wait_for_what_was_asked_ahead(fake):

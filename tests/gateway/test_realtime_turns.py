@@ -13,6 +13,7 @@ from gateway_fixture import ANSWER, USAGE, listening
 from realtime_fixture import by_hand, connected, say, take, until
 from step_audio.clips import SAMPLE_RATE
 from step_audio_client import ChatDelta, ServerBusy
+from step_audio_client.messages import recordings
 from step_audio_training.speech import Voice, speak
 
 PIECE = 3200  # bytes: 100 ms at 16 kHz
@@ -28,7 +29,7 @@ def speech() -> bytes:
 
 
 async def test_a_turn_is_made_ready_where_it_pauses(url, fake, speech):
-    """What was asked ahead is, to the byte, what is answered."""
+    """What was asked ahead is, to the byte, what is answered; and is not sent again."""
     sentence = speech[: len(speech) - 32_000]
     fake.ahead.clear()
     async with connected(url) as connection:
@@ -40,7 +41,8 @@ async def test_a_turn_is_made_ready_where_it_pauses(url, fake, speech):
         await waiting.until(lambda: len(fake.ahead) == 3, "being asked when speech began, and in two pauses")
         await play_in(connection, bytes(32_000))
         assert (await until(connection, "response.done"))[-1].response.status == "completed"
-    assert fake.ahead[-1] == fake.messages and fake.ahead[-2] != fake.messages
+    (early,), (late,), (answered,) = map(list, map(recordings, (*fake.ahead[-2:], fake.messages)))
+    assert late.data == answered.data != early.data and answered.known.rest == b""
 
 
 async def listen(connection, **detection) -> None:

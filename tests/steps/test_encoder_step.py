@@ -72,6 +72,23 @@ def test_a_hash_stands_for_the_clip():
     assert (table(named) == table(sent)).all() and table(named).dtype == np.float16 and engine.clips == 2
 
 
+def test_features_may_be_of_some_clips_only():
+    """Of those that mel_index has the places of; the others are known."""
+    encoder, engine = step()
+    work(encoder, [clips(1, 2)])
+    some = clips(1, 3, 2) | {"mel": clips(3)["mel"], "mel_index": np.array([[1]], np.int32)}
+    assert table(work(encoder, [some])[0])[0, :: token_count(40, "L-2"), 0].tolist() == [1, 3, 2] and engine.clips == 3
+    with pytest.raises(NotCached):
+        work(encoder, [clips(4, 3) | {"mel": clips(3)["mel"], "mel_index": np.array([[1]], np.int32)}])
+
+
+@pytest.mark.parametrize("index", [[0, 0], [0, 2], [-1, 0], [0]], ids=str)
+def test_features_of_no_clip_of_the_request_are_refused(index):
+    encoder, _ = step()
+    with pytest.raises(InvalidRequest):
+        work(encoder, [clips(1, 2) | {"mel_index": np.array([index], np.int32)}])
+
+
 def test_nobody_puts_a_clip_under_another_s_hash():
     """Anyone may ask the encoder, and say of features that they are a clip which others are about to send."""
     encoder, engine = step()

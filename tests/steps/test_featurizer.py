@@ -75,6 +75,44 @@ def test_a_clip_that_has_no_tokens_by_rule_l_2_is_taken(samples):
     assert ending.audio_index.tolist() == [0, 0]
 
 
+def test_of_a_recording_whose_clips_are_known_only_the_rest_is_heard():
+    """Its clips are those of the whole recording, and features are made of no others."""
+    data = np.random.default_rng(0).integers(0, 255, CLIP_SAMPLES + 40_000, np.uint8).tobytes()
+    step = featurizer(limits=Limits(max_audio_seconds=60))
+    whole = step.featurize(messages(1), [wav(data, 16_000, bits=8)])
+    clips = list(zip(whole.frames.tolist(), whole.content_hash.tolist(), strict=True))
+    asked = [
+        {"type": "audio", "known": clips[:1], "skip": 1000},
+        {"type": "audio", "known": clips},
+        {"type": "audio"},
+    ]
+    sent = [wav(data[CLIP_SAMPLES - 1000 :], 16_000, bits=8), b"", sound(16_000)]
+    found = step.featurize(json.dumps([{"role": "user", "content": asked}]).encode(), sent)
+    assert found.frames.tolist() == [*whole.frames, *whole.frames, mel.frame_count(16_000)]
+    assert found.content_hash[:4].tolist() == [*whole.content_hash, *whole.content_hash]
+    assert found.audio_index.tolist() == [0, 0, 1, 1, 2] and found.mel_index.tolist() == [1, 4]
+    assert len(found.mel) == 2 and (found.mel[0, :, : whole.frames[1]] == whole.mel[1, :, : whole.frames[1]]).all()
+    assert found.report.shape == (2, 3)
+
+
+def test_known_clips_count_among_the_seconds_of_a_request():
+    known = {"type": "audio", "known": [[800, 1]]}
+    with pytest.raises(InvalidRequest, match="the limit of 2 s"):
+        asked = json.dumps([{"role": "user", "content": [known]}]).encode()
+        featurizer().featurize(asked, [sound(3 * 16_000)])
+
+
+@pytest.mark.parametrize(
+    "part",
+    [{"known": 7}, {"known": [[8]]}, {"known": [[8, 0]]}, {"known": [[8, 1.5]]}, {"known": [[-8, 1]]}, {"skip": -1}],
+    ids=str,
+)
+def test_what_is_no_known_clip_is_refused(part):
+    asked = json.dumps([{"role": "user", "content": [{"type": "audio"} | part]}]).encode()
+    with pytest.raises(InvalidRequest, match=r"messages\[0\].content\[0\]"):
+        featurizer().featurize(asked, [b""])
+
+
 def test_a_request_that_is_refused_does_not_end_the_step():
     step, answers = FeaturizerStep(runtime()), queue.SimpleQueue()
     for audio in ([b"no sound"], [sound(16_000)]):

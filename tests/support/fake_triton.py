@@ -60,7 +60,6 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.audio_report = np.zeros((1, 2, 0), np.float32)
         self.stopped: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self.prompt: dict[str, np.ndarray] = {}  # outputs of the model step_audio_prompt
-        self.lost_stops = 0  # that come before the LLM has the request
         self.time_left: list[float] = []  # seconds of each lease
         self.max_seq_len = 100
         self.parameters = [one.name for one in PARAMETERS]
@@ -105,10 +104,7 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
             inputs = read(request)
             if "stop" in inputs:
                 self.seen.append(("stop", request.id, inputs["stop"].item()))
-                if self.lost_stops:
-                    self.lost_stops -= 1
-                else:
-                    self.stopped[request.id].set()
+                self.stopped[request.id].set()
                 yield message(final=True)
                 continue
             self.seen.append(("generate", request.id, inputs))

@@ -19,19 +19,23 @@ import tokenizer_fixture
 from step_audio import sampling_parameters
 from step_audio.audio import encode_wav
 from step_audio.chat_template import load_template
+from step_audio.clips import SAMPLE_RATE, split_clips
+from step_audio.mel import frame_count
 from step_audio.tokenizer import Tokenizer
 from step_audio_client import (
+    Audio,
     ChatDelta,
     ChatOptions,
     ChatUsage,
     Counts,
+    HeardClips,
     RawOptions,
     RawPrompt,
     TokenLogprob,
     ToolCall,
     TopLogprob,
 )
-from step_audio_client.messages import split_audio
+from step_audio_client.messages import recordings, split_audio
 from step_audio_gateway.app import create_app
 from step_audio_gateway.server import listen, server_of
 from step_audio_gateway.settings import GatewaySettings
@@ -77,7 +81,7 @@ class FakeClient:
     def __init__(self, script: Callable[[list[dict[str, Any]], ChatOptions], list[Step]] = script):
         self.script = script
         self.asked: list[tuple[Any, Any]] = []
-        self.ahead: list[Any] = []  # messages of what was asked for one token: realtime sessions' work ahead
+        self.ahead: list[Any] = []  # messages of what was to be heard ahead
         self.begun = self.closed = 0
         self.up = True
         self.max_batch_size = 32
@@ -89,10 +93,6 @@ class FakeClient:
     ) -> AsyncGenerator[ChatDelta]:
         split_audio(messages)[0].encode()
         options.sampling.inputs()
-        if options.sampling.max_tokens == 1:
-            self.ahead.append(messages)
-            yield REPLY[-1]
-            return
         self.asked.append((messages, options))
         self.begun += 1
         try:
@@ -105,6 +105,10 @@ class FakeClient:
         finally:
             await asyncio.sleep(0.01)  # as a stop that is sent to the server; must not be cut short
             self.closed += 1
+
+    async def hear(self, messages: list[dict[str, Any]], options: ChatOptions) -> list[HeardClips]:
+        self.ahead.append(messages)
+        return [HeardClips("fake", clips_of(one)) for one in recordings(messages)]
 
     async def bounded(self, options: RawOptions) -> RawOptions:
         return options
@@ -145,6 +149,13 @@ class FakeClient:
     @property
     def options(self) -> ChatOptions:
         return self.asked[-1][1]
+
+
+def clips_of(audio: Audio) -> tuple[tuple[int, int], ...]:
+    """Of a WAV file of 16 bits: frames, and a number in the place of the hash."""
+    count, rate = len(audio.data[44:]) // 2, int.from_bytes(audio.data[24:28], "little")
+    clips = split_clips(np.empty(-(-count * SAMPLE_RATE // rate), np.float32))
+    return tuple((frame_count(len(clip)), 1 + i) for i, clip in enumerate(clips))
 
 
 def http(fake: FakeClient, fetcher: Any = None, **settings: Any) -> httpx.AsyncClient:

@@ -8,7 +8,7 @@ from typing import Any
 from step_audio.serving_info import ServedLimits
 from step_audio_gateway.realtime.faults import Fault
 from step_audio_gateway.realtime.formats import SpokenAudio
-from step_audio_gateway.realtime.items import ConversationItem, new_id
+from step_audio_gateway.realtime.items import ConversationItem, Part, new_id
 
 MOST_ITEMS = 2000
 
@@ -88,6 +88,12 @@ def messages_of(items: Sequence[ConversationItem], instructions: str) -> list[di
             case "message" if content := [part.chat() for part in item.parts if part.text or part.recording]:
                 messages.append({"role": item.role, "content": content})
     return messages
+
+
+def recorded(items: Sequence[ConversationItem]) -> list[Part]:
+    """The parts with the recordings of `messages_of`, in their order."""
+    turns = (item for item in items if item.type == "message" and item.status != "in_progress")
+    return [part for item in turns for part in item.parts if part.recording is not None]
 
 
 def within(items: Sequence[ConversationItem], limits: ServedLimits) -> list[ConversationItem]:

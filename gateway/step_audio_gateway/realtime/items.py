@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from step_audio.conversation import MAX_ITEMS
-from step_audio_client import Audio
+from step_audio_client import HeardClips
 from step_audio_gateway.messages import kind_of
 from step_audio_gateway.nulls import Lenient
+from step_audio_gateway.realtime.beginnings import audio_of
 from step_audio_gateway.realtime.faults import Fault
 from step_audio_gateway.realtime.formats import SampleFormat, SpokenAudio, decode
 from step_audio_gateway.realtime.heard import SaidPiece, heard
@@ -107,6 +108,7 @@ class Part:
     recording: SpokenAudio | None = None
     pieces: list[SaidPiece] = field(default_factory=list)
     is_cut: bool = False
+    heard: HeardClips | None = None  # by a server, of `recording`
 
     def voiced(self, text: str, milliseconds: float, whole: bool) -> None:
         """More of it: `text`, a piece, begins where the audio does. `whole`: the piece has no more audio."""
@@ -135,7 +137,7 @@ class Part:
     def chat(self) -> dict[str, Any]:
         """As the client library takes it."""
         if self.recording is not None:
-            return {"type": "audio", "audio": Audio(self.recording.wav())}
+            return {"type": "audio", "audio": audio_of(self.recording, self.heard)}
         return {"type": "text", "text": self.text}
 
 

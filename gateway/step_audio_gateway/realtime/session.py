@@ -229,8 +229,9 @@ class Session:
                 desk.emit(event("error", error=error.body(None)))
 
     def _commit(self, recording: SpokenAudio, item_id: str | None = None) -> None:
+        part = Part("input_audio", recording=recording, heard=self._ahead.heard(recording))
         self._ahead.stop()
-        item = ConversationItem("message", item_id or new_id("item"), parts=[Part("input_audio", recording=recording)])
+        item = ConversationItem("message", item_id or new_id("item"), parts=[part])
         before = self._conversation.add(item)
         self.turns += 1
         self._desk.emit(event("input_audio_buffer.committed", previous_item_id=before, item_id=item.id))

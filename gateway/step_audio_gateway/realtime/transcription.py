@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from step_audio_client import Audio, ChatOptions, Sampling, Thinking, user
+from step_audio_client import ChatOptions, Sampling, Thinking, user
 from step_audio_gateway.languages import name_of
+from step_audio_gateway.realtime.beginnings import audio_of
 from step_audio_gateway.realtime.desk import Desk
 from step_audio_gateway.realtime.faults import TOLD, Fault
 from step_audio_gateway.realtime.items import ConversationItem
@@ -29,7 +30,7 @@ async def transcribe(desk: Desk, item: ConversationItem, how: InputTranscription
             timeout=settings.request_timeout,
         )
         usage, text = None, ""
-        async with desk.answer([user(Audio(part.recording.wav()), question)], options, 1) as deltas:
+        async with desk.answer([user(audio_of(part.recording, part.heard), question)], options, 1) as deltas:
             async for _, delta in deltas:
                 usage = delta.usage or usage
                 if delta.content:
