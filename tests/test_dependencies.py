@@ -53,6 +53,7 @@ PROVIDED = {
     "jsonschema": "check-jsonschema",
     "tensorrt": "tensorrt-llm",
     "triton_python_backend_utils": "tritonserver's Python backend",
+    "vllm": "the environment of --llm-python",
 }
 # Declared, and imported nowhere here.
 WHY = {

@@ -13,6 +13,7 @@ from step_audio.command_line import Echo
 from step_audio.config import ModelConfig
 from step_audio.conversation import parse_conversation
 from step_audio.errors import ArtefactError
+from step_audio_server import vllm_process
 from step_audio_server.launch import gpu_image
 from step_audio_server.launch.cpu_launch import cpu_launch
 from step_audio_server.launch.gpu_launch import gpu_launch
@@ -20,6 +21,7 @@ from step_audio_server.launch.installation import Installation
 from step_audio_server.launch.launch import Launch
 from step_audio_server.launch.ports import Ports
 from step_audio_server.repository.assembly import assemble, assemble_backends
+from step_audio_server.repository.vllm_options import write_options
 from step_audio_server.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -35,9 +37,13 @@ def prepare(settings: ServeSettings, ports: Ports, echo: Echo, claim: Callable[[
 
 def _for_cpu(settings: ServeSettings, ports: Ports, echo: Echo, claim: Callable[[], None]) -> Launch:
     gpu_image.require_no_gpu_image()
+    if settings.llm == "vllm" and settings.llm_python is not None:
+        echo(f"vLLM {vllm_process.check(settings.llm_python)}: {settings.llm_python}")
     model, artefacts = build_for_cpu(settings, echo, claim)
     installation = Installation.find()
     repository = assemble(settings, model, artefacts)
+    if settings.llm == "vllm":
+        write_options(settings, model, artefacts)
     backends = assemble_backends(settings.run_dir, installation.backends, installation.stub)
     return cpu_launch(installation, repository, backends, ports, settings.drain_timeout)
 
@@ -59,6 +65,7 @@ def build_for_cpu(
         dtype=settings.dtype,
         length_rule=settings.length_rule,
         limits=engine_limits(settings, model),
+        for_vllm=settings.llm == "vllm",
     )
     claim()
     with building(settings.work_dir, echo):

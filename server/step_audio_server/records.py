@@ -23,7 +23,7 @@ MODELS = (
     "audio_encoder", "audio_featurizer", "lease", "prompt_builder", "step_audio_prompt", "tensorrt_llm", "tokenizer",
 )  # fmt: skip
 
-Process = Literal["tritonserver", "gateway"]
+Process = Literal["tritonserver", "gateway", "vllm"]
 PROCESSES: tuple[Process, ...] = get_args(Process)
 
 

@@ -23,6 +23,7 @@ from step_audio_server.records import Death, Records, limit
 from step_audio_server.settings import ServeSettings
 from step_audio_server.supervision import Keeper
 from step_audio_server.tritonserver import TritonServer
+from step_audio_server.vllm_process import VllmProcess
 
 if TYPE_CHECKING:
     from step_audio_gateway.gateway_process import GatewayProcess
@@ -49,6 +50,9 @@ class Service:
         self.stopping = threading.Event()  # by a signal
         self._loading = False
         self._lock: TextIO | None = None  # of the run directory
+        self.llm: VllmProcess | None = None
+        if settings.llm_python is not None:
+            self.llm = VllmProcess(settings.llm_python, settings.vllm_dir, settings.run_dir / "vllm.log")
         self.gateway: GatewayProcess | None = None
         if gateway is not None:
             from step_audio_gateway.gateway_process import GatewayProcess
@@ -89,6 +93,7 @@ class Service:
         self.ports.check_free()
         try:
             launch = prepare(settings, self.ports, self.echo, self._claim)
+            self._start_llm()
         except BaseException:
             self._unlock()
             raise
@@ -119,14 +124,33 @@ class Service:
             finally:
                 self._loading = False
 
+    def _start_llm(self) -> None:
+        """Before the server that asks it; it outlives a restart of that one."""
+        if self.llm is None:
+            return
+        self.echo("vLLM: loading the model")
+        self._loading = True
+        try:
+            self.llm.start(self.settings.resolved_startup_timeout(), self.stopping)
+        finally:
+            self._loading = False
+
     def stop(self) -> None:
         if self.server is not None:
             self.server.stop()
             self.server = None
+        if self.llm is not None:
+            self.llm.stop()
         self._unlock()
 
     def kill(self) -> None:
         """As `stop`, but nothing that is under way is waited for."""
+        if self.llm is not None:
+            self.llm.kill()
+        self.kill_server()
+
+    def kill_server(self) -> None:
+        """tritonserver alone."""
         if self.server is not None:
             self.server.kill()
             self.server = None
@@ -149,6 +173,7 @@ class Service:
         stopping, keeper = self.stopping, Keeper(_KeptServer(self), self.echo, self.stopping)
         previous = {s: signal.signal(s, self._interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
         door: threading.Thread | None = None
+        minder: threading.Thread | None = None
         try:
             if self.gateway is not None:
                 self.gateway.check(self.ports.check_free)
@@ -160,6 +185,11 @@ class Service:
                 watch = Keeper(_KeptGateway(self, self.gateway), self.echo, stopping)
                 door = threading.Thread(target=watch.run, name="gateway", daemon=True)
                 door.start()
+            if self.llm is not None:
+                minder = threading.Thread(
+                    target=Keeper(_KeptLlm(self, self.llm), self.echo, stopping).run, name="vllm", daemon=True
+                )
+                minder.start()
             self.tell_ready()
             keeper.run()
         except KeyboardInterrupt:
@@ -176,6 +206,8 @@ class Service:
             if door is not None and self.gateway is not None:
                 door.join()
                 self.gateway.stop()  # where it was just being started again
+            if minder is not None:
+                minder.join()
             self.stop()
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -213,7 +245,7 @@ class _KeptServer:
         self._service.start()
 
     def end(self) -> None:
-        self._service.kill()
+        self._service.kill_server()
 
     def restarted(self, death: Death) -> None:
         self._service.records.restarted("tritonserver")
@@ -241,6 +273,32 @@ class _KeptGateway:
 
     def restarted(self, death: Death) -> None:
         self._service.records.restarted("gateway")
+        self._service.tell_ready()
+
+
+class _KeptLlm:
+    """vLLM of a service; tritonserver goes on without it, and its clients wait."""
+
+    def __init__(self, service: Service, llm: VllmProcess):
+        self._service, self._llm = service, llm
+
+    def fault(self) -> Death | None:
+        if (death := self._llm.fault()) is not None:
+            self._service.records.died("vllm", death)
+        return death
+
+    def start(self) -> None:
+        service = self._service
+        try:
+            self._llm.start(service.settings.resolved_startup_timeout(), service.stopping)
+        except KeyboardInterrupt:
+            raise ServerError("vLLM was stopped while it started") from None
+
+    def end(self) -> None:
+        self._llm.kill()
+
+    def restarted(self, death: Death) -> None:
+        self._service.records.restarted("vllm")
         self._service.tell_ready()
 
 

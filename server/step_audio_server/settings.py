@@ -33,6 +33,8 @@ DECIDED_BY_PROFILE = (
     "tp", "dtype", "max_batch_size", "max_seq_len", "max_num_tokens", "max_prompt_table_rows", "kv_cache_tokens",
     "decoder_matrices",
 )  # fmt: skip
+NOT_WITH_VLLM = {"decoder_matrices", "batch_scheduler_policy"}
+ONLY_WITH_VLLM = {"llm_python", "gpu_memory_utilization"}
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,17 @@ class ServeSettings(Settings):
     profile: str | None = Field(
         None, description="on GPUs: what `step-audio build` made for them (default: on the CPU)"
     )
+    llm: Literal["tensorrtllm", "vllm"] = Field(
+        "tensorrtllm", description="what computes the language model; without a GPU tensorrtllm is our engine"
+    )
+    llm_python: Path | None = Field(None, description="of --llm vllm: Python of an environment that has vLLM")
+    gpu_memory_utilization: float | None = Field(
+        None, gt=0, le=1, description="of --llm vllm: share of each GPU's memory, weights and all (default: 0.9)"
+    )
     tp: PositiveInt = Field(
-        4, validation_alias=AliasChoices("tp", "tensor_parallel_size"), description="ranks of the decoder"
+        4,
+        validation_alias=AliasChoices("tp", "tensor_parallel_size"),
+        description="ranks of the decoder (default with --llm vllm: 1)",
     )
     dtype: DType | None = Field(None, description="of weights and activations (default: the checkpoint's own)")
     max_batch_size: PositiveInt = Field(
@@ -135,6 +146,24 @@ class ServeSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _of_its_llm(self) -> ServeSettings:
+        said = self.model_fields_set
+        if self.llm == "vllm":
+            if self.profile is not None:
+                raise ValueError("--profile is of TensorRT-LLM's engines; with --llm vllm give --tp and --max-seq-len")
+            if self.llm_python is None:
+                raise ValueError("--llm vllm needs --llm-python, of an environment that has vLLM: docs/engines.md")
+            if unknown := sorted(said & NOT_WITH_VLLM):
+                raise ValueError(f"{unknown[0]} is not for --llm vllm; leave it out")
+        elif only := sorted(said & ONLY_WITH_VLLM):
+            raise ValueError(f"{only[0]} is for --llm vllm alone; leave it out")
+        return self
+
+    @property
+    def vllm_ranks(self) -> int:
+        return self.tp if "tp" in self.model_fields_set else 1
+
+    @model_validator(mode="after")
     def _certificates_together(self) -> ServeSettings:
         if (self.grpc_server_cert is None) != (self.grpc_server_key is None):
             raise ValueError("--grpc-server-cert and --grpc-server-key belong together: give both or none")
@@ -151,6 +180,11 @@ class ServeSettings(Settings):
     def run_dir(self) -> Path:
         """What belongs to one running server; the artefacts beside it are shared by all on this work directory."""
         return self.work_dir / f"server-{self.grpc_port}"
+
+    @property
+    def vllm_dir(self) -> Path:
+        """What vLLM's process of this server is given, and where it listens."""
+        return self.run_dir / "vllm"
 
     @field_validator("chat_template")
     @classmethod

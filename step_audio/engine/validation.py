@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 
 from step_audio.arrays import AnyArray, all_finite
 from step_audio.engine.request import GenerationRequest
-from step_audio.engine.trtllm_checkpoint import EngineSpec
 from step_audio.errors import ContextTooLong, InvalidRequest
 from step_audio.guides import MAX_GRAMMAR_LENGTH, MAX_GUIDE_LENGTH
 from step_audio.sampling_parameters import MAX_TOP_LOGPROBS
@@ -15,7 +16,22 @@ MAX_WORDS = 1024  # bad words cost every step of the whole batch
 MAX_RETURN_SEQUENCES = 64  # each takes memory from the moment the request is queued
 
 
-def validate(request: GenerationRequest, spec: EngineSpec, *, reuse: bool, chunked: bool) -> int:
+class Bounds(Protocol):
+    """Of an `EngineSpec`, what a request is held to."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def max_seq_len(self) -> int: ...
+    @property
+    def max_num_tokens(self) -> int: ...
+    @property
+    def max_prompt_vocab_size(self) -> int: ...
+
+
+def validate(request: GenerationRequest, spec: Bounds, *, reuse: bool, chunked: bool) -> int:
     """Check and normalise `request` in place; returns the number of new tokens it may have.
 
     `spec.max_seq_len` must be what the KV cache really holds. Raises InvalidRequest.
@@ -50,7 +66,7 @@ def validate(request: GenerationRequest, spec: EngineSpec, *, reuse: bool, chunk
     return min(request.max_new_tokens, spec.max_seq_len - ids.size)
 
 
-def _check_prompt_table(request: GenerationRequest, spec: EngineSpec, ids: AnyArray) -> None:
+def _check_prompt_table(request: GenerationRequest, spec: Bounds, ids: AnyArray) -> None:
     rows = 0
     if request.prompt_table is not None:
         table = request.prompt_table
@@ -88,7 +104,7 @@ def _check_extra_ids(request: GenerationRequest, reuse: bool) -> None:
         raise InvalidRequest(said, "prompt_table_extra_ids")
 
 
-def _check_words(request: GenerationRequest, spec: EngineSpec) -> None:
+def _check_words(request: GenerationRequest, spec: Bounds) -> None:
     if request.end_id is not None and not -1 <= request.end_id < spec.vocab_size:
         said = f"EndId ({request.end_id}) is not within acceptable range [-1, {spec.vocab_size})"
         raise InvalidRequest(said, "end_id")

@@ -57,7 +57,7 @@ LEFT_OUT = {
     # model_instance_state.cc @0c8de69 takes any string, and batch_manager/peftCacheManager.cpp reads what it names.
     "lora_prefetch_dir": "an empty string is a directory, not the absence of one",
 }
-OURS = {"max_queue_size", "decoder_matrices"}  # NVIDIA's takes the first from the batcher's block
+OURS = {"max_queue_size", "decoder_matrices", "vllm_options"}  # NVIDIA's takes the first from the batcher's block
 
 
 def parameters(config) -> dict[str, str]:
@@ -160,6 +160,7 @@ def test_on_the_gpus_of_a_profile(tmp_path, name):
         "FORCE_CPU_ONLY_INPUT_TENSORS": "no",
         "gpt_model_type": "inflight_fused_batching",
         "gpt_model_path": str(tmp_path / "engine"),
+        "vllm_options": "",
         "max_tokens_in_paged_kv_cache": "",
         "batch_scheduler_policy": "max_utilization",
         "kv_cache_free_gpu_mem_fraction": "0.85",

@@ -1,6 +1,7 @@
 """From a checkpoint directory to all that a CPU server needs, doing only what is not done yet.
 
     WORK/decoder-tp4-bfloat16/   TensorRT-LLM checkpoint: config.json, rank0..3.safetensors, manifest
+    WORK/decoder-qwen2/          for vLLM instead: the decoder as a Qwen2 model, its shards linked where they can be
     WORK/encoder-L.onnx          and its manifest
     WORK/tokenizer.json, WORK/xgrammar_tokenizer_info.json
     WORK/server-PORT/engine/     engine-style config.json with that server's limits, and links to the rank files
@@ -25,6 +26,7 @@ from step_audio.tokenizer import Tokenizer, check_vocabulary
 from step_audio.tokenizer_info import xgrammar_tokenizer_info
 from step_audio_build.artefacts.manifest import write_atomically
 from step_audio_build.convert.convert_decoder import convert_decoder
+from step_audio_build.convert.decoder_only import write_decoder_only
 from step_audio_build.convert.engine_dir import BuildConfig, build_cpu_engine_dir
 from step_audio_build.convert.export_encoder import export_encoder
 
@@ -40,6 +42,7 @@ class CpuBuild:
     dtype: DType | None  # None: the checkpoint's own
     length_rule: LengthRule
     limits: BuildConfig
+    for_vllm: bool = False  # then the decoder is the one that vLLM reads, whatever tp, dtype and engine_dir are
 
 
 def build(job: CpuBuild, echo: Echo) -> Artefacts:
@@ -54,17 +57,21 @@ def build(job: CpuBuild, echo: Echo) -> Artefacts:
     write_atomically(work / "xgrammar_tokenizer_info.json", xgrammar_tokenizer_info(tokenizer))
 
     dtype = job.dtype or model.text.dtype
-    decoder = work / f"decoder-tp{job.tp}-{dtype}"
+    decoder = work / ("decoder-qwen2" if job.for_vllm else f"decoder-tp{job.tp}-{dtype}")
     encoder = work / f"encoder-{job.length_rule}.onnx"
-    echo(f"decoder: TensorRT-LLM checkpoint for {job.tp} ranks")
+    echo("decoder: Qwen2 for vLLM" if job.for_vllm else f"decoder: TensorRT-LLM checkpoint for {job.tp} ranks")
     with _named("decoder"):
-        convert_decoder(job.checkpoint, decoder, job.tp, dtype, progress=Progress("decoder"))
+        if job.for_vllm:
+            write_decoder_only(job.checkpoint, decoder)
+        else:
+            convert_decoder(job.checkpoint, decoder, job.tp, dtype, progress=Progress("decoder"))
     echo("encoder: ONNX")
     with _named("encoder"):
         export_encoder(job.checkpoint, encoder, job.length_rule)
-    build_cpu_engine_dir(decoder, job.engine_dir, job.limits)
+    if not job.for_vllm:
+        build_cpu_engine_dir(decoder, job.engine_dir, job.limits)
     return Artefacts(
-        engine_dir=job.engine_dir,
+        engine_dir=decoder if job.for_vllm else job.engine_dir,
         encoder_file=encoder,
         tokenizer_file=work / "tokenizer.json",
         xgrammar_tokenizer_info_file=work / "xgrammar_tokenizer_info.json",

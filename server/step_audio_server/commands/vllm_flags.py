@@ -26,7 +26,6 @@ REFUSED = {
     "--quantization": "on a CPU use --decoder-matrices int8; on GPUs a profile decides it",
     "--pipeline-parallel-size": _PROFILE,
     "--data-parallel-size": "start several servers, and `step-audio gateway --triton HOST:PORT,HOST:PORT` before them",
-    "--gpu-memory-utilization": _MEMORY,
     "--kv-cache-memory-bytes": _MEMORY,
     "--num-gpu-blocks-override": _MEMORY,
     "--kv-cache-dtype": _PROFILE,

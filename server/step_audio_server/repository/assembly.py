@@ -116,6 +116,7 @@ def template_values(
             "engine_dir": artefacts.engine_dir,
             "xgrammar_tokenizer_info_path": artefacts.xgrammar_tokenizer_info_file,
             "decoder_matrices": settings.decoder_matrices,
+            "vllm_options": settings.vllm_dir / "options.json" if settings.llm == "vllm" else "",
             "batch_scheduler_policy": settings.batch_scheduler_policy,
             "cancellation_check_period_ms": CANCELLATION_CHECK_MS,
             "stats_check_period_ms": STATS_CHECK_MS,

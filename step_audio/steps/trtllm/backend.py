@@ -20,6 +20,8 @@ from step_audio.steps.tensors import MAX_PENDING, MAX_PENDING_BYTES, Failed
 from step_audio.steps.trtllm.request import is_stop, parse
 from step_audio.steps.trtllm.response import ResponseStream, Send, SenderPool
 from step_audio.steps.trtllm.traces import EngineTraces
+from step_audio.steps.trtllm.vllm_engine import VllmEngine
+from step_audio.vllm.options import VllmOptions
 
 # As in front of the other steps; the engine's queue has a bound of its own, if the configuration says so.
 
@@ -76,20 +78,24 @@ class TrtllmBackend:
             raise ArtefactError(f"decoder_matrices must be one of {', '.join(get_args(Matrices))}, got {matrices!r}")
         tokenizer_info = parameters.get("xgrammar_tokenizer_info_path")
         engine_dir = Path(parameters["gpt_model_path"])
-        self.engine = Engine(
-            EngineOptions(
-                engine_dir=engine_dir,
-                max_tokens_in_paged_kv_cache=max_tokens or None,
-                enable_kv_cache_reuse=_bool(parameters, "enable_kv_cache_reuse", True),
-                enable_chunked_context=_bool(parameters, "enable_chunked_context", False),
-                batch_scheduler_policy=policy,
-                normalize_log_probs=_bool(parameters, "normalize_log_probs", True),
-                matrices=matrices,
-                max_queue_size=int(_number(parameters, "max_queue_size", 0)),
-                # As in the C++ backend either alone is nothing, and tokenizer_dir is not read.
-                xgrammar_tokenizer_info_path=tokenizer_info if guided and tokenizer_info else None,
+        max_queue_size = int(_number(parameters, "max_queue_size", 0))
+        if vllm_options := parameters.get("vllm_options"):
+            self.engine: Engine | VllmEngine = VllmEngine(VllmOptions.read(vllm_options), max_queue_size)
+        else:
+            self.engine = Engine(
+                EngineOptions(
+                    engine_dir=engine_dir,
+                    max_tokens_in_paged_kv_cache=max_tokens or None,
+                    enable_kv_cache_reuse=_bool(parameters, "enable_kv_cache_reuse", True),
+                    enable_chunked_context=_bool(parameters, "enable_chunked_context", False),
+                    batch_scheduler_policy=policy,
+                    normalize_log_probs=_bool(parameters, "normalize_log_probs", True),
+                    matrices=matrices,
+                    max_queue_size=max_queue_size,
+                    # As in the C++ backend either alone is nothing, and tokenizer_dir is not read.
+                    xgrammar_tokenizer_info_path=tokenizer_info if guided and tokenizer_info else None,
+                )
             )
-        )
         self._senders = SenderPool()
         self._traces = EngineTraces.begin()
         self._lock = threading.Lock()

