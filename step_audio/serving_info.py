@@ -33,7 +33,8 @@ class ServingInfo(TypedDict):
     """JSON of the `tokenizer` model's output `serving_info`. `max_seq_len`: positions of prompt and answer.
 
     `max_batch_size`: generations that the LLM computes at once. `tokens_per_block`: positions of one block of its KV
-    cache. `chat_template`: its Jinja source. `sampling_parameters`: those that the LLM's backend takes.
+    cache. `chat_template`: its Jinja source. `sampling_parameters`: those that the LLM's backend takes. `adapters`: of
+    each LoRA adapter's name its `lora_task_id`.
     """
 
     model: str
@@ -43,6 +44,7 @@ class ServingInfo(TypedDict):
     tokens_per_block: int
     chat_template: str
     limits: ServedLimits
+    adapters: dict[str, int]
     sampling_parameters: list[str]
     mind_paced_speaking: ServedPace
     suggestions: ServedSuggestions

@@ -24,6 +24,7 @@ from step_audio.steps.trtllm.response import Send
 from step_audio.tracing import given
 
 TABLE = "prompt_embedding_table"
+OF_THE_ENGINE_S_TYPE = (TABLE, "lora_weights")
 
 
 class TritonPythonModel:
@@ -82,7 +83,7 @@ class TritonPythonModel:
 
 
 def _array(tensor: pb_utils.Tensor, bfloat16: bool) -> AnyArray:
-    if tensor.name() != TABLE:
+    if tensor.name() not in OF_THE_ENGINE_S_TYPE:
         return tensor.as_numpy()
     # Copies, for the memory is Triton's again when the request has been taken.
     table = dlpack.bfloat16_bits(tensor.to_dlpack()) if bfloat16 else tensor.as_numpy().copy()

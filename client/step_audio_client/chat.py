@@ -37,6 +37,7 @@ def chat(
     out: TextIO = sys.stdout,
     mind_paced: MindPaced | None = None,
     tls: Tls | None = None,
+    adapter: str | None = None,
 ) -> int:
     """Print the answer on `out`, the thought before it and a line of figures on stderr; returns the exit status.
 
@@ -46,7 +47,9 @@ def chat(
         raise ChatError("nothing to ask: give --audio FILE, --text TEXT or both")
     messages = _messages(audio, text, system, prefix)
     own = Tokenizer.from_directory(tokenizer) if tokenizer else None
-    options = ChatOptions(sampling=sampling, continue_final_message=prefix is not None, mind_paced=mind_paced)
+    options = ChatOptions(
+        sampling=sampling, adapter=adapter, continue_final_message=prefix is not None, mind_paced=mind_paced
+    )
     return asyncio.run(_ask(address, tls, messages, options, own, out))
 
 

@@ -102,6 +102,7 @@ class RawOptions:
     guide: Guide | None = None
     logprobs: bool = False
     skip_special_tokens: bool = True
+    adapter: str | None = None  # by its name; None: the model without any
     timeout: float | None = None  # seconds for the whole answer
 
 

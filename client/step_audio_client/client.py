@@ -18,7 +18,7 @@ from step_audio_client.chat_stream import check as check_options
 from step_audio_client.chat_types import ChatDelta, ChatOptions, RawOptions
 from step_audio_client.continuation import AnyRequest
 from step_audio_client.counts import Counts
-from step_audio_client.errors import InvalidGuide
+from step_audio_client.errors import InvalidGuide, RequestError
 from step_audio_client.failover import PATIENCE
 from step_audio_client.generators import inner
 from step_audio_client.messages import HeardClips, recordings
@@ -146,7 +146,7 @@ class StepAudioClient:
         other before anything is sent.
         """
         options = options or ChatOptions()
-        run = self._pipeline.run(request_id, options.timeout, _who_knows(messages))
+        run = await self._run(request_id, options.timeout, options.adapter, _who_knows(messages))
         if options.mind_paced:
             async with contextlib.aclosing(self._speak(run, messages, options)) as deltas:
                 async for delta in deltas:
@@ -166,7 +166,7 @@ class StepAudioClient:
         Takes a place as an answer of one token does; leaving early is as for `generate`. Raises RequestError.
         """
         options = options or ChatOptions()
-        run = self._pipeline.run(None, options.timeout, _who_knows(messages))
+        run = await self._run(None, options.timeout, options.adapter, _who_knows(messages))
         stream = ChatStream(lambda request: self._tokens(run, request), await self.tokenizer(), messages, options)
         prompt = await self._pipeline.prepare(run, stream.request())
         request = PreparedRequest(prompt, replace(options.sampling, max_tokens=1))
@@ -188,7 +188,7 @@ class StepAudioClient:
         Thought, end marker and calls stay in `content` as the model wrote them. The rest is as for `chat`.
         """
         options = options or RawOptions()
-        run = self._pipeline.run(request_id, options.timeout)
+        run = await self._run(request_id, options.timeout, options.adapter)
         tokenizer, info = await self.tokenizer(), await self.serving_info()
         if not isinstance(prompt, RawPrompt):
             prompt = await asyncio.to_thread(RawPrompt.of, prompt, tokenizer, info)
@@ -217,6 +217,7 @@ class StepAudioClient:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         continue_final_message: bool = False,
+        adapter: str | None = None,
         timeout: float | None = None,
         request_id: str | None = None,
     ) -> AsyncGenerator[Delta]:
@@ -224,9 +225,9 @@ class StepAudioClient:
 
         Leaving the iteration early, by `break`, cancellation or an exception, stops the server's work.
         `timeout` in seconds bounds the whole answer. `request_id` must be unguessable: who knows it can stop the
-        request; None makes a UUID. Raises RequestError.
+        request; None makes a UUID. `adapter`: the name of one that is served. Raises RequestError.
         """
-        run = self._pipeline.run(request_id, timeout)
+        run = await self._run(request_id, timeout, adapter)
         tokenizer = await self.tokenizer()
         stop_ids = tokenizer.special.stop_ids
         decoder = IncrementalDecoder(tokenizer)
@@ -251,6 +252,7 @@ class StepAudioClient:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         continue_final_message: bool = False,
+        adapter: str | None = None,
         timeout: float | None = None,
         request_id: str | None = None,
     ) -> Generation:
@@ -260,6 +262,7 @@ class StepAudioClient:
             sampling,
             tools=tools,
             continue_final_message=continue_final_message,
+            adapter=adapter,
             timeout=timeout,
             request_id=request_id,
         )
@@ -274,6 +277,19 @@ class StepAudioClient:
             usage=last.usage,
             audio=last.audio,
         )
+
+    async def _run(
+        self, request_id: str | None, timeout: float | None, adapter: str | None, first: str | None = None
+    ) -> Run:
+        """Raises RequestError for an adapter that is not served."""
+        run = self._pipeline.run(request_id, timeout, first)
+        if adapter is not None:
+            served = (await self.serving_info())["adapters"]
+            if adapter not in served:
+                there = f"but {', '.join(served)}" if served else "nor any other"
+                raise RequestError(f"there is no adapter {adapter!r} here, {there}", "adapter")
+            run.lora_task_id = served[adapter]
+        return run
 
     @inner
     async def _speak(

@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 
 from step_audio.errors import Retry
+from step_audio.lora import LoraTensors
 from step_audio.serving_info import LLM
 from step_audio.steps.leases import PREFIX
 from step_audio_client import calls, wire
@@ -55,6 +56,16 @@ async def audio_report(stub: wire.Stub, request_id: str, timeout: float) -> tupl
     except grpc.aio.AioRpcError:
         return ()
     return audio_reports(wire.infer_response(answer).outputs["audio_report"])
+
+
+async def load_adapter(stub: wire.Stub, task_id: int, lora: LoraTensors, timeout: float) -> None:
+    """Gives the LLM an adapter, by the first request that names it, for one token. Raises as `stop`."""
+    weights = lora.weights.view(wire.BFLOAT16) if lora.weights.dtype == np.uint16 else lora.weights
+    inputs = {name: wire.scalar(1, np.int32) for name in ("input_ids", "input_lengths", "request_output_len")}
+    inputs |= {"streaming": wire.scalar(True, np.bool_), "lora_task_id": wire.scalar(task_id, np.uint64)}
+    inputs |= {"lora_weights": weights[None], "lora_config": lora.config[None]}
+    async for _ in calls.stream(stub, wire.infer_request(LLM, f"adapter-{task_id}", inputs), timeout):
+        pass
 
 
 async def stop(stub: wire.Stub, request_id: str, timeout: float) -> None:

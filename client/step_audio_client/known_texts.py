@@ -15,6 +15,7 @@ from step_audio.errors import Code
 QUEUE_FULL = "the server's queue is full: try again later"
 BROKEN = "the server is broken: try again later"
 STOPPING = "the server is stopping: try again later"
+NOT_LOADED = "the server has not loaded that adapter yet: try again later"
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ KNOWN = (
     _known(r"Prompt vocab size \d+ is larger than max prompt vocab size of \d+", Code.INVALID_REQUEST, None),
     # TensorRT-LLM 1.2.1, executorImpl.cpp (fetchNewRequests): a guide, and an engine that was set up without.
     _known(r"GuidedDecoder is not setup", Code.INVALID_GUIDE, "the served LLM is not set up for guided decoding"),
+    # TensorRT-LLM 1.2.1, cpp/tensorrt_llm/batch_manager/peftCacheManager.cpp (addRequestPeft).
+    _known(r"LoRA task \d+ not found in cache", Code.UNAVAILABLE, NOT_LOADED),
     # gRPC, src/core/ext/transport/chttp2: the server ended, or a proxy before it.
     _known(r"Received RST_STREAM with error code|^Stream removed$", Code.SERVER_LOST, BROKEN),
     # gRPC, src/python/grpcio/grpc/_cython/_cygrpc/aio/call.pyx.pxi: the call broke while this client was writing it.

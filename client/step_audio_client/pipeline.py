@@ -207,6 +207,8 @@ class Pipeline:
             inputs = answer.inputs()
             if mel is not None:
                 inputs["mel"] = mel
+            if run.lora_task_id is not None:
+                inputs["lora_task_id"] = wire.scalar(run.lora_task_id, np.uint64)
             first = first or inputs
             await self._check(first)
             try:

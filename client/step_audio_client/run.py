@@ -22,6 +22,7 @@ class Run:
     route: list[Server]  # the first has the work; the others are tried in turn if it does not begin
     timeout: float | None = None  # seconds, of all together
     request_id: str = field(default_factory=new_request_id)
+    lora_task_id: int | None = None  # of the adapter that makes it
     generations: int = 0
     stopped: bool = False  # on somebody's demand: what is still to be generated is not
     start: float = field(default_factory=time.monotonic)

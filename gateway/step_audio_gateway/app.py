@@ -92,9 +92,10 @@ def _service_routes(app: FastAPI, gateway: Gateway) -> None:
     unavailable: dict[int | str, dict[str, Any]] = {503: FAILURES[503]}
 
     async def describe(name: str) -> Model:
-        info = await gateway.client.serving_info()
+        info, adapter = await gateway.client.serving_info(), await gateway.adapter(name)
         return Model(
             id=name,
+            parent=None if adapter is None else (await gateway.model_names())[0],
             object="model",
             created=started,
             owned_by="stepfun-ai",
@@ -107,7 +108,7 @@ def _service_routes(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/v1/models", responses={401: FAILURES[401], 500: FAILURES[500], **unavailable}, tags=["models"])
     async def list_models() -> ModelList:
-        """The served model, once for each of its names."""
+        """The served model, once for each of its names, and its adapters."""
         return ModelList(object="list", data=[await describe(name) for name in await gateway.model_names()])
 
     @app.get(
@@ -116,7 +117,7 @@ def _service_routes(app: FastAPI, gateway: Gateway) -> None:
         tags=["models"],
     )
     async def retrieve_model(model: str) -> Model:
-        """The served model, by one of its names."""
+        """The served model, by one of its names, or an adapter."""
         return await describe(await gateway.model_name(model))
 
     @app.get("/version", tags=["service"])

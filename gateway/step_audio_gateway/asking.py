@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import Request
@@ -52,6 +52,8 @@ async def prepare(gateway: Gateway, body: ChatRequest, request: Request) -> Aske
     separate = settings.separate_reasoning if body.separate_reasoning is None else body.separate_reasoning
     tokenizer = await gateway.client.tokenizer()
     options = chat_options(body, tokenizer, proceed, separate, gateway.defaults, settings.request_timeout)
+    adapter = await gateway.adapter(model)
+    options = [replace(option, adapter=adapter) for option in options]
     check_mind_paced(body, options[0], separate)
     limits = (await gateway.client.serving_info())["limits"]
     sent, places = await unless_gone(request.receive, client_messages(messages, limits, gateway.fetcher))

@@ -29,14 +29,24 @@ class Gateway:
         self.fetcher = fetcher or Fetcher(settings.allowed_media_domains, settings.media_timeout)
 
     async def model_names(self) -> tuple[str, ...]:
-        """What requests may call the model, the first one being what replies call it. Raises RequestError."""
-        return self.settings.served_model_name or ((await self.client.serving_info())["model"],)
+        """What requests may call the model, the first one being what replies call it, and its adapters.
+
+        Raises RequestError.
+        """
+        info = await self.client.serving_info()
+        return *(self.settings.served_model_name or (info["model"],)), *info["adapters"]
+
+    async def adapter(self, model: str) -> str | None:
+        """The adapter that goes by the name of a model; None: it is the model itself. Raises RequestError."""
+        own, adapters = self.settings.served_model_name, (await self.client.serving_info())["adapters"]
+        return model if model in adapters and model not in own else None
 
     async def model_name(self, asked: str | None) -> str:
         """The name to answer with. Raises ApiError (404), RequestError."""
         names = await self.model_names()
         if asked and asked not in names:
-            raise ApiError(404, f"there is no model {asked!r} here, but {names[0]!r}", "model", "model_not_found")
+            there = " and ".join(map(repr, names[:1] + tuple((await self.client.serving_info())["adapters"])))
+            raise ApiError(404, f"there is no model {asked!r} here, but {there}", "model", "model_not_found")
         return asked or names[0]
 
     def answers(self, messages: Sequence[dict[str, Any]], options: Sequence[ChatOptions]) -> Deltas:

@@ -90,7 +90,7 @@ REFUSED: Refused = {
     "mm_processor_kwargs": (({},), "recordings are always prepared the same way"),
     "media_io_kwargs": (({},), "recordings are always prepared the same way"),
     # Who computes it, who shares what.
-    "lora_path": (NEVER, "there are no adapters"),
+    "lora_path": (NEVER, "an adapter is named as model"),
     "priority": ((0,), "requests are served in their order"),
     "cache_salt": (NEVER, "computed prompts are shared between callers; serve tenants apart to keep them apart"),
     "extra_key": (NEVER, "computed prompts are shared between callers; serve tenants apart to keep them apart"),

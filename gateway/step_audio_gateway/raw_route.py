@@ -39,7 +39,8 @@ def raw_routes(gateway: Gateway) -> APIRouter:
         if (count := len(body.prompts) * n) > MAX_ANSWERS:
             raise refused(f"n: {len(body.prompts)} prompts with {n} texts each are {count}, at most {MAX_ANSWERS}", "n")
         request.state.admitted.answers(count)
-        options = await _options(gateway, body)
+        adapter = await gateway.adapter(model)
+        options = [dataclasses.replace(option, adapter=adapter) for option in await _options(gateway, body)]
         prompts = await unless_gone(request.receive, _prompts(gateway, body))
         bounded = await unless_gone(request.receive, gateway.client.bounded(options[0]))
         options = [dataclasses.replace(option, guide=bounded.guide) for option in options]

@@ -107,6 +107,7 @@ async def reply_to(gateway: Gateway, request: Request, task: Task, form: Upload,
             ChatOptions(
                 sampling=_sampling(given, most_tokens(seconds)),
                 thinking=Thinking("off"),
+                adapter=await gateway.adapter(fields["model"]),
                 timeout=gateway.settings.request_timeout,
             )
         ],

@@ -242,15 +242,17 @@ class ChatCompletionChunk(BaseModel):
 
 
 class Model(BaseModel):
-    """A served model. `root` is the checkpoint's name, `max_model_len` the positions that prompt and answer share,
-    `supported_parameters` are the sampling parameters that the LLM takes, `mind_paced_speaking` is in what pieces it
-    thinks and speaks at once where a request does not say, `suggestions` are what it can do, for people."""
+    """A served model, or an adapter, whose `parent` it is. `root` is the checkpoint's name, `max_model_len` the
+    positions that prompt and answer share, `supported_parameters` are the sampling parameters that the LLM takes,
+    `mind_paced_speaking` is in what pieces it thinks and speaks at once where a request does not say, `suggestions` are
+    what it can do, for people."""
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
     root: str
+    parent: str | None
     max_model_len: int
     supported_parameters: list[str]
     mind_paced_speaking: Pace

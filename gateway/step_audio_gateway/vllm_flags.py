@@ -31,7 +31,6 @@ REFUSED = {
     "--chat-template-content-format": "templates are given texts: leave it out",
     "--response-role": "replies are the assistant's",
     "--tool-server": "calls are handed to the caller, who runs the tools",
-    "--lora-modules": "adapters are not served: merge them into the checkpoint",
     "--enable-log-requests": "use --log-content",
     "--enable-log-outputs": "use --log-content",
     "--max-log-len": "use --log-content, or leave it out",

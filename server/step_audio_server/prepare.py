@@ -14,6 +14,7 @@ from step_audio.config import ModelConfig
 from step_audio.conversation import parse_conversation
 from step_audio.errors import ArtefactError
 from step_audio_server import vllm_process
+from step_audio_server.adapters import check_ranks, open_adapters
 from step_audio_server.launch import gpu_image
 from step_audio_server.launch.cpu_launch import cpu_launch
 from step_audio_server.launch.gpu_launch import gpu_launch
@@ -57,6 +58,7 @@ def build_for_cpu(
 
     model = ModelConfig.from_directory(settings.checkpoint)
     render(parse_conversation([{"role": "user", "content": "hello"}]), settings.chat_template)  # a broken one, now
+    adapters = open_adapters(settings, model)
     job = CpuBuild(
         checkpoint=settings.checkpoint,
         work_dir=settings.work_dir,
@@ -64,7 +66,7 @@ def build_for_cpu(
         tp=settings.tp,
         dtype=settings.dtype,
         length_rule=settings.length_rule,
-        limits=engine_limits(settings, model),
+        limits=engine_limits(settings, model, max((one.rank for one in adapters.values()), default=0)),
         for_vllm=settings.llm == "vllm",
     )
     claim()
@@ -72,7 +74,7 @@ def build_for_cpu(
         return model, build(job, echo)
 
 
-def engine_limits(settings: ServeSettings, model: ModelConfig) -> BuildConfig:
+def engine_limits(settings: ServeSettings, model: ModelConfig, max_lora_rank: int = 0) -> BuildConfig:
     """What an engine of ours is built for. The prompt table is divided evenly between requests, as in C++."""
     from step_audio_build.convert.engine_dir import BuildConfig
 
@@ -83,6 +85,7 @@ def engine_limits(settings: ServeSettings, model: ModelConfig) -> BuildConfig:
         max_seq_len=max_seq_len,
         max_num_tokens=settings.max_num_tokens,
         max_prompt_embedding_table_size=rows * settings.max_batch_size,
+        max_lora_rank=max_lora_rank,
     )
 
 
@@ -99,6 +102,7 @@ def _for_gpus(
         gpu_image.require_mpirun()
     model = ModelConfig.from_directory(settings.checkpoint)
     artefacts = read_built(profile, settings.work_dir, settings.checkpoint, settings.length_rule)
+    check_ranks(open_adapters(settings, model), profile.max_lora_rank, profile.name)
     echo(f"profile {profile.name}: {profile.gpus} x {profile.gpu.name}")
     for warning in profile.warnings():
         echo(warning)

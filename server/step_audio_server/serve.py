@@ -16,6 +16,7 @@ from step_audio.command_line import Echo
 from step_audio_build.artefacts.lock import lock
 from step_audio_client import Audio, RequestError, Sampling, StepAudioClient, Tls, user
 from step_audio_client.tls import SCHEME
+from step_audio_server.adapters import load_adapters
 from step_audio_server.errors import ServerCrashed, ServerError
 from step_audio_server.launch.ports import Ports
 from step_audio_server.prepare import prepare
@@ -107,6 +108,7 @@ class Service:
                 self._loading = False
                 if self.stopping.is_set():
                     raise KeyboardInterrupt
+                load_adapters(settings, self.address, self.tls)
                 asyncio.run(warm_up(self.address, self.tls))
                 self.server.watch(self.address, self.tls)
                 return

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
+    BeforeValidator,
     Field,
     FilePath,
     NonNegativeFloat,
@@ -22,6 +25,7 @@ from pydantic import (
 from step_audio.chat_template import TEMPLATES
 from step_audio.config import DType, ModelConfig
 from step_audio.errors import SettingsError
+from step_audio.lora import task_id
 from step_audio.mel import LengthRule
 from step_audio.settings import Settings
 from step_audio.steps.runtime import Limits
@@ -33,8 +37,25 @@ DECIDED_BY_PROFILE = (
     "tp", "dtype", "max_batch_size", "max_seq_len", "max_num_tokens", "max_prompt_table_rows", "kv_cache_tokens",
     "decoder_matrices",
 )  # fmt: skip
-NOT_WITH_VLLM = {"decoder_matrices", "batch_scheduler_policy"}
+NOT_WITH_VLLM = {"decoder_matrices", "batch_scheduler_policy", "lora_modules"}
 ONLY_WITH_VLLM = {"llm_python", "gpu_memory_utilization"}
+
+
+def _words(value: Any) -> Any:
+    """The environment has no lists: commas stand between them."""
+    return tuple(word for word in value.split(",") if word) if isinstance(value, str) else value
+
+
+def _modules(values: tuple[str, ...]) -> tuple[str, ...]:
+    names = [value.partition("=")[0] for value in values]
+    for value, name in zip(values, names, strict=True):
+        if not re.fullmatch(r"[^=\s]+=.+", value):
+            raise ValueError(f"{value!r} is not NAME=DIR")
+        if names.count(name) > 1:
+            raise ValueError(f"{name} is there twice")
+    if len({task_id(name) for name in names}) < len(names):
+        raise ValueError("two names have the same lora_task_id: rename one of them")
+    return values
 
 
 @dataclass(frozen=True)
@@ -122,6 +143,9 @@ class ServeSettings(Settings):
         1 << 30, description="of memory for recordings' embeddings, so that a recording is encoded once"
     )
     preprocessing_batch_size: PositiveInt = Field(16, description="requests in one call of featurizer or encoder")
+    lora_modules: Annotated[tuple[str, ...], BeforeValidator(_words), AfterValidator(_modules)] = Field(
+        (), description="LoRA adapters, each as NAME=DIR, a folder that PEFT has saved"
+    )
     limits: Limits = Limits()
     triton_host: IPv4 = Field(
         "127.0.0.1", description="IPv4 address for Triton's own ports, which have no password; 0.0.0.0: all interfaces"
@@ -170,6 +194,11 @@ class ServeSettings(Settings):
         if self.grpc_root_cert is not None and self.grpc_server_cert is None:
             raise ValueError("--grpc-root-cert needs --grpc-server-cert")
         return self
+
+    @property
+    def adapters(self) -> dict[str, Path]:
+        """Their folders, by name."""
+        return {name: Path(folder).resolve() for name, _, folder in (one.partition("=") for one in self.lora_modules)}
 
     def certificates(self) -> Certificates | None:
         if self.grpc_server_cert is None or self.grpc_server_key is None:

@@ -12,8 +12,10 @@ from step_audio.engine.sequence import Chunk, Sequence
 class Assembler:
     """Plans to batches; logits are asked for the completing chunks, in the order of the plan."""
 
-    def __init__(self, embed: TokenEmbedding):
+    def __init__(self, embed: TokenEmbedding, adapters: bool = False):
+        """`adapters`: whether sequences may have any."""
         self._embed = embed
+        self._adapted = adapters
         # Of the last decoding step, for the next one's blocks are mostly the same.
         self._blocks: list[list[int]] = []  # each sequence's own list, so that comparing is mostly asking for identity
         self._used: Int32Array = np.empty(0, np.int32)  # how many of each
@@ -46,6 +48,7 @@ class Assembler:
             block_indices_begins=self._begins,
             max_context_len=int(past.max()) + 1,
             logit_indices=rows[:-1],
+            adapters=self._adapters(sequences),
         )
 
     def _mixed(self, plan: list[Chunk]) -> Batch:
@@ -84,4 +87,11 @@ class Assembler:
             block_indices_begins=block_begins,
             max_context_len=longest,
             logit_indices=np.array(last, np.int32),
+            adapters=self._adapters([chunk.sequence for chunk in plan]),
         )
+
+    def _adapters(self, sequences: list[Sequence]) -> Int32Array | None:
+        if not self._adapted:
+            return None
+        places = np.fromiter([sequence.adapter for sequence in sequences], np.int32, len(sequences))
+        return places if places.max() >= 0 else None

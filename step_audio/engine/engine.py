@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import ParamSpec
 
 from step_audio.arrays import Float32Array
+from step_audio.engine.adapters import Adapters
 from step_audio.engine.assembler import Assembler
 from step_audio.engine.executor import TokenEmbedding
 from step_audio.engine.executors import make_executor
@@ -58,7 +59,8 @@ class Engine:
         # No sequence may outgrow the cache, or it could never be scheduled.
         self.spec = replace(spec, max_seq_len=min(spec.max_seq_len, num_blocks * spec.tokens_per_block))
         self.options = options
-        self._assemble = Assembler(TokenEmbedding(weights))
+        self._adapters = Adapters(spec, options.max_loras)
+        self._assemble = Assembler(TokenEmbedding(weights), self._adapters.enabled)
         info = options.xgrammar_tokenizer_info_path
         self._guides = GuideCompiler(info, spec.vocab_size) if info else None
         self._executor = make_executor(self.spec, weights, num_blocks, options)
@@ -114,6 +116,9 @@ class Engine:
                 raise Overloaded(  # NVIDIA's words
                     f"Maximum queue size of {options.max_queue_size} has been reached, please try again later"
                 )
+            adapter = self._adapters.place(request)
+            for sequence in sequences:
+                sequence.adapter = adapter
             self._active[request.request_id] = active
             self._total_requests += 1
             if request.guide is not None and self._guides is not None:  # arrives when that is compiled
@@ -216,6 +221,9 @@ class Engine:
                 self._condition.wait()
             arrived, self._arrived = self._arrived, []
             cancelled, self._cancelled = self._cancelled, []
+            adapters = self._adapters.take_arrived()
+        for place, factors in adapters:
+            self._executor.load_adapter(place, factors)
         for active in arrived:
             if active.refusal is not None:
                 self._fail(active, active.refusal)

@@ -11,6 +11,7 @@ import numpy as np
 from step_audio.arrays import AnyArray, Float32Array, Int32Array
 from step_audio.checkpoint import to_float32
 from step_audio.engine.trtllm_checkpoint import Weights
+from step_audio.lora import Factors
 
 
 @dataclass(slots=True)
@@ -29,6 +30,7 @@ class Batch:
     block_indices_begins: Int32Array  # [S + 1]
     max_context_len: int  # longest past + new of the batch
     logit_indices: Int32Array  # [R], rows of T whose logits are wanted
+    adapters: Int32Array | None = None  # [S], place of each sequence's adapter, -1: none; None: no sequence has one
 
 
 class Executor(Protocol):
@@ -42,6 +44,10 @@ class Executor(Protocol):
         Returns float32 logits [R, vocab_size], which the caller may overwrite and which are valid until
         the next call. Anything raised is a fault of the runtime, never of the request.
         """
+        ...
+
+    def load_adapter(self, place: int, factors: Factors) -> None:
+        """From now on `place` is that adapter."""
         ...
 
 

@@ -18,4 +18,5 @@ def make_executor(spec: EngineSpec, weights: Weights, num_blocks: int, options: 
         return TorchExecutor(spec, weights, num_blocks, precision, options.threads)
     from step_audio.engine.openvino_executor import OpenVinoExecutor
 
-    return OpenVinoExecutor(spec, weights, num_blocks, precision, options.threads, options.matrices == "int8")
+    int8, adapters = options.matrices == "int8", options.max_loras if spec.max_lora_rank else 0
+    return OpenVinoExecutor(spec, weights, num_blocks, precision, options.threads, int8, adapters)

@@ -24,12 +24,16 @@ from step_audio.engine.quickest import Quickest
 from step_audio.engine.signal_stack import signal_stack_kept
 from step_audio.engine.trtllm_checkpoint import EngineSpec, Weights
 from step_audio.errors import ArtefactError
+from step_audio.lora import Factors
 
 PRECISIONS = {"f32": ov.Type.f32, "bf16": ov.Type.bf16}
 # Weights of a decoder that is too small to share a step, and of one that is small enough to be compiled twice: with one
 # thread and with all. All are quicker on idle processors; beside busy ones they wait for each other, and take from
 # whoever sends, encodes and decodes sound.
 TINY_BYTES, SMALL_BYTES = 4 << 20, 32 << 20
+HELD = ("key_cache.", "value_cache.", "lora_a.", "lora_b.")  # inputs that stay bound
+SHARES = "lora_shares"
+NOTHING = np.empty(0, np.float32)
 RAGGED_INPUTS = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
 
 
@@ -39,13 +43,22 @@ class OpenVinoExecutor:
     precision: of arithmetic and cache, "f32" or "bf16", whatever the weights have ("bf16" halves the cache; a CPU
     without AVX-512 cannot compute it and gets "f32"); threads: 0 is one for a tiny decoder, for a small one what is
     quicker at the moment, and else OpenVINO's choice; int8: matrices in 8 bits, and where a CPU multiplies such, what
-    is multiplied with them, too, in groups of 32.
+    is multiplied with them, too, in groups of 32; adapters: places for them, which cost a step the same whether they
+    are used or not.
     """
 
     def __init__(
-        self, spec: EngineSpec, weights: Weights, num_blocks: int, precision: str, threads: int, int8: bool = False
+        self,
+        spec: EngineSpec,
+        weights: Weights,
+        num_blocks: int,
+        precision: str,
+        threads: int,
+        int8: bool = False,
+        adapters: int = 0,
     ):
         self.num_blocks = num_blocks
+        self._rank, self._adapters = spec.max_lora_rank, adapters
         core = ov.Core()
         # Asked for bf16 where there is none, the plug-in computes in f32 and then refuses a cache of bf16.
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -64,15 +77,15 @@ class OpenVinoExecutor:
             "ENABLE_CPU_PINNING": False,
         }
         self._weights = weights  # the graph reads their memory but does not own it
-        decoder = _decoder(spec, weights, int8)
-        caches: dict[str, ov.Tensor] = {}
+        decoder = _decoder(spec, weights, int8, adapters)
+        self._held: dict[str, ov.Tensor] = {}
         self._ways: list[_Compiled] = []
         for count in _thread_counts(weights, threads):
             with signal_stack_kept():
                 compiled = core.compile_model(
                     decoder, "CPU", {**settings, **({"INFERENCE_NUM_THREADS": count} if count else {})}
                 )
-            self._ways.append(_Compiled(compiled, spec.tokens_per_block, num_blocks, caches))
+            self._ways.append(_Compiled(compiled, spec.tokens_per_block, num_blocks, self._held))
             if compiled.get_property("INFERENCE_NUM_THREADS") >= (os.cpu_count() or 1):
                 break
         self._quickest = Quickest(len(self._ways))
@@ -81,44 +94,61 @@ class OpenVinoExecutor:
         size = len(batch.position_ids)
         way = self._quickest.choose(size)
         begin = time.perf_counter()
-        logits = self._ways[way].forward(batch)
+        logits = self._ways[way].forward(batch, self._shares(batch))
         self._quickest.took(size, way, time.perf_counter() - begin)
         return logits
 
+    def load_adapter(self, place: int, factors: Factors) -> None:
+        for (layer, module), (a, b) in factors.items():
+            rows = slice(place * self._rank, place * self._rank + len(a))
+            self._held[f"lora_a.{layer}.{module}"].data[rows] = a
+            self._held[f"lora_b.{layer}.{module}"].data[rows] = b.T
+
+    def _shares(self, batch: Batch) -> Float32Array:
+        """[T, ranks of all places]: 1 for those of a position's own adapter, 0 for all others."""
+        if not self._adapters:
+            return NOTHING
+        places = np.full(len(batch.past_lens), -1, np.int32) if batch.adapters is None else batch.adapters
+        own = np.repeat(places, np.diff(batch.subsequence_begins))[:, None] == np.arange(self._adapters)
+        return np.repeat(own, self._rank, 1).astype(np.float32)
+
 
 class _Compiled:
-    """The graph, compiled for a number of threads. caches: those of other numbers, to share; filled if it is empty."""
+    """The graph, compiled for a number of threads. held: caches and adapters of other numbers, to share; filled if it
+    is empty."""
 
-    def __init__(
-        self, compiled: ov.CompiledModel, tokens_per_block: int, num_blocks: int, caches: dict[str, ov.Tensor]
-    ):
+    def __init__(self, compiled: ov.CompiledModel, tokens_per_block: int, num_blocks: int, held: dict[str, ov.Tensor]):
         self._request = compiled.create_infer_request()
         # Bound once and written anew in every step: binding arrays takes 0.1 ms a step.
         self._inputs: dict[str, ov.Tensor] = {}
         self._views: dict[str, AnyArray] = {}  # of these, in their present shapes
         for port in compiled.inputs:
             name, shape = port.get_any_name(), port.get_partial_shape()
-            if not name.startswith(("key_cache.", "value_cache.")):
+            if not name.startswith(HELD):
                 axes = [axis.get_length() if axis.is_static else 0 for axis in shape]
                 self._inputs[name] = ov.Tensor(port.get_element_type(), axes)
                 self._views[name] = self._inputs[name].data
                 self._request.set_tensor(name, self._inputs[name])
                 continue
             # Only after compiling is it known which type and layout the plug-in wants for its cache.
-            if shape[2].get_length() != tokens_per_block:
+            cache = not name.startswith("lora_")
+            if cache and shape[2].get_length() != tokens_per_block:
                 raise ArtefactError(
                     f"engine config.json: plugin_config.tokens_per_block is {tokens_per_block}, "
                     f"the CPU runtime has blocks of {shape[2].get_length()}"
                 )
-            if name not in caches:
-                axes = [num_blocks, *(axis.get_length() for axis in list(shape)[1:])]
-                caches[name] = ov.Tensor(port.get_element_type(), axes)
-                caches[name].data.view(np.uint8)[...] = 0  # touch the pages now, not in the first requests
-            self._request.set_tensor(name, caches[name])
+            if name not in held:
+                axes = [
+                    num_blocks if cache else shape[0].get_length(),
+                    *(axis.get_length() for axis in list(shape)[1:]),
+                ]
+                held[name] = ov.Tensor(port.get_element_type(), axes)
+                held[name].data.view(np.uint8)[...] = 0  # touch the pages now, not in the first requests
+            self._request.set_tensor(name, held[name])
 
-    def forward(self, batch: Batch) -> Float32Array:
+    def forward(self, batch: Batch, shares: Float32Array) -> Float32Array:
         for name, tensor in self._inputs.items():
-            values = getattr(batch, name)
+            values: AnyArray = shares if name == SHARES else getattr(batch, name)
             if self._views[name].shape != np.shape(values):
                 tensor.shape = np.shape(values)
                 self._views[name] = tensor.data
@@ -144,10 +174,14 @@ def _read_by_a_step(weights: Weights) -> int:
     return sum(array.nbytes for array in (*layers, weights.lm_head))
 
 
-def _decoder(spec: EngineSpec, weights: Weights, int8: bool) -> ov.Model:
-    """Qwen2: pre-norm blocks of attention (biased QKV, rotary positions) and SiLU-gated MLP."""
+def _decoder(spec: EngineSpec, weights: Weights, int8: bool, adapters: int = 0) -> ov.Model:
+    """Qwen2: pre-norm blocks of attention (biased QKV, rotary positions) and SiLU-gated MLP.
+
+    Adapters of all places lie one under the other; of what their A makes of a position, its own one's goes on to B.
+    """
     linear = _linear_int8 if int8 else _linear
     parameters: list[ov.Node] = []
+    ranks = adapters * spec.max_lora_rank
 
     def parameter(name: str, shape: list[int], kind: ov.Type) -> ov.Node:
         node = opset.parameter(ov.PartialShape(shape), kind, name=name)
@@ -160,6 +194,19 @@ def _decoder(spec: EngineSpec, weights: Weights, int8: bool) -> ov.Model:
     ragged = [parameter(name, [-1], ov.Type.i32) for name in RAGGED_INPUTS]
     max_context_len = parameter("max_context_len", [], ov.Type.i32)
     logit_indices = parameter("logit_indices", [-1], ov.Type.i32)
+    shares = parameter(SHARES, [-1, ranks], ov.Type.f32) if ranks else None
+
+    def adapted(y: ov.Node | ov.Output, x: ov.Node | ov.Output, layer: int, module: str) -> ov.Node | ov.Output:
+        """`y` of `x` by a matrix, and what the adapters add."""
+        if shares is None:
+            return y
+        inputs, outputs = spec.dimensions.widths[module]
+        a, b = (
+            parameter(f"{name}.{layer}.{module}", [ranks, width], ov.Type.f32)
+            for name, width in (("lora_a", inputs), ("lora_b", outputs))
+        )
+        inner = opset.multiply(opset.matmul(x, a, False, True), shares)
+        return opset.add(y, opset.matmul(inner, b, False, False))
 
     # [T, 1, 1, head]: looked up rather than computed, because bfloat16 cannot count positions beyond 256.
     cos, sin = (
@@ -193,13 +240,18 @@ def _decoder(spec: EngineSpec, weights: Weights, int8: bool) -> ov.Model:
     for index, layer in enumerate(weights.layers):
         normed = _rms_norm(hidden, layer.input_layernorm, spec.norm_epsilon)
         qkv = opset.variadic_split(opset.add(linear(normed, layer.qkv), _values(layer.qkv_bias)), axis, split)
-        queries = _rotate(qkv.output(0), cos, sin, spec.num_heads, spec.head_size)
-        keys = _rotate(qkv.output(1), cos, sin, spec.num_kv_heads, spec.head_size)
-        attended = attention(index, queries, keys, opset.reshape(qkv.output(2), _shape(0, -1), True))
-        hidden = opset.add(hidden, linear(attended.output(0), layer.dense))
+        flat = [
+            adapted(qkv.output(part), normed, index, module)
+            for part, module in enumerate(("attn_q", "attn_k", "attn_v"))
+        ]
+        queries = _rotate(flat[0], cos, sin, spec.num_heads, spec.head_size)
+        keys = _rotate(flat[1], cos, sin, spec.num_kv_heads, spec.head_size)
+        heads = attention(index, queries, keys, opset.reshape(flat[2], _shape(0, -1), True)).output(0)
+        hidden = opset.add(hidden, adapted(linear(heads, layer.dense), heads, index, "attn_dense"))
         normed = _rms_norm(hidden, layer.post_layernorm, spec.norm_epsilon)
-        gated = opset.multiply(opset.swish(linear(normed, layer.fc)), linear(normed, layer.gate))
-        hidden = opset.add(hidden, linear(gated, layer.proj))
+        fc = adapted(linear(normed, layer.fc), normed, index, "mlp_h_to_4h")
+        gated = opset.multiply(opset.swish(fc), adapted(linear(normed, layer.gate), normed, index, "mlp_gate"))
+        hidden = opset.add(hidden, adapted(linear(gated, layer.proj), gated, index, "mlp_4h_to_h"))
     wanted = opset.gather(hidden, logit_indices, opset.constant(np.int32(0)))
     logits = linear(_rms_norm(wanted, weights.ln_f, spec.norm_epsilon), weights.lm_head)
     result = opset.result(opset.convert(logits, "f32"))
@@ -274,7 +326,7 @@ def _rms_norm(x: ov.Node, weight: AnyArray, epsilon: float) -> ov.Node:
     return opset.multiply(opset.multiply(x, opset.divide(opset.constant(np.float32(1)), root)), _values(weight))
 
 
-def _rotate(x: ov.Output, cos: ov.Node, sin: ov.Node, heads: int, size: int) -> ov.Node:
+def _rotate(x: ov.Node | ov.Output, cos: ov.Node, sin: ov.Node, heads: int, size: int) -> ov.Node:
     """Rotary positions, GPT-NeoX pairing: the first half of a head with its second half. [T, heads * size].
 
     Written in the shape that the plug-in recognises and runs as one kernel: [batch, heads, positions, size].

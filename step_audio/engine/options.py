@@ -34,6 +34,7 @@ class EngineOptions:
     xgrammar_tokenizer_info_path: str | Path | None = None  # None: requests with a guide are refused
     precision: Precision | None = None  # None: float32 for weights of float32, bfloat16 for the 16-bit types
     matrices: Matrices = "stored"  # the decoder's as they are, or rounded to 8 bits
+    max_loras: int = 0  # adapters that are held, if the engine was built for any; none is ever put out for another
     threads: int = 0  # of the executor; 0 is its own choice
     executor: ExecutorName = "openvino"
 

@@ -10,6 +10,7 @@ from typing import Literal
 from step_audio.arrays import AnyArray, Int32Array, UInt64Array
 from step_audio.errors import InvalidRequest, StepAudioError
 from step_audio.guides import Guide
+from step_audio.lora import LoraTensors
 
 Finished = Literal["stop", "length", "cancelled"]
 TopLogProbs = list[tuple[int, float]]  # of one place: the likeliest tokens, the likeliest first
@@ -104,3 +105,5 @@ class GenerationRequest:
     return_log_probs: bool = False
     num_top_log_probs: int = 0  # of the likeliest tokens, in each place; as many as have a finite logit
     guide: Guide | None = None
+    lora_task_id: int | None = None  # the adapter's
+    lora: LoraTensors | None = None  # the adapter itself, with the first request that names it

@@ -40,6 +40,7 @@ class Sequence:
         self.length = self.prompt_length
         self.computed = 0
         self.last_token = -1  # generated
+        self.adapter = -1  # its place in the executor; -1: none
         self.guide: TokenGuide | None = None  # if the request has one, made when that is compiled
         self.cum_log_prob = 0.0
         # KV cache
@@ -141,9 +142,14 @@ class Sequence:
             ids = None if extra is None else extra[span]
             if ids is not None and len(ids) < size:
                 ids = np.concatenate([ids, np.zeros(size - len(ids), ids.dtype)])
-            previous = self._keys[-1] if block else b""
+            previous = self._keys[-1] if block else self._root()
             self._keys.append(block_key(previous, self.tokens[span], ids, self._rows(self.tokens[span])))
         return self._keys[:blocks]
+
+    def _root(self) -> bytes:
+        """Before the first block: what one adapter has computed is of no use to another, or to none."""
+        task = self.request.lora_task_id
+        return b"" if task is None else b"LoRA" + task.to_bytes(8, "little")
 
     def _rows(self, tokens: Int32Array) -> AnyArray | None:
         """Of the prompt table, for those of the tokens that stand for audio."""

@@ -17,16 +17,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from step_audio.arrays import AnyArray
 from step_audio.config import DType
 from step_audio.errors import ArtefactError, CheckpointError
+from step_audio.lora import Dimensions
 from step_audio.safetensors import SAFETENSORS_NAME, STORAGE, SafetensorsFile
 
 
@@ -49,6 +50,12 @@ class EngineSpec:
     max_num_tokens: int  # positions computed in one step, over all sequences
     max_prompt_embedding_table_size: int  # prompt table rows, over max_batch_size requests
     tokens_per_block: int  # positions of one KV cache block
+    max_lora_rank: int = 0  # of adapters; 0: built without them
+
+    @property
+    def dimensions(self) -> Dimensions:
+        queries, values = (heads * self.head_size for heads in (self.num_heads, self.num_kv_heads))
+        return Dimensions(self.hidden_size, self.intermediate_size, queries, values, self.num_layers)
 
     @property
     def max_prompt_vocab_size(self) -> int:
@@ -76,13 +83,19 @@ class Weights:
     `step_audio.checkpoint.to_float32`."""
 
     vocab_embedding: AnyArray  # [vocab, hidden]
-    layers: list[LayerWeights]
+    layers: Sequence[LayerWeights]
     ln_f: AnyArray
     lm_head: AnyArray  # [vocab, hidden], padding rows removed
 
 
 def load_engine(engine_dir: str | Path) -> tuple[EngineSpec, Weights]:
     """Read `config.json` and every rank file. Raises ArtefactError naming the file or tensor at fault."""
+    spec, weights = open_engine(engine_dir)
+    return spec, replace(weights, layers=list(weights.layers))
+
+
+def open_engine(engine_dir: str | Path) -> tuple[EngineSpec, Weights]:
+    """The same; a layer is read each time that it is asked for, and in memory only as long as it is used."""
     directory = Path(engine_dir)
     config = _read_config(directory)
     spec = _spec(config["pretrained_config"], config["build_config"])
@@ -165,6 +178,7 @@ def _spec(model: dict[str, Any], build: dict[str, Any]) -> EngineSpec:
         max_num_tokens=_integer(build, "max_num_tokens"),
         max_prompt_embedding_table_size=build.get("max_prompt_embedding_table_size") or 0,
         tokens_per_block=plugins.get("tokens_per_block") or 32,
+        max_lora_rank=_integer(build.get("lora_config") or {}, "max_lora_rank") if plugins.get("lora_plugin") else 0,
     )
 
 
@@ -196,6 +210,24 @@ class _Rank:
         if info.start % storage.itemsize:  # the format does not promise alignment
             raw = raw.copy()
         return raw.view(storage).reshape(shape).view(np.ndarray)
+
+
+class _Layers(Sequence[LayerWeights]):
+    """Made when they are asked for."""
+
+    def __init__(self, count: int, make: Callable[[int], LayerWeights]):
+        self._count, self._make = count, make
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> LayerWeights: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[LayerWeights]: ...
+    def __getitem__(self, index: int | slice) -> LayerWeights | list[LayerWeights]:
+        found = range(self._count)[index]
+        return [self._make(one) for one in found] if isinstance(found, range) else self._make(found)
 
 
 def _merge(spec: EngineSpec, ranks: list[_Rank]) -> Weights:
@@ -244,7 +276,7 @@ def _merge(spec: EngineSpec, ranks: list[_Rank]) -> Weights:
 
     return Weights(
         vocab_embedding=ranks[0]("transformer.vocab_embedding.weight", spec.vocab_size, hidden),
-        layers=[layer(f"transformer.layers.{index}") for index in range(spec.num_layers)],
+        layers=_Layers(spec.num_layers, lambda index: layer(f"transformer.layers.{index}")),
         ln_f=ranks[0]("transformer.ln_f.weight", hidden),
         lm_head=merged("lm_head.weight", 0, padded_vocab // tp, hidden)[: spec.vocab_size],
     )

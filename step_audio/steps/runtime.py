@@ -67,6 +67,7 @@ class Runtime(Strict):
     table_dtype: DType  # of the prompt table: the engine's own
     limits: Limits
     sampling_parameters: tuple[str, ...]  # that the LLM's backend takes
+    adapters: dict[str, PositiveInt] = Field(default_factory=dict)  # name -> lora_task_id
     pace: Pace = Pace()
     suggestions: Suggestions = Suggestions()
 
@@ -89,6 +90,7 @@ class Runtime(Strict):
                 max_audio_seconds=limits.max_audio_seconds,
                 max_audio_bytes=limits.max_audio_bytes,
             ),
+            "adapters": self.adapters,
             "sampling_parameters": list(self.sampling_parameters),
             "mind_paced_speaking": ServedPace(think_tokens=self.pace.think_tokens, speak_tokens=self.pace.speak_tokens),
             "suggestions": {"say": list(self.suggestions.say), "ask": list(self.suggestions.ask)},

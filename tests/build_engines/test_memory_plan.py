@@ -89,6 +89,25 @@ def test_fp8_kv_cache_brings_its_scales():
     assert with_scales == sizes.weight_bytes(TEXT, 4, "fp8") + 64 * 8
 
 
+# Adapters
+
+
+def test_an_adapter_of_rank_16_by_hand():
+    """A page of a rank of four: slots as wide as A and B of k (5,120 and 256); q and o two slots for each rank, k and v
+    one, each of the MLP's three (5,120 and 6,912) three."""
+    assert sizes.lora_bytes(TEXT, 4, 16) == 2 * 5376 * 16 * (2 + 1 + 1 + 2 + 3 * 3) * 64
+
+
+def test_adapters_take_their_place_before_the_kv_cache():
+    without, with_ = (plan(profile(max_lora_rank=rank, max_loras=2), PUBLISHED) for rank in (0, 16))
+    page = sizes.lora_bytes(TEXT, 4, 16)
+    assert without.lora == without.lora_fraction == 0 and "adapters" not in without.table()
+    assert with_.lora == 3 * page and "| adapters" in with_.table()
+    before = with_.free + with_.table_copies + with_.kv_cache + with_.lora
+    assert 2 * page <= with_.lora_fraction * before <= 3 * page
+    assert with_.kv_cache < without.kv_cache and with_.free > 0 and with_.build.max_lora_rank == 16
+
+
 # KV cache and prompt table
 
 

@@ -160,6 +160,10 @@ def trtllm_build_parser():
         parser.add_argument(f"--{name}", choices=plain)
     parser.add_argument("--gemm_plugin", choices=(*plain, "fp8", "nvfp4"))
     parser.add_argument("--tokens_per_block", type=int)
+    parser.add_argument("--lora_plugin", choices=plain)
+    modules = ("attn_qkv", "attn_q", "attn_k", "attn_v", "attn_dense", "mlp_h_to_4h", "mlp_gate", "mlp_4h_to_h")
+    parser.add_argument("--lora_target_modules", nargs="+", choices=modules)
+    parser.add_argument("--max_lora_rank", type=int)
     switches = ("context_fmha", "remove_input_padding", "use_paged_context_fmha", "use_fp8_context_fmha")
     for name in (*switches, "multiple_profiles", "reduce_fusion", "user_buffer", "streamingllm"):
         parser.add_argument(f"--{name}", choices=("enable", "disable"))
@@ -219,6 +223,19 @@ def test_every_flag_against_its_source(name, variant):
     assert taken == expected
     assert taken["max_prompt_embedding_table_size"] % taken["max_batch_size"] == 0
     assert taken["max_prompt_embedding_table_size"] // taken["max_batch_size"] == found.table_rows
+
+
+def test_adapters_are_asked_for_where_they_are_served():
+    profile = load_profile("4xH100-16k").model_copy(update={"max_lora_rank": 16})
+    plain, argv = (
+        command(one, plan(one, PUBLISHED), "CHECKPOINT", "ENGINE", "CACHE", 4)
+        for one in (load_profile("4xH100-16k"), profile)
+    )
+    added = ["--lora_plugin", "bfloat16", "--lora_target_modules", "attn_q", "attn_k", "attn_v", "attn_dense"]
+    added += ["mlp_h_to_4h", "mlp_4h_to_h", "mlp_gate", "--max_lora_rank", "16"]
+    assert argv[-len(added) :] == added and not any("lora" in word for word in plain)
+    taken = vars(trtllm_build_parser().parse_args(argv[1:]))
+    assert (taken["max_lora_rank"], taken["lora_plugin"], len(taken["lora_target_modules"])) == (16, "bfloat16", 7)
 
 
 def test_every_flag_has_its_source():

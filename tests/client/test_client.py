@@ -337,3 +337,25 @@ async def test_what_the_served_llm_does_not_take_is_refused_by_name():
             await client.complete([user("hi")], Sampling(min_p=0.1))
         assert caught.value.param == "min_p"
         assert sum(what == "generate" for what, *_ in fake.seen) == 2
+
+
+# Adapters
+
+
+async def test_an_adapter_by_its_name():
+    async with served(script(message(5), message(final=True))) as (fake, client):
+        options = ChatOptions(adapter="terse")
+        _ = [delta async for delta in client.chat([user("hello")], options)]
+        _ = [delta async for delta in client.continue_raw([5, 6], options)]
+        await client.complete([user("hello")], adapter="terse")
+        await client.complete([user("hello")])
+    sent = [inputs.get("lora_task_id") for kind, _, inputs in (e for e in fake.seen if e[0] == "generate")]
+    assert [one if one is None else one.item() for one in sent] == [7, 7, 7, None]
+    assert sent[0].dtype == np.uint64 and sent[0].shape == (1, 1)
+
+
+async def test_an_adapter_that_is_not_served():
+    async with served(script(message(final=True))) as (fake, client):
+        with pytest.raises(RequestError, match="there is no adapter 'curt' here, but terse") as caught:
+            await client.complete([user("hello")], adapter="curt")
+    assert caught.value.param == "adapter" and not [e for e in fake.seen if e[0] == "generate"]

@@ -16,8 +16,8 @@ def compiled_once():
     kept = {}
 
     def compiled(core, asked, device, settings):
-        spec, weights, int8 = asked
-        key = (spec, id(weights), int8, str(settings))
+        spec, weights, *others = asked
+        key = (spec, id(weights), *others, str(settings))
         if key not in kept:
             kept[key] = weights, compile_model(core, build(*asked), device, settings)
         return kept[key][1]

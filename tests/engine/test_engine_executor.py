@@ -5,33 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engine_fixture import VOCAB, model, prompt, write_engine
+from engine_fixture import VOCAB, batch, model, prompt, write_engine
 from step_audio.checkpoint import from_float32, to_float32
 from step_audio.engine import openvino_executor
-from step_audio.engine.executor import Batch, TokenEmbedding
+from step_audio.engine.executor import TokenEmbedding
 from step_audio.engine.int8_weights import ROWS_AT_ONCE, quantised
 from step_audio.engine.openvino_executor import OpenVinoExecutor, rotary_tables
 from step_audio.engine.torch_executor import TorchExecutor
 from step_audio.errors import ArtefactError
-
-LAYOUT = {"a": [3, 9, 1, 0], "b": [7, 8], "c": [5]}  # blocks of three sequences, in no order
-
-
-def batch(embed, *parts):
-    """parts: (sequence, past, ids); all logits of the last position of each."""
-    sizes = [len(ids) for _, _, ids in parts]
-    begins = np.cumsum([0, *sizes]).astype(np.int32)
-    used = [LAYOUT[name][: -(-(past + len(ids)) // 32)] for name, past, ids in parts]
-    return Batch(
-        embeddings=embed(np.concatenate([ids for _, _, ids in parts])),
-        position_ids=np.concatenate([np.arange(past, past + len(ids)) for _, past, ids in parts]).astype(np.int32),
-        past_lens=np.array([past for _, past, _ in parts], np.int32),
-        subsequence_begins=begins,
-        block_indices=np.concatenate(used).astype(np.int32),
-        block_indices_begins=np.cumsum([0, *(len(blocks) for blocks in used)]).astype(np.int32),
-        max_context_len=max(past + len(ids) for _, past, ids in parts),
-        logit_indices=begins[1:] - 1,
-    )
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("f32", 2e-4), ("bf16", 0.5)])

@@ -14,9 +14,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from gpu_stand_ins import Machine
+from lora_fixture import save_adapter
 from step_audio.artefacts import Artefacts
+from step_audio.checkpoint import decoder_tensors
+from step_audio.config import ModelConfig
 from step_audio.errors import ArtefactError
 from step_audio_build.convert.make_tiny import make_tiny
 from step_audio_build.planning.profiles import load_profile
@@ -113,6 +117,19 @@ def kill(service: Service, rank: int):
         return True
 
     return step
+
+
+def test_adapters_of_a_rank_that_the_engine_was_not_built_for(service, tmp_path):
+    text = ModelConfig.from_directory(service.settings.checkpoint).text
+    state = {name: torch.zeros(shape) for name, shape in decoder_tensors(text).items()}
+    folder = save_adapter(tmp_path / "terse", state, rank=4, seed=0)
+    settings = service.settings.model_copy(update={"lora_modules": (f"terse={folder}",)})
+    said = f"adapter terse has r 4, and profile {PROFILE} made an engine without adapters: set max_lora_rank = 4"
+    with pytest.raises(ArtefactError, match=said):
+        prepare.prepare(settings, service.ports, service.said.append, nothing_claimed)
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(ArtefactError, match=r"adapter terse: .*adapter_config"):
+        prepare.prepare(settings, service.ports, service.said.append, nothing_claimed)
 
 
 @pytest.mark.processes

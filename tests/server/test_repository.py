@@ -1,5 +1,6 @@
 """The assembled model repository: TensorRT-LLM 1.2.1's interface to the letter."""
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -9,6 +10,7 @@ from tritonclient.grpc import model_config_pb2
 
 from repository_fixture import ENSEMBLES, LLM, build, declared, parse, wiring_faults
 from step_audio.errors import ArtefactError
+from step_audio.lora import task_id
 from step_audio.sampling_parameters import PARAMETERS
 from step_audio.steps.runtime import Runtime
 from step_audio_build.planning.profiles import load_profile, profile_names
@@ -57,7 +59,7 @@ LEFT_OUT = {
     # model_instance_state.cc @0c8de69 takes any string, and batch_manager/peftCacheManager.cpp reads what it names.
     "lora_prefetch_dir": "an empty string is a directory, not the absence of one",
 }
-OURS = {"max_queue_size", "decoder_matrices", "vllm_options"}  # NVIDIA's takes the first from the batcher's block
+OURS = {"max_queue_size", "decoder_matrices", "max_loras", "vllm_options"}  # the first: of NVIDIA's batcher's block
 
 
 def parameters(config) -> dict[str, str]:
@@ -177,6 +179,7 @@ def test_on_the_gpus_of_a_profile(tmp_path, name):
         "guided_decoding_backend": "xgrammar",
         "xgrammar_tokenizer_info_path": str(tmp_path / "xgrammar_tokenizer_info.json"),
         "max_queue_size": "100",
+        "max_loras": "0",
     }
     assert parameters(llm) == dict.fromkeys(set(PARAMETERS.split()) - set(LEFT_OUT), "") | expected
     assert 0 < float(parameters(llm)["kv_cache_free_gpu_mem_fraction"]) < 1
@@ -185,6 +188,23 @@ def test_on_the_gpus_of_a_profile(tmp_path, name):
     for other in set(configs) - ENSEMBLES - {LLM, "audio_encoder"}:
         assert [group.kind for group in configs[other].instance_group] == [KIND.KIND_CPU], other
     assert Runtime.load(tmp_path / "server-8001" / "runtime.json").encoder_file == tmp_path / "encoder.plan"
+
+
+def test_adapters_on_a_cpu(tmp_path):
+    repository = build(tmp_path, lora_modules=["terse=/adapters/terse", "medical=m"])
+    assert parameters(parse(repository)[LLM])["max_loras"] == "2"
+    told = json.loads((repository.parent / "serving_info.json").read_text())["adapters"]
+    assert told == {name: task_id(name) for name in ("terse", "medical")} and told["terse"] == 290_934_522
+
+
+def test_adapters_on_gpus(tmp_path):
+    """One of rank 16 in the caches of a rank of one GPU, by hand: slots as wide as A and B of k (64 and 32)."""
+    profile = load_profile("1xH200-16k").model_copy(update={"max_lora_rank": 16, "max_loras": 3})
+    filled = parameters(parse(build(tmp_path, profile=profile, lora_modules=["a=a", "b=b", "c=c", "d=d"]))[LLM])
+    slots = 16 * (2 + 1 + 1 + 2 + 3 * 2)  # 64 + 64, 64 + 32 twice, 64 + 64; 64 + 96 three times, of slots of 96
+    assert filled["lora_cache_host_memory_bytes"] == str(5 * 2 * 96 * slots)
+    assert filled["lora_cache_optimal_adapter_size"] == filled["lora_cache_max_adapter_size"] == "16"
+    assert 0 < float(filled["lora_cache_gpu_memory_fraction"]) < 0.01 and not filled["max_loras"]
 
 
 def test_on_a_cpu_all_runs_there(configs):

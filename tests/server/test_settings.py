@@ -66,3 +66,17 @@ def test_serving_info_tells_limits_and_no_paths(tmp_path):
     assert info["model"] == "Step-Audio-R1.1"
     assert (info["vocab_size"], info["max_seq_len"], info["limits"]["max_audios"]) == (1000, 8192, 3)
     assert "/" not in json.dumps(info)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(["terse"], "is not NAME=DIR"), (["=x"], "is not NAME=DIR"), (["a=x", "a=y"], "a is there twice")],
+)
+def test_adapters_that_are_refused(tmp_path, given, said):
+    with pytest.raises(SettingsError, match=f"lora_modules.*{said}"):
+        ServeSettings.create(checkpoint=tmp_path, work_dir=tmp_path, lora_modules=given)
+
+
+def test_adapters_by_name(tmp_path):
+    settings = ServeSettings.create(checkpoint=tmp_path, work_dir=tmp_path, lora_modules="terse=/x/terse,b=/y=z")
+    assert settings.adapters == {"terse": Path("/x/terse"), "b": Path("/y=z")}

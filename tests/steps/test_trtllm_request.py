@@ -39,6 +39,17 @@ def row(**others: np.ndarray):
     return parsed(tensors(**others)).rows[0]
 
 
+def test_adapters():
+    weights, config = np.ones((1, 2, 9), np.float32), np.array([[[1, 0, 4], [2, 0, 4]]], np.int32)
+    assert row().lora_task_id is None and row().lora is None
+    named = row(lora_task_id=scalars(2**40, kind=np.uint64))
+    assert named.lora_task_id == 2**40 and named.lora is None
+    brought = row(lora_task_id=scalars(7, kind=np.uint64), lora_weights=weights, lora_config=config)
+    assert np.array_equal(brought.lora.weights, weights[0]) and np.array_equal(brought.lora.config, config[0])
+    with pytest.raises(InvalidRequest, match="must have both lora_weights and lora_keys"):
+        row(lora_task_id=scalars(7, kind=np.uint64), lora_weights=weights)
+
+
 def test_the_least_request():
     request = parsed(tensors([5, 6, 7]))
     assert len(request.rows) == 1

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from step_audio.engine import Engine, EngineOptions, GenerationRequest, SamplingParams, SequenceOutput
+from step_audio.engine.executor import Batch
 from step_audio.engine.trtllm_checkpoint import load_engine
 from waiting import SECONDS
 
@@ -60,10 +61,16 @@ def hugging_face():
     return model
 
 
-def write_engine(directory: Path, tp: int = 1, dtype: torch.dtype = torch.float32, build: dict | None = None) -> Path:
-    """`hugging_face()` as TensorRT-LLM would have it on `tp` GPUs."""
+def write_engine(
+    directory: Path,
+    tp: int = 1,
+    dtype: torch.dtype = torch.float32,
+    build: dict | None = None,
+    changed: dict[str, torch.Tensor] | None = None,
+) -> Path:
+    """`hugging_face()` as TensorRT-LLM would have it on `tp` GPUs; `changed`: tensors in place of its own."""
     model = hugging_face()
-    state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    state = {name: tensor.to(dtype) for name, tensor in {**model.state_dict(), **(changed or {})}.items()}
     config = model.config
     head = config.hidden_size // config.num_attention_heads
     copies = max(tp // config.num_key_value_heads, 1)
@@ -188,3 +195,23 @@ def _generate(ids: bytes, max_new_tokens: int, embeddings: bytes | None) -> list
         **inputs, attention_mask=torch.ones_like(prompt), max_new_tokens=max_new_tokens, do_sample=False
     )
     return out[0, 0 if embeddings is not None else prompt.shape[1] :].tolist()
+
+
+LAYOUT = {"a": [3, 9, 1, 0], "b": [7, 8], "c": [5]}  # blocks of three sequences, in no order
+
+
+def batch(embed, *parts):
+    """parts: (sequence, past, ids); all logits of the last position of each."""
+    sizes = [len(ids) for _, _, ids in parts]
+    begins = np.cumsum([0, *sizes]).astype(np.int32)
+    used = [LAYOUT[name][: -(-(past + len(ids)) // 32)] for name, past, ids in parts]
+    return Batch(
+        embeddings=embed(np.concatenate([ids for _, _, ids in parts])),
+        position_ids=np.concatenate([np.arange(past, past + len(ids)) for _, past, ids in parts]).astype(np.int32),
+        past_lens=np.array([past for _, past, _ in parts], np.int32),
+        subsequence_begins=begins,
+        block_indices=np.concatenate(used).astype(np.int32),
+        block_indices_begins=np.cumsum([0, *(len(blocks) for blocks in used)]).astype(np.int32),
+        max_context_len=max(past + len(ids) for _, past, ids in parts),
+        logit_indices=begins[1:] - 1,
+    )

@@ -70,6 +70,7 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):
             "max_seq_len": self.max_seq_len,
             "tokens_per_block": 4,
             "chat_template": load_template("default").source,
+            "adapters": {"terse": 7},
             "sampling_parameters": self.parameters,
             "mind_paced_speaking": {"think_tokens": 80, "speak_tokens": 20},
             "suggestions": {"say": [], "ask": []},

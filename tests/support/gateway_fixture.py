@@ -85,6 +85,7 @@ class FakeClient:
         self.begun = self.closed = 0
         self.up = True
         self.max_batch_size = 32
+        self.adapters: dict[str, int] = {}
         self.expected = 1
         self.counts = Counts()
 
@@ -134,6 +135,7 @@ class FakeClient:
             "tokens_per_block": 32,
             "chat_template": load_template("default").source,
             "limits": LIMITS,
+            "adapters": self.adapters,
             "sampling_parameters": PARAMETERS,
             "mind_paced_speaking": {"think_tokens": 80, "speak_tokens": 20},
             "suggestions": SUGGESTIONS,

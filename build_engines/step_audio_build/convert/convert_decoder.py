@@ -195,7 +195,7 @@ def trtllm_config(text: TextConfig, tp: int, dtype: DType) -> dict[str, Any]:
 
 
 def convert_decoder(
-    checkpoint_dir: str | Path,
+    checkpoint_dir: str | Path | Checkpoint,
     output_dir: str | Path,
     tp: int = 4,
     dtype: DType | None = None,
@@ -207,8 +207,8 @@ def convert_decoder(
     one. Raises CheckpointError, and ArtefactError when the directory is of another build, the disk is too small or
     the model cannot be split.
     """
-    checkpoint = Checkpoint(checkpoint_dir)
-    config = ModelConfig.from_directory(checkpoint_dir)
+    checkpoint = checkpoint_dir if isinstance(checkpoint_dir, Checkpoint) else Checkpoint(checkpoint_dir)
+    config = ModelConfig.from_directory(checkpoint.directory)
     checkpoint.verify(config)
     layout = rank_tensors(config.text, tp)
     dtype = dtype or _own_dtype(checkpoint, config.text)

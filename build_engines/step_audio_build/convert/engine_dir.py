@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from step_audio.errors import ArtefactError
 from step_audio.settings import Settings
@@ -27,6 +27,7 @@ class BuildConfig(Settings):
     max_seq_len: PositiveInt  # tokens, prompt and answer together
     max_num_tokens: PositiveInt  # tokens of one step over all requests; the chunk of a long prompt
     max_prompt_embedding_table_size: PositiveInt  # audio embeddings; each request may have 1/max_batch_size
+    max_lora_rank: NonNegativeInt = 0  # of adapters; 0: none
     tokens_per_block: PositiveInt = Field(default=32, description="granularity of the KV cache and of its reuse")
 
     @model_validator(mode="after")
@@ -58,7 +59,9 @@ class BuildConfig(Settings):
             "gather_context_logits": False,
             "gather_generation_logits": False,
             "kv_cache_type": "PAGED",
+            **({"lora_config": {"max_lora_rank": self.max_lora_rank}} if self.max_lora_rank else {}),
             "plugin_config": {
+                "lora_plugin": "auto" if self.max_lora_rank else None,
                 "tokens_per_block": self.tokens_per_block,
                 "remove_input_padding": True,
                 "context_fmha": True,

@@ -41,7 +41,9 @@ MIN_FRAMES = 3  # of one sample of audio
 EXTERNAL_BYTES = 1_500_000_000  # beyond it weights go to a file beside the model: protobuf ends at 2 GB
 
 
-def export_encoder(checkpoint_dir: str | Path, output_path: str | Path, length_rule: LengthRule = "L") -> Manifest:
+def export_encoder(
+    checkpoint_dir: str | Path | Checkpoint, output_path: str | Path, length_rule: LengthRule = "L"
+) -> Manifest:
     """Write `output_path`, its `.data` file when the model is large, and `<stem>.manifest.json`.
 
     Inputs: `mel` float32 [B, n_mels, T], T from 3 to 2 * n_audio_ctx, and `frames` int64 [B]; output: `embeddings`
@@ -49,8 +51,8 @@ def export_encoder(checkpoint_dir: str | Path, output_path: str | Path, length_r
     `tensors_sha256`. Does nothing when it is there already. Raises CheckpointError, and ArtefactError when the path
     holds another build.
     """
-    checkpoint = Checkpoint(checkpoint_dir)
-    config = ModelConfig.from_directory(checkpoint_dir)
+    checkpoint = checkpoint_dir if isinstance(checkpoint_dir, Checkpoint) else Checkpoint(checkpoint_dir)
+    config = ModelConfig.from_directory(checkpoint.directory)
     checkpoint.verify(config)
     names = list(encoder_tensors(config.audio))
     identity = Identity(

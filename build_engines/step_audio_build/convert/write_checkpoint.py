@@ -35,7 +35,7 @@ def write_checkpoint(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     dtype = config.text.dtype
-    _write_config(partial, config, nested)
+    write_config(partial, config, nested)
     _write_tokenizer(partial, tokenizer, config.text.max_position_embeddings)
     groups = _shards(expected_tensors(config), shards, dtype)
     for name, group in groups.items():
@@ -54,7 +54,7 @@ def make_sparse(output_dir: str | Path, config: ModelConfig, shards: int = 4) ->
     tokenizer: for measuring a conversion."""
     directory = Path(output_dir)
     directory.mkdir(parents=True)
-    _write_config(directory, config, nested=True)
+    write_config(directory, config, nested=True)
     groups = _shards(expected_tensors(config), shards, config.text.dtype)
     for name, group in groups.items():
         header = _header(group, config.text.dtype)
@@ -92,7 +92,7 @@ def _write_index(directory: Path, groups: dict[str, Shapes], config: ModelConfig
         (directory / INDEX_FILE).write_text(to_json({"metadata": {"total_size": total}, "weight_map": weight_map}))
 
 
-def _write_config(directory: Path, config: ModelConfig, nested: bool) -> None:
+def write_config(directory: Path, config: ModelConfig, nested: bool) -> None:
     text = {
         **config.text.model_dump(exclude={"dtype", "head_dim", "max_position_embeddings", "num_key_value_heads"}),
         "num_attention_groups": config.text.num_key_value_heads,

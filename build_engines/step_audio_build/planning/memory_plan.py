@@ -1,13 +1,15 @@
 """What a profile's server takes of each GPU, and the largest batch with which it fits.
 
 TensorRT-LLM first loads the engine, then makes its buffers and the prompt table, then gives `kv_fraction` of what is
-left to the KV cache (batch_manager/trtGptModelInflightBatching.cpp). All ranks make it as large as the smallest one's:
+left to the KV cache (batch_manager/trtGptModelInflightBatching.cpp); where it serves adapters, their cache comes
+between these two, as a fraction of what is left, too. All ranks make it as large as the smallest one's:
 GPU 0's, which has the audio encoder too. What comes after that lives on the rest: the prompt tables of running
 requests, and the encoder where it loads last.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from step_audio.config import ModelConfig, TextConfig
@@ -31,6 +33,8 @@ class MemoryPlan:
     activations: int  # TensorRT's context memory, and TensorRT-LLM's buffers for the batch
     encoder: int
     runtime: int
+    lora: int  # the cache of adapters
+    lora_fraction: float  # of what is left before it: lora_cache_gpu_memory_fraction
     kv_fraction: float  # for TensorRT-LLM: the profile's, or less
     kv_cache: int
     kv_tokens: int
@@ -56,7 +60,7 @@ class MemoryPlan:
     @property
     def free(self) -> int:
         """What is left of GPU 0; below zero when it does not fit."""
-        before = self.weights + self.prompt_table + self.activations + self.encoder + self.runtime
+        before = self.weights + self.prompt_table + self.activations + self.encoder + self.runtime + self.lora
         return self.profile.gpu.memory_bytes - before - self.kv_cache - self.table_copies
 
     def table(self) -> str:
@@ -68,6 +72,7 @@ class MemoryPlan:
             ("activations and buffers, at most", self.activations),
             ("audio encoder, at most (GPU 0)", self.encoder),
             ("driver, CUDA, NCCL (assumed)", self.runtime),
+            *([("adapters", self.lora)] if self.lora else []),
             ("KV cache", self.kv_cache),
             ("left over", self.free),
             ("total", self.profile.gpu.memory_bytes),
@@ -128,6 +133,11 @@ def kv_fraction(profile: Profile, model: ModelConfig, batch: int, rows: int) -> 
     return _Space(profile, model).kv_fraction(batch, rows)
 
 
+def lora_fraction(profile: Profile, model: ModelConfig, batch: int, rows: int) -> float:
+    """The same of adapters' cache: `lora_cache_gpu_memory_fraction`."""
+    return _Space(profile, model).lora_fraction(batch, rows)
+
+
 class _Space:
     """A GPU's memory, as a function of batch and table."""
 
@@ -138,11 +148,19 @@ class _Space:
         self.encoder = sizes.encoder_bytes(model.audio, profile.encoder_batch_clips)
         self.runtime = sizes.runtime_bytes(profile.gpus)
         self.per_token = sizes.kv_bytes_per_token(self.text, profile.gpus, profile.kv_cache_dtype)
+        rank = profile.max_lora_rank
+        self.adapter = sizes.lora_bytes(self.text, profile.gpus, rank)
+        self.adapters = profile.max_loras + 1 if rank else 0  # a page begun is a page more
+        self.lora_activations = (
+            sizes.lora_activation_bytes(self.text, profile.gpus, profile.max_num_tokens) if rank else 0
+        )
 
     def activations(self, batch: int) -> int:
-        return sizes.activation_bytes(
-            self.text, self.profile.gpus, self.profile.max_num_tokens, batch
-        ) + sizes.buffer_bytes(self.text, batch, self.profile.max_seq_len)
+        return (
+            sizes.activation_bytes(self.text, self.profile.gpus, self.profile.max_num_tokens, batch)
+            + sizes.buffer_bytes(self.text, batch, self.profile.max_seq_len)
+            + self.lora_activations
+        )
 
     def tables(self, batch: int, rows: int) -> int:
         """The prompt table, and once more the tables of all requests that run at once."""
@@ -150,7 +168,7 @@ class _Space:
 
     def left(self, batch: int, rows: int) -> int:
         """Free on GPU 0 before there is a KV cache; below zero when there is not enough."""
-        taken = self.weights + self.activations(batch) + self.encoder + self.runtime
+        taken = self.weights + self.activations(batch) + self.encoder + self.runtime + self.adapters * self.adapter
         return self.profile.gpu.memory_bytes - taken - self.tables(batch, rows)
 
     def kv_fraction(self, batch: int, rows: int) -> float:
@@ -166,6 +184,11 @@ class _Space:
     def kv_tokens(self, batch: int, rows: int) -> int:
         share = self.kv_fraction(batch, rows) * max(self.left(batch, rows), 0)
         return int(share / (self.per_token * TOKENS_PER_BLOCK)) * TOKENS_PER_BLOCK
+
+    def lora_fraction(self, batch: int, rows: int) -> float:
+        """Of the memory before the adapters' cache, that it gets for `max_loras`."""
+        before = self.left(batch, rows) + self.adapters * self.adapter
+        return math.ceil(1e4 * self.profile.max_loras * self.adapter / before) / 1e4 if before > 0 else 0.0
 
     def missing(self, batch: int, rows: int) -> str | None:
         """What stands against this batch with so many rows each, in a sentence."""
@@ -201,6 +224,8 @@ class _Space:
             encoder=self.encoder,
             runtime=self.runtime,
             kv_fraction=self.kv_fraction(batch, rows),
+            lora=self.adapters * self.adapter,
+            lora_fraction=self.lora_fraction(batch, rows),
             kv_cache=tokens * self.per_token,
             kv_tokens=tokens,
             build=_build(self.profile, batch, rows),
@@ -235,10 +260,11 @@ def _build(profile: Profile, batch: int, rows: int) -> BuildConfig:
         max_seq_len=profile.max_seq_len,
         max_num_tokens=profile.max_num_tokens,
         max_prompt_embedding_table_size=batch * rows,
+        max_lora_rank=profile.max_lora_rank,
         tokens_per_block=TOKENS_PER_BLOCK,
     )
 
 
 def _nothing(profile: Profile, reason: str) -> MemoryPlan:
     build = _build(profile, profile.max_batch_size, audio_rows(profile.max_audio_seconds))
-    return MemoryPlan(profile, 0, 0, 0, 0, 0, 0, 0.0, 0, 0, build, False, (f"{reason}.",))
+    return MemoryPlan(profile, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, build, False, (f"{reason}.",))

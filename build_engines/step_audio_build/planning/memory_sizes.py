@@ -12,6 +12,7 @@ from functools import cache
 
 from step_audio.checkpoint import encoder_tensors
 from step_audio.config import AudioEncoderConfig, TextConfig
+from step_audio.lora import Dimensions
 from step_audio.settings import MIB
 from step_audio_build.convert.convert_decoder import rank_tensors
 from step_audio_build.planning.profiles import KvCacheDType, Precision
@@ -89,6 +90,29 @@ def kv_bytes_per_token(text: TextConfig, tp: int, kv_cache_dtype: KvCacheDType) 
     """Keys and values of all layers, of this rank's heads. With fewer heads than ranks, each rank holds one."""
     heads = max(text.num_key_value_heads // tp, 1)
     return 2 * text.num_hidden_layers * heads * text.head_dim * (1 if kv_cache_dtype == "fp8" else BF16)
+
+
+def lora_bytes(text: TextConfig, tp: int, rank: int) -> int:
+    """Of a rank's caches, what one adapter takes that has all of `MODULES` in this rank.
+
+    A page of the cache holds one adapter of the size that `lora_cache_optimal_adapter_size` says, in slots as wide as
+    the smallest module needs for a rank of 1 (TensorRT-LLM batch_manager/peftCacheManager.cpp @0cedd9a,
+    getPageManagerConfig). Of each matrix A or B is split over the GPUs, the other whole on each.
+    """
+    split_inputs = ("attn_dense", "mlp_4h_to_h")
+    sizes = [
+        inputs // tp + outputs if name in split_inputs else inputs + outputs // tp
+        for name, (inputs, outputs) in Dimensions.of(text).widths.items()
+    ]
+    slot = min(sizes)
+    return BF16 * slot * sum(rank * -(-size // slot) for size in sizes) * text.num_hidden_layers
+
+
+def lora_activation_bytes(text: TextConfig, tp: int, max_num_tokens: int) -> int:
+    """At most: what the adapters of one layer add, before it is added."""
+    queries, values = (n * text.head_dim for n in (text.num_attention_heads, text.num_key_value_heads))
+    split = queries + 2 * values + 2 * text.intermediate_size
+    return BF16 * max_num_tokens * (split // tp + 2 * text.hidden_size)
 
 
 def activation_bytes(text: TextConfig, tp: int, max_num_tokens: int, max_batch_size: int) -> int:

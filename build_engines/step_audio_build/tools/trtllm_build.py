@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from step_audio.lora import MODULES
 from step_audio_build.planning.memory_plan import MemoryPlan
 from step_audio_build.planning.profiles import ISSUES, Profile
 
@@ -90,6 +91,19 @@ FLAGS: dict[str, Flag] = {
     "--output_timing_cache": Flag(lambda job: job.timing_cache, "written by rank 0", f"{BUILD}; {BUILDER}"),
 }
 
+LORA_FLAGS: dict[str, Flag] = {
+    "--lora_plugin": Flag(
+        lambda job: "bfloat16", "adapters; the model's type", f"{PLUGIN}; docs/source/advanced/lora.md"
+    ),
+    "--lora_target_modules": Flag(
+        lambda job: " ".join(module.name for module in MODULES),
+        "of queries, keys and values all or none; what an adapter lacks costs nothing",
+        f"{BUILD}; tensorrt_llm/layers/attention.py",
+    ),
+    "--max_lora_rank": Flag(lambda job: job.profile.max_lora_rank, "the profile's", BUILD),
+}
+"""For a profile that serves adapters."""
+
 LEFT_OUT: dict[str, str] = {
     "--gather_generation_logits": f"a cancelled stream can crash the server with it ({ISSUES}/10810)",
     "--gather_context_logits": "keeps the logits of all prompt positions, which nothing reads",
@@ -116,4 +130,5 @@ def command(
     `timing_cache` is a file, read where it is there and written at the end. `workers`: ranks that are built at once.
     """
     job = TrtllmBuildJob(profile, plan, checkpoint_dir, engine_dir, timing_cache, workers)
-    return [PROGRAM, *(part for name, flag in FLAGS.items() for part in (name, str(flag.value(job))))]
+    flags = FLAGS | (LORA_FLAGS if profile.max_lora_rank else {})
+    return [PROGRAM, *(part for name, flag in flags.items() for part in (name, *str(flag.value(job)).split(" ")))]

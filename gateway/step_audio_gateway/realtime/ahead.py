@@ -83,7 +83,8 @@ class Ahead:
         with contextlib.suppress(*TOLD):  # the answer will say what is wrong
             tokenizer, timeout = await gateway.client.tokenizer(), gateway.settings.request_timeout
             (options,) = chat_options(config.as_chat(), tokenizer, False, True, gateway.defaults, timeout)
-            options = dataclasses.replace(options, mind_paced=None, guide=None)
+            adapter = await gateway.adapter(self._desk.model)
+            options = dataclasses.replace(options, adapter=adapter, mind_paced=None, guide=None)
             kept = within(items, self._desk.limits)
             async with self._desk.spare_place() as free:
                 if free:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from step_audio.serving_info import ServedLimits
@@ -51,6 +51,7 @@ class Desk:
         admitted = await self.admission.enter(self.key, 0)
         try:
             admitted.answers(places)
+            options = replace(options, adapter=await self.gateway.adapter(self.model))
             async with aclosing(self.gateway.answers(messages, [options])) as deltas:
                 yield deltas
         finally:

@@ -144,6 +144,7 @@ def _add_chat(commands: Commands) -> None:
     parser.add_argument("--text", action="append", default=[], help="what to ask; put after the recordings")
     parser.add_argument("--system", help="system prompt")
     parser.add_argument("--prefix", help="begin the answer with this text, e.g. $'<think>\\n'")
+    parser.add_argument("--adapter", metavar="NAME", help="one of the server's --lora-modules (default: none)")
     parser.add_argument("--url", default="127.0.0.1:8001", help="the server's gRPC address (default %(default)s)")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: asked from the server")
     add_tls(parser)
@@ -162,6 +163,7 @@ def _chat(arguments: argparse.Namespace) -> int:
         text=arguments.text,
         system=arguments.system,
         prefix=arguments.prefix,
+        adapter=arguments.adapter,
         tokenizer=arguments.tokenizer,
         sampling=Sampling(**sampling_given(arguments)),
         mind_paced=MindPaced(**pace) if pace else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # Of the same name and meaning; more are other names of ours: `--tensor-parallel-size` of `--tp`.
-SAME = ("--dtype", "--chat-template")
+SAME = ("--dtype", "--chat-template", "--lora-modules")
 
 # What they ask for is so in any case.
 ALWAYS = {
@@ -15,7 +15,7 @@ ALWAYS = {
 _MEMORY = "use --kv-cache-tokens; on GPUs `step-audio build` decides it, see `step-audio plan`"
 _PROFILE = "on GPUs a profile decides it: see `step-audio plan`"
 _CHECKPOINT = "the checkpoint's directory has it"
-_ADAPTERS = "adapters are not served: merge them into the checkpoint"
+_ADAPTERS = "--lora-modules is enough; on GPUs a profile's max_lora_rank and max_loras decide it"
 _SAMPLING = "use --default-sampling"
 _NO_GRAPHS = "nothing is compiled or captured while it starts: leave it out"
 

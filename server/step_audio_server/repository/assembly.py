@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from step_audio.artefacts import Artefacts
 from step_audio.config import ModelConfig
 from step_audio.generation_config import pace_of, suggestions_of
+from step_audio.lora import task_id
 from step_audio.steps.runtime import Runtime
 from step_audio_server.assets import asset
 from step_audio_server.repository.sampling_inputs import ensemble_values, llm_values, taken
@@ -56,6 +57,7 @@ def assemble(settings: ServeSettings, model: ModelConfig, artefacts: Artefacts, 
         encoder_cache_bytes=settings.encoder_cache_bytes,
         table_dtype=artefacts.table_dtype,
         limits=settings.limits,
+        adapters={name: task_id(name) for name in settings.adapters},
         sampling_parameters=tuple(one.name for one in taken(nvidia=profile is not None)),
         pace=pace_of(settings.checkpoint),
         suggestions=suggestions_of(settings.checkpoint),
@@ -109,6 +111,7 @@ def template_values(
         },
         "tensorrt_llm": table_type
         | {
+            "lora_weights_data_type": TRITON_TYPES[runtime.table_dtype],
             "encoder_input_features_data_type": TRITON_TYPES[runtime.table_dtype],
             "logits_datatype": "TYPE_FP32",
             "max_batch_size": settings.max_batch_size,
@@ -124,7 +127,8 @@ def template_values(
             "enable_chunked_context": settings.chunked_context,
         }
         | llm_values(parameters)
-        | _batcher_and_cache(settings, runtime, profile),
+        | _batcher_and_cache(settings, runtime, profile)
+        | _adapter_caches(settings, runtime, profile),
     }
 
 
@@ -149,6 +153,27 @@ def _batcher_and_cache(settings: ServeSettings, runtime: Runtime, profile: Profi
         "dynamic_batching": f"dynamic_batching {{ {queue} }}",
         "max_tokens_in_paged_kv_cache": "",
         "kv_cache_free_gpu_mem_fraction": kv_fraction(profile, runtime.model, runtime.max_batch_size, rows),
+    }
+
+
+def _adapter_caches(settings: ServeSettings, runtime: Runtime, profile: Profile | None) -> dict[str, object]:
+    """Of NVIDIA's two caches the host's holds all that are served, for it drops what has no room, and nobody would send
+    it again; the GPU's is what the plan has given it."""
+    nothing: dict[str, object] = dict.fromkeys(
+        ("lora_cache_adapter_size", "lora_cache_gpu_memory_fraction", "lora_cache_host_memory_bytes"), ""
+    )
+    if profile is None or not profile.max_lora_rank:
+        return nothing | {"max_loras": len(settings.adapters)}
+    from step_audio_build.planning.memory_plan import lora_fraction
+    from step_audio_build.planning.memory_sizes import lora_bytes
+
+    fraction = lora_fraction(profile, runtime.model, runtime.max_batch_size, runtime.max_prompt_table_rows)
+    one = lora_bytes(runtime.model.text, profile.gpus, profile.max_lora_rank)
+    return nothing | {
+        "max_loras": "",
+        "lora_cache_adapter_size": profile.max_lora_rank,
+        "lora_cache_gpu_memory_fraction": f"{fraction:.4f}",
+        "lora_cache_host_memory_bytes": (len(settings.adapters) + 1) * one,
     }
 
 

@@ -91,6 +91,7 @@ class TrtllmBackend:
                     batch_scheduler_policy=policy,
                     normalize_log_probs=_bool(parameters, "normalize_log_probs", True),
                     matrices=matrices,
+                    max_loras=int(_number(parameters, "max_loras", 0)),
                     max_queue_size=max_queue_size,
                     # As in the C++ backend either alone is nothing, and tokenizer_dir is not read.
                     xgrammar_tokenizer_info_path=tokenizer_info if guided and tokenizer_info else None,

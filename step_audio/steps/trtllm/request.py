@@ -16,6 +16,7 @@ from step_audio.arrays import AnyArray
 from step_audio.engine.request import GenerationRequest, SamplingParams, SequenceOutput
 from step_audio.errors import InvalidRequest, Unsupported
 from step_audio.guides import Guide
+from step_audio.lora import LoraTensors
 from step_audio.sampling_parameters import PARAMETERS
 from step_audio.word_list import unpack_word_list
 
@@ -43,6 +44,9 @@ OTHERS = (
     "guided_decoding_guide_type",
     "guided_decoding_guide",
     "num_top_log_probs",
+    "lora_task_id",
+    "lora_weights",
+    "lora_config",
 )
 # Input name -> field of SamplingParams.
 SAMPLING = {one.input: one.name for one in PARAMETERS if one.input not in (*REQUIRED, *FLAGS, *OTHERS)}
@@ -55,6 +59,8 @@ NDIM = {
     "bad_words_list": 3,
     "prompt_embedding_table": 3,
     "prompt_table_extra_ids": 2,
+    "lora_weights": 3,
+    "lora_config": 3,
 }
 
 # Of the unsupported ones these may be sent with the one value that asks for nothing.
@@ -196,9 +202,20 @@ def _row(
         num_return_sequences=1 if (answers := scalar("num_return_sequences")) is None else answers,
         return_log_probs=options.log_probs,
         num_top_log_probs=scalar("num_top_log_probs") or 0,
+        lora_task_id=scalar("lora_task_id"),
+        lora=_lora(tensors, row),
         guide=_guide(text("guided_decoding_guide_type"), text("guided_decoding_guide")),
         on_output=lambda output: on_output(row, output),
     )
+
+
+def _lora(tensors: Mapping[str, AnyArray], row: int) -> LoraTensors | None:
+    """The adapter that a request brings."""
+    weights, config = tensors.get("lora_weights"), tensors.get("lora_config")
+    if (weights is None) != (config is None):
+        said = "Request for LoRA inference must have both lora_weights and lora_keys"  # NVIDIA's words
+        raise InvalidRequest(said, "lora_weights" if weights is None else "lora_config")
+    return None if weights is None or config is None else LoraTensors(weights[row], config[row])
 
 
 def _guide(kind: str | None, text: str | None) -> Guide | None:

@@ -268,6 +268,8 @@ def _message(request: GenerationRequest, new_tokens: int, options: VllmOptions) 
             raise Unsupported(f"{name} is between -{MAX_PENALTY:g} and {MAX_PENALTY:g} with vLLM", name)
     if sampling.temperature > MAX_TEMPERATURE:
         raise Unsupported(f"temperature is at most {MAX_TEMPERATURE:g} with vLLM", "temperature")
+    if request.lora_task_id is not None or request.lora is not None:
+        raise Unsupported("adapters are not served by vLLM here", "lora_task_id")
     greedy = sampling.temperature == 0 or (sampling.top_k == 0 and sampling.top_p == 0)
     said: dict[str, Any] = {
         "do": "generate",
