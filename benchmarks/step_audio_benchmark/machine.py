@@ -7,10 +7,14 @@ import os
 import platform
 import shlex
 import subprocess
+from collections import Counter
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from step_audio.errors import StepAudioError
+from step_audio_build.planning.gpus import visible_gpus
 
 PACKAGES = ("openvino", "onnxruntime", "nvidia-pytriton", "tritonclient", "numpy")
 
@@ -23,6 +27,7 @@ def machine(command: Sequence[str]) -> dict[str, Any]:
         "processor": _processor(),
         "instructions": _instructions(),
         "cores": len(os.sched_getaffinity(0)),
+        **({"gpus": gpus} if (gpus := _gpus()) else {}),
         "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
         "load": [round(value, 2) for value in os.getloadavg()],
         "kernel": platform.release(),
@@ -30,6 +35,18 @@ def machine(command: Sequence[str]) -> dict[str, Any]:
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "commit": _commit(),
     }
+
+
+def _gpus() -> str:
+    """Cards and driver."""
+    try:
+        found = visible_gpus()
+    except StepAudioError:
+        return ""
+    return ", ".join(
+        f"{count} x {name}, driver {driver}"
+        for (name, driver), count in Counter((gpu.name, gpu.driver) for gpu in found).items()
+    )
 
 
 def _processor() -> str:

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +12,14 @@ import torch
 from stand_ins import StandIns
 from step_audio.checkpoint import Checkpoint, expected_tensors, to_float32
 from step_audio.config import ModelConfig
-from step_audio.errors import StepAudioError
+from step_audio.errors import ArtefactError, StepAudioError
 from step_audio.mel import log_mel
 from step_audio_build.convert.make_tiny import make_tiny
 from step_audio_build.convert.small_tokenizer import build_tokenizer
 from step_audio_build.convert.write_checkpoint import write_checkpoint
+from step_audio_build.planning.profiles import load_profile
+from step_audio_build.stages.check import CheckStage, Verdict, questions
+from step_audio_build.stages.layout import Layout
 from step_audio_build.tools import encoder_plan, reference_check, subprocess_runner
 from step_audio_build.tools.encoder_plan import PlanJob, build_plan, compare, fixed_clips, require_parity, shapes
 from waiting import wait_until
@@ -247,3 +251,29 @@ def test_a_child_that_leaves_others_behind(tmp_path):
 def test_how_a_child_failed(argv, message, tmp_path):
     with pytest.raises(StepAudioError, match=message):
         subprocess_runner.run(argv, tmp_path / "log")
+
+
+# Keys and values in FP8
+
+FP8 = {"precision": "fp8", "kv_cache_dtype": "fp8", "fp8_kv_cache_despite_faults": True}
+
+
+def check_stage(tmp_path, **changes) -> CheckStage:
+    profile = load_profile("4xH100-16k").model_copy(update=changes)
+    return CheckStage(SimpleNamespace(profile=profile, echo=lambda line: None, layout=Layout(tmp_path, profile)))
+
+
+def test_keys_and_values_in_fp8_are_asked_about_a_long_text(tmp_path):
+    plain, long = (questions(load_profile("4xH100-16k").model_copy(update=changes)) for changes in ({}, FP8))
+    assert list(plain) == ["text", "audio"] and list(long) == ["text", "audio", "long"]
+    assert len(long["long"][0]["content"].split()) > 1500
+
+
+def test_one_question_gone_wrong_is_enough_with_keys_and_values_in_fp8(tmp_path):
+    verdict = Verdict(
+        tokens=72, agreement=0.8, lowest=0.3, largest_shortfall=9, repeatable=True, load_seconds=1, answers={}
+    )
+    check_stage(tmp_path)._tell(verdict)
+    with pytest.raises(ArtefactError, match="with keys and values in FP8 .* 30% .*: leave kv_cache_dtype out"):
+        check_stage(tmp_path, **FP8)._tell(verdict)
+    check_stage(tmp_path, **FP8)._tell(verdict.model_copy(update={"lowest": 0.7}))

@@ -32,8 +32,8 @@ ADAPTERS = ("terse", "medical")
 
 @pytest.fixture(scope="module")
 def folders(checkpoint, tmp_path_factory):
-    (file,) = checkpoint.glob("*.safetensors")
-    root, state = tmp_path_factory.mktemp("adapters"), load_file(file)
+    root = tmp_path_factory.mktemp("adapters")
+    state = {name: tensor for file in checkpoint.glob("*.safetensors") for name, tensor in load_file(file).items()}
     return {
         name: save_adapter(root / name, state, rank=4 + 4 * seed, seed=seed, strength=1.0)
         for seed, name in enumerate(ADAPTERS)
@@ -47,9 +47,10 @@ def expected(checkpoint, reference, folders, tmp_path_factory):
     for name, folder in folders.items():
         directory = tmp_path_factory.mktemp("merged") / name
         shutil.copytree(checkpoint, directory)
-        (file,) = directory.glob("*.safetensors")
-        state = load_file(file)
-        save_file(state | merged(state, folder), file)
+        shards = {file: load_file(file) for file in directory.glob("*.safetensors")}
+        changed = merged({name: tensor for shard in shards.values() for name, tensor in shard.items()}, folder)
+        for file, shard in shards.items():
+            save_file({name: changed.get(name, tensor) for name, tensor in shard.items()}, file)
         models[name] = Reference(directory)
     answers = {
         (name, i): model.greedy(text + GENERATION, [SPEECH] * text.count("<audio_patch>"), 12)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,11 +22,15 @@ from step_audio.tokenizer import Tokenizer
 from step_audio_build.artefacts.artefact import as_source, finish, finished, required
 from step_audio_build.artefacts.manifest import Identity, to_json, write_atomically
 from step_audio_build.planning.gpus import installed_version, require
+from step_audio_build.planning.profiles import Profile
 from step_audio_build.stages.layout import DTYPE, BuildJob
 from step_audio_build.tools import subprocess_runner
 from step_audio_build.tools.check_engine import Answers, CheckJob, CheckQuestion
 from step_audio_build.tools.mpirun import MPI_ENVIRONMENT, mpirun
 from step_audio_build.tools.tone import gliding_tone
+
+if TYPE_CHECKING:
+    from step_audio_build.tools.reference_check import CheckedToken
 
 FORMAT = 1
 MAX_TOKENS = 24  # of each answer
@@ -41,11 +46,29 @@ QUESTIONS: dict[str, list[dict[str, Any]]] = {
 }
 
 
+# Of a cache of keys and values in 8 bits: the more of it an answer looks at, the more its rounding shows.
+LONG: dict[str, list[dict[str, Any]]] = {
+    "long": [
+        {
+            "role": "user",
+            "content": " ".join(f"Shelf {n} holds {n * 37 % 911} books." for n in range(1, 301))
+            + " How many books are on shelves 17, 149 and 288?",
+        }
+    ]
+}
+
+
+def questions(profile: Profile) -> dict[str, list[dict[str, Any]]]:
+    """Those that an engine of the profile is asked."""
+    return QUESTIONS | LONG if profile.kv_cache_dtype == "fp8" else QUESTIONS
+
+
 class Verdict(Strict):
     """check.json"""
 
     tokens: int
     agreement: float  # share of tokens that are the checkpoint's own choice
+    lowest: float  # the same, of the question with the least of it
     largest_shortfall: float  # logits that the worst token was behind
     repeatable: bool  # the same tokens when asked again
     load_seconds: float
@@ -70,8 +93,12 @@ class CheckStage:
             kind="check",
             format=FORMAT,
             source=[as_source(name, manifest) for name, manifest in manifests.items()],
-            settings={"max_tokens": MAX_TOKENS},
+            settings={"max_tokens": MAX_TOKENS, **({"kv_cache_dtype": "fp8"} if self._kv_in_fp8 else {})},
         )
+
+    @property
+    def _kv_in_fp8(self) -> bool:
+        return self.job.profile.kv_cache_dtype == "fp8"
 
     def finished(self) -> bool:
         layout = self.job.layout
@@ -91,7 +118,7 @@ class CheckStage:
         tables: dict[str, Float32Array] = {}
         check_job = CheckJob(
             engine=layout.engine,
-            questions=[self._question(name, tokenizer, tables) for name in QUESTIONS],
+            questions=[self._question(name, tokenizer, tables) for name in questions(job.profile)],
             answers=layout.own / "check.answers.json",
             max_tokens=MAX_TOKENS,
             end_id=tokenizer.special.stop_ids[0],
@@ -122,7 +149,7 @@ class CheckStage:
 
     def _question(self, name: str, tokenizer: Tokenizer, tables: dict[str, Float32Array]) -> CheckQuestion:
         """`tables` gets the question's embeddings where it has sound."""
-        conversation = parse_conversation(QUESTIONS[name])
+        conversation = parse_conversation(questions(self.job.profile)[name])
         clips, file = [], None
         if conversation.audio_count:
             samples = gliding_tone(TONE_SECONDS, seed=7)
@@ -153,7 +180,7 @@ class CheckStage:
         from step_audio_build.tools.reference_check import check_tokens
 
         none = np.zeros((0, self.job.model.text.hidden_size), np.float32)
-        checked = []
+        checked, agreements = [], []
         for question in check_job.questions:
             tokens = answers.tokens.get(question.name)
             if not tokens:
@@ -161,10 +188,13 @@ class CheckStage:
             self.job.echo(f"check: {len(tokens)} tokens of {question.name} against the checkpoint in torch")
             ids = np.array(question.ids, np.int32)
             layers = Progress(f"check: {question.name}", unit="")
-            checked += check_tokens(self.job.checkpoint, ids, tables.get(question.name, none), tokens, layers)
+            found = check_tokens(self.job.checkpoint, ids, tables.get(question.name, none), tokens, layers)
+            agreements.append(_agreement(found))
+            checked += found
         return Verdict(
             tokens=len(checked),
-            agreement=sum(token.token == token.best for token in checked) / len(checked),
+            agreement=_agreement(checked),
+            lowest=min(agreements),
             largest_shortfall=max(token.shortfall for token in checked),
             repeatable=answers.tokens == answers.again,
             load_seconds=answers.load_seconds,
@@ -180,8 +210,18 @@ class CheckStage:
         if not verdict.repeatable:
             self.job.echo("check: asked again, the engine gave other tokens; greedy answers are not repeatable")
         least = MIN_AGREEMENT[self.job.profile.precision]
+        if self._kv_in_fp8 and verdict.lowest < least:
+            raise ArtefactError(
+                f"with keys and values in FP8 the engine agrees with the checkpoint in {verdict.lowest:.0%} of the "
+                f"tokens of a question, {least:.0%} is the least: leave kv_cache_dtype out; see "
+                f"{self.job.layout.own / 'check.json'}"
+            )
         if verdict.agreement < least:
             raise ArtefactError(
                 f"the engine agrees with the checkpoint in {verdict.agreement:.0%} of tokens, {least:.0%} is the least "
                 f"for {self.job.profile.precision}; see {self.job.layout.own / 'check.json'}"
             )
+
+
+def _agreement(checked: Sequence[CheckedToken]) -> float:
+    return sum(token.token == token.best for token in checked) / len(checked)

@@ -19,6 +19,7 @@ from step_audio_benchmark.perf_analyzer import PerfAnalyzer, find
 from step_audio_benchmark.plot import plot
 from step_audio_benchmark.report import tables, write
 from step_audio_benchmark.run import Cell, Plan, measure
+from step_audio_benchmark.sheet import Planned, sheet
 from step_audio_benchmark.targets import connected
 from step_audio_client import Tls
 from step_audio_server import processes
@@ -46,8 +47,15 @@ class Where:
     engine_dir: Path | None = None
 
 
-def bench(plan: Plan, where: Where, output: Path, echo: Echo, arguments: Sequence[str] = ()) -> int:
-    """Returns the exit status: 1 where a request failed. Raises StepAudioError."""
+def bench(
+    plan: Plan,
+    where: Where,
+    output: Path,
+    echo: Echo,
+    arguments: Sequence[str] = (),
+    planned: Planned | None = None,
+) -> int:
+    """Returns the exit status: 1 where a request failed. `planned`: for the sheet. Raises StepAudioError."""
     about = machine(["step-audio", *arguments])
     with contextlib.ExitStack() as stack:
         if where.grpc is None and where.http is None:
@@ -59,12 +67,13 @@ def bench(plan: Plan, where: Where, output: Path, echo: Echo, arguments: Sequenc
         cells = asyncio.run(_measure(plan, where, engine))
     said = tables(cells)
     write(output, plan, about, cells, said)
+    (output / "sheet.md").write_text(sheet(cells, about, planned), "utf-8")
     try:
         plot(cells, output / "latency.svg")
     except ModuleNotFoundError as error:
         echo(f"no plot without {error.name}: {install_for(error.name or '')}")
     print(said)
-    echo(f"{output}: report.md, results.json, requests.jsonl")
+    echo(f"{output}: report.md, sheet.md, results.json, requests.jsonl")
     failed = [record.error for cell in cells for record in cell.run.records if record.error is not None]
     if failed:
         echo(f"{len(failed)} requests failed, the first with: {failed[0]}")

@@ -73,6 +73,7 @@ def add_bench(commands: Commands) -> None:
     )
     parser.add_argument("--sampled", action="store_true", help="temperature 0.7, top_p 0.9, top_k 50; default: greedy")
     parser.add_argument("--seed", type=int, default=0, help="of clips and arrivals (default %(default)s)")
+    parser.add_argument("--profile", metavar="NAME", help="of the server: its plan stands in the sheet of figures")
     parser.add_argument("--first-token-within", type=number, metavar="S", help="what a request must keep to be good")
     parser.add_argument("--token-within", type=number, metavar="S", help="the same, between tokens on average")
     add_tls(parser)
@@ -82,6 +83,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     from step_audio_benchmark.figures import Objective
     from step_audio_benchmark.load import Level
     from step_audio_benchmark.run import Plan
+    from step_audio_benchmark.sheet import Planned
+    from step_audio_build.planning.profiles import load_profile
     from step_audio_server.commands.bench import Where, bench
 
     levels = (
@@ -100,7 +103,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     if arguments.engine and (arguments.url or arguments.http):
         raise StepAudioError("--engine is of a server that is started here: leave out --url and --http")
     where = Where(grpc=arguments.url, key=os.environ.get(API_KEY), tls=tls_given(arguments), **given)
-    return bench(plan, where, arguments.output, echo, sys.argv[1:])
+    planned = None if arguments.profile is None else Planned.of(load_profile(arguments.profile))
+    return bench(plan, where, arguments.output, echo, sys.argv[1:], planned)
 
 
 def _workload(arguments: argparse.Namespace) -> Workload:
