@@ -20,6 +20,7 @@ from step_audio_client.servers import Server
 from step_audio_server.errors import ServerError
 from step_audio_server.settings import ServeSettings
 
+MOST_BYTES = (1 << 31) - (1 << 20)  # of a request of gRPC's
 LOAD_TIMEOUT = 600.0  # seconds, of one: hundreds of megabytes, to all ranks
 
 
@@ -48,7 +49,7 @@ def check_ranks(adapters: Mapping[str, PeftAdapter], max_rank: int, profile: str
 
 
 def load_adapters(settings: ServeSettings, address: str, tls: Tls) -> None:
-    """All of `settings`, one after the other. Raises ServerError, RequestError."""
+    """All of `settings`, one after the other. Raises ArtefactError, ServerError, RequestError."""
     if settings.adapters:
         asyncio.run(_load(settings, address, tls))
 
@@ -59,6 +60,11 @@ async def _load(settings: ServeSettings, address: str, tls: Tls) -> None:
     try:
         for name, folder in settings.adapters.items():
             lora = PeftAdapter.open(folder, runtime.model.text).lora_tensors(runtime.table_dtype)
+            if lora.weights.nbytes > MOST_BYTES:
+                raise ArtefactError(
+                    f"adapter {name} takes {lora.weights.nbytes / 1e9:.1f} GB, and a request carries 2: train it with "
+                    "a smaller r, or merge it into the checkpoint"
+                )
             await load_adapter(server.stub, task_id(name), lora, LOAD_TIMEOUT)
     except StreamError as error:
         raise request_error(str(error)) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from step_audio.artefacts import Artefacts
 from step_audio.chat_template import render
@@ -27,6 +27,7 @@ from step_audio_server.settings import ServeSettings
 
 if TYPE_CHECKING:
     from step_audio_build.convert.engine_dir import BuildConfig
+    from step_audio_build.planning.profiles import Profile
 
 
 def prepare(settings: ServeSettings, ports: Ports, echo: Echo, claim: Callable[[], None]) -> Launch:
@@ -102,7 +103,7 @@ def _for_gpus(
         gpu_image.require_mpirun()
     model = ModelConfig.from_directory(settings.checkpoint)
     artefacts = read_built(profile, settings.work_dir, settings.checkpoint, settings.length_rule)
-    check_ranks(open_adapters(settings, model), profile.max_lora_rank, profile.name)
+    check_ranks(open_adapters(settings, model), _built_lora_rank(artefacts.engine_dir, profile), profile.name)
     echo(f"profile {profile.name}: {profile.gpus} x {profile.gpu.name}")
     for warning in profile.warnings():
         echo(warning)
@@ -117,10 +118,30 @@ def _for_gpus(
 
 
 def _built_limits(engine_dir: Path) -> dict[str, int]:
+    """Raises ArtefactError."""
+    built = _build_config(engine_dir)
+    return {name: int(built[name]) for name in ("max_batch_size", "max_seq_len")}
+
+
+def _built_lora_rank(engine_dir: Path, profile: Profile) -> int:
+    """Raises ArtefactError where the engine was built for another."""
+    from step_audio_build.stages.engine import max_lora_rank
+
+    if (rank := max_lora_rank(_build_config(engine_dir))) != profile.max_lora_rank:
+        raise ArtefactError(
+            f"the engine of profile {profile.name} was built with max_lora_rank {rank}, not {profile.max_lora_rank}; "
+            f"run `step-audio build --profile {profile.name}` again"
+        )
+    return rank
+
+
+def _build_config(engine_dir: Path) -> dict[str, Any]:
     """`trtllm-build`'s own record of what the engine was built for. Raises ArtefactError."""
     path = engine_dir / "config.json"
     try:
-        limits = json.loads(path.read_text("utf-8"))["build_config"]
-        return {name: int(limits[name]) for name in ("max_batch_size", "max_seq_len")}
+        built: dict[str, Any] = json.loads(path.read_text("utf-8"))["build_config"]
+        if all(type(built[name]) is int for name in ("max_batch_size", "max_seq_len")):
+            return built
     except (OSError, ValueError, KeyError, TypeError):
-        raise ArtefactError(f"{path} is missing or not that of an engine; run `step-audio build` again") from None
+        pass
+    raise ArtefactError(f"{path} is missing or not that of an engine; run `step-audio build` again")

@@ -274,6 +274,6 @@ def test_one_question_gone_wrong_is_enough_with_keys_and_values_in_fp8(tmp_path)
         tokens=72, agreement=0.8, lowest=0.3, largest_shortfall=9, repeatable=True, load_seconds=1, answers={}
     )
     check_stage(tmp_path)._tell(verdict)
-    with pytest.raises(ArtefactError, match="with keys and values in FP8 .* 30% .*: leave kv_cache_dtype out"):
+    with pytest.raises(ArtefactError, match=r"with keys and values in FP8 .* 30% .*: leave kv_cache_dtype out"):
         check_stage(tmp_path, **FP8)._tell(verdict)
     check_stage(tmp_path, **FP8)._tell(verdict.model_copy(update={"lowest": 0.7}))

@@ -11,7 +11,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from step_audio.clips import CLIP_SAMPLES, SAMPLE_RATE
 from step_audio.config import Strict
@@ -62,7 +62,7 @@ class Profile(Strict):
     kv_cache_dtype: KvCacheDType = "bfloat16"
     fp8_kv_cache_despite_faults: bool = False  # what kv_cache_dtype "fp8" asks for
     max_audio_seconds: PositiveFloat  # that one request's prompt table must hold
-    max_lora_rank: NonNegativeInt = 0  # of adapters; 0: none can be served
+    max_lora_rank: int = Field(0, ge=0, le=64)  # of adapters; 0: none can be served; beyond 64 no request carries one
     max_loras: PositiveInt = 4  # adapters at work at once
     kv_fraction: float = Field(0.85, gt=0, lt=1)  # kv_cache_free_gpu_mem_fraction, at most
     encoder_batch_clips: PositiveInt = 4  # clips in one run of the audio encoder

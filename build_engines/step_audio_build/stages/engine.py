@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from step_audio.errors import ArtefactError
 from step_audio_build.artefacts.artefact import (
@@ -132,9 +134,21 @@ class EngineStage:
                     f"trtllm-build made an engine with {name} {built.get(name)}, {getattr(wanted, name)} was asked "
                     f"for; log: {log}"
                 )
+        if (rank := max_lora_rank(built)) != wanted.max_lora_rank:
+            raise ArtefactError(
+                f"trtllm-build made an engine with max_lora_rank {rank}, {wanted.max_lora_rank} was asked for; "
+                f"log: {log}"
+            )
 
     def invalidate(self) -> None:
         self.job.layout.manifest(self.name).unlink(missing_ok=True)
+
+
+def max_lora_rank(build_config: Mapping[str, Any]) -> int:
+    """Of an engine's config.json; 0: it takes no adapters."""
+    if not (build_config.get("plugin_config") or {}).get("lora_plugin"):
+        return 0
+    return int((build_config.get("lora_config") or {}).get("max_lora_rank", 0))
 
 
 def flags(argv: list[str]) -> dict[str, str]:
