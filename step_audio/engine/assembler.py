@@ -93,5 +93,5 @@ class Assembler:
     def _adapters(self, sequences: list[Sequence]) -> Int32Array | None:
         if not self._adapted:
             return None
-        places = np.fromiter([sequence.adapter for sequence in sequences], np.int32, len(sequences))
+        places = np.fromiter([sequence.request.adapter for sequence in sequences], np.int32, len(sequences))
         return places if places.max() >= 0 else None

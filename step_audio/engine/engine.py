@@ -116,9 +116,7 @@ class Engine:
                 raise Overloaded(  # NVIDIA's words
                     f"Maximum queue size of {options.max_queue_size} has been reached, please try again later"
                 )
-            adapter = self._adapters.place(request)
-            for sequence in sequences:
-                sequence.adapter = adapter
+            request.adapter = self._adapters.place(request)
             self._active[request.request_id] = active
             self._total_requests += 1
             if request.guide is not None and self._guides is not None:  # arrives when that is compiled
@@ -222,8 +220,12 @@ class Engine:
             arrived, self._arrived = self._arrived, []
             cancelled, self._cancelled = self._cancelled, []
             adapters = self._adapters.take_arrived()
-        for place, factors in adapters:
-            self._executor.load_adapter(place, factors)
+        if refused := self._adapters.load(self._executor, adapters):
+            with self._condition:
+                self._adapters.forget(refused)
+                named = [one for one in self._active.values() if one.request.lora_task_id in refused]
+            for active in named:
+                self._fail(active, refused[active.request.lora_task_id])
         for active in arrived:
             if active.refusal is not None:
                 self._fail(active, active.refusal)

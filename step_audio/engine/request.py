@@ -107,3 +107,4 @@ class GenerationRequest:
     guide: Guide | None = None
     lora_task_id: int | None = None  # the adapter's
     lora: LoraTensors | None = None  # the adapter itself, with the first request that names it
+    adapter: int = -1  # its place in the executor, found when the request is accepted; -1: none

@@ -40,7 +40,6 @@ class Sequence:
         self.length = self.prompt_length
         self.computed = 0
         self.last_token = -1  # generated
-        self.adapter = -1  # its place in the executor; -1: none
         self.guide: TokenGuide | None = None  # if the request has one, made when that is compiled
         self.cum_log_prob = 0.0
         # KV cache

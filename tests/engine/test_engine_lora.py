@@ -118,6 +118,15 @@ def test_what_an_engine_does_not_take(engine, tensors):
     assert ask(engine, IDS, 2, **asked).last.final
 
 
+def test_what_is_no_adapter_is_refused_and_leaves_its_place(engine, tensors, expected):
+    broken = LoraTensors(tensors[ONE].weights * np.nan, tensors[ONE].config)
+    answers = [submit(engine, str(i), IDS, 4, lora_task_id=OTHERS, lora=broken) for i in range(2)]
+    for answer in answers:
+        assert isinstance(answer.wait().last.error, InvalidRequest) and "NaN" in str(answer.last.error)
+    for task in (ONE, TWO):
+        assert ask(engine, IDS, 24, lora_task_id=task, lora=tensors[task]).tokens() == expected[task]
+
+
 def test_an_engine_without_adapters_takes_none(start, tensors):
     with pytest.raises(InvalidRequest, match="needs adapters"):
         ask(start(), IDS, 2, lora_task_id=ONE, lora=tensors[ONE])
