@@ -12,7 +12,7 @@ from step_audio.chat_template import render
 from step_audio.command_line import Echo
 from step_audio.config import ModelConfig
 from step_audio.conversation import parse_conversation
-from step_audio.errors import ArtefactError
+from step_audio.errors import ArtefactError, SettingsError
 from step_audio_server import vllm_process
 from step_audio_server.adapters import check_ranks, open_adapters
 from step_audio_server.launch import gpu_image
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 def prepare(settings: ServeSettings, ports: Ports, echo: Echo, claim: Callable[[], None]) -> Launch:
     """`claim` is called before anything is written; it may refuse, too. Raises StepAudioError."""
+    if settings.llm == "vllm":
+        return _for_cpu(_of_profile(settings, echo), ports, echo, claim)
     if settings.profile is None:
         return _for_cpu(settings, ports, echo, claim)
     return _for_gpus(settings, settings.profile, ports, echo, claim)
@@ -48,6 +50,28 @@ def _for_cpu(settings: ServeSettings, ports: Ports, echo: Echo, claim: Callable[
         write_options(settings, model, artefacts)
     backends = assemble_backends(settings.run_dir, installation.backends, installation.stub)
     return cpu_launch(installation, repository, backends, ports, settings.drain_timeout)
+
+
+def _of_profile(settings: ServeSettings, echo: Echo) -> ServeSettings:
+    """With a profile's ranks and limits, for vLLM. Raises SettingsError."""
+    from step_audio_build.planning.profiles import audio_rows, load_profile
+
+    if settings.profile is None:
+        return settings
+    profile = load_profile(settings.profile)
+    if profile.precision != "bfloat16":
+        raise SettingsError(f"profile {profile.name} is of {profile.precision}, and vLLM is given bfloat16 here")
+    echo(f"profile {profile.name}: {profile.gpus} x {profile.gpu.name}")
+    decided = {
+        "profile": None,
+        "tp": profile.gpus,
+        "dtype": profile.precision,
+        "max_seq_len": profile.max_seq_len,
+        "max_batch_size": profile.max_batch_size,
+        "max_num_tokens": profile.max_num_tokens,
+        "max_prompt_table_rows": audio_rows(profile.max_audio_seconds),
+    }
+    return settings.model_copy(update=decided)
 
 
 def build_for_cpu(

@@ -79,7 +79,7 @@ class ServeSettings(Settings):
     )
     work_dir: Path = Field(description="for what is built (default: CHECKPOINT.step-audio beside it)")
     profile: str | None = Field(
-        None, description="on GPUs: what `step-audio build` made for them (default: on the CPU)"
+        None, description="on GPUs: what `step-audio build` made for them; with --llm vllm: the ranks and limits alone"
     )
     llm: Literal["tensorrtllm", "vllm"] = Field(
         "tensorrtllm", description="what computes the language model; without a GPU tensorrtllm is our engine"
@@ -173,8 +173,6 @@ class ServeSettings(Settings):
     def _of_its_llm(self) -> ServeSettings:
         said = self.model_fields_set
         if self.llm == "vllm":
-            if self.profile is not None:
-                raise ValueError("--profile is of TensorRT-LLM's engines; with --llm vllm give --tp and --max-seq-len")
             if self.llm_python is None:
                 raise ValueError("--llm vllm needs --llm-python, of an environment that has vLLM: docs/engines.md")
             if unknown := sorted(said & NOT_WITH_VLLM):

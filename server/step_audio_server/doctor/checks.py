@@ -31,6 +31,7 @@ class Examination:
     profile: Profile | None
     work_dir: Path
     checkpoint: Path | None
+    llm_python: Path | None = None  # of vLLM, which then is to compute the language model
     findings: list[Finding] = field(default_factory=list)
     works: list[str] = field(default_factory=list)  # what this machine can do, for people
 
@@ -50,7 +51,7 @@ class Examination:
         else:
             self._add("GPUs", lambda: _no_gpus(reason, None))
         # The image for GPUs has no server for a CPU, and a profile asks for none.
-        if self.profile is None and gpu_image.missing_parts():
+        if self.profile is None and gpu_image.missing_parts() and not (gpus and self.llm_python):
             about_gpus = len(self.findings)
             if self._on_cpu():
                 ready.append("any checkpoint on the CPU")
@@ -69,18 +70,31 @@ class Examination:
                 ("GPU memory", lambda: gpu.load(gpus)),
                 ("links", lambda: gpu.links(self.profile)),
             ]
-        checks += [
-            ("image", image.image),
-            ("versions", image.versions),
-            ("programs", lambda: image.programs(self.profile)),
-        ]
+        if self.llm_python is None:
+            checks += [
+                ("image", image.image),
+                ("versions", image.versions),
+                ("programs", lambda: image.programs(self.profile)),
+            ]
+        else:
+            checks += self._without_tensorrt()
         return self._all(checks)
 
     def _on_cpu(self) -> bool:
-        return self._all([("Python", cpu.python), ("CPU server", cpu.server), ("CPU runtimes", cpu.runtimes)])
+        return self._all(self._without_tensorrt())
+
+    def _without_tensorrt(self) -> list[tuple[str, Check]]:
+        checks: list[tuple[str, Check]] = [
+            ("Python", cpu.python),
+            ("CPU server", cpu.server),
+            ("CPU runtimes", cpu.runtimes),
+        ]
+        if (python := self.llm_python) is not None:
+            checks.append(("vLLM", lambda: cpu.vllm(python)))
+        return checks
 
     def _host(self, gpus: int) -> bool:
-        memory_plan = self._plan()
+        memory_plan = None if self.llm_python else self._plan()  # vLLM makes its own
         profile = self.profile
         built = profile is not None and Layout(self.work_dir, profile).manifest("repository").is_file()
         checks: list[tuple[str, Check]] = [
@@ -94,7 +108,7 @@ class Examination:
             checks.append(("limits", lambda: host.limits(ranks)))
         if memory_plan is not None:
             checks.insert(0, ("GPU plan", lambda: gpu.fits(memory_plan)))
-        return self._all(checks) and (profile is None or memory_plan is not None)
+        return self._all(checks) and (profile is None or memory_plan is not None or self.llm_python is not None)
 
     def _plan(self) -> MemoryPlan | None:
         """None without a profile, or with a checkpoint that cannot be read, which is then a finding."""

@@ -26,6 +26,9 @@ def add_doctor(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "--work-dir", type=Path, default=Path(), metavar="DIR", help="for what is built (default: this folder)"
     )
+    parser.add_argument(
+        "--llm-python", type=Path, metavar="FILE", help="Python of an environment with vLLM, for `serve --llm vllm`"
+    )
     parser.add_argument("--json", action="store_true", help="for programs")
     return parser
 
@@ -37,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
 
     profile = load_profile(arguments.profile) if arguments.profile else None
-    report = Examination(profile, arguments.work_dir, arguments.checkpoint).run()
+    report = Examination(profile, arguments.work_dir, arguments.checkpoint, arguments.llm_python).run()
     print(_json(report, arguments.profile) if arguments.json else _lines(report))
     return 1 if report.status == "fault" else 0
 

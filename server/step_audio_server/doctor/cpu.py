@@ -6,9 +6,11 @@ import importlib.metadata
 import importlib.util
 import platform
 import sys
+from pathlib import Path
 
 from step_audio.errors import StepAudioError
 from step_audio.extras import install
+from step_audio_server import vllm_process
 from step_audio_server.doctor.finding import Finding, fault, ok
 from step_audio_server.launch.installation import Installation
 from step_audio_server.launch.launch import python_environment
@@ -37,7 +39,18 @@ def server() -> Finding:
     missing = [path for path in (installation.binary, installation.backends) if not path.exists()]
     if missing:
         return fault("CPU server", f"{missing[0]} is missing", f"pip install --force-reinstall, then {INSTALL}")
+    if not installation.libraries:
+        return ok("CPU server", str(installation.binary))
     return ok("CPU server", f"tritonserver of nvidia-pytriton {importlib.metadata.version('nvidia-pytriton')}")
+
+
+def vllm(python: Path) -> Finding:
+    """The environment that `serve --llm vllm` is to use."""
+    try:
+        return ok("vLLM", f"{vllm_process.check(python)}, {python}")
+    except StepAudioError as error:
+        said, _, advice = str(error).rpartition(": ")
+        return fault("vLLM", said, advice)
 
 
 def runtimes() -> Finding:

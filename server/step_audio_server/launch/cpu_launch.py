@@ -1,4 +1,4 @@
-"""How a server without a GPU is started: the tritonserver of nvidia-pytriton's wheel, with our backend for the LLM."""
+"""How a server with our backend for the LLM is started: nvidia-pytriton's, or, for vLLM on GPUs, NVIDIA's own."""
 
 from __future__ import annotations
 
@@ -29,10 +29,8 @@ def cpu_launch(
         ),
         environment=ALLOCATOR
         | environment
-        | {
-            "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
-            "LD_LIBRARY_PATH": ":".join(map(str, installation.libraries)),
-        },
+        | {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+        | ({"LD_LIBRARY_PATH": ":".join(map(str, installation.libraries))} if installation.libraries else {}),
         prefix=prefix,
         drain_timeout=drain_timeout,
     )

@@ -16,6 +16,9 @@ from pathlib import Path
 
 from step_audio.extras import install_for
 from step_audio_server.errors import ServerError
+from step_audio_server.launch.gpu_image import TRITON
+
+STUB = Path("backends/python/triton_python_backend_stub")
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,16 @@ class Installation:
     binary: Path
     backends: Path
     stub: Path
-    libraries: tuple[Path, ...]  # for LD_LIBRARY_PATH
+    libraries: tuple[Path, ...]  # for LD_LIBRARY_PATH; none: it finds them by itself
 
     @classmethod
     def find(cls) -> Installation:
-        """The server inside nvidia-pytriton's wheel. Raises ServerError that says what to install."""
+        """The server inside nvidia-pytriton's wheel, or that of an image of NVIDIA's. Raises ServerError that says
+        what to install."""
         spec = importlib.util.find_spec("pytriton")
         if spec is None or spec.origin is None:
+            if (of_image := TRITON / STUB).is_file():
+                return cls(TRITON / "bin" / "tritonserver", TRITON / "backends", of_image, libraries=())
             raise ServerError(f"no tritonserver here: {install_for('pytriton')}")
         if int(importlib.metadata.version("numpy").split(".")[0]) >= 2:
             raise ServerError("this tritonserver corrupts numpy 2 arrays: pip install 'numpy==1.26.4'")
