@@ -17,7 +17,7 @@ from reference import Reference, sine_speech
 from server_settings import settings_for
 from step_audio_client import Audio, RequestError, Sampling, StepAudioClient, user
 from step_audio_server.processes import children
-from step_audio_server.serve import Service, _KeptServer
+from step_audio_server.serve import Service
 from waiting import wait_until
 
 GREEDY = Sampling(max_tokens=12, temperature=0)
@@ -84,12 +84,10 @@ def test_each_answer_is_its_adapter_s(adapted, expected):
 
 
 def test_a_server_started_again_has_them(adapted, expected):
-    victim = next(pid for pid in children(adapted.server.process.pid))
-    os.kill(victim, signal.SIGKILL)
-    kept = _KeptServer(adapted)
-    wait_until(lambda: kept.fault() is not None, "the death")
-    kept.end()
-    kept.start()
+    os.kill(min(children(adapted.server.process.pid)), signal.SIGKILL)
+    wait_until(lambda: adapted.server.fault() is not None, "the death")
+    adapted.kill()
+    adapted.start()
     assert all_answers(adapted, expected) == expected
 
 
