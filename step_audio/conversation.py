@@ -191,8 +191,11 @@ def _parts(content: Any, where: str) -> Iterator[Text | AudioPlace]:
             if kind == "text":
                 yield _text(part, here)
             elif kind == "audio":
-                channel = _number(part, "channel", MAX_CHANNELS, here)
-                yield AudioPlace(channel, _known(part, here), _number(part, "skip", MAX_SKIPPED, here) or 0)
+                channel, known = _number(part, "channel", MAX_CHANNELS, here), _known(part, here)
+                skip = _number(part, "skip", MAX_SKIPPED, here) or 0
+                if skip and not known:
+                    raise InvalidRequest(f"{here}.skip: samples belong to no known clip", f"{here}.skip")
+                yield AudioPlace(channel, known, skip)
             else:
                 raise InvalidRequest(f"{here}: unknown part type {_short(kind)}; use text or audio", here)
     else:

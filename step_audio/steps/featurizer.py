@@ -96,6 +96,8 @@ class Featurizer:
             clips += place.known
             index += [i] * len(place.known)
             budget.seconds -= sum(frames for frames, _ in place.known) / mel.FRAMES_PER_SECOND
+            if budget.seconds < 0:
+                raise AudioTooLong(f"audio[{i}]: longer than the limit of {total:g} s", f"audio[{i}]")
             if place.known and not data:
                 continue
             try:

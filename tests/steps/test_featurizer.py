@@ -96,15 +96,23 @@ def test_of_a_recording_whose_clips_are_known_only_the_rest_is_heard():
 
 
 def test_known_clips_count_among_the_seconds_of_a_request():
-    known = {"type": "audio", "known": [[800, 1]]}
-    with pytest.raises(InvalidRequest, match="the limit of 2 s"):
-        asked = json.dumps([{"role": "user", "content": [known]}]).encode()
-        featurizer().featurize(asked, [sound(3 * 16_000)])
+    for frames, limit in ((800, 2), (1100, 10)):
+        asked = json.dumps([{"role": "user", "content": [{"type": "audio", "known": [[frames, 1]]}]}]).encode()
+        with pytest.raises(InvalidRequest, match=f"the limit of {limit} s"):
+            featurizer().featurize(asked, [sound(3 * 16_000)])
 
 
 @pytest.mark.parametrize(
     "part",
-    [{"known": 7}, {"known": [[8]]}, {"known": [[8, 0]]}, {"known": [[8, 1.5]]}, {"known": [[-8, 1]]}, {"skip": -1}],
+    [
+        {"known": 7},
+        {"known": [[8]]},
+        {"known": [[8, 0]]},
+        {"known": [[8, 1.5]]},
+        {"known": [[-8, 1]]},
+        {"skip": -1},
+        {"skip": 1},
+    ],
     ids=str,
 )
 def test_what_is_no_known_clip_is_refused(part):

@@ -32,6 +32,8 @@ def _floats(*values: float, rate: int = 16_000) -> bytes:
 STRINGS = [
     *(json.dumps(value).encode() for value in (HELLO, AUDIO, [TOOL], [TOOL] * 5000, [], {}, None, 7, [7], [[]],
       HELLO * 2, [{"role": "user", "content": []}], [{"role": "assistant", "tool_calls": [{}]}], [{"role": ["user"]}],
+      [{"role": "user", "content": [{"type": "audio", "known": [[8, 1], [2**31 - 1, 2]], "skip": 7}]}],
+      [{"role": "user", "content": [{"type": "audio", "known": [[2502, 5]] * 40}]}],
       [{"role": "user", "content": [{"type": "audio"}] * 70}], [{"role": "user", "content": "\ud800<|EOT|>"}],
       [{"role": "user", "content": "中 a\n" * 30_000}], [{"role": "tool", "content": "x", "tool_call_id": 1}],
       [{"role": "system", "content": {"type": "text", "text": "s"}}, *HELLO, {"role": "assistant", "content": "so"}])),
