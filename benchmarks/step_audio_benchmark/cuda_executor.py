@@ -106,9 +106,9 @@ class CudaExecutor(TorchExecutor):
             cached = self.cache[layer]
             cached[0, own], cached[1, own] = rotate(keys, cos, sin), values
             known = cached[:, slots].transpose(2, 3)  # [2, S, kv_heads, context, size]
-            attended = F.scaled_dot_product_attention(
-                rotate(queries, cos, sin)[:, :, None], known[0], known[1], attn_mask=visible, enable_gqa=True
-            )
+            # The heads that share keys stand for positions of one that has its own: nothing is repeated in memory.
+            asked = rotate(queries, cos, sin).view(size, spec.num_kv_heads, -1, spec.head_size)
+            attended = F.scaled_dot_product_attention(asked, known[0], known[1], attn_mask=visible)
             hidden = hidden + F.linear(attended.reshape(size, -1), weights["dense"])
             normed = F.rms_norm(hidden, hidden.shape[-1:], weights["post_layernorm"], spec.norm_epsilon)
             gated = F.silu(F.linear(normed, weights["fc"])) * F.linear(normed, weights["gate"])

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +23,7 @@ from step_audio.command_line import Echo
 from step_audio.config import ModelConfig
 from step_audio.engine.executor import Batch, TokenEmbedding
 from step_audio.engine.torch_executor import TorchExecutor
-from step_audio.engine.trtllm_checkpoint import open_engine
+from step_audio.engine.trtllm_checkpoint import LayerWeights, open_engine
 from step_audio.progress import Progress
 from step_audio_benchmark.cuda_executor import CudaExecutor
 from step_audio_benchmark.generated import GeneratedCheckpoint
@@ -36,7 +36,7 @@ from step_audio_build.planning.memory_sizes import kv_bytes_per_token, weight_by
 
 TP = 4
 BATCHES = (1, 8, 32)
-CONTEXT = 256  # positions of each sequence when its next token is computed
+CONTEXT = 255  # positions of each sequence before the one that is computed: with it, what a graph has room for
 REPEATS = 50
 BLOCK = 32
 
@@ -99,8 +99,8 @@ def convert(job: Job) -> Found:
     convert_decoder(job.checkpoint, job.decoder, TP, job.config.text.dtype, progress=Progress("decoder"))
     limits = BuildConfig(
         max_batch_size=max(BATCHES),
-        max_seq_len=4 * CONTEXT,
-        max_num_tokens=max(BATCHES) * CONTEXT,
+        max_seq_len=4 * (CONTEXT + 1),
+        max_num_tokens=max(BATCHES) * (CONTEXT + 1),
         max_prompt_embedding_table_size=max(BATCHES),
     )
     build_cpu_engine_dir(job.decoder, job.engine, limits)
@@ -136,9 +136,9 @@ def decode(job: Job) -> Found:
     spec, weights = open_engine(job.engine)
     blocks = -(-(CONTEXT + 1) // BLOCK)
     embed = TokenEmbedding(weights)
-    job.echo(f"decode: {len(weights.layers)} layers to {job.device}, rank by rank")
     precision = "bf16" if spec.dtype == "bfloat16" else "f32"
-    executor = CudaExecutor(spec, weights, max(BATCHES) * blocks, precision, job.device)
+    told = replace(weights, layers=_Told(weights.layers, Progress("decode: layers read rank by rank", unit="")))
+    executor = CudaExecutor(spec, told, max(BATCHES) * blocks, precision, job.device)
     read = sum(tensor.nbytes for layer in executor.layers for tensor in layer.values()) + executor.lm_head.nbytes
     per_position = 2 * spec.num_layers * spec.num_kv_heads * spec.head_size * executor.cache.element_size()
     found: Found = {}
@@ -162,6 +162,20 @@ def decode(job: Job) -> Found:
             "cosine": round(_cosine(logits, slow), 5),
         }
     return found
+
+
+class _Told(Sequence[LayerWeights]):
+    """Layers, and how many have been asked for."""
+
+    def __init__(self, layers: Sequence[LayerWeights], progress: Progress):
+        self._layers, self._progress = layers, progress
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __getitem__(self, index: Any) -> Any:
+        self._progress(min(index + 1, len(self)), len(self))
+        return self._layers[index]
 
 
 def uniform_batch(embed: TokenEmbedding, ids: Int32Array, past: int, blocks: int) -> Batch:

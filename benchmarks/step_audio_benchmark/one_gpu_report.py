@@ -9,6 +9,8 @@ from typing import Any
 from step_audio.markdown import markdown_table
 from step_audio_benchmark.one_gpu import Found
 
+ASKED = 0.8  # of the bound, at batch 1
+
 
 def report(found: Found, machine: Mapping[str, Any]) -> str:
     """The card and its driver, a table for each step."""
@@ -23,6 +25,9 @@ def report(found: Found, machine: Mapping[str, Any]) -> str:
         else:
             rows = [[step, ""], *([name, str(value)] for name, value in values.items())]
         lines += ["", markdown_table(rows)]
+    if "decode" in found:
+        share = found["decode"]["batch 1"]["share of bound"]
+        lines += ["", f"At batch 1 {share:.0%} of the bound; {ASKED:.0%} are asked for on a GPU."]
     return "\n".join(lines) + "\n"
 
 
