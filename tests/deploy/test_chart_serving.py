@@ -7,10 +7,12 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import dockerfile
 import gateway_fixture
 from fake_triton import TOKENIZER, message, script, serving
 from helm_fixture import (
@@ -20,13 +22,17 @@ from helm_fixture import (
     EVERYTHING,
     LEAST,
     NAMESPACE,
+    VLLM,
+    HelmError,
     container,
+    documents,
     flags,
     one,
     pods,
     render,
     yaml,
 )
+from paths import ROOT
 from step_audio.steps.trtllm.metrics import FAMILIES
 from step_audio_build.planning.profiles import load_profile, profile_names
 from step_audio_build.stages.layout import BuildJob, BuildSettings
@@ -82,6 +88,16 @@ def test_the_engine_listens_for_others_and_lets_answers_end():
     grace = pods()["engine"]["spec"]["terminationGracePeriodSeconds"]
     assert settings.drain_timeout == grace - 20
     assert serve_settings({"engine": {"terminationGracePeriodSeconds": 5}}).drain_timeout == 0
+
+
+def test_vllm_has_its_own_image_and_nothing_is_built_for_it():
+    settings = serve_settings(VLLM)
+    assert (settings.llm, settings.profile) == ("vllm", "4xH100-16k")
+    assert settings.llm_python == Path(dockerfile.values(ROOT / "docker/Dockerfile.vllm", "CMD")[-1].split('"')[-2])
+    assert container("engine", VLLM)["image"].endswith("-vllm") and container("engine")["image"].endswith("-gpu")
+    assert "build" in pods() and "build" not in pods(VLLM)
+    with pytest.raises(HelmError, match=r"llm: vllm needs models\.checkpoint"):
+        documents({"llm": "vllm"})
 
 
 def test_shared_memory_is_memory_and_each_server_has_its_own_files():

@@ -19,7 +19,7 @@ from step_audio_build.planning.profiles import load_profile
 from step_audio_server.doctor.command import add_doctor
 
 DOCKER = ROOT / "docker"
-GPU, CPU = DOCKER / "Dockerfile", DOCKER / "Dockerfile.cpu"
+GPU, CPU, VLLM = DOCKER / "Dockerfile", DOCKER / "Dockerfile.cpu", DOCKER / "Dockerfile.vllm"
 
 
 # Compose
@@ -80,15 +80,16 @@ def test_compose_commands_are_understood():
     commands = parser.add_subparsers()
     add_build(commands)
     add_doctor(commands)
-    for path in (GPU, CPU):
+    for path in (GPU, CPU, VLLM):
         assert json.loads(dockerfile.values(path, "CMD")[-1])[0] in ("doctor", "serve")
     parser.parse_args(compose()["services"]["build"]["command"])
     parser.parse_args(json.loads(dockerfile.values(GPU, "CMD")[-1]))
+    parser.parse_args(json.loads(dockerfile.values(VLLM, "CMD")[-1]))
 
 
 def test_compose_publishes_the_gateway_alone():
     services = compose()["services"]
-    for name in ("serve", "build", "cpu"):
+    for name in ("serve", "build", "vllm", "cpu"):
         inside = [port.rsplit(":", 1)[1] for port in services[name].get("ports", [])]
         assert inside == ([] if name == "build" else ["9999"])
         assert not any(port.startswith("0.0.0.0") for port in services[name].get("ports", []))
@@ -97,7 +98,7 @@ def test_compose_publishes_the_gateway_alone():
 
 def test_compose_gives_what_a_large_model_needs():
     services = compose()["services"]
-    for name in ("serve", "build"):
+    for name in ("serve", "build", "vllm"):
         (device,) = services[name]["deploy"]["resources"]["reservations"]["devices"]
         assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
         assert services[name]["ulimits"]["memlock"] == -1

@@ -17,9 +17,11 @@ from packaging.utils import canonicalize_name
 import dockerfile
 from dockerfile import ROOT, executable, pins
 from step_audio_gateway.settings import GatewaySettings
+from step_audio_server import vllm_process
 
 DOCKER = ROOT / "docker"
-GPU, CPU = DOCKER / "Dockerfile", DOCKER / "Dockerfile.cpu"
+GPU, CPU, VLLM = DOCKER / "Dockerfile", DOCKER / "Dockerfile.cpu", DOCKER / "Dockerfile.vllm"
+ALL = {"gpu": GPU, "cpu": CPU, "vllm": VLLM}
 
 
 def tracked() -> list[Path]:
@@ -36,7 +38,7 @@ def tracked() -> list[Path]:
 # Dockerfiles
 
 
-@pytest.mark.parametrize("path", [GPU, CPU], ids=["gpu", "cpu"])
+@pytest.mark.parametrize("path", ALL.values(), ids=ALL)
 def test_hadolint_has_nothing_to_say(path):
     hadolint = Path(sys.executable).parent / "hadolint"
     if not hadolint.exists():
@@ -45,7 +47,7 @@ def test_hadolint_has_nothing_to_say(path):
     assert (said.returncode, said.stdout) == (0, "")
 
 
-@pytest.mark.parametrize("path", [GPU, CPU], ids=["gpu", "cpu"])
+@pytest.mark.parametrize("path", ALL.values(), ids=ALL)
 def test_images_run_as_a_numbered_user_and_tell_their_health(path):
     names = [found.name for found in dockerfile.instructions(path)]
     assert dockerfile.values(path, "USER")[-1] == "1000:1000"  # by number, for Kubernetes' runAsNonRoot
@@ -55,7 +57,7 @@ def test_images_run_as_a_numbered_user_and_tell_their_health(path):
     assert dockerfile.values(path, "EXPOSE") == [str(GatewaySettings.model_fields["port"].default)]
 
 
-@pytest.mark.parametrize("path", [GPU, CPU], ids=["gpu", "cpu"])
+@pytest.mark.parametrize("path", ALL.values(), ids=ALL)
 def test_every_package_is_in_the_images(path):
     """And nothing is copied that .dockerignore keeps out."""
     build = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["hatch"]["build"]
@@ -150,6 +152,48 @@ def test_gpu_image_whose_numpy_is_not_the_image_s_is_refused(image_root):
     assert "image.pth" in caught.value.cmd
 
 
+@pytest.mark.processes
+@pytest.mark.parametrize("lacking", ["", "version"])
+def test_vllm_image_has_two_environments_that_do_not_know_each_other(tmp_path, lacking):
+    executable(tmp_path / "opt/tritonserver/backends/python/triton_python_backend_stub", "")
+    for name in ("tritonserver", "id", "install"):
+        said = {"id": "echo 1000", "install": 'for last; do :; done; mkdir -p "$last"'}.get(name, "")
+        executable(tmp_path / "bin" / name, f"#!/bin/sh\n{said}\n")
+    image = tmp_path / "image"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", image], check=True)
+    site = next((image / "lib").glob("python3.*")) / "site-packages"
+    # pip's part: it notes the packages of a file, and installs the command of our own.
+    (site / "pip.py").write_text(
+        "import pathlib, re, sys\n"
+        "venv = pathlib.Path(sys.argv[sys.argv.index('--python') + 1]).parents[1]\n"
+        "site = next(venv.glob('lib/python3.*')) / 'site-packages'\n"
+        "named = [pathlib.Path(word).read_text() for word in sys.argv if word.endswith('.txt')]\n"
+        "for name, version in re.findall(r'^([a-z0-9-]+)==(\\S+)', '\\n'.join(named), re.M):\n"
+        "    info = site / f'{name}-{version}.dist-info'\n"
+        "    info.mkdir()\n"
+        "    (info / 'METADATA').write_text(f'Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n')\n"
+        "if '--editable' in sys.argv:\n"
+        "    (venv / 'bin/step-audio').write_text('#!/bin/sh\\n')\n"
+        "    (venv / 'bin/step-audio').chmod(0o755)\n"
+    )
+    (tmp_path / "tmp").mkdir()
+    environment = {"PATH": f"{tmp_path}/bin:{image}/bin:/usr/bin:/bin"}
+    if lacking:
+        with pytest.raises(subprocess.CalledProcessError, match="vllm"):
+            dockerfile.execute(VLLM, tmp_path, {"VLLM_VERSION": "0.31.0"}, environment)
+        return
+    dockerfile.execute(VLLM, tmp_path, {}, environment)
+    engine, ours = (next((tmp_path / "opt" / name / "lib").glob("python3.*")) for name in ("vllm", "step-audio"))
+    assert list(engine.glob("site-packages/vllm-*")) and not list(ours.glob("site-packages/vllm-*"))
+    assert list(ours.glob("site-packages/numpy-*")) and not list(engine.glob("site-packages/tritonclient-*"))
+
+
+def test_vllm_s_version_is_the_one_that_serve_asks_for():
+    assert pins()["VLLM_VERSION"].rpartition(".")[0] == vllm_process.VERSION
+    assert lock("vllm-engine")["vllm"] == pins()["VLLM_VERSION"]
+    assert lock("vllm-engine")["xgrammar"] == lock("vllm")["xgrammar"], "the guides that one writes, the other reads"
+
+
 # Lock files
 
 
@@ -159,7 +203,8 @@ def lock(kind: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "extras", "brought"), [("gpu", ["build"], {"torch", "numpy"}), ("cpu", ["build", "cpu"], {"torch"})]
+    ("kind", "extras", "brought"),
+    [("gpu", ["build"], {"torch", "numpy"}), ("cpu", ["build", "cpu"], {"torch"}), ("vllm", ["build"], {"torch"})],
 )
 def test_locks_hold_what_the_project_asks_for_and_nothing_of_the_image_s(kind, extras, brought):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -175,7 +220,7 @@ def test_locks_hold_what_the_project_asks_for_and_nothing_of_the_image_s(kind, e
     assert not [name for name in locked if name in never or name.startswith(("nvidia-c", "cuda-"))]
 
 
-@pytest.mark.parametrize("kind", ["gpu", "cpu"])
+@pytest.mark.parametrize("kind", ["gpu", "cpu", "vllm", "vllm-engine"])
 def test_every_locked_file_has_a_hash(kind):
     text = (DOCKER / f"requirements-{kind}.txt").read_text("utf-8")
     for block in re.split(r"\n(?=[a-z0-9])", text)[1:]:
@@ -193,7 +238,9 @@ def test_locked_versions_suit_tensorrt_llm():
 
 # What a version of these looks like wherever it is written, and the pin that it must equal.
 WRITTEN = [
-    (r"nvcr\.io/nvidia/tritonserver:([\w.-]+)", lambda said: said["TRITON_IMAGE"].split(":")[1]),
+    (r"nvcr\.io/nvidia/tritonserver:([\w.-]+-trtllm[\w.-]*)", lambda said: said["TRITON_IMAGE"].split(":")[1]),
+    (r"\b(\d\d\.\d\d-vllm-python-py3)", lambda said: said["TRITON_VLLM_IMAGE"].split(":")[1]),
+    (r"\bvllm==(\d+\.\d+\.\d+)", lambda said: said["VLLM_VERSION"]),
     (r"\b(\d\d\.\d\d-trtllm-python-py3)", lambda said: said["TRITON_IMAGE"].split(":")[1]),
     (r"\bprom/prometheus:([\w.-]+)", lambda said: said["PROMETHEUS_IMAGE"].split(":")[1]),
     (r"\bgrafana/grafana:([\w.-]+)", lambda said: said["GRAFANA_IMAGE"].split(":")[1]),
@@ -226,11 +273,12 @@ def test_pins_are_written_down_once():
 
 def test_dockerfile_defaults_are_the_pins():
     said = pins()
-    for path in (GPU, CPU):
+    for path in ALL.values():
         for name, value in dockerfile.defaults(path).items():
             if name in said:
                 assert value == said[name], name
     assert dockerfile.defaults(GPU).keys() >= {"TRITON_IMAGE", "TENSORRT_LLM_VERSION", "TENSORRT_VERSION"}
+    assert dockerfile.defaults(VLLM).keys() >= {"TRITON_VLLM_IMAGE", "VLLM_VERSION", "TORCH_VERSION"}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert project["version"] == said["STEP_AUDIO_VERSION"]
 

@@ -69,7 +69,8 @@ ENCRYPTED: dict[str, Any] = {
     "tracing": {"endpoint": "http://collector.monitoring:4318", "ratio": "0.1"},
     "podMonitor": {"enabled": True},
 }
-CASES = {"defaults": {}, "everything": EVERYTHING, "least": LEAST, "encrypted": ENCRYPTED}
+VLLM: dict[str, Any] = {"llm": "vllm", "models": {"checkpoint": "Step-Audio-R1.1"}}
+CASES = {"defaults": {}, "everything": EVERYTHING, "least": LEAST, "encrypted": ENCRYPTED, "vllm": VLLM}
 
 
 class HelmError(Exception):

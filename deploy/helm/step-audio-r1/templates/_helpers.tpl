@@ -21,7 +21,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ regexFind "^[0-9]+" .Values.profile }}
 {{- end }}
 
-{{/* Called with the chart's context and "gpu" or "cpu". */}}
+{{/* Called with the chart's context and "gpu", "vllm" or "cpu". */}}
 {{- define "step-audio.image" -}}
 {{- $ := first . -}}
 {{ $.Values.image.repository }}:{{ $.Values.image.tag | default $.Chart.AppVersion }}-{{ last . }}
