@@ -60,11 +60,14 @@ class Asked:
         self, level: Level, questions: Sequence[Question], workload: Workload, on_done: Callable[[], None]
     ) -> LoadRun:
         start = time.perf_counter()
-        if level.concurrency is not None:
-            records = await _closed(level.concurrency, self.target, questions, workload, on_done)
-        else:
-            assert level.rate is not None
-            records = await _open(level.rate, self.target, questions, workload, on_done)
+        try:
+            if level.concurrency is not None:
+                records = await _closed(level.concurrency, self.target, questions, workload, on_done)
+            else:
+                assert level.rate is not None
+                records = await _open(level.rate, self.target, questions, workload, on_done)
+        except* OSError as errors:  # of `on_done`: a pipe that nobody reads
+            raise errors.exceptions[0] from None
         return LoadRun(records, max((one.ended or start for one in records), default=start) - start)
 
 

@@ -39,7 +39,7 @@ async def run(
         async with asyncio.TaskGroup() as group:
             for _ in range(min(concurrency, len(left))):
                 group.create_task(_work(queue, client, sampling, answers, progress))
-    except* EvaluationError as errors:
+    except* (EvaluationError, OSError) as errors:  # the latter of a full disk, or of a pipe that nobody reads
         raise errors.exceptions[0] from None
     finally:
         progress.close()
@@ -50,14 +50,15 @@ async def _work(
 ) -> None:
     for item in queue:  # shared: each worker takes the next one
         try:
-            answers.add(await _ask(item, client, sampling))
+            answer = await _ask(item, client, sampling)
         except RequestError as error:
             if not await client.ready():
                 raise EvaluationError(f"{error}; the same command goes on where this one ended") from None
-            answers.add(Answer(id=item.id, expected=item.expected, error=str(error)))
+            answer = Answer(id=item.id, expected=item.expected, error=str(error))
         except OSError as error:  # a recording
             text = f"{error.filename} cannot be read: {error.strerror}"
-            answers.add(Answer(id=item.id, expected=item.expected, error=text))
+            answer = Answer(id=item.id, expected=item.expected, error=text)
+        answers.add(answer)
         progress.step()
 
 

@@ -125,6 +125,18 @@ async def test_a_closed_loop_keeps_its_width_and_asks_everything_once():
     assert len(run.records) == len(done) == 20 and target.most == 4
 
 
+@pytest.mark.parametrize("level", [Level(concurrency=4), Level(rate=1e6)])
+async def test_nobody_reads_how_far_it_is(level):
+    """The command ends silently then; a group of errors it would not know."""
+
+    def on_done():
+        raise BrokenPipeError
+
+    workload = Workload((), (), 8)
+    with pytest.raises(BrokenPipeError):
+        await Asked(Counting()).run(level, workload.questions(9), workload, on_done)
+
+
 async def test_an_answer_of_another_length_is_a_failed_one():
     workload = Workload((), (), 9)
     run = await Asked(Counting()).run(Level(concurrency=1), workload.questions(1), workload, lambda: None)

@@ -158,6 +158,18 @@ def test_offline(tmp_path, monkeypatch):
         stage.run()
 
 
+def test_nobody_reads_how_far_a_download_is(hub, tmp_path, monkeypatch):
+    """The hub's own bars: `step-audio build 2>&1 | head -1` is no hub that cannot be reached."""
+    import huggingface_hub
+
+    def fails(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fails)
+    with pytest.raises(BrokenPipeError):
+        download_for(hub, tmp_path / "work").run()
+
+
 def test_room_for_everything_before_the_first_weight(hub, tiny, tmp_path, monkeypatch):
     """Only the configuration is fetched to know how large all of it becomes."""
     monkeypatch.setattr(DownloadStage.__init__, "__defaults__", (hub.endpoint,))

@@ -1,6 +1,7 @@
 """The run: broken off and taken up again, failed requests, full queues."""
 
 import asyncio
+import errno
 import io
 import json
 import random
@@ -9,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from evaluation_fixture import SETTINGS, item
+from step_audio.progress import Progress
 from step_audio_client import (
     ChatDelta,
     ChatUsage,
@@ -93,6 +95,20 @@ def test_the_order_in_which_answers_come_decides_nothing(tmp_path):
         report = make_report(grade(items, answers.of), SETTINGS, "today")
         first = first or report
         assert report == first and 0 < report.rows[0].correct < 20
+
+
+@pytest.mark.parametrize("code", [errno.EPIPE, errno.ENOSPC])
+def test_what_cannot_be_written_ends_it_as_it_stands(code, tmp_path, monkeypatch):
+    """A pipe that nobody reads, a full disk: neither is a recording's fault."""
+
+    def fails(*_):
+        raise OSError(code, "no")
+
+    written = {errno.EPIPE: (Progress, "step"), errno.ENOSPC: (AnswerFile, "add")}
+    monkeypatch.setattr(*written[code], fails)
+    with pytest.raises(OSError) as caught:
+        run(questions(3), Stub(), tmp_path)
+    assert caught.value.errno == code
 
 
 def test_run_goes_on_where_it_was_broken_off(tmp_path):

@@ -238,6 +238,8 @@ def _in_words(model: str) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         raise CheckpointError(f"the Hugging Face hub answered {status or 'with an error'}; {offline}") from None
+    except BrokenPipeError:  # nobody reads how far it is
+        raise
     except Exception as error:
         if type(error).__module__.partition(".")[0] in TRANSPORTS or isinstance(error, ConnectionError | TimeoutError):
             raise CheckpointError(f"the Hugging Face hub cannot be reached; {offline}") from None
