@@ -57,6 +57,7 @@ def tree(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.processes
 def test_the_linter_names_every_wrong_import(tree):
     for importer, (imported, _, _) in WRONG.items():
         (file,) = (file for path in PATHS if (file := tree / path / f"{importer.replace('.', '/')}.py").exists())

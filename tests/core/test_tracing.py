@@ -32,6 +32,7 @@ def test_the_endpoint_is_opentelemetry_s(environment):
     assert tracing.endpoint() is None
 
 
+@pytest.mark.processes
 def test_nothing_is_imported_where_they_are_off():
     program = (
         "import sys, step_audio.tracing as t, step_audio.steps.trtllm.traces as e;"

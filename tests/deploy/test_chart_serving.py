@@ -222,6 +222,7 @@ def ask(url: str, keys: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.processes
 def test_helm_test_asks_a_real_gateway():
     with gateway_fixture.listening(gateway_fixture.FakeClient(), api_key=("secret",)) as url:
         good = ask(url, "# the first one\n\nsecret\nother\n")

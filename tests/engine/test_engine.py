@@ -97,18 +97,18 @@ def test_a_table_of_16_bits_is_its_values(engine, dtype):
 def test_answers_do_not_depend_on_their_neighbours(start):
     engine = start({"max_num_tokens": 100})
     rng = np.random.default_rng(1)
-    prompts = [prompt(int(length), seed=7) for length in rng.integers(1, 250, 24)]
+    prompts = [prompt(int(length), seed=7) for length in rng.integers(1, 250, 18)]
     fields = [
         {},
         {"top_k": 40, "top_p": 0.9, "temperature": 1.2, "seed": 5},
         {"top_p": 0.95, "seed": 6, "repetition_penalty": 1.2},
     ]
-    alone = [ask(engine, ids, 24, **fields[i % 3]).tokens() for i, ids in enumerate(prompts)]
+    alone = [ask(engine, ids, 16, **fields[i % 3]).tokens() for i, ids in enumerate(prompts)]
     for reuse in (True, False):
         crowd = start({"max_num_tokens": 100}, enable_kv_cache_reuse=reuse)
-        answers = [submit(crowd, str(i), ids, 24, **fields[i % 3]) for i, ids in enumerate(prompts)]
+        answers = [submit(crowd, str(i), ids, 16, **fields[i % 3]) for i, ids in enumerate(prompts)]
         assert [answer.wait().tokens() for answer in answers] == alone
-    assert len({tuple(tokens) for tokens in alone}) > 20
+    assert len({tuple(tokens) for tokens in alone}) > 15
 
 
 # --- ends ---

@@ -103,6 +103,7 @@ def test_other_block_sizes_are_refused():
         OpenVinoExecutor(replace(spec, tokens_per_block=64), weights, 4, "f32", 2)
 
 
+@pytest.mark.processes
 def test_a_signal_after_two_executors_have_gone(tmp_path):
     """In a process of its own: where OpenVINO's signal stacks are left in place, this one dies of the signal."""
     code = (

@@ -70,10 +70,11 @@ def test_max_utilization_in_a_small_cache_gives_the_same_answers(start):
     engine = start(
         max_tokens_in_paged_kv_cache=14 * 32, batch_scheduler_policy="max_utilization", enable_kv_cache_reuse=False
     )
-    answers = [submit(engine, str(n), prompt(n), 100) for n in (60, 61, 62, 63, 64)]
-    for n, answer in zip((60, 61, 62, 63, 64), answers, strict=True):
-        assert answer.wait().tokens() == generate(prompt(n), 100)
-    # 5 answers of 6 blocks each; more than that were allocated, so some were computed twice
+    lengths = (120, 121, 122, 123, 124)
+    answers = [submit(engine, str(n), prompt(n), 40) for n in lengths]
+    for n, answer in zip(lengths, answers, strict=True):
+        assert answer.wait().tokens() == generate(prompt(n), 40)
+    # 5 answers of at most 6 blocks each; more than that were allocated, so some were computed twice
     assert idle(engine).kv_blocks_allocated > 30
 
 

@@ -361,6 +361,7 @@ def test_demo_refuses_to_ask_nothing(question, tmp_path, fails):
     assert not (tmp_path / "work").exists()
 
 
+@pytest.mark.processes
 def test_the_module_is_the_command(tmp_path):
     """Without Triton, torch or a server's packages in sight: help must come at once."""
     ran = subprocess.run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,16 +13,15 @@ from torch.utils.data import DataLoader, Dataset
 from step_audio.arrays import Float32Array, Int64Array
 from step_audio.chat import ClipInfo, build_prompt
 from step_audio.chat_template import CLOSE_THOUGHT, NO_THOUGHT
-from step_audio.clips import SAMPLE_RATE, content_hash
+from step_audio.clips import content_hash
 from step_audio.conversation import parse_conversation
 from step_audio.mel import TOKENS_PER_SECOND, frame_count, log_mel, pad_batch, token_count
 from step_audio.tokenizer import Tokenizer
-from step_audio_training.channel import cut_ends, transmit
 from step_audio_training.examples import Example, typed
+from step_audio_training.hearing import heard_by
 from step_audio_training.lessons import ABOUT_ONE, SHARES, asked_aloud, draw_task, make_lesson
-from step_audio_training.recordings import SOUNDS, DrawnRecording, Kind, draw_conditions, record
+from step_audio_training.recordings import SOUNDS, DrawnRecording, Kind
 from step_audio_training.scenes import draw_scene, draw_unspoken
-from step_audio_training.sound import reverberate
 
 RECORDINGS = 16  # of a batch
 EXAMPLES = 24  # of a batch: a recording is asked about one and a half times
@@ -128,25 +127,6 @@ def _examples(recordings: Sequence[DrawnRecording], random: np.random.Generator)
         if example := make_lesson(task, picked, random):
             made.append(example)
     return [asked_aloud(example, random) if random.random() < 0.12 else example for example in made]
-
-
-def heard_by(
-    recording: DrawnRecording, random: np.random.Generator, held_out: bool = False
-) -> tuple[Float32Array, float]:
-    """The recording under conditions of all kinds and over any channel; and the seconds of silence in front."""
-    conditions = draw_conditions(random, held_out)
-    if random.random() < 0.12:  # far from the microphone
-        tail = np.zeros(SAMPLE_RATE // 4, np.float32)
-        far = reverberate(np.append(recording.samples, tail), float(random.uniform(0.3, 0.9)), random, wet=(0.6, 1.4))
-        recording = replace(recording, samples=far)
-    samples = record(recording, conditions, random)
-    before = conditions.before
-    if random.random() < 0.25:  # close to the ends, or a little beyond them
-        first, last = (int((edge - random.uniform(-0.03, 0.05)) * SAMPLE_RATE) for edge in (before, conditions.behind))
-        samples = samples[max(first, 0) : len(samples) - max(last, 0)]
-        before -= max(first, 0) / SAMPLE_RATE
-        samples = cut_ends(samples, random, 0.01)
-    return transmit(samples, random), before
 
 
 class Batches(Dataset[list[TrainingBatch]]):

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from step_audio.arrays import Float32Array
-from step_audio_training.batches import heard_by
 from step_audio_training.channel import through
 from step_audio_training.examples import Example, Task, draw_example
+from step_audio_training.hearing import heard_by
 from step_audio_training.human import available, human_sum
 from step_audio_training.lessons import make_lesson
 from step_audio_training.recordings import DrawnRecording, Kind, draw_conditions, record
