@@ -24,6 +24,7 @@ EXTRAS = {
     "tensorrt": "gpu",
     "tensorrt_llm": "gpu",
 }
+WITHIN = ("build", "cpu", "train")  # each holds those before it
 _CLONE = (Path(__file__).parents[1] / "pyproject.toml").is_file()
 
 
@@ -32,7 +33,13 @@ def install(extra: str) -> str:
     return f"pip install -e '.[{extra}]'" if _CLONE else f"pip install 'step-audio-triton[{extra}]'"
 
 
-def install_for(module: str) -> str:
-    """The command that brings a missing module, "a.b" as well as "a"."""
+def install_for(module: str, needed: str | None = None) -> str:
+    """The command that brings a missing module, "a.b" as well as "a".
+
+    `needed`: the extra that brings all that is needed. Where it has this module, too, it is named, lest another one is
+    missing next.
+    """
     extra = EXTRAS.get(module.partition(".")[0])
+    if extra in WITHIN and needed in WITHIN:
+        extra = max(extra, needed, key=WITHIN.index)
     return install(extra) if extra else f"pip install {module.partition('.')[0]}"

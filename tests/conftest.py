@@ -34,13 +34,24 @@ MARKERS = {
     "exported": "build",
 }
 ONE_WORKER = {  # beginnings of the names of tests that share what takes long to make
-    "references": (  # transformers and librosa take seconds to load; and one whole build
+    "references": (  # torch, transformers and librosa take seconds to load; and one whole build
+        "tests/benchmark/test_one_gpu.py",
         "tests/benchmark/test_peers.py",
         "tests/build_engines/",
         "tests/core/test_audio.py",
+        "tests/core/test_checkpoint.py",
         "tests/core/test_encoder.py",
         "tests/core/test_mel.py",
+        "tests/core/test_old_tokenizers.py",
         "tests/engine/",
+        "tests/server/test_gpu_serve.py",
+        "tests/steps/test_dlpack.py",
+        "tests/steps/test_memory.py",
+        "tests/steps/test_stub.py",
+        "tests/steps/test_tensorrt_encoder.py",
+        "tests/training/test_lessons.py",
+        "tests/training/test_recipe.py",
+        "tests/training/test_training.py",
         "tests/training/test_whisper.py",
     ),
     "openai": (  # a second to load, and another until its types are made

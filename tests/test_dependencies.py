@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import sys
 import tomllib
-from collections.abc import Iterator
 from functools import cache
 
 import pytest
@@ -13,7 +11,7 @@ from packaging.requirements import Requirement
 
 from paths import ROOT
 from step_audio.extras import EXTRAS
-from syntax import syntax
+from syntax import imports
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
@@ -96,23 +94,10 @@ def imported(folder: str) -> dict[str, str]:
     beside = {path.stem for path in files} | {"peers"} if folder in ("tests", "benchmarks") else set()
     found = {}
     for path in files:
-        for name in _imports(syntax(path)):
+        for name in {module.partition(".")[0] for module in imports(path)}:
             if name not in sys.stdlib_module_names and name not in beside and not name.startswith("step_audio"):
                 found[name] = str(path.relative_to(ROOT))
     return found
-
-
-def _imports(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
-        match node:
-            case ast.Import(names=names):
-                yield from (alias.name.partition(".")[0] for alias in names)
-            case ast.ImportFrom(module=str(module), level=0):
-                yield module.partition(".")[0]
-            case ast.Call(
-                func=ast.Attribute(attr="importorskip" | "import_module"), args=[ast.Constant(value=str(name)), *_]
-            ):
-                yield name.partition(".")[0]
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

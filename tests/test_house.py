@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 from paths import ROOT
-from syntax import syntax
+from syntax import imports
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 TOOLS = PROJECT["tool"]
@@ -97,16 +95,6 @@ def test_all_tools_look_into_the_same_folders():
     assert set(TOOLS["ruff"]["src"]) == folders | set(TOOLS["pytest"]["ini_options"]["pythonpath"])
 
 
-def imports(tree: ast.AST) -> Iterator[str]:
-    """Names of modules; x of `from x import y`."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            yield node.module or ""
-
-
 @cache
 def resolved(module: str) -> bool:
     """By pyproject.toml's folders alone, as a type checker or an editor does it."""
@@ -118,7 +106,7 @@ def resolved(module: str) -> bool:
 def test_every_import_of_ours_resolves():
     found = 0
     for file in FILES:
-        for module in imports(syntax(file)):
+        for module in imports(file):
             if module.startswith("step_audio"):
                 found += 1
                 assert resolved(module), f"{file}: {module}"

@@ -9,42 +9,53 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from engine_fixture import batch, model, prompt
+from lazy import Lazy
 from paths import ROOT
 from step_audio.checkpoint import expected_tensors
 from step_audio.engine.executor import TokenEmbedding
-from step_audio.engine.torch_executor import TorchExecutor
-from step_audio_benchmark import one_gpu
-from step_audio_benchmark.cuda_executor import CudaExecutor
 from step_audio_benchmark.generated import GeneratedCheckpoint
-from step_audio_benchmark.one_gpu import Job
 
-_spec = importlib.util.spec_from_file_location("one_gpu_script", ROOT / "benchmarks/one_gpu.py")
-script = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(script)
+torch, one_gpu = Lazy("torch"), Lazy("step_audio_benchmark.one_gpu")
+CudaExecutor = Lazy("step_audio_benchmark.cuda_executor:CudaExecutor")
+TorchExecutor = Lazy("step_audio.engine.torch_executor:TorchExecutor")
 
-PARTS = {name: step for part in script.PARTS.values() for name, step in part.items()}
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("one_gpu_script", ROOT / "benchmarks/one_gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
-def job(tmp_path):
+def parts(script):
+    return {name: step for part in script.PARTS.values() for name, step in part.items()}
+
+
+@pytest.fixture
+def job(script, tmp_path):
     said = []
-    made = Job(script.SMALL, tmp_path / "work", "cpu", said.append)
+    made = one_gpu.Job(script.SMALL, tmp_path / "work", "cpu", said.append)
     object.__setattr__(made, "said", said)
     return made
 
 
-def run(monkeypatch, *arguments) -> int:
-    monkeypatch.setattr(sys, "argv", ["one_gpu.py", *map(str, arguments)])
-    return script.main()
+@pytest.fixture
+def run(script, monkeypatch):
+    def main(*arguments) -> int:
+        monkeypatch.setattr(sys, "argv", ["one_gpu.py", *map(str, arguments)])
+        return script.main()
+
+    return main
 
 
-def test_the_decoder_s_part(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(one_gpu, "REPEATS", 3)
+def test_the_decoder_s_part(run, script, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("step_audio_benchmark.one_gpu.REPEATS", 3)
     arguments = ("--work", tmp_path, "--device", "cpu", "--size", "small", "--part", "decoder")
-    assert run(monkeypatch, *arguments) == 0
+    assert run(*arguments) == 0
     report = (tmp_path / "one_gpu.md").read_text()
     for line in ("- device: cpu", "- size: small", "| decode ", "| batch 1 ", "| batch 8 ", "| batch 32 "):
         assert line in report
@@ -52,14 +63,14 @@ def test_the_decoder_s_part(tmp_path, monkeypatch, capsys):
     assert found["ranks"]["matrices"] == 10
     assert all(found["decode"][f"batch {size}"]["cosine"] > 0.999 for size in (1, 8, 32))
     capsys.readouterr()
-    assert run(monkeypatch, *arguments) == 0
+    assert run(*arguments) == 0
     said = capsys.readouterr().err
     assert all(f"{name}: done before" in said for name in script.PARTS["decoder"])
 
 
 @pytest.mark.build
-def test_the_encoder_s_part(tmp_path, monkeypatch):
-    assert run(monkeypatch, "--work", tmp_path, "--device", "cpu", "--size", "small", "--part", "encoder") == 0
+def test_the_encoder_s_part(run, tmp_path):
+    assert run("--work", tmp_path, "--device", "cpu", "--size", "small", "--part", "encoder") == 0
     found = json.loads((tmp_path / "one_gpu.json").read_text())
     assert found["encoder"]["torch float32"]["least cosine"] > 0.9999
     assert found["encoder"]["torch bfloat16"]["least cosine"] > 0.99
@@ -75,18 +86,18 @@ def test_another_machine_begins_anew(job):
     assert len(done) == 2 and found == {"about": {"card": "B"}, "one": {"n": 2}}
 
 
-def test_what_is_missing_is_said_first(job, monkeypatch):
-    assert one_gpu.missing(job, PARTS) == []
-    monkeypatch.setattr(one_gpu, "free_space", lambda path: 1000)
-    monkeypatch.setattr(one_gpu, "find_spec", lambda name: None if name == "onnxscript" else True)
-    said = one_gpu.missing(replace(job, device="cuda:0"), PARTS)
+def test_what_is_missing_is_said_first(job, parts, monkeypatch):
+    assert one_gpu.missing(job, parts) == []
+    monkeypatch.setattr("step_audio_benchmark.one_gpu.free_space", lambda path: 1000)
+    monkeypatch.setattr("step_audio_benchmark.one_gpu.find_spec", lambda name: None if name == "onnxscript" else True)
+    said = one_gpu.missing(replace(job, device="cuda:0"), parts)
     assert any("needs 0 GB and has 0 GB free" in line for line in said)
     assert "onnxscript is not installed" in said
     if not torch.cuda.is_available():
         assert any("torch finds no CUDA device" in line for line in said)
 
 
-def test_generated_rows_are_the_same_however_they_are_read(tmp_path):
+def test_generated_rows_are_the_same_however_they_are_read(script, tmp_path):
     checkpoint = GeneratedCheckpoint(tmp_path, script.SMALL)
     checkpoint.verify(script.SMALL)
     for name in ("model.layers.1.mlp.up_proj.weight", "model.norm.weight", "model.layers.0.self_attn.q_proj.bias"):

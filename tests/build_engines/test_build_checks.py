@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
+from lazy import Lazy
 from stand_ins import StandIns
 from step_audio.checkpoint import Checkpoint, expected_tensors, to_float32
 from step_audio.config import ModelConfig
@@ -20,9 +20,11 @@ from step_audio_build.convert.write_checkpoint import write_checkpoint
 from step_audio_build.planning.profiles import load_profile
 from step_audio_build.stages.check import CheckStage, Verdict, questions
 from step_audio_build.stages.layout import Layout
-from step_audio_build.tools import encoder_plan, reference_check, subprocess_runner
+from step_audio_build.tools import encoder_plan, subprocess_runner
 from step_audio_build.tools.encoder_plan import PlanJob, build_plan, compare, fixed_clips, require_parity, shapes
 from waiting import wait_until
+
+torch, reference_check = Lazy("torch"), Lazy("step_audio_build.tools.reference_check")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def answer(reference):
 @pytest.mark.long
 def test_the_checkpoint_chooses_as_transformers_does(tiny, answer, monkeypatch):
     ids, table, tokens = answer
-    monkeypatch.setattr(reference_check, "HEAD_ROWS", 100)  # several blocks of the vocabulary
+    monkeypatch.setattr("step_audio_build.tools.reference_check.HEAD_ROWS", 100)  # several blocks of the vocabulary
     layers: list[tuple[int, int]] = []
     checked = reference_check.check_tokens(tiny, ids, table, tokens, lambda done, total: layers.append((done, total)))
     assert [token.best for token in checked] == tokens == [token.token for token in checked]

@@ -8,10 +8,10 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from export_fixture import export_nothing
 from hub_fixture import COMMIT, hub_of
+from lazy import Lazy
 from stand_ins import StandIns
 from step_audio.checkpoint import Checkpoint, encoder_tensors
 from step_audio.config import ModelConfig
@@ -26,6 +26,8 @@ from step_audio_build.stages.convert import ConvertStage
 from step_audio_build.stages.download import DownloadStage, with_whole_commit
 from step_audio_build.stages.layout import BuildJob, BuildSettings
 from step_audio_build.stages.quantized import calibrated, is_finished, quantize_command
+
+torch = Lazy("torch")
 
 PROFILE = load_profile("4xH100-16k")
 

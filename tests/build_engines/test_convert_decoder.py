@@ -7,10 +7,8 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
-from torch.nn import functional as F
 
+from lazy import Lazy
 from step_audio.checkpoint import Checkpoint, decoder_tensors
 from step_audio.config import ModelConfig
 from step_audio.errors import ArtefactError, CheckpointError
@@ -20,8 +18,13 @@ from step_audio_build.convert.convert_decoder import convert_decoder
 from step_audio_build.convert.engine_dir import BuildConfig, build_cpu_engine_dir
 from step_audio_build.convert.make_tiny import make_tiny
 
+torch = Lazy("torch")
+load_file = Lazy("safetensors.torch:load_file")
+save_file = Lazy("safetensors.torch:save_file")
+F = Lazy("torch.nn.functional")
+
 VOCAB = 101  # odd, so that the head's rows never divide; smaller than the tokenizer's, which plays no part here
-PROMPT = torch.tensor([[3, 100, 14, 15, 92, 65, 35, 89, 79, 0, 32, 38]])
+PROMPT = [3, 100, 14, 15, 92, 65, 35, 89, 79, 0, 32, 38]
 
 
 def make_source(directory, dtype="float32", **sizes):
@@ -67,7 +70,7 @@ def transformers_logits(directory):
     model = transformers.Qwen2ForCausalLM(config).eval()
     model.load_state_dict({k: v.float() for k, v in load_source(directory).items() if k in decoder_tensors(text)})
     with torch.no_grad():
-        return model(PROMPT).logits[0]
+        return model(torch.tensor([PROMPT])).logits[0]
 
 
 def tensor_parallel_logits(directory):
@@ -76,7 +79,7 @@ def tensor_parallel_logits(directory):
     tp, size, eps = config["mapping"]["tp_size"], config["head_size"], config["norm_epsilon"]
     ranks = [{k: v.float() for k, v in load_file(directory / f"rank{r}.safetensors").items()} for r in range(tp)]
     heads, kv_heads = config["num_attention_heads"] // tp, -(-config["num_key_value_heads"] // tp)
-    length = PROMPT.shape[1]
+    length = len(PROMPT)
     angles = torch.arange(length)[:, None] * config["rotary_base"] ** (-torch.arange(0, size, 2) / size)
     cos, sin = angles.cos(), angles.sin()
 
@@ -100,7 +103,7 @@ def tensor_parallel_logits(directory):
             F.silu(F.linear(x, w["mlp.fc.weight"])) * F.linear(x, w["mlp.gate.weight"]), w["mlp.proj.weight"]
         )
 
-    x = ranks[0]["transformer.vocab_embedding.weight"][PROMPT[0]]
+    x = ranks[0]["transformer.vocab_embedding.weight"][PROMPT]
     for n in range(config["num_hidden_layers"]):
         prefix = f"transformer.layers.{n}."
         layers = [{k.removeprefix(prefix): v for k, v in rank.items() if k.startswith(prefix)} for rank in ranks]

@@ -5,15 +5,16 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from tokenizers import Tokenizer
 
+from lazy import Lazy
 from step_audio.checkpoint import Checkpoint, decoder_tensors
 from step_audio.config import ModelConfig
-from step_audio.encoder import load_encoder
 from step_audio.errors import ArtefactError
 from step_audio_build.convert.make_tiny import make_tiny
 from step_audio_build.convert.write_checkpoint import make_sparse
+
+torch, load_encoder = Lazy("torch"), Lazy("step_audio.encoder:load_encoder")
 
 
 @pytest.fixture(scope="module")

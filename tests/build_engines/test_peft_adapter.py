@@ -4,14 +4,16 @@ import json
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
+from lazy import Lazy
 from lora_fixture import ALL, save_adapter
 from model_fixture import model
 from step_audio.checkpoint import decoder_tensors, to_float32
 from step_audio.errors import ArtefactError
 from step_audio_build.convert.peft_adapter import PeftAdapter
+
+torch, load_file = Lazy("torch"), Lazy("safetensors.torch:load_file")
+save_file = Lazy("safetensors.torch:save_file")
 
 TEXT = model().text
 RANK = 4

@@ -5,13 +5,16 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
+from lazy import Lazy
 from step_audio.checkpoint import Checkpoint, expected_tensors, from_float32, to_float32
 from step_audio.config import ModelConfig
 from step_audio.errors import CheckpointError
 from step_audio_build.convert.make_tiny import make_tiny
+
+torch = Lazy("torch")
+load_file = Lazy("safetensors.torch:load_file")
+save_file = Lazy("safetensors.torch:save_file")
 
 INDEX = "model.safetensors.index.json"
 

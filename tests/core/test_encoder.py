@@ -1,21 +1,26 @@
 """The audio encoder against StepFun's own numbers, alone, in a batch, and as ONNX."""
 
+from __future__ import annotations
+
 import json
 import math
 import shutil
 
 import numpy as np
 import pytest
-import torch
 
+from lazy import Lazy
 from paths import GOLDEN
 from step_audio.checkpoint import Checkpoint, expected_tensors
 from step_audio.config import AudioEncoderConfig, ModelConfig
-from step_audio.encoder import AudioEncoder, load_encoder
 from step_audio.errors import ArtefactError
 from step_audio_build.convert import export_encoder as export_module
 from step_audio_build.convert.export_encoder import export_encoder
 from step_audio_build.convert.make_tiny import make_tiny
+
+torch = Lazy("torch")
+AudioEncoder = Lazy("step_audio.encoder:AudioEncoder")
+load_encoder = Lazy("step_audio.encoder:load_encoder")
 
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden numbers are not here")
 CLIPS = ("mmsu_test", "spoken_mqa_test", "mmar_test", "big_bench_audio_test")

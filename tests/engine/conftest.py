@@ -2,16 +2,19 @@
 
 from dataclasses import replace
 
-import openvino
 import pytest
 
 from engine_fixture import model, options
-from step_audio.engine import Engine, openvino_executor
+from step_audio.engine import Engine
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once():
     """The graph of the small model: to compile it takes as long as ten answers, and it holds nothing of theirs."""
+    import openvino
+
+    from step_audio.engine import openvino_executor
+
     build, compile_model = openvino_executor._decoder, openvino.Core.compile_model
     kept = {}
 

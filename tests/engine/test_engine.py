@@ -6,14 +6,16 @@ from typing import get_args
 
 import numpy as np
 import pytest
-import torch
 
 from engine_fixture import HIDDEN, VOCAB, Answer, ask, generate, hugging_face, model, prompt, submit, write_engine
 from engine_runs import idle
+from lazy import Lazy
 from step_audio.checkpoint import from_float32, to_float32
 from step_audio.engine import Engine, EngineOptions, GenerationRequest
 from step_audio.engine.executor import TokenEmbedding
 from step_audio.engine.options import ExecutorName
+
+torch = Lazy("torch")
 
 LENGTHS = (1, 5, 31, 32, 33, 64, 100, 200, 300)
 

@@ -4,14 +4,16 @@ import json
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from engine_fixture import ask
+from lazy import Lazy
 from step_audio.engine import Engine, EngineOptions
 from step_audio_build.convert.convert_decoder import convert_decoder
 from step_audio_build.convert.engine_dir import BuildConfig, build_cpu_engine_dir
 from step_audio_build.convert.make_tiny import make_tiny
+
+torch = Lazy("torch")
+load_file = Lazy("safetensors.torch:load_file")
 
 NAMES = (
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads rms_norm_eps "

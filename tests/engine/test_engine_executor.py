@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 from engine_fixture import VOCAB, batch, model, prompt, write_engine
+from lazy import Lazy
 from step_audio.checkpoint import from_float32, to_float32
-from step_audio.engine import openvino_executor
 from step_audio.engine.executor import TokenEmbedding
 from step_audio.engine.int8_weights import ROWS_AT_ONCE, quantised
-from step_audio.engine.openvino_executor import OpenVinoExecutor, rotary_tables
-from step_audio.engine.torch_executor import TorchExecutor
 from step_audio.errors import ArtefactError
+
+openvino = "step_audio.engine.openvino_executor"
+OpenVinoExecutor, rotary_tables = Lazy(f"{openvino}:OpenVinoExecutor"), Lazy(f"{openvino}:rotary_tables")
+TorchExecutor = Lazy("step_audio.engine.torch_executor:TorchExecutor")
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("f32", 2e-4), ("bf16", 0.5)])
@@ -37,8 +39,8 @@ def test_threads_may_change_from_step_to_step(monkeypatch):
     """Each number has a graph of its own; all go on with what the others have put into the cache."""
     spec, weights = model()
     embed, ids = TokenEmbedding(weights), prompt(60)
-    monkeypatch.setattr(openvino_executor, "TINY_BYTES", 0)
-    monkeypatch.setattr(openvino_executor.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(f"{openvino}.TINY_BYTES", 0)
+    monkeypatch.setattr(f"{openvino}.os.cpu_count", lambda: 8)
     ours, theirs = OpenVinoExecutor(spec, weights, 10, "f32", 0), TorchExecutor(spec, weights, 10, "f32", 1)
     ways = []
     choose = ours._quickest.choose

@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 
 from engine_fixture import HIDDEN, ask, batch, hugging_face, options, prompt, submit, write_engine
+from lazy import Lazy
 from lora_fixture import merged, save_adapter
 from step_audio.config import TextConfig
 from step_audio.engine import Engine
 from step_audio.engine.executor import TokenEmbedding
-from step_audio.engine.openvino_executor import OpenVinoExecutor
-from step_audio.engine.torch_executor import TorchExecutor
 from step_audio.engine.trtllm_checkpoint import load_engine
 from step_audio.errors import InvalidRequest, NotServing
 from step_audio.lora import Dimensions, LoraTensors, unpack
 from step_audio_build.convert.peft_adapter import PeftAdapter
+
+OpenVinoExecutor = Lazy("step_audio.engine.openvino_executor:OpenVinoExecutor")
+TorchExecutor = Lazy("step_audio.engine.torch_executor:TorchExecutor")
 
 RANK = 8
 LORA = {"plugin_config": {"tokens_per_block": 32, "lora_plugin": "float32"}, "lora_config": {"max_lora_rank": RANK}}

@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
-import torch
 
+from lazy import Lazy
 from step_audio.engine.request import SamplingParams
 from step_audio.engine.sampler import TokenSampler, draw, largest, penalize, uniform
 from step_audio.errors import InvalidRequest
+
+torch = Lazy("torch")
 
 PROMPT = np.array([3, 3, 5, 900], np.int32)  # 900 is beyond the vocabulary: an audio position
 

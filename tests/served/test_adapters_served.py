@@ -9,8 +9,8 @@ import signal
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file, save_file
 
+from lazy import Lazy
 from lora_fixture import merged, save_adapter
 from raw_triton import prompt, refusal, scalar
 from reference import Reference, sine_speech
@@ -19,6 +19,8 @@ from step_audio_client import Audio, RequestError, Sampling, StepAudioClient, us
 from step_audio_server.processes import children
 from step_audio_server.serve import Service
 from waiting import wait_until
+
+load_file, save_file = Lazy("safetensors.torch:load_file"), Lazy("safetensors.torch:save_file")
 
 GREEDY = Sampling(max_tokens=12, temperature=0)
 SPEECH = sine_speech(2.5, seed=3)

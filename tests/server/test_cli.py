@@ -245,6 +245,8 @@ def test_a_file_where_a_folder_should_be(tiny, tmp_path, fails):
     ("command", "module", "extra"),
     [
         ("export-encoder --checkpoint {tiny} --output {new}", "torch", "build"),
+        ("serve --checkpoint {tiny} --work-dir {new}", "torch", "cpu"),  # and not build, lest openvino is missing next
+        ("train --output {new} --whisper {tiny}/model.bin", "torch", "train"),
         ("train --output {new} --whisper {tiny}/model.bin", "transformers", "train"),
         ("eval --output {new} --against-torch {tiny}", "transformers", "train"),
     ],

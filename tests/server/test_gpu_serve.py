@@ -14,9 +14,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from gpu_stand_ins import Machine
+from lazy import Lazy
 from lora_fixture import save_adapter
 from step_audio.artefacts import Artefacts
 from step_audio.checkpoint import decoder_tensors
@@ -34,6 +34,8 @@ from step_audio_server.launch.ports import Ports, free_ports
 from step_audio_server.serve import Service
 from step_audio_server.settings import ServeSettings, SettingsError
 from waiting import wait_until
+
+torch = Lazy("torch")
 
 PROFILE = "4xH100-16k"
 READ_BUILT = building.read_built

@@ -5,10 +5,12 @@ import os
 from types import SimpleNamespace
 
 import numpy as np
-import torch
-from torch.utils.dlpack import to_dlpack
 
+from lazy import Lazy
 from step_audio.steps.memory import LEAST, give_back
+
+torch = Lazy("torch")
+to_dlpack = Lazy("torch.utils.dlpack:to_dlpack")
 
 
 def tensor(array):

@@ -6,12 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
-import torch
-from torch.utils.dlpack import to_dlpack
 
+from lazy import Lazy
 from step_audio.errors import Code, InvalidRequest, Overloaded, StepAudioError
 from step_audio.steps.stub import LARGE, StepStub, strings
 from step_audio.steps.tensors import INTERNAL_ERROR, Bfloat16
+
+torch = Lazy("torch")
+to_dlpack = Lazy("torch.utils.dlpack:to_dlpack")
 
 
 class Sender:

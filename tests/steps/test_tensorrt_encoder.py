@@ -13,8 +13,8 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
+from lazy import Lazy
 from model_fixture import runtime
 from step_audio.errors import ArtefactError
 from step_audio.mel import token_count
@@ -22,6 +22,8 @@ from step_audio.steps import openvino_encoder
 from step_audio.steps.encoder_engine import ClipEncoder, OnnxEncoderEngine, load_engine
 from step_audio.steps.openvino_encoder import OpenVinoEncoderEngine
 from step_audio.steps.tensorrt_encoder import TensorRTEncoderEngine
+
+torch = Lazy("torch")
 
 N_MELS, DIM, CLIPS, FRAMES = 128, 6, 3, 40
 SCRATCH = 1000
@@ -184,7 +186,7 @@ def test_memory_is_taken_once(plan, monkeypatch):
     assert {name: buffer.numel() for name, buffer in engine.buffers.items()} == {
         "mel": CLIPS * N_MELS * FRAMES, "frames": CLIPS, "embeddings": CLIPS * 10 * DIM,
     }  # fmt: skip
-    monkeypatch.setattr(torch, "empty", None)  # any use would raise
+    monkeypatch.setattr("torch.empty", None)  # any use would raise
     before = Stream.synchronized
     for _ in range(3):
         engine.run(*clips(3, 40))
@@ -214,7 +216,7 @@ def test_no_room_for_the_buffers(plan, monkeypatch):
     def empty(*_, **__):
         raise torch.cuda.OutOfMemoryError
 
-    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr("torch.empty", empty)
     with pytest.raises(ArtefactError, match=r"no room on cpu for what encoder\.plan computes with"):
         TensorRTEncoderEngine(plan(Engine()), "cpu")
 

@@ -1,5 +1,7 @@
 """A tiny Qwen2 decoder, written to rank files by hand, and a few ways to ask an engine for answers."""
 
+from __future__ import annotations
+
 import json
 import math
 import tempfile
@@ -9,13 +11,15 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import torch
-from safetensors.torch import save_file
 
+from lazy import Lazy
 from step_audio.engine import Engine, EngineOptions, GenerationRequest, SamplingParams, SequenceOutput
 from step_audio.engine.executor import Batch
 from step_audio.engine.trtllm_checkpoint import load_engine
 from waiting import SECONDS
+
+torch = Lazy("torch")
+save_file = Lazy("safetensors.torch:save_file")
 
 VOCAB = 1001  # odd, so that two ranks need a padding row
 HIDDEN = 64
@@ -64,12 +68,12 @@ def hugging_face():
 def write_engine(
     directory: Path,
     tp: int = 1,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     build: dict | None = None,
     changed: dict[str, torch.Tensor] | None = None,
 ) -> Path:
     """`hugging_face()` as TensorRT-LLM would have it on `tp` GPUs; `changed`: tensors in place of its own."""
-    model = hugging_face()
+    model, dtype = hugging_face(), dtype or torch.float32
     state = {name: tensor.to(dtype) for name, tensor in {**model.state_dict(), **(changed or {})}.items()}
     config = model.config
     head = config.hidden_size // config.num_attention_heads
@@ -144,7 +148,7 @@ class Answer:
         if output.final:
             self.done.set()
 
-    def wait(self) -> "Answer":
+    def wait(self) -> Answer:
         assert self.done.wait(SECONDS), "no final output"
         return self
 
@@ -184,16 +188,16 @@ def generate(ids, max_new_tokens: int = 16, embeddings: np.ndarray | None = None
 
 
 @cache
-@torch.inference_mode()
 def _generate(ids: bytes, max_new_tokens: int, embeddings: bytes | None) -> list[int]:
     prompt = torch.from_numpy(np.frombuffer(ids, np.int64).copy())[None]
     inputs = {"input_ids": prompt}
     if embeddings is not None:
         inputs = {"inputs_embeds": torch.from_numpy(np.frombuffer(embeddings, np.float32).copy()).view(1, -1, HIDDEN)}
     torch.set_num_threads(1)  # for so small a model the second thread only gets in the way
-    out = hugging_face().generate(
-        **inputs, attention_mask=torch.ones_like(prompt), max_new_tokens=max_new_tokens, do_sample=False
-    )
+    with torch.inference_mode():
+        out = hugging_face().generate(
+            **inputs, attention_mask=torch.ones_like(prompt), max_new_tokens=max_new_tokens, do_sample=False
+        )
     return out[0, 0 if embeddings is not None else prompt.shape[1] :].tolist()
 
 

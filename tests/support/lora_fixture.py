@@ -1,10 +1,13 @@
 """LoRA adapters of random numbers, saved as PEFT does, and what they come to when they are merged."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
+from lazy import Lazy
+
+torch, save_file = Lazy("torch"), Lazy("safetensors.torch:save_file")
 
 PROJECTIONS = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
 ALL = tuple(f"{part}.{name}" for part, names in PROJECTIONS.items() for name in names)

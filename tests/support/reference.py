@@ -10,18 +10,29 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 
-import librosa
 import numpy as np
-import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from lazy import Lazy
 from step_audio.audio import encode_wav
 
+torch, F = Lazy("torch"), Lazy("torch.nn.functional")
+librosa = Lazy("librosa")
+load_file = Lazy("safetensors.torch:load_file")
+
 CLIP = 25 * 16_000
+
+
+def without_gradients(method):
+    @wraps(method)
+    def run(*arguments):
+        with torch.no_grad():
+            return method(*arguments)
+
+    return run
 
 
 @dataclass
@@ -73,7 +84,7 @@ class Reference:
         log = (filters @ power).clamp(min=1e-10).log10()
         return (torch.maximum(log, log.max() - 8) + 4) / 4
 
-    @torch.no_grad()
+    @without_gradients
     def embed_clip(self, clip: torch.Tensor) -> torch.Tensor:
         """[tokens, hidden]"""
         w = self.weights
@@ -122,7 +133,7 @@ class Reference:
             embeddings[ids == self.tokenizer.token_to_id("<audio_patch>")] = torch.cat(flat)
         return embeddings
 
-    @torch.no_grad()
+    @without_gradients
     def greedy(self, prompt: str, recordings: list[bytes], max_tokens: int) -> Greedy:
         inputs = self.prompt_embeddings(prompt, recordings)[None]
         cache, tokens, logprobs, margin = None, [], [], float("inf")

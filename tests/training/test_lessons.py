@@ -8,15 +8,17 @@ import re
 import numpy as np
 import pytest
 
+from lazy import Lazy
 from step_audio_training import voices
 from step_audio_training.arithmetic import Sum
-from step_audio_training.batches import LETTERS
 from step_audio_training.examples import typed
 from step_audio_training.lessons import ABOUT_ONE, ALOUD, SHARES, asked_aloud, make_lesson
 from step_audio_training.requests import NO_TOOL, SKILLS, draw_order
 from step_audio_training.scenes import SHARES as KINDS
 from step_audio_training.scenes import draw_practice, draw_scene, draw_unspoken
 from step_audio_training.texts import held_out, plain, sentences
+
+batches = Lazy("step_audio_training.batches")
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +57,7 @@ def test_every_kind_of_recording_can_be_asked_about(kind):
     random = np.random.default_rng(2)
     recording = draw_scene(random, kind)
     assert len(recording.samples) > 4000 and np.abs(recording.samples).max() < 4
-    assert set(recording.text) <= set(LETTERS)
+    assert set(recording.text) <= set(batches.LETTERS)
     if kind == "follow_up":  # only behind another
         heard = [draw_scene(random, "sum"), recording]
         assert any(make_lesson("second_turn", heard, random) for _ in range(20))
@@ -158,5 +160,5 @@ def test_sentences_are_plain_and_those_for_evaluation_apart():
     assert plain('The "full-length" play; don\'t!') == "the full length play don't"
     for kept in (False, True):
         for text in sentences(kept)[:500]:
-            assert set(text) <= set(LETTERS) and held_out(text) == kept
+            assert set(text) <= set(batches.LETTERS) and held_out(text) == kept
     assert sum(SHARES.values()) > 100

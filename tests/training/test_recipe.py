@@ -9,19 +9,20 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 
+from lazy import Lazy
 from step_audio.checkpoint import Checkpoint, decoder_tensors, expected_tensors
 from step_audio.config import ModelConfig
 from step_audio.errors import ArtefactError
 from step_audio.mel import token_count
 from step_audio.tokenizer import Tokenizer
 from step_audio_server.assets import embedded_checkpoint
-from step_audio_training import batches as batches_module
-from step_audio_training.batches import IGNORED, LETTERS, Batches, training_batches
 from step_audio_training.command import run
-from step_audio_training.growth import grown_decoder
 from tiny_whisper import ctranslate2_bytes, tiny_variables
+
+torch = Lazy("torch")
+batches = Lazy("step_audio_training.batches")
+grown_decoder = Lazy("step_audio_training.growth:grown_decoder")
 
 N_MELS = 8
 
@@ -45,7 +46,7 @@ def small():
             ("DRILLS", ("text_only", None)),
             ("LONGEST", 2.5),
         ):
-            patch.setattr(batches_module, name, value)
+            patch.setattr(f"step_audio_training.batches.{name}", value)
         patch.setattr("step_audio_training.voices._is_there", lambda speaker: False)
         yield
 
@@ -76,24 +77,25 @@ def one_thread():
 def test_batches_hold_what_was_said(tokenizer_json):
     """Labels are the answers, letters the words, and the audio rows are each example's own clips."""
     tokenizer, vocab = Tokenizer(tokenizer_json), 9000
-    for batch in Batches(7, 0, 1, tokenizer_json, vocab, N_MELS)[0]:
+    for batch in batches.Batches(7, 0, 1, tokenizer_json, vocab, N_MELS)[0]:
         counts = [token_count(int(length)) for length in batch.frames]
         assert batch.mels.shape[1] == N_MELS
-        assert [(row != IGNORED).sum().item() for row in batch.sounds] == counts
+        assert [(row != batches.IGNORED).sum().item() for row in batch.sounds] == counts
         assert len(batch.letters) == batch.letter_counts.sum() and batch.letters.min() > 0
-        said = ["".join(LETTERS[n - 1] for n in part) for part in batch.letters.split(batch.letter_counts.tolist())]
+        letters = batch.letters.split(batch.letter_counts.tolist())
+        said = ["".join(batches.LETTERS[n - 1] for n in part) for part in letters]
         starts = np.cumsum([0, *counts])
         texts = []
         for ids, labels in batch.groups:
             for row, answer in zip(ids, labels, strict=True):
-                text = tokenizer.decode([token for token in answer.tolist() if token != IGNORED])
+                text = tokenizer.decode([token for token in answer.tolist() if token != batches.IGNORED])
                 texts.append(text)
                 assert text.endswith("<|EOT|>")
                 audio = row[row >= vocab] - vocab
                 runs = np.split(audio.numpy(), np.flatnonzero(np.diff(audio.numpy()) != 1) + 1) if len(audio) else []
                 for run_ in runs:  # whole clips, from first row to last
                     assert run_[0] in starts and run_[-1] + 1 in starts
-                asked = np.flatnonzero(answer.numpy() != IGNORED)
+                asked = np.flatnonzero(answer.numpy() != batches.IGNORED)
                 before = row[1 : asked[0] + 1][row[1 : asked[0] + 1] < vocab]
                 assert tokenizer.decode(before.tolist()).endswith(("<think>\n", "</think>\n"))
         for heard in (text.partition("I hear: ")[2].partition(".")[0] for text in texts if text.startswith("I hear: ")):
@@ -101,14 +103,14 @@ def test_batches_hold_what_was_said(tokenizer_json):
 
 
 def test_a_step_says_the_same_wherever_a_run_begins(tokenizer_json):
-    whole = list(training_batches(7, 0, 6, tokenizer_json, 9000, N_MELS, workers=0))
+    whole = list(batches.training_batches(7, 0, 6, tokenizer_json, 9000, N_MELS, workers=0))
     assert len(whole) == 6
     for begin in (1, 3, 4):
-        later = list(training_batches(7, begin, 6, tokenizer_json, 9000, N_MELS, workers=0))
+        later = list(batches.training_batches(7, begin, 6, tokenizer_json, 9000, N_MELS, workers=0))
         assert len(later) == 6 - begin
         for a, b in zip(whole[begin:], later, strict=True):
             assert torch.equal(a.letters, b.letters) and torch.equal(a.letter_counts, b.letter_counts)
-            answers = [sum((labels != IGNORED).sum().item() for _, labels in batch.groups) for batch in (a, b)]
+            answers = [sum((labels != batches.IGNORED).sum().item() for _, labels in batch.groups) for batch in (a, b)]
             assert answers[0] == pytest.approx(answers[1], abs=4)  # espeak-ng's voices waver, and so does their height
 
 
@@ -144,7 +146,7 @@ def test_a_grown_decoder_says_what_the_small_one_says(train, tokenizer_json):
 
 def test_training_resumes_and_exports(train, tmp_path, monkeypatch, tokenizer_json, whisper):
     """Stopped, killed and resumed it gives the same weights as in one go, and a checkpoint that can be read."""
-    made = Batches(7, 0, 1, tokenizer_json, train.rows(Tokenizer(tokenizer_json).max_id + 1), N_MELS)[0] * 2
+    made = batches.Batches(7, 0, 1, tokenizer_json, train.rows(Tokenizer(tokenizer_json).max_id + 1), N_MELS)[0] * 2
     monkeypatch.setattr(train, "training_batches", lambda seed, first, last, *_: iter(made[first:last]))
     monkeypatch.setattr(train, "make_tokenizer", lambda seed: tokenizer_json)
     monkeypatch.setattr(train, "SAVE_EVERY", 2)

@@ -7,13 +7,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from lazy import Lazy
 from step_audio.clips import SAMPLE_RATE
 from step_audio_training import recordings, sound
 from step_audio_training.arithmetic import Sum, draw_large_sum, draw_sum, in_words, spell_numbers
-from step_audio_training.batches import sounds_when
 from step_audio_training.examples import SHARES, draw_example
 from step_audio_training.recordings import SOUNDS, DrawnRecording, draw_conditions, draw_recording, record
 from step_audio_training.speech import Voice, draw_variant, speak
+
+sounds_when = Lazy("step_audio_training.batches:sounds_when")
 
 TASKS = tuple(SHARES)
 

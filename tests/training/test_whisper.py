@@ -7,12 +7,14 @@ import zipfile
 
 import numpy as np
 import pytest
-import torch
 
-from step_audio.encoder import WhisperEncoder
+from lazy import Lazy
 from step_audio.errors import ArtefactError
 from step_audio_training.whisper import encoder_weights, read_ctranslate2, read_whisper, whisper_config
 from tiny_whisper import ctranslate2_bytes, tiny_variables
+
+torch = Lazy("torch")
+WhisperEncoder = Lazy("step_audio.encoder:WhisperEncoder")
 
 
 def test_variables_are_read_as_they_were_written():

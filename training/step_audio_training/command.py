@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 def add_train(commands: Commands) -> None:
     """Add the command to the subparsers of `step-audio`; `run` is set."""
-    parser = add_command(commands, "train", _train, "Train the small model on speech that is made on the fly.")
+    about = "Train the small model on speech that is made on the fly."
+    parser = add_command(commands, "train", _train, about, extra="train")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="goes on with what is there")
     parser.add_argument(
         "--whisper", type=Path, required=True, metavar="WHEEL",

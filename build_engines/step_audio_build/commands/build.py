@@ -22,7 +22,7 @@ STAGE_HELP = ", ".join(STAGES)
 
 def add_build(commands: Commands) -> argparse.ArgumentParser:
     """Add the command to the subparsers of `step-audio`; `run` is set."""
-    parser = add_command(commands, "build", run, DESCRIPTION)
+    parser = add_command(commands, "build", run, DESCRIPTION, extra="build")
     parser.add_argument(
         "--profile", required=True, metavar="NAME", help=f"{', '.join(profile_names())}, or a .toml file"
     )

@@ -63,7 +63,8 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 
 def _add_export_encoder(commands: Commands) -> None:
-    parser = add_command(commands, "export-encoder", _export_encoder, "Checkpoint's audio encoder and adaptor to ONNX.")
+    about = "Checkpoint's audio encoder and adaptor to ONNX."
+    parser = add_command(commands, "export-encoder", _export_encoder, about, extra="build")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the .onnx file")
     parser.add_argument("--length-rule", choices=("L", "L-2"), default="L", help="default %(default)s")

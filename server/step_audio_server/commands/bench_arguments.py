@@ -37,7 +37,7 @@ def seconds(text: str) -> float:
 def add_bench(commands: Commands) -> None:
     """Add the command to the subparsers of `step-audio`; `run` is set."""
     about = "Measure a served model under load: first tokens, tokens a second, where the time goes."
-    parser = add_command(commands, "bench", _bench, about)
+    parser = add_command(commands, "bench", _bench, about, extra="cpu")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="tables, figures and every request")
     parser.add_argument("--url", help="gRPC address of a running server (default: one is started for --checkpoint)")
     parser.add_argument("--http", metavar="URL", help="the OpenAI-compatible API of a running server")

@@ -6,13 +6,13 @@ import argparse
 import contextlib
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TextIO
 
 from step_audio.command_line import Commands, add_command, echo
 from step_audio.containers import ADVICE
 from step_audio.errors import StepAudioError
-from step_audio.extras import install_for
 from step_audio.foreign_flags import add_foreign_flags
 from step_audio.settings import add_flags, fields_of
 from step_audio_server.commands.arguments import (
@@ -45,9 +45,6 @@ def _main(argv: list[str] | None) -> int:
     except StepAudioError as error:
         print(f"step-audio: {error}", file=sys.stderr)
         return 1
-    except ModuleNotFoundError as error:
-        print(f"step-audio: this command needs {error.name}: {install_for(error.name or '')}", file=sys.stderr)
-        return 1
     except BrokenPipeError:
         raise
     except OSError as error:  # a full disk, a folder that may not be written to
@@ -79,6 +76,7 @@ def _flush(stream: TextIO | None) -> None:
         raise
 
 
+@cache
 def _parser() -> argparse.ArgumentParser:
     from step_audio_build.commands.build import add_build
     from step_audio_build.commands.convert import add_parts
@@ -114,7 +112,7 @@ def _add_serve(commands: Commands) -> None:
     about = (
         "Serve a checkpoint: Triton on loopback, the OpenAI-compatible API before it. On a CPU it is converted first."
     )
-    parser = add_command(commands, "serve", _serve, about)
+    parser = add_command(commands, "serve", _serve, about, extra="cpu")
     parser.add_argument("directory", nargs="?", type=Path, metavar="MODEL", help="the same as --checkpoint")
     add_flags(parser, fields_of(ServeSettings))
     add_serve_flags(parser)
@@ -172,7 +170,8 @@ def _chat(arguments: argparse.Namespace) -> int:
 
 
 def _add_demo(commands: Commands) -> None:
-    parser = add_command(commands, "demo", _demo, "Serve the small model that comes along and ask it something aloud.")
+    about = "Serve the small model that comes along and ask it something aloud."
+    parser = add_command(commands, "demo", _demo, about, extra="cpu")
     parser.add_argument("--ask", metavar="TEXT", help="what espeak-ng says (default: a sum of two numbers)")
     parser.add_argument("--work-dir", type=Path, default=Path(".work"), metavar="DIR", help="default %(default)s")
 

@@ -30,7 +30,8 @@ def budget(text: str) -> int | str:
 
 def add_eval(commands: Commands) -> None:
     """Add the command to the subparsers of `step-audio`; `run` is set."""
-    parser = add_command(commands, "eval", _eval, "Ask a served model questions whose answers are known, and score it.")
+    about = "Ask a served model questions whose answers are known, and score it."
+    parser = add_command(commands, "eval", _eval, about, extra="cpu")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="answers and report; resumable")
     parser.add_argument("--url", help="gRPC address of a running server (default: one is started for --checkpoint)")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="default: the small one that comes along")
