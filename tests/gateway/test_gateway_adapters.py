@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway_fixture import ANSWER, FakeClient, shared
+from gateway_fixture import ANSWER, FakeClient, listening, shared
+from realtime_fixture import by_hand, connected, say, until
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -49,3 +50,13 @@ async def test_a_served_name_goes_before_an_adapter_s(fake):
     async with shared(fake, served_model_name=["terse"]) as client:
         await client.post("/v1/chat/completions", json={"model": "terse", "messages": HELLO})
         assert fake.options.adapter is None
+
+
+async def test_realtime_sessions_by_their_model(fake):
+    with listening(fake) as url:
+        async with connected(url, model="terse") as connection:
+            await by_hand(connection, output_modalities=["text"])
+            await say(connection, "hello")
+            await connection.response.create()
+            await until(connection, "response.done")
+    assert connection.created.session.model == "terse" and fake.options.adapter == "terse"
