@@ -23,6 +23,9 @@ import numpy as np
 from step_audio.config import DType
 from step_audio.errors import CheckpointError
 
+# How a file of a git clone begins whose content git-lfs has not brought (git-lfs, Specification, "The Pointer").
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
 # safetensors' name -> (ours, numpy's storage type). numpy has no bfloat16: its raw bits travel as uint16.
@@ -40,6 +43,17 @@ Shapes = dict[str, tuple[int, ...]]
 def byte_size(dtype: DType, shape: tuple[int, ...]) -> int:
     """Of a tensor."""
     return math.prod(shape) * np.dtype(STORAGE[dtype]).itemsize
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Raises OSError for a file that cannot be read."""
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+def pull(directory: Path) -> str:
+    """What to do about pointers."""
+    return f"run `git lfs install` and `git lfs pull` in {directory}"
 
 
 def safetensors_header(tensors: Mapping[str, tuple[DType, tuple[int, ...]]]) -> bytes:
@@ -79,6 +93,8 @@ class SafetensorsFile:
         """Raises CheckpointError for a file that is missing, cut short, or contradicts itself, with the `remedy`."""
         name = path.name
         try:
+            if is_lfs_pointer(path):
+                raise CheckpointError(f"{name} is a git-lfs pointer, not the file: {pull(path.parent)}")
             with path.open("rb") as file:
                 status = os.fstat(file.fileno())
                 length = int.from_bytes(file.read(8), "little")

@@ -52,7 +52,7 @@ def test_flags_named_alone_exist(page):
     """`--max-seq-len` in a table, say."""
     ours = {flag for parser in subcommands().values() for flag in parser._option_string_actions}
     docker, helm, nvidia = (
-        {"--gpus", "--shm-size", "--ulimit"},
+        {"--gpus", "--shm-size", "--ulimit", "--entrypoint"},
         {"--timeout"},
         {
             "--streamingllm",

@@ -1,12 +1,17 @@
 """`step-audio build` and `step-audio serve` as commands: what is checked, said and refused."""
 
 import json
+import os
+import shutil
+from types import SimpleNamespace
 
 import pytest
 
 from build_fixture import L40S, PROFILE, quiet, settings_for
 from stand_ins import H100
 from step_audio.errors import StepAudioError
+from step_audio.safetensors import LFS_POINTER
+from step_audio_build.artefacts import artefact
 from step_audio_build.commands import build as build_command
 from step_audio_build.convert.make_tiny import make_tiny
 from step_audio_build.stages import build as stages
@@ -87,6 +92,32 @@ def test_dry_run_writes_nothing(tiny, tmp_path, machine, capsys):
     assert "trtllm-build --checkpoint_dir" in text and "mpirun" in text and "GB free" in text
     assert all(f"{stage}:" in text for stage in stages.STAGES)
     assert not work.exists() and not machine.calls()
+
+
+def test_what_a_late_stage_would_lack_is_said_at_once(tiny, tmp_path, machine, capsys, monkeypatch):
+    """By a dry run, which fails then, and by a build before its first stage."""
+    own, work = shutil.copytree(tiny, tmp_path / "own"), tmp_path / "new"
+    given = ("--profile", PROFILE.name, "--checkpoint", own, "--work-dir", work)
+    assert run_command(*given, "--dry-run") == 0 and "would fail" not in capsys.readouterr().out
+    (own / "tokenizer.json").unlink()
+    monkeypatch.setattr(artefact.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert run_command(*given, "--dry-run") == 1
+    tokenizer, disk = [line for line in capsys.readouterr().out.splitlines() if line.startswith("this would fail: ")]
+    assert "neither tokenizer.json nor vocab.json" in tokenizer and "0.0 GB free" in disk
+    with pytest.raises(StepAudioError, match=r"neither tokenizer.json nor vocab.json.*; stages download to repository"):
+        run_command(*given)
+    (own / "tokenizer.json").write_bytes(LFS_POINTER)
+    with pytest.raises(StepAudioError, match=r"tokenizer.json is a git-lfs pointer, .*`git lfs pull` in .*own"):
+        run_command(*given)
+    assert not work.exists() and not machine.calls("trtllm-build")
+
+
+def test_a_folder_of_another_user(tiny, built, machine, monkeypatch):
+    """A stage of an earlier run as root, say."""
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != built.own and real(path, mode))
+    with pytest.raises(StepAudioError, match=rf"{built.own} is not writable by user \d+: chown -R"):
+        stages.build(settings_for(tiny, built.work), quiet)
 
 
 def test_the_command_says_how_to_serve(tiny, built, machine, capsys):

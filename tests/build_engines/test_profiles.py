@@ -12,15 +12,22 @@ from step_audio_build.planning.memory_plan import plan
 from step_audio_build.planning.profiles import load_profile, profile_names
 from step_audio_build.tools.trtllm_build import FLAGS, LEFT_OUT, command
 
-MACHINES = ("1xH200", "2xH100", "4xH100", "4xH20", "4xH800", "4xL40S", "8xL40S")
+MACHINES = (
+    "1xB200", "1xH200", "2xH100", "2xH100NVL", "4xA100", "4xH100", "4xH20", "4xH20-3e", "4xH800", "4xL40S", "8xL40S",
+)  # fmt: skip
 SHAPES = {"16k": (16_384, 32), "65k": (65_536, 128)}
 CARDS = {  # nvidia-smi's MiB, bytes/s, compute capability, NVLink
     "L40S": (46068, 0.864e12, 89, False),
     "H100": (81559, 3.35e12, 90, True),
     "H800": (81559, 3.35e12, 90, True),
     "H20": (97871, 4.0e12, 90, True),
+    "H20-3e": (143771, 4.8e12, 90, True),
     "H200": (143771, 4.8e12, 90, True),
+    "H100NVL": (95830, 3.9e12, 90, True),
+    "A100": (81920, 2.039e12, 80, True),
+    "B200": (183359, 8.0e12, 100, True),
 }
+NAMES = {"H100NVL": "H100 NVL", "A100": "A100-SXM4-80GB"}  # what nvidia-smi prints of the others is the card's name
 BASE = 'gpu = "H100"\ngpus = 4\nmax_seq_len = 16384\nmax_batch_size = 32\nmax_audio_seconds = 600\n'
 
 
@@ -30,15 +37,15 @@ def written(tmp_path, text):
     return path
 
 
-def test_seven_machines_in_two_shapes():
-    assert profile_names() == [f"{machine}-{shape}" for machine in MACHINES for shape in SHAPES]
+def test_eleven_machines_in_two_shapes():
+    assert profile_names() == sorted(f"{machine}-{shape}" for machine in MACHINES for shape in SHAPES)
 
 
 @pytest.mark.parametrize("name", profile_names())
 def test_profile_is_what_its_name_says(name):
-    count, card, shape = re.fullmatch(r"(\d)x(\w+)-(\w+)", name).groups()
+    count, card, shape = re.fullmatch(r"(\d)x(.+)-(\w+)", name).groups()
     profile = load_profile(name)
-    assert (profile.name, profile.gpus, profile.gpu.name) == (name, int(count), card)
+    assert (profile.name, profile.gpus, profile.gpu.name) == (name, int(count), NAMES.get(card, card))
     assert (profile.max_seq_len, profile.max_batch_size) == SHAPES[shape]
     assert (profile.precision, profile.kv_cache_dtype) == ("bfloat16", "bfloat16")
     mib, bandwidth, sm, nvlink = CARDS[card]
@@ -84,7 +91,7 @@ def test_own_card(tmp_path):
         ("max_num_tokens = 31", "max_num_tokens: .*32"),
         ("max_num_tokens = 64\nmax_batch_size = 65", "max_num_tokens 64 is below max_batch_size 65"),
         ("max_audio_seconds = 1400", "1400 s of audio are 17640 positions, which max_seq_len 16384 has no room for"),
-        ('gpu = "H2"', "gpu must be one of L40S, H100, H800, H20, H200"),
+        ('gpu = "H2"', "gpu must be one of L40S, H100, H800, H20, H200, H20-3e, H100NVL, A100, B200"),
         ("gpu = 3", "gpu must be one of"),
         ("name = [", "is not valid TOML"),
     ],
@@ -125,7 +132,7 @@ def test_fp8_kv_cache_on_demand(tmp_path):
 
 
 def test_unknown_name_lists_the_known(tmp_path):
-    with pytest.raises(SettingsError, match=r"no profile gpus; use 1xH200-16k, .*8xL40S-65k, or the path of a .toml"):
+    with pytest.raises(SettingsError, match=r"no profile gpus; use 1xB200-16k, .*8xL40S-65k, or the path of a .toml"):
         load_profile("gpus")
     with pytest.raises(SettingsError, match="No such file"):
         load_profile(tmp_path / "none.toml")

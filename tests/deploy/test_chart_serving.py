@@ -111,7 +111,8 @@ def test_shared_memory_is_memory_and_each_server_has_its_own_files():
 def test_containers_run_commands_that_there_are(case):
     for component in {"engine", "build", "gateway"} & pods(CASES[case]).keys():
         part = container(component, CASES[case])
-        assert part["command"] == ["step-audio"]
+        # On GPUs none, so that the image's entrypoint comes before it.
+        assert part.get("command") == (["step-audio"] if part["image"].endswith("-cpu") else None)
         _parser().parse_args(part["args"])
 
 

@@ -18,6 +18,7 @@ import dockerfile
 from dockerfile import ROOT, executable, pins
 from step_audio_gateway.settings import GatewaySettings
 from step_audio_server import vllm_process
+from step_audio_server.doctor.pins import ENTRYPOINT
 
 DOCKER = ROOT / "docker"
 GPU, CPU, VLLM = DOCKER / "Dockerfile", DOCKER / "Dockerfile.cpu", DOCKER / "Dockerfile.vllm"
@@ -52,7 +53,8 @@ def test_images_run_as_a_numbered_user_and_tell_their_health(path):
     names = [found.name for found in dockerfile.instructions(path)]
     assert dockerfile.values(path, "USER")[-1] == "1000:1000"  # by number, for Kubernetes' runAsNonRoot
     assert names.index("ENTRYPOINT") > len(names) - names[::-1].index("USER") - 1
-    assert json.loads(dockerfile.values(path, "ENTRYPOINT")[0]) == ["step-audio"]
+    nvidia_s = [] if path == CPU else [ENTRYPOINT]  # which sets up CUDA's forward compatibility
+    assert json.loads(dockerfile.values(path, "ENTRYPOINT")[0]) == [*nvidia_s, "step-audio"]
     assert "healthcheck.py" in dockerfile.values(path, "HEALTHCHECK")[0]
     assert dockerfile.values(path, "EXPOSE") == [str(GatewaySettings.model_fields["port"].default)]
 
@@ -78,6 +80,7 @@ def image_root(tmp_path) -> tuple[Path, dict[str, str]]:
     (backends / "tensorrtllm/libtriton_tensorrtllm.so").touch()
     for name in ("tritonserver", "trtllm-build", "mpirun"):
         executable(tmp_path / "bin" / name, "")
+    executable(tmp_path / ENTRYPOINT.lstrip("/"), "")
     executable(tmp_path / "bin/id", "#!/bin/sh\necho 1000\n")
     executable(tmp_path / "bin/install", '#!/bin/sh\nfor last; do :; done; mkdir -p "$last"\n')  # may be no root here
     image = tmp_path / "opt/venv-tritonserver"
@@ -123,7 +126,7 @@ def test_gpu_image_is_put_together_and_keeps_the_image_s_packages(image_root):
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("lacking", ["backend", "worker", "version", "program"])
+@pytest.mark.parametrize("lacking", ["backend", "worker", "version", "program", "entrypoint"])
 def test_gpu_image_is_refused_before_anything_is_installed(image_root, lacking):
     root, environment = image_root
     (root / "tmp").mkdir()
@@ -131,6 +134,8 @@ def test_gpu_image_is_refused_before_anything_is_installed(image_root, lacking):
         (root / "opt/tritonserver/backends/tensorrtllm/libtriton_tensorrtllm.so").unlink()
     elif lacking == "worker":
         (root / "opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker").unlink()
+    elif lacking == "entrypoint":
+        (root / ENTRYPOINT.lstrip("/")).unlink()
     elif lacking == "program":
         (root / "bin/trtllm-build").unlink()
     arguments = {"TENSORRT_LLM_VERSION": "1.1.0"} if lacking == "version" else {}
@@ -155,7 +160,8 @@ def test_gpu_image_whose_numpy_is_not_the_image_s_is_refused(image_root):
 @pytest.mark.processes
 @pytest.mark.parametrize("lacking", ["", "version"])
 def test_vllm_image_has_two_environments_that_do_not_know_each_other(tmp_path, lacking):
-    executable(tmp_path / "opt/tritonserver/backends/python/triton_python_backend_stub", "")
+    for needed in ("opt/tritonserver/backends/python/triton_python_backend_stub", ENTRYPOINT.lstrip("/")):
+        executable(tmp_path / needed, "")
     for name in ("tritonserver", "id", "install"):
         said = {"id": "echo 1000", "install": 'for last; do :; done; mkdir -p "$last"'}.get(name, "")
         executable(tmp_path / "bin" / name, f"#!/bin/sh\n{said}\n")

@@ -2,107 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 import resource
 import socket
-from pathlib import Path
 
 import pytest
 
 from dockerfile import ROOT, executable
+from doctor_fixture import H100, HEAD, L40S, TWO_SOCKETS, Space, found
+from step_audio.safetensors import LFS_POINTER
 from step_audio_build.commands.plan import PUBLISHED
+from step_audio_build.convert.make_tiny import make_tiny
 from step_audio_build.planning import host_memory
-from step_audio_build.planning.gpus import FoundGpu, visible_gpus
 from step_audio_build.planning.memory_plan import plan
 from step_audio_build.planning.profiles import load_profile
 from step_audio_build.stages.layout import Layout
-from step_audio_server.doctor import command, cpu, gpu, host, image, pins
+from step_audio_server.doctor import cpu, host, image, pins
 from step_audio_server.launch import gpu_image
-
-H100 = "NVIDIA H100 80GB HBM3, 9.0, 81559, 590.44.01"
-L40S = "NVIDIA L40S, 8.9, 46068, 590.44.01"
-HEAD = "| NVIDIA-SMI 590.44.01    Driver Version: 590.44.01    CUDA Version: 13.1     |\n"
-
-# As nvidia-smi prints it: an underlined head, and columns behind the GPUs' own.
-NVLINKED = """\t\x1b[4mGPU0\tGPU1\tGPU2\tGPU3\tNIC0\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID\x1b[0m
-GPU0\t X \tNV18\tNV18\tNV18\tNODE\t0-55\t0\t\tN/A
-GPU1\tNV18\t X \tNV18\tNV18\tNODE\t0-55\t0\t\tN/A
-GPU2\tNV18\tNV18\t X \tNV18\tSYS\t56-111\t1\t\tN/A
-GPU3\tNV18\tNV18\tNV18\t X \tSYS\t56-111\t1\t\tN/A
-NIC0\tNODE\tNODE\tSYS\tSYS\t X \t\t\t\t
-
-Legend:
-
-  X    = Self
-"""
-TWO_SOCKETS = """\t\x1b[4mGPU0\tGPU1\tGPU2\tGPU3\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID\x1b[0m
-GPU0\t X \tPIX\tSYS\tSYS\t0-31\t0\t\tN/A
-GPU1\tPIX\t X \tSYS\tSYS\t0-31\t0\t\tN/A
-GPU2\tSYS\tSYS\t X \tPIX\t32-63\t1\t\tN/A
-GPU3\tSYS\tSYS\tPIX\t X \t32-63\t1\t\tN/A
-"""
-
-
-class Machine:
-    """Programs on PATH and folders in place of a GPU machine's."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
-        self.bin, self.triton = folder / "bin", folder / "tritonserver"
-        self.work = folder / "work"
-        self.work.mkdir()
-        monkeypatch.setenv("PATH", f"{self.bin}:/usr/bin:/bin")
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        monkeypatch.setattr(gpu_image, "TRITON", self.triton)
-        monkeypatch.setattr(image, "installed_version", {"tensorrt_llm": "1.2.1", "tensorrt": "10.14.1.48"}.get)
-
-    def gpus(self, *cards: str, head: str = HEAD, topology: str = NVLINKED, load: str = "4, [N/A]", status: int = 0):
-        """`cards`: lines as gpus.QUERY is answered; `load`: memory in use and MIG, of each."""
-        loads = "\n".join([load] * len(cards))
-        for name, text in (("cards", "\n".join(cards)), ("head", head), ("topology", topology), ("load", loads)):
-            (self.triton.parent / name).write_text(text + "\n", encoding="utf-8")
-        files = self.triton.parent
-        executable(
-            self.bin / "nvidia-smi",
-            f'#!/bin/sh\ncase "$*" in\n*memory.used*) cat {files}/load ;;\n*query-gpu*) cat {files}/cards ;;\n'
-            f'topo*) cat {files}/topology ;;\n"") cat {files}/head ;;\nesac\nexit {status}\n',
-        )
-
-    def ngc_image(self) -> None:
-        for part in gpu_image.PARTS:
-            executable(self.triton / part, "")
-        for name in ("trtllm-build", "mpirun"):
-            executable(self.bin / name, "#!/bin/sh\n")
-
-    def doctor(self, capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, dict]:
-        """Exit status and what --json says."""
-        status, lines = self.run(capsys, "--json", *flags)
-        return status, json.loads("".join(lines))
-
-    def run(self, capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, list[str]]:
-        parser = argparse.ArgumentParser()
-        command.add_doctor(parser.add_subparsers())
-        arguments = parser.parse_args(["doctor", "--work-dir", str(self.work), *flags])
-        return arguments.run(arguments), capsys.readouterr().out.splitlines()
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Machine:
-    monkeypatch.setattr(host, "_free", lambda port: True)
-    monkeypatch.setattr(host.shutil, "disk_usage", lambda path: Space(10**12, 10**12))
-    monkeypatch.setattr(host_memory, "memory", lambda: (10**12, 10**12))
-    monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    return Machine(tmp_path, monkeypatch)
-
-
-class Space:
-    def __init__(self, total: int, free: int):
-        self.total, self.free = total, free
-
-
-def found(report: dict, name: str) -> dict:
-    return next(finding for finding in report["findings"] if finding["name"] == name)
 
 
 def test_four_h100s_in_the_image_are_ready_for_their_profile(here, capsys):
@@ -188,57 +104,6 @@ def test_a_broken_driver_is_told_in_its_own_words(here, capsys):
     assert status == 0 and found(report, "GPUs")["status"] == "warning"
     assert "couldn't communicate" in found(report, "GPUs")["found"]
     assert here.doctor(capsys, "--profile", "4xH100-16k")[0] == 1
-
-
-@pytest.mark.parametrize(
-    ("driver", "cuda", "status"),
-    [
-        ("590.44.01", "13.1", "ok"),
-        ("595.1", "13.2", "ok"),
-        ("580.95.05", "13.0", "warning"),
-        ("575.57.08", "12.9", "fault"),
-    ],
-)
-def test_driver_and_its_cuda(here, driver, cuda, status):
-    here.gpus(H100.replace("590.44.01", driver), head=HEAD.replace("13.1", cuda))
-    assert gpu.driver(visible_gpus()).status == status
-    assert gpu.cuda().status == status
-
-
-def test_gpus_that_are_not_whole_or_not_free(here):
-    here.gpus(H100, load="4, Enabled")
-    assert [finding.status for finding in gpu.load(visible_gpus())] == ["fault"]
-    here.gpus(H100, H100, load="70000, Disabled")
-    busy = gpu.load(visible_gpus())
-    assert [(finding.name, finding.status) for finding in busy] == [("GPU 0", "warning"), ("GPU 1", "warning")]
-    assert "73.4 GB" in busy[0].found
-
-
-def test_links_of_the_ranks_alone_count():
-    assert gpu.topology(NVLINKED) == {"NV18"}
-    assert gpu.topology(TWO_SOCKETS) == {"PIX", "SYS"}
-    assert gpu.topology(TWO_SOCKETS, 2) == {"PIX"}
-    assert gpu.topology("\t\x1b[4mGPU0\tCPU Affinity\x1b[0m\nGPU0\t X \t0-15\n") == set()
-
-
-def test_links_that_a_profile_counts_on(here):
-    here.gpus(*[H100] * 4, topology=TWO_SOCKETS)
-    assert "nvlink -s" in gpu.links(load_profile("4xH100-16k")).advice
-    assert "NCCL_P2P_DISABLE=1" in gpu.links(load_profile("4xL40S-16k")).advice
-    here.gpus(*[L40S] * 4, topology=TWO_SOCKETS.replace("SYS", "NODE"))
-    assert gpu.links(load_profile("4xL40S-16k")).status == "ok"
-
-
-def test_h20_is_no_h200():
-    h200 = FoundGpu("NVIDIA H200", 90, 143771 << 20, "590.44.01")
-    assert gpu.suitable([h200]) == ["1xH200-16k", "1xH200-65k"]
-
-
-@pytest.mark.parametrize(("mib", "fits"), [(81_559, True), (79_000, True), (76_000, False), (95_830, False)])
-def test_a_card_of_the_name_with_another_memory(mib, fits):
-    """The H100 NVL has 94 GB: a profile of 80 GB would leave a seventh of it unused."""
-    cards = [FoundGpu("NVIDIA H100 NVL", 90, mib << 20, "590.44.01")] * 4
-    assert ("4xH100-16k" in gpu.suitable(cards)) == fits
 
 
 def test_versions_of_another_image_are_faults(here, monkeypatch):
@@ -340,18 +205,9 @@ def test_ports_in_use_are_named_with_their_flags():
 
 
 def test_permissions(tmp_path, monkeypatch):
-    assert host.permissions(tmp_path / "new", None).status == "ok"
-    empty = tmp_path / "checkpoint"
-    empty.mkdir()
-    assert "no checkpoint" in host.permissions(tmp_path, empty).found
-    for name in ("config.json", "model.safetensors"):
-        (empty / name).touch()
-    assert host.permissions(tmp_path, empty).status == "ok"
-    allowed = lambda path, mode: Path(path).name != "model.safetensors"  # noqa: E731  (root may read everything)
-    monkeypatch.setattr(host.os, "access", allowed)
-    assert "model.safetensors is not readable" in host.permissions(tmp_path, empty).found
-    monkeypatch.setattr(host.os, "access", lambda path, mode: False)
-    assert host.permissions(tmp_path, None).status == "fault"
+    assert host.permissions(tmp_path / "new").status == "ok"
+    monkeypatch.setattr(host.os, "access", lambda path, mode: False)  # root may do everything
+    assert host.permissions(tmp_path).status == "fault"
 
 
 def test_locked_memory_counts_for_several_gpus(monkeypatch):
@@ -367,6 +223,24 @@ def test_a_checkpoint_that_cannot_be_read_is_one_finding(here, capsys, tmp_path)
     status, report = here.doctor(capsys, "--profile", "4xH100-16k", "--checkpoint", str(tmp_path / "model"))
     assert status == 1 and report["works"] == []
     assert found(report, "checkpoint")["status"] == "fault"
+
+
+def test_what_a_late_stage_would_lack_of_a_checkpoint(here, capsys, tmp_path):
+    """With a profile or without; what is lacking besides it is told all the same."""
+    here.gpus(*[H100] * 4)
+    here.ngc_image()
+    make_tiny(tmp_path / "model", audio_layers=1, max_position_embeddings=32_768)
+    given = ("--profile", "4xH100-16k", "--checkpoint", str(tmp_path / "model"))
+    status, report = here.doctor(capsys, *given)
+    assert status == 0 and found(report, "checkpoint")["found"] == f"{tmp_path / 'model'} is whole"
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    for flags in (given, given[2:]):
+        status, report = here.doctor(capsys, *flags)
+        assert status == 1 and report["works"] == []
+        assert "has neither tokenizer.json nor vocab.json with merges.txt" in found(report, "checkpoint")["found"]
+    (tmp_path / "model" / "model.safetensors").write_bytes(LFS_POINTER + b"v1\noid sha256:0\nsize 67000000000\n")
+    (said,) = [one for one in here.doctor(capsys, *given)[1]["findings"] if one["name"] == "checkpoint"]
+    assert said["status"] == "fault" and f"`git lfs pull` in {tmp_path / 'model'}" in said["found"]
 
 
 def test_what_the_cpu_path_lacks(monkeypatch):

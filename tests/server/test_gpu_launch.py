@@ -124,9 +124,13 @@ def test_one_gpu_needs_no_mpirun():
 
 def test_the_ranks_environment(monkeypatch):
     user = {"NCCL_P2P_DISABLE": "1", "PATH": "/usr/bin"}
-    assert gpu_environment(user, 4) == user | {"PMIX_MCA_gds": "hash", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
+    assert gpu_environment(user, 4) == user | {
+        "PMIX_MCA_gds": "hash", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "0,1,2,3",
+    }  # fmt: skip
     chosen = gpu_environment({"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b,GPU-c", "PMIX_MCA_gds": "ds21"}, 2)
-    assert chosen == {"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b", "PMIX_MCA_gds": "ds21"}
+    assert chosen == {
+        "CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "PMIX_MCA_gds": "ds21",
+    }  # fmt: skip
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/usr/local/tensorrt/lib")
     environment = gpu_launch(Path("/t"), Path("/r"), Ports(1, 2, 3), 4, 5).environment

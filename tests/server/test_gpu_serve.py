@@ -5,6 +5,7 @@ Engines are said to be built, mpirun and tritonserver are stand-ins (gpu_stand_i
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -19,12 +20,19 @@ from gpu_stand_ins import Machine
 from lazy import Lazy
 from lora_fixture import save_adapter
 from step_audio.artefacts import Artefacts
+from step_audio.audio import decode_audio
+from step_audio.chat import ClipInfo, build_prompt
 from step_audio.checkpoint import decoder_tensors
+from step_audio.clips import SAMPLE_RATE, content_hash
 from step_audio.config import ModelConfig
+from step_audio.conversation import parse_conversation
 from step_audio.errors import ArtefactError
+from step_audio.tokenizer import Tokenizer
 from step_audio_build.convert.make_tiny import make_tiny
-from step_audio_build.planning.profiles import load_profile
+from step_audio_build.planning.memory_plan import TOKENS_PER_BLOCK
+from step_audio_build.planning.profiles import audio_rows, load_profile
 from step_audio_build.stages import repository as building
+from step_audio_client.messages import split_audio
 from step_audio_client.tls import Tls
 from step_audio_server import prepare, serve, supervision, tritonserver
 from step_audio_server.errors import ServerError
@@ -39,6 +47,7 @@ torch = Lazy("torch")
 
 PROFILE = "4xH100-16k"
 READ_BUILT = building.read_built
+WARM_UP = serve.warm_up
 
 
 @pytest.fixture
@@ -228,7 +237,7 @@ def test_a_forgotten_profile(gpus, service, monkeypatch):
 
 def test_an_unknown_profile(service):
     settings = service.settings.model_copy(update={"profile": "3xA100"})
-    with pytest.raises(SettingsError, match="there is no profile 3xA100; use 1xH200-16k"):
+    with pytest.raises(SettingsError, match="there is no profile 3xA100; use 1xB200-16k"):
         prepare.prepare(settings, Ports(*free_ports(3)), print, nothing_claimed)
 
 
@@ -265,3 +274,33 @@ def test_settings_on_gpus(tmp_path):
     assert own.encoder_batch_clips == 1 and own.limits.max_audio_seconds == 60
     with pytest.raises(SettingsError, match="triton_host"):
         ServeSettings.create(checkpoint=tmp_path, work_dir=tmp_path, triton_host="everywhere")
+
+
+def test_the_warm_up_meets_its_own_blocks(tmp_path, monkeypatch):
+    """The same request twice, which is longer than a block of the KV cache; its recording is in the first."""
+    asked = []
+
+    class Client:
+        def __init__(self, address, tls):
+            self.address = address
+
+        async def __aenter__(self):
+            return self
+
+        async def __aexit__(self, *_):
+            pass
+
+        async def complete(self, messages, sampling, timeout):
+            asked.append((self.address, messages, sampling))
+
+    monkeypatch.setattr(serve, "StepAudioClient", Client)
+    asyncio.run(WARM_UP("here", Tls()))
+    first, second = asked
+    assert first == second and first[0] == "here"
+    text, (recording,) = split_audio(first[1])
+    samples = decode_audio(recording)
+    clips = [[ClipInfo(audio_rows(len(samples) / SAMPLE_RATE), content_hash(samples))]]
+    make_tiny(tmp_path / "tiny", layers=1, audio_layers=1)
+    tokenizer = Tokenizer.from_directory(tmp_path / "tiny")
+    ids = build_prompt(parse_conversation(json.loads(text)), tokenizer, 10**6, clips).input_ids
+    assert len(ids) > TOKENS_PER_BLOCK > (ids >= 10**6).argmax()

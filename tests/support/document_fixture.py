@@ -17,7 +17,7 @@ PAGES += sorted((ROOT / "models").rglob("*.md"))
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 ENDS = ("|", "&&", "||", ";", "&", ">", "2>")  # of a command within a line
 # What stands before the command where a container runs it: our image, or a service of docker/compose.yaml.
-IN_CONTAINER = re.compile(r"(?:\S+/)?step-audio-triton:\S+|build|serve|cpu")
+IN_CONTAINER = re.compile(r"(?:\S+/)?step-audio-triton:\S+|build|serve|cpu|vllm")
 
 
 def blocks(page: Path, *languages: str) -> Iterator[str]:

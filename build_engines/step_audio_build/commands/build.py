@@ -50,7 +50,9 @@ def add_build(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers", type=int, metavar="N", help="ranks that trtllm-build builds at once (default: what fits in memory)"
     )
-    parser.add_argument("--dry-run", action="store_true", help="print commands and sizes; needs no GPU")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print commands and sizes, and what would fail; needs no GPU"
+    )
     return parser
 
 
@@ -58,7 +60,8 @@ OPTIONS = ("checkpoint", "model", "encoder_precision", "length_rule", "quantize_
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Raises StepAudioError, and KeyboardInterrupt after a signal; what is finished then stays."""
+    """1 for a dry run of what would fail. Raises StepAudioError, and KeyboardInterrupt after a signal; what is finished
+    then stays."""
     given = {name: value for name in OPTIONS if (value := getattr(arguments, name)) is not None}
     profile = _with_precision(load_profile(arguments.profile), arguments.precision)
     if arguments.work_dir is None and arguments.checkpoint is None:
@@ -76,8 +79,9 @@ def run(arguments: argparse.Namespace) -> int:
 
         settings = settings.model_copy(update={"model": with_whole_commit(settings.model, settings.work_dir)})
     if arguments.dry_run:
-        print("\n".join(describe(settings, arguments.first, arguments.last)))
-        return 0
+        lines, lacking = describe(settings, arguments.first, arguments.last)
+        print("\n".join([*lines, *(f"this would fail: {fault}" for fault in lacking)]))
+        return 1 if lacking else 0
     previous = signal.signal(signal.SIGTERM, _interrupt)  # `docker stop`, as Ctrl-C: the child is ended with us
     try:
         build(settings, echo, arguments.first, arguments.last)

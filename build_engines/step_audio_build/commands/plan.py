@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     model = ModelConfig.from_directory(arguments.checkpoint) if arguments.checkpoint else PUBLISHED
     if arguments.profile is None:
         for name in profile_names():
-            print(f"{name:<12}{plan(load_profile(name), model).summary()}")
+            print(f"{name:<15}{plan(load_profile(name), model).summary()}")
         return 0
     found = plan(load_profile(arguments.profile), model)
     print("\n".join(report(found, model)))

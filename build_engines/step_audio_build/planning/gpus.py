@@ -10,7 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from step_audio.errors import ArtefactError
 from step_audio_build.planning.profiles import Profile
 
-QUERY = ["nvidia-smi", "--query-gpu=name,compute_cap,memory.total,driver_version", "--format=csv,noheader,nounits"]
+CSV = "--format=csv,noheader,nounits"
+QUERY = ("--query-gpu=name,compute_cap,memory.total,driver_version", CSV)
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 TIMEOUT = 60.0  # seconds; without the persistence daemon nvidia-smi initialises every GPU first
 MEMORY_SLACK = 0.95  # of a profile's memory: ECC and the driver take a little, another model of the card a lot
 
@@ -20,15 +22,27 @@ class FoundGpu:
     """A GPU of this machine, as nvidia-smi describes it."""
 
     name: str
-    sm: int  # compute capability, 89 or 90
+    sm: int  # compute capability: 80, 89, 90 or 100
     memory_bytes: int
     driver: str
+    index: int = 0  # nvidia-smi's
 
 
 def visible_gpus() -> list[FoundGpu]:
-    """In nvidia-smi's order, without those that CUDA_VISIBLE_DEVICES hides. Raises ArtefactError."""
+    """Those that CUDA_VISIBLE_DEVICES names, in its order; without it all, in nvidia-smi's. Raises ArtefactError."""
+    answer = nvidia_smi(*QUERY)
     try:
-        answer = subprocess.run(QUERY, capture_output=True, text=True, timeout=TIMEOUT)
+        found = [_gpu(index, line) for index, line in enumerate(filter(str.strip, answer.splitlines()))]
+    except ValueError:
+        raise ArtefactError(f"nvidia-smi answered {answer.strip()!r}, which is not understood") from None
+    chosen = os.environ.get(VISIBLE)
+    return found if chosen is None else _chosen(chosen, found)
+
+
+def nvidia_smi(*arguments: str) -> str:
+    """Its answer. Raises ArtefactError."""
+    try:
+        answer = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=TIMEOUT)
     except FileNotFoundError:
         raise ArtefactError("nvidia-smi is not installed: engines are built on the GPUs that run them") from None
     except subprocess.TimeoutExpired:
@@ -36,27 +50,41 @@ def visible_gpus() -> list[FoundGpu]:
     if answer.returncode:
         lines = (answer.stdout + answer.stderr).strip().splitlines()
         raise ArtefactError(f"nvidia-smi failed: {lines[-1] if lines else f'status {answer.returncode}'}")
-    try:
-        found = [_gpu(line) for line in answer.stdout.splitlines() if line.strip()]
-    except ValueError:
-        raise ArtefactError(f"nvidia-smi answered {answer.stdout.strip()!r}, which is not understood") from None
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is None or not all(part.strip().isdigit() for part in chosen.split(",")):
-        return found  # unset, or names of devices, which nvidia-smi's order does not tell
-    return [found[int(part)] for part in chosen.split(",") if int(part) < len(found)]
+    return answer.stdout
 
 
-def _gpu(line: str) -> FoundGpu:
+def _gpu(index: int, line: str) -> FoundGpu:
     name, capability, mebibytes, driver = (part.strip() for part in line.split(","))
     major, minor = capability.split(".")
-    return FoundGpu(name, 10 * int(major) + int(minor), int(mebibytes) << 20, driver)
+    return FoundGpu(name, 10 * int(major) + int(minor), int(mebibytes) << 20, driver, index)
+
+
+def _chosen(named: str, found: list[FoundGpu]) -> list[FoundGpu]:
+    """As CUDA takes the variable (CUDA C++ Programming Guide, "CUDA Environment Variables"): numbers, or UUIDs or their
+    beginnings; what stands behind a name that is nobody's is hidden. Raises ArtefactError for parts of GPUs (MIG).
+    """
+    names = [name.strip() for name in named.split(",")]
+    if parts := [name for name in names if name.startswith("MIG-")]:
+        raise ArtefactError(f"{VISIBLE} names {parts[0]}, a part of a GPU (MIG), and ranks need whole ones")
+    uuids = nvidia_smi("--query-gpu=uuid", CSV).split() if any(name.startswith("GPU-") for name in names) else []
+    visible: list[FoundGpu] = []
+    for name in names:
+        if name.startswith("GPU-"):
+            indices = [index for index, uuid in enumerate(uuids) if uuid.startswith(name)]
+        else:
+            indices = [int(name)] if name.isdigit() and int(name) < len(found) else []
+        if len(indices) != 1 or found[indices[0]] in visible:
+            break
+        visible.append(found[indices[0]])
+    return visible
 
 
 def require(profile: Profile) -> FoundGpu:
     """One of the GPUs that the profile's ranks run on. Raises ArtefactError when there are too few, or others."""
     found = visible_gpus()
     if len(found) < profile.gpus:
-        raise ArtefactError(f"profile {profile.name} needs {profile.gpus} GPUs, {len(found)} are visible")
+        chosen = f" ({VISIBLE}={os.environ[VISIBLE]})" if VISIBLE in os.environ else ""
+        raise ArtefactError(f"profile {profile.name} needs {profile.gpus} GPUs, {len(found)} are visible{chosen}")
     used = found[: profile.gpus]
     for gpu in used:
         if gpu.sm != profile.gpu.sm:

@@ -42,10 +42,10 @@ REFUSED = {
 class Gpu(Strict):
     """One card."""
 
-    name: str  # a word of the name that nvidia-smi prints: "H20" is not "H200"
+    name: str  # words of the name that nvidia-smi prints: "H20" is not "H200", nor "H20-3e"
     memory_bytes: PositiveInt  # nvidia-smi's total
     bandwidth: PositiveFloat  # bytes/s between the GPU and its memory
-    sm: PositiveInt  # compute capability, 89 or 90: an engine runs on the one it was built on
+    sm: PositiveInt  # compute capability: an engine runs on the one it was built on
     nvlink: bool
 
 

@@ -6,9 +6,11 @@ identity of what it was made from. So no stage goes on with another build's arte
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from step_audio.command_line import Echo
@@ -67,7 +69,9 @@ def build(settings: BuildSettings, echo: Echo, first: str | None = None, last: s
     if first is not None:
         for stage in stages[start:]:
             stage.invalidate()
-    _require_space(job, stages, chosen)
+    _learn_model(job, stages)
+    if lacking := _lacking(job, stages, chosen):
+        raise ArtefactError("; ".join(lacking))
     settings.work_dir.mkdir(parents=True, exist_ok=True)
     for stage in chosen:
         if _finished(stage):
@@ -78,8 +82,11 @@ def build(settings: BuildSettings, echo: Echo, first: str | None = None, last: s
             echo(f"{stage.name}: done")
 
 
-def describe(settings: BuildSettings, first: str | None = None, last: str = STAGES[-1]) -> list[str]:
-    """What `build` would do, line by line. Asks the hub about a model that is not here; writes nothing."""
+def describe(settings: BuildSettings, first: str | None = None, last: str = STAGES[-1]) -> tuple[list[str], list[str]]:
+    """What `build` would do, line by line, and what would keep it from that, GPUs and programs apart.
+
+    Asks the hub about a model that is not here; writes nothing.
+    """
     from step_audio_build.stages.layout import BuildJob
 
     job = BuildJob(settings, lambda line: None)
@@ -87,7 +94,8 @@ def describe(settings: BuildSettings, first: str | None = None, last: str = STAG
     _learn_model(job, stages)
     lines = [job.plan.table(), *job.plan.reasons]
     total = 0
-    for stage in stages[0 if first is None else STAGES.index(first) : STAGES.index(last) + 1]:
+    chosen = stages[0 if first is None else STAGES.index(first) : STAGES.index(last) + 1]
+    for stage in chosen:
         if first is None and _done(stage):
             lines.append(f"{stage.name}: nothing to do")
             continue
@@ -97,7 +105,7 @@ def describe(settings: BuildSettings, first: str | None = None, last: str = STAG
         lines += [f"    {line}" for line in stage.describe()]
     free = free_space(settings.work_dir)
     lines.append(f"in all {total / 1e9:.2f} GB; {settings.work_dir} has {free / 1e9:.2f} GB free")
-    return lines
+    return lines, _lacking(job, stages, chosen)
 
 
 def space_needed(job: BuildJob) -> int:
@@ -159,13 +167,27 @@ def _learn_model(job: BuildJob, stages: Stages) -> None:
         job.model = stages[0].peek()
 
 
-def _require_space(job: BuildJob, stages: Stages, chosen: Sequence[Stage]) -> None:
-    """For all stages that are to be done, together. Raises ArtefactError, also for a plan that does not fit."""
-    _learn_model(job, stages)
+def _lacking(job: BuildJob, stages: Stages, chosen: Sequence[Stage]) -> list[str]:
+    """What some stage, however late, would end for, as far as checkpoint, plan and disk show it now."""
+    found = list(stages[0].faults)
     if not job.plan.fits:
-        raise ArtefactError(f"{job.profile.name} does not fit: {'; '.join(job.plan.reasons)}")
-    needed = sum(stage.size() for stage in chosen if not _done(stage))
-    require_space(job.settings.work_dir, needed, f"stages {chosen[0].name} to {chosen[-1].name}")
+        found.append(f"{job.profile.name} does not fit: {'; '.join(job.plan.reasons)}")
+    layout = job.layout
+    for folder in (_existing(layout.work), layout.own, layout.decoder, layout.plain_decoder):
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            found.append(f"{folder} is not writable by user {os.geteuid()}: chown -R {os.geteuid()} {folder}")
+    try:
+        needed = sum(stage.size() for stage in chosen if not _done(stage))
+        require_space(layout.work, needed, f"stages {chosen[0].name} to {chosen[-1].name}")
+    except StepAudioError as error:
+        found.append(str(error))
+    return list(dict.fromkeys(found))
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
 
 
 def _done(stage: Stage) -> bool:

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from step_audio.artefacts import Artefacts
+from step_audio.checkpoint_faults import require_whole
 from step_audio.command_line import Echo
 from step_audio.config import DType, ModelConfig
 from step_audio.errors import StepAudioError
 from step_audio.mel import LengthRule
 from step_audio.progress import Progress
-from step_audio.tokenizer import Tokenizer, check_vocabulary
+from step_audio.tokenizer import Tokenizer
 from step_audio.tokenizer_info import xgrammar_tokenizer_info
 from step_audio_build.artefacts.manifest import write_atomically
 from step_audio_build.convert.convert_decoder import convert_decoder
@@ -47,12 +48,12 @@ class CpuBuild:
 
 def build(job: CpuBuild, echo: Echo) -> Artefacts:
     """Raises StepAudioError; interrupted, the next call goes on where this one was."""
+    require_whole(job.checkpoint)
     model = ModelConfig.from_directory(job.checkpoint)
     work = job.work_dir
     work.mkdir(parents=True, exist_ok=True)
 
     tokenizer = Tokenizer.from_directory(job.checkpoint)
-    check_vocabulary(tokenizer, model.text.vocab_size)
     write_atomically(work / "tokenizer.json", tokenizer.to_json())
     write_atomically(work / "xgrammar_tokenizer_info.json", xgrammar_tokenizer_info(tokenizer))
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from step_audio.checkpoint import Checkpoint, expected_tensors
+from step_audio.checkpoint import expected_tensors
+from step_audio.checkpoint_faults import checkpoint_faults, require_whole
 from step_audio.config import CONFIG_FILES, ModelConfig
 from step_audio.errors import CheckpointError
 from step_audio.progress import Progress
@@ -67,20 +68,31 @@ class DownloadStage:
             for file in info.siblings or []
             if WANTED.fullmatch(file.rfilename)
         ]
-        if not any(file.name in CONFIG_FILES for file in files):
+        names = {file.name for file in files}
+        if names.isdisjoint(CONFIG_FILES):
             raise CheckpointError(f"{repository} has neither {' nor '.join(CONFIG_FILES)}; is it a Step-Audio model?")
+        if "tokenizer.json" not in names and not names >= {"vocab.json", "merges.txt"}:
+            raise CheckpointError(f"{repository} has neither tokenizer.json nor vocab.json with merges.txt")
+        if not any(name.endswith(".safetensors") for name in names):
+            raise CheckpointError(f"{repository} has no .safetensors file")
         if info.sha is None:
             raise CheckpointError(f"the hub names no commit of {repository}; is the endpoint a hub?")
         return info.sha, files
+
+    @cached_property
+    def faults(self) -> list[str]:
+        """Of a checkpoint that is here, what a later stage would stumble over."""
+        return checkpoint_faults(self.job.checkpoint) if self.job.settings.model is None else []
 
     @property
     def manifest_path(self) -> Path:
         return self.job.checkpoint / "download.manifest.json"
 
     def finished(self) -> bool:
-        """With --checkpoint: that directory is complete. Raises CheckpointError where it is not."""
+        """With --checkpoint: that directory is whole. Raises CheckpointError where it is not."""
         if self.job.settings.model is None:
-            Checkpoint(self.job.checkpoint).verify(self.job.model)
+            if self.faults:
+                raise CheckpointError("; ".join(self.faults))
             return True
         manifest = read_manifest(self.manifest_path)
         if manifest is None:
@@ -148,7 +160,7 @@ class DownloadStage:
             self._check(file)
             done += file.size
             progress(done, total)
-        Checkpoint(target).verify(ModelConfig.from_directory(target))
+        require_whole(target)
         finish(
             self.manifest_path,
             self._identity(commit),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ from pathlib import Path
 from step_audio.config import CONFIG_FILES, ModelConfig
 from step_audio.errors import ArtefactError, StepAudioError
 from step_audio_build.commands.plan import PUBLISHED
-from step_audio_build.planning.gpus import FoundGpu, visible_gpus
+from step_audio_build.planning.gpus import VISIBLE, FoundGpu, visible_gpus
 from step_audio_build.planning.memory_plan import MemoryPlan, plan
 from step_audio_build.planning.profiles import Profile
 from step_audio_build.stages.build import space_needed
@@ -68,7 +69,7 @@ class Examination:
                 ("CUDA", gpu.cuda),
                 ("GPUs", lambda: gpu.cards(gpus, self.profile)),
                 ("GPU memory", lambda: gpu.load(gpus)),
-                ("links", lambda: gpu.links(self.profile)),
+                ("links", lambda: gpu.links(gpus, self.profile)),
             ]
         if self.llm_python is None:
             checks += [
@@ -102,8 +103,10 @@ class Examination:
             ("/dev/shm", lambda: host.shared_memory(profile is not None)),
             ("disk", lambda: host.disk(self.work_dir, self._to_write(built) if memory_plan else None)),
             ("ports", lambda: host.ports(_ports())),
-            ("permissions", lambda: host.permissions(self.work_dir, self.checkpoint)),
+            ("permissions", lambda: host.permissions(self.work_dir)),
         ]
+        if (checkpoint := self.checkpoint) is not None:
+            checks.append(("checkpoint", lambda: host.checkpoint(checkpoint)))
         if ranks := profile.gpus if profile else gpus:
             checks.append(("limits", lambda: host.limits(ranks)))
         if memory_plan is not None:
@@ -111,15 +114,14 @@ class Examination:
         return self._all(checks) and (profile is None or memory_plan is not None or self.llm_python is not None)
 
     def _plan(self) -> MemoryPlan | None:
-        """None without a profile, or with a checkpoint that cannot be read, which is then a finding."""
+        """None without a profile, or with a checkpoint that cannot be read, which is a finding of its own."""
         if self.profile is None:
             return None
         try:
             model = PUBLISHED if self.checkpoint is None else ModelConfig.from_directory(self.checkpoint)
-            return plan(self.profile, model)
-        except (StepAudioError, OSError) as error:
-            self.findings.append(fault("checkpoint", str(error), "check --checkpoint"))
+        except (StepAudioError, OSError):
             return None
+        return plan(self.profile, model)
 
     def _to_write(self, built: bool) -> int:
         """Bytes, as `step-audio build` counts them; the published model's where none is here."""
@@ -149,8 +151,9 @@ def _gpus() -> tuple[list[FoundGpu], str]:
     """What nvidia-smi tells, or why it does not; the reason is empty where nobody would expect it to."""
     if shutil.which("nvidia-smi") is None:
         return [], ""
+    chosen = f"{VISIBLE}={os.environ[VISIBLE]} leaves none" if VISIBLE in os.environ else "nvidia-smi lists none"
     try:
-        return visible_gpus(), "nvidia-smi lists none"
+        return visible_gpus(), chosen
     except ArtefactError as error:
         return [], str(error)
 
@@ -162,7 +165,9 @@ def _not_needed(finding: Finding) -> Finding:
 
 def _no_gpus(reason: str, profile: Profile | None) -> Finding:
     """A flag of the container is missing, or a driver, or there are none and nobody asked."""
-    if not gpu_image.missing_parts():
+    if VISIBLE in reason:
+        advice = f"name whole GPUs of this machine in {VISIBLE}, or unset it"
+    elif not gpu_image.missing_parts():
         advice = "start the container with --gpus all (NVIDIA Container Toolkit)"
     elif profile is not None:
         advice = "install NVIDIA's driver, or leave --profile out and serve on the CPU"

@@ -2,42 +2,72 @@
 
 from __future__ import annotations
 
+import os
 import re
-import subprocess
 from collections import Counter
 from collections.abc import Sequence
 
 from step_audio.errors import ArtefactError
-from step_audio_build.planning.gpus import MEMORY_SLACK, TIMEOUT, FoundGpu, require
+from step_audio_build.planning.gpus import CSV, MEMORY_SLACK, FoundGpu, nvidia_smi, require
 from step_audio_build.planning.memory_plan import MemoryPlan
 from step_audio_build.planning.profiles import Profile, load_profile, profile_names
 from step_audio_server.doctor.finding import Finding, fault, in_words, ok, warning
-from step_audio_server.doctor.pins import CUDA_VERSION, DRIVER_VERSION, OLDEST_DRIVER, numbers
+from step_audio_server.doctor.pins import (
+    COMPATIBLE_BRANCHES,
+    CUDA_VERSION,
+    DRIVER_VERSION,
+    ENTRYPOINT,
+    OLDEST_DRIVER,
+    numbers,
+)
 
 CUDA_LINE = re.compile(r"CUDA (?:UMD )?Version\s*:\s*([\d.]+)")
 NVLINK = re.compile(r"NV\d+")  # so many NVLinks between two GPUs
+CONSUMER = ("GeForce", "TITAN")  # cards on which CUDA's forward compatibility does not work
 BUSY = 1 << 30  # bytes in use on a GPU that count as another program's; the driver's own share is less
+
+# What NVIDIA's entrypoint found when it tried the image's own CUDA driver libraries on an older driver; it exports it.
+STATUS, USABLE = "_CUDA_COMPAT_STATUS", "CUDA Driver OK"
 
 
 def driver(gpus: Sequence[FoundGpu]) -> Finding:
+    """By what the image supports: its own version, or an older branch with libraries that its entrypoint sets up."""
     version = gpus[0].driver
     if numbers(version) >= numbers(DRIVER_VERSION):
         return ok("driver", version)
-    advice = f"CUDA {CUDA_VERSION} in the image wants {DRIVER_VERSION} or later"
-    if numbers(version) >= numbers(OLDEST_DRIVER):
-        return warning("driver", version, f"{advice}; update it if the server does not start")
-    return fault("driver", version, f"{advice}; update it")
+    branch = numbers(version)[:1]
+    branches = ", ".join(f"R{number}" for number in COMPATIBLE_BRANCHES)
+    wanted = f"CUDA {CUDA_VERSION} in the image wants {DRIVER_VERSION} or later"
+    if any(word in gpu.name for gpu in gpus for word in CONSUMER):
+        compatible = False
+    else:
+        compatible = branch in [(number,) for number in COMPATIBLE_BRANCHES]
+        wanted += f", or on data-centre GPUs one of {branches}"
+    status = os.environ.get(STATUS)
+    if compatible and status == USABLE:
+        return ok("driver", f"{version}, with the image's CUDA {CUDA_VERSION} libraries (forward compatibility)")
+    if compatible and status is None:
+        echo = warning if branch >= numbers(OLDEST_DRIVER) else fault  # minor version compatibility may do
+        advice = (
+            f"start through {ENTRYPOINT}, which sets up CUDA's forward compatibility, or update to {DRIVER_VERSION}"
+        )
+        return echo("driver", version, advice)
+    if compatible:
+        return fault("driver", f"{version}; forward compatibility: {status}", f"update to {DRIVER_VERSION}")
+    if branch >= numbers(OLDEST_DRIVER):
+        return warning("driver", version, f"{wanted}; update it if the server does not start")
+    return fault("driver", version, f"{wanted}; update it")
 
 
 def cuda() -> Finding:
-    """What the driver can run."""
-    match = CUDA_LINE.search(_nvidia_smi())
+    """What the driver can run; with the image's libraries on an older driver, what they can."""
+    match = CUDA_LINE.search(nvidia_smi())
     if match is None:
         return warning("CUDA", "nvidia-smi does not say which version", f"{CUDA_VERSION} is needed; update the driver")
     version, major = match[1], int(CUDA_VERSION.split(".")[0])
-    if numbers(version) >= numbers(CUDA_VERSION):
+    if numbers(version) >= numbers(CUDA_VERSION) or os.environ.get(STATUS) == USABLE:
         return ok("CUDA", f"the driver runs up to {version}")
-    advice = f"the image has {CUDA_VERSION}; update the driver"
+    advice = f"the image has {CUDA_VERSION}; see the line of the driver"
     if numbers(version) >= (major,):
         return warning("CUDA", f"the driver runs up to {version}", advice)
     return fault("CUDA", f"the driver runs up to {version}", advice)
@@ -66,7 +96,7 @@ def suitable(gpus: Sequence[FoundGpu]) -> list[str]:
         fitting = [
             gpu
             for gpu in gpus
-            if wanted.gpu.name in gpu.name.split()
+            if set(wanted.gpu.name.split()) <= set(gpu.name.split())
             and MEMORY_SLACK <= gpu.memory_bytes / wanted.gpu.memory_bytes <= 1 / MEMORY_SLACK
         ]
         if len(fitting) >= wanted.gpus:
@@ -77,10 +107,9 @@ def suitable(gpus: Sequence[FoundGpu]) -> list[str]:
 def load(gpus: Sequence[FoundGpu]) -> list[Finding]:
     """MIG, and memory that other programs hold: the share of the KV cache is taken of what is free."""
     findings = []
-    for index, line in enumerate(
-        _nvidia_smi("--query-gpu=memory.used,mig.mode.current", "--format=csv,noheader,nounits").splitlines()
-    ):
-        used, _, mode = (part.strip() for part in line.partition(","))
+    lines = nvidia_smi("--query-gpu=memory.used,mig.mode.current", CSV).splitlines()
+    for index in (gpu.index for gpu in gpus):
+        used, _, mode = (part.strip() for part in lines[index].partition(","))
         if mode == "Enabled":
             findings.append(
                 fault(f"GPU {index}", "MIG is on", "ranks need whole GPUs: nvidia-smi -mig 0, on the machine itself")
@@ -105,9 +134,10 @@ def fits(memory_plan: MemoryPlan) -> Finding:
     return ok("GPU plan", f"{batch} requests at once, {memory_plan.kv_tokens:,} tokens of KV cache")
 
 
-def links(profile: Profile | None) -> Finding:
+def links(gpus: Sequence[FoundGpu], profile: Profile | None) -> Finding:
     """How the GPUs that the ranks run on are connected, the slowest way decides."""
-    kinds = topology(_nvidia_smi("topo", "-m"), profile.gpus if profile else None)
+    used = gpus[: profile.gpus] if profile else gpus
+    kinds = topology(nvidia_smi("topo", "-m"), [gpu.index for gpu in used])
     if not kinds:
         return ok("links", "one GPU needs none")
     found = ", ".join(sorted(kinds))
@@ -121,20 +151,7 @@ def links(profile: Profile | None) -> Finding:
     return ok("links", f"PCIe ({found})")
 
 
-def topology(matrix: str, gpus: int | None = None) -> set[str]:
-    """The kinds of link in `nvidia-smi topo -m` between the first `gpus`: NV18, PIX, PXB, PHB, NODE, SYS."""
+def topology(matrix: str, gpus: Sequence[int]) -> set[str]:
+    """The kinds of link in `nvidia-smi topo -m` between these of its GPUs: NV18, PIX, PXB, PHB, NODE, SYS."""
     table = [line.split()[1:] for line in matrix.splitlines() if line.startswith("GPU")]  # the head begins with a tab
-    size = min(len(table), gpus or len(table))
-    return {table[a][b] for a in range(size) for b in range(size) if a != b}
-
-
-def _nvidia_smi(*arguments: str) -> str:
-    """Raises ArtefactError."""
-    try:
-        answer = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=TIMEOUT)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ArtefactError(f"nvidia-smi: {error}") from None
-    if answer.returncode:
-        lines = (answer.stdout + answer.stderr).strip().splitlines()
-        raise ArtefactError(f"nvidia-smi failed: {lines[-1] if lines else f'status {answer.returncode}'}")
-    return answer.stdout
+    return {table[a][b] for a in gpus for b in gpus if a != b}

@@ -8,7 +8,7 @@ import shutil
 import socket
 from pathlib import Path
 
-from step_audio.config import CONFIG_FILES
+from step_audio.checkpoint_faults import checkpoint_faults
 from step_audio_build.planning import host_memory
 from step_audio_build.planning.memory_plan import MemoryPlan
 from step_audio_server.doctor.finding import Finding, fault, in_words, ok, warning
@@ -77,20 +77,22 @@ def _free(port: int) -> bool:
     return True
 
 
-def permissions(work_dir: Path, checkpoint: Path | None) -> Finding:
-    """Of the folders that a server reads and writes."""
+def permissions(work_dir: Path) -> Finding:
+    """Of the folder that a server writes to."""
     user = f"user {os.geteuid()}"
     place = _existing(work_dir)
     if not os.access(place, os.W_OK | os.X_OK):
         advice = f"chown -R {os.geteuid()} {place}, or choose another --work-dir"
         return fault("permissions", f"{place} is not writable by {user}", advice)
-    if checkpoint is not None:
-        if not any((checkpoint / name).is_file() for name in CONFIG_FILES):
-            return fault("permissions", f"no checkpoint that {user} can read in {checkpoint}", "check --checkpoint")
-        unreadable = [file.name for file in sorted(checkpoint.iterdir()) if not os.access(file, os.R_OK)]
-        if unreadable:
-            return fault("permissions", f"{unreadable[0]} is not readable by {user}", f"chmod -R a+rX {checkpoint}")
     return ok("permissions", f"{place} is writable by {user}")
+
+
+def checkpoint(directory: Path) -> list[Finding]:
+    """All that conversion, check and serving will read of it."""
+    faults = checkpoint_faults(directory)
+    if not faults:
+        return [ok("checkpoint", f"{directory} is whole")]
+    return [fault("checkpoint", said, "mend it first: a late stage of the build would fail") for said in faults]
 
 
 def limits(gpus: int) -> Finding:
