@@ -76,6 +76,21 @@ class Stats(StatLoggerBase):  # type: ignore[misc]
         pass
 
 
+def prompt_of(arrays: Arrays, options: VllmOptions) -> Any:
+    """As vLLM takes it."""
+    ids = torch.frombuffer(arrays["ids"], dtype=torch.int32)
+    if "table" not in arrays:
+        return tokens_input(ids.tolist())
+    kind = ROW_TYPES[options.dtype]
+    table = torch.frombuffer(arrays["table"], dtype=kind).view(-1, options.hidden_size)
+    is_token = ids < options.vocab_size
+    rows = torch.full((len(ids), options.hidden_size), torch.inf, dtype=kind)
+    rows[~is_token] = table[ids[~is_token].long() - options.vocab_size]
+    # Of an id that has a row nothing but its place is looked at, and the penalties count it.
+    known = torch.where(is_token, ids, options.vocab_size - 1)
+    return embeds_input(rows, prompt_token_ids=known.tolist(), is_token_ids=is_token.tolist())
+
+
 class Client:
     """One connection of the stub's: its requests end with it."""
 
@@ -104,7 +119,7 @@ class Client:
     def _generate(self, message: Message, arrays: Arrays) -> None:
         request = message["request"]
         try:
-            prompt = self._prompt(arrays)
+            prompt = prompt_of(arrays, self._options)
         except Exception as error:
             self._failed(request, 0, error)
             return
@@ -121,20 +136,6 @@ class Client:
             task = asyncio.create_task(self._answer(message, index, prompt))
             tasks.add(task)
             task.add_done_callback(partial(ended, index=index))
-
-    def _prompt(self, arrays: Arrays) -> Any:
-        ids = torch.frombuffer(arrays["ids"], dtype=torch.int32)
-        if "table" not in arrays:
-            return tokens_input(ids.tolist())
-        options = self._options
-        kind = ROW_TYPES[options.dtype]
-        table = torch.frombuffer(arrays["table"], dtype=kind).view(-1, options.hidden_size)
-        is_token = ids < options.vocab_size
-        rows = torch.full((len(ids), options.hidden_size), torch.inf, dtype=kind)
-        rows[~is_token] = table[ids[~is_token].long() - options.vocab_size]
-        # Of an id that has a row nothing but its place is looked at, and the penalties count it.
-        known = torch.where(is_token, ids, options.vocab_size - 1)
-        return embeds_input(rows, prompt_token_ids=known.tolist(), is_token_ids=is_token.tolist())
 
     async def _answer(self, message: Message, index: int, prompt: Any) -> None:
         request = message["request"]
