@@ -78,6 +78,7 @@ WRONG = {
     "no python": ({"llm_python": None}, "--llm vllm needs --llm-python"),
     "profile": ({"profile": "4xH100-16k", "tp": 2}, "tp is decided by the profile"),
     "int8": ({"decoder_matrices": "int8"}, "decoder_matrices is not for --llm vllm"),
+    "adapters": ({"lora_modules": ("a=/a",)}, "lora_modules is not for --llm vllm"),
     "policy": ({"batch_scheduler_policy": "max_utilization"}, "batch_scheduler_policy is not for --llm vllm"),
     "python alone": ({"llm": "tensorrtllm"}, "llm_python is for --llm vllm alone"),
     "memory": ({"llm": "tensorrtllm", "gpu_memory_utilization": 0.8}, "gpu_memory_utilization is for --llm vllm"),

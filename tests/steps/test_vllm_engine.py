@@ -131,6 +131,7 @@ def test_bfloat16_rows_go_as_their_bits(process):
         ({"sampling": SamplingParams(temperature=2.5)}, "temperature"),
         ({"sampling": SamplingParams(presence_penalty=3)}, "presence_penalty"),
         ({"sampling": SamplingParams(frequency_penalty=-3)}, "frequency_penalty"),
+        ({"lora_task_id": 7}, "lora_task_id"),
     ],
 )
 def test_what_vllm_does_not_do_is_refused_by_name(engine, process, asked, param):
