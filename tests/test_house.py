@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from paths import ROOT
-from syntax import imports
+from syntax import imports, syntax
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 TOOLS = PROJECT["tool"]
@@ -96,11 +97,11 @@ def test_all_tools_look_into_the_same_folders():
 
 
 @cache
-def resolved(module: str) -> bool:
+def resolved(module: str, paths: tuple[str, ...] = tuple(PATHS)) -> Path | None:
     """By pyproject.toml's folders alone, as a type checker or an editor does it."""
     file = Path(*module.split("."))
-    places = [ROOT / path / file for path in PATHS]
-    return any((place / "__init__.py").is_file() or place.with_suffix(".py").is_file() for place in places)
+    places = [place for path in paths for place in (ROOT / path / file / "__init__.py", ROOT / path / f"{file}.py")]
+    return next(filter(Path.is_file, places), None)
 
 
 def test_every_import_of_ours_resolves():
@@ -111,6 +112,42 @@ def test_every_import_of_ours_resolves():
                 found += 1
                 assert resolved(module), f"{file}: {module}"
     assert found > 1000 and not resolved("step_audio.nothing") and not resolved("step_audio_nothing")
+
+
+SLOW = {"librosa", "matplotlib", "openai", "openvino", "torch", "transformers"}  # a second each
+
+
+@cache
+def at_its_top(file: Path) -> set[str]:
+    """Names of the modules that are imported when this one is, and of what is taken from them."""
+    modules = []
+    for node in syntax(file).body:
+        match node:
+            case ast.Import(names=names):
+                modules += [alias.name for alias in names]
+            case ast.ImportFrom(module=str(module), names=names):
+                modules += [module, *(f"{module}.{alias.name}" for alias in names)]
+    return set(modules)
+
+
+def loads(file: Path) -> set[str]:
+    """Those of SLOW that come with a module, however far away they are imported."""
+    found, seen, left = set(), set(), [file]
+    while left:
+        for module in at_its_top(left.pop()) - seen:
+            seen.add(module)
+            found |= SLOW & {module.partition(".")[0]}
+            if (ours := resolved(module, (*PATHS, "tests/support"))) is not None:
+                left.append(ours)
+    return found
+
+
+def test_collecting_the_quick_tests_loads_nothing_slow():
+    """All workers import all test modules: see tests/support/lazy.py."""
+    files = [*ROOT.glob("tests/**/test_*.py"), *ROOT.glob("tests/**/conftest.py")]
+    quick = [file for file in files if not file.name.endswith(("_fuzz.py", "_schema.py"))]
+    assert {str(file.relative_to(ROOT)): found for file in quick if (found := loads(file))} == {}
+    assert loads(ROOT / "step_audio/encoder.py") == {"torch"}
 
 
 def test_no_file_is_too_long():

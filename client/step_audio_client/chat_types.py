@@ -158,7 +158,8 @@ class TtsContent:
 
 @dataclass(frozen=True)
 class ChatDelta:
-    """What is new. Texts are whole characters, and `reasoning` and `content` hold no part of a marker between them."""
+    """What is new. Texts are whole characters, and `reasoning` and `content` hold no part of a marker between them. The
+    `content` of a delta is before its calls: what is behind them is in a later one."""
 
     reasoning: str = ""
     content: str = ""

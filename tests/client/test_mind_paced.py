@@ -17,7 +17,7 @@ from mind_paced_fixture import (
     PROMPT,
     THOUGHT,
     THOUGHT_TEXT,
-    UNTHOUGHT,
+    WITHOUT_THOUGHT,
     Model,
     hear,
     prepared,
@@ -224,7 +224,7 @@ def test_seeds_differ_from_generation_to_generation():
     model = Model()
     pace = MindPaced("speak_first", 10, 5)
     options = ChatOptions(sampling=Sampling(seed=7), mind_paced=pace)
-    many = MindPacedSpeaker(model, prepared(PROMPT), prepared(UNTHOUGHT), TOKENIZER, options, MAX_SEQ_LEN, 0.0)
+    many = MindPacedSpeaker(model, prepared(PROMPT), prepared(WITHOUT_THOUGHT), TOKENIZER, options, MAX_SEQ_LEN, 0.0)
 
     async def run():
         return [delta async for delta in many.deltas()]

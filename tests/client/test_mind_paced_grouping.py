@@ -11,7 +11,7 @@ import pytest
 
 from chat_stream_fixture import CALL, TOOLS, in_order, tokens
 from fake_triton import EOT, TOKENIZER
-from mind_paced_fixture import CLOSE, UNTHOUGHT, Model, hear, thoughts
+from mind_paced_fixture import CLOSE, WITHOUT_THOUGHT, Model, hear, thoughts
 from step_audio.tokenizer import Tokenizer
 from step_audio_client import ChatDelta
 
@@ -27,10 +27,14 @@ class Chain(Model):
     said: int = 40  # tokens that an answer has
 
     def line(self, request):
-        suffix_ids, unthought = list(request.suffix_ids), request.prompt.input_ids[0].tolist() == UNTHOUGHT
-        if not suffix_ids and not unthought:
+        suffix_ids, without_thought = list(request.suffix_ids), request.prompt.input_ids[0].tolist() == WITHOUT_THOUGHT
+        if not suffix_ids and not without_thought:
             return [*self.thought, *follow(self.thought, self.said), EOT], False
-        start = 0 if unthought else max(n for n in range(len(suffix_ids) + 1) if suffix_ids[:n][-len(CLOSE) :] == CLOSE)
+        start = (
+            0
+            if without_thought
+            else max(n for n in range(len(suffix_ids) + 1) if suffix_ids[:n][-len(CLOSE) :] == CLOSE)
+        )
         return [*follow(suffix_ids, self.said - len(suffix_ids) + start), EOT], True
 
 

@@ -20,7 +20,7 @@ from step_audio_client.mind_paced import MindPacedSpeaker
 from step_audio_client.prepared import PreparedPrompt, PreparedRequest
 from step_audio_client.tokens import FinishReason, TokenRequest, Tokens
 
-PROMPT, UNTHOUGHT = [1, 2, 3, 4], [1, 2, 3, 5]
+PROMPT, WITHOUT_THOUGHT = [1, 2, 3, 4], [1, 2, 3, 5]
 CLOSE = TOKENIZER.encode(CLOSE_THOUGHT)
 THOUGHT_TEXT, ANSWER_TEXT = "I hear two and three. 2+3=5. " * 4, "It is five, 你好 五, and that is all."
 THOUGHT, ANSWER = TOKENIZER.encode(THOUGHT_TEXT), TOKENIZER.encode(ANSWER_TEXT)
@@ -78,9 +78,9 @@ class Model:
     def line(self, request: PreparedRequest) -> tuple[list[int], bool]:
         """What it says, and whether as Articulation. Checks that both have said what they would have."""
         suffix_ids, ids = list(request.suffix_ids), request.prompt.input_ids[0].tolist()
-        if not suffix_ids and ids != UNTHOUGHT:
+        if not suffix_ids and ids != WITHOUT_THOUGHT:
             return [*self.thought, *self.answer], False
-        if ids != UNTHOUGHT:
+        if ids != WITHOUT_THOUGHT:
             start = next(n for n in range(len(suffix_ids), -1, -1) if suffix_ids[max(0, n - len(CLOSE)) : n] == CLOSE)
             assert suffix_ids[: start - len(CLOSE)] == self.thought[: start - len(CLOSE)]
             suffix_ids = suffix_ids[start:]
@@ -119,7 +119,7 @@ def speaker(
         tools=tools,
         mind_paced=MindPaced(**{"think_tokens": 80, "speak_tokens": 20, **pace}),
     )
-    without_thought, start = prepared(UNTHOUGHT), mind_paced.time.monotonic()
+    without_thought, start = prepared(WITHOUT_THOUGHT), mind_paced.time.monotonic()
     return MindPacedSpeaker(model, prepared(PROMPT), without_thought, tokenizer, options, MAX_SEQ_LEN, start)
 
 
@@ -141,7 +141,7 @@ def thoughts(model: Model) -> list[int]:
     known = []
     for request in model.requests:
         suffix_ids = list(request.suffix_ids)
-        if request.prompt.input_ids[0].tolist() == UNTHOUGHT:
+        if request.prompt.input_ids[0].tolist() == WITHOUT_THOUGHT:
             known.append(0)
         elif suffix_ids:
             known.append(next(n for n in range(len(suffix_ids)) if suffix_ids[n : n + len(CLOSE)] == CLOSE))

@@ -207,8 +207,8 @@ def test_the_encoder_begins_as_whispers_and_stays_so_at_first(train, tmp_path, m
     monkeypatch.setattr(train, "draw_paper", lambda seed, each: {})
     monkeypatch.setattr(train, "examine", lambda *_: {})
     wanted = encoder_weights(read_whisper(whisper))
-    frozen, _ = train.train(tmp_path / "a", train.Recipe(steps=2, frozen_steps=2), whisper, say=lambda line: None)
-    learnt, _ = train.train(tmp_path / "b", train.Recipe(steps=2, frozen_steps=1), whisper, say=lambda line: None)
+    frozen, _ = train.train(tmp_path / "a", train.Recipe(steps=2, frozen_steps=2), whisper, echo=lambda line: None)
+    learnt, _ = train.train(tmp_path / "b", train.Recipe(steps=2, frozen_steps=1), whisper, echo=lambda line: None)
     for model, same in ((frozen, True), (learnt, False)):
         state = model.audio.encoder.state_dict()
         assert all(np.array_equal(state[name], value) for name, value in wanted.items()) == same

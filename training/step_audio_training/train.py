@@ -117,7 +117,7 @@ def train(
     decoder: Path | None = None,
     workers: int = 1,
     device: str | None = None,
-    say: Callable[[str], None] = lambda line: print(line, flush=True),
+    echo: Callable[[str], None] = lambda line: print(line, flush=True),
 ) -> tuple[Listener, str]:
     """Train in `output`, or go on with what is there; returns the trained model, on the CPU, and its tokenizer's JSON.
 
@@ -179,14 +179,14 @@ def train(
                 pace = (time.monotonic() - began) / (step - first)
                 mean = {name: sum(r[name] for r in log[-SAY_EVERY:]) / len(log[-SAY_EVERY:]) for name in row}
                 figures = ", ".join(f"{name} {value:.3f}" for name, value in mean.items())
-                say(f"step {step} of {recipe.steps}: {figures}; {pace:.1f} s a step, {_clock()}")
+                echo(f"step {step} of {recipe.steps}: {figures}; {pace:.1f} s a step, {_clock()}")
             if step % SAVE_EVERY == 0 or step == recipe.steps or stops:
                 saved.write(step)
             if stops:
                 raise Stopped(f"stopped at step {step} of {recipe.steps}; the same command goes on")
             if step % EXAMINE_EVERY == 0 or step == recipe.steps:
                 paper = paper or draw_paper(recipe.seed, QUESTIONS)
-                _report(output, step, examine(model, Tokenizer(tokenizer), paper), say)
+                _report(output, step, examine(model, Tokenizer(tokenizer), paper), echo)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -197,12 +197,12 @@ def _clock() -> str:
     return time.strftime("%H:%M:%S")
 
 
-def _report(output: Path, step: int, results: dict[str, float], say: Callable[[str], None]) -> None:
+def _report(output: Path, step: int, results: dict[str, float], echo: Callable[[str], None]) -> None:
     with (output / EXAMINED).open("a") as file:
         file.write(json.dumps({"step": step, **results}) + "\n")
-    say(f"examined at step {step}, {_clock()}")
+    echo(f"examined at step {step}, {_clock()}")
     for name, value in results.items():
-        say(f"  {name:28} {100 * value:5.1f} %")
+        echo(f"  {name:28} {100 * value:5.1f} %")
 
 
 def _load_state(file: Path, remedy: str) -> State:
