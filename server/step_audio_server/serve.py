@@ -285,6 +285,8 @@ class _KeptLlm:
         self._service, self._llm = service, llm
 
     def fault(self) -> Death | None:
+        with contextlib.suppress(OSError):  # a full disk: the log grows no more by itself
+            limit(self._llm.log)
         if (death := self._llm.fault()) is not None:
             self._service.records.died("vllm", death)
         return death
