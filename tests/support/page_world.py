@@ -3,8 +3,7 @@
 Programs of other people are stand-ins, which hand their arguments and environment to `PageWorld` and get a status
 back. So what the shell does is real: variables, functions, quoting, here-documents, and every path that one command
 hands to the next. `step-audio build` is a dry run against a hub (`hub_fixture`), after which its artefacts are said to
-be there; `convert` and `export-encoder` convert; `serve` reads its settings, and finds what was built where it is told
-to look, or fails.
+be there; `convert` converts; `serve` reads its settings, and finds what was built where it is told to look, or fails.
 """
 
 from __future__ import annotations
@@ -18,9 +17,10 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import patch
 
 import yaml
 
@@ -39,9 +39,12 @@ WEIGHTS = ("data/weights/Step-Audio-R1.1", "data/models/Step-Audio-R1.1", "data/
 # Programs that only have to be called: others' tests are about what they are given, or nothing here can be.
 OTHERS = (
     "apt-get", "aiperf", "curl", "dpkg", "gpg", "kubectl", "less", "make", "mpirun", "nvidia-ctk", "nvidia-smi", "pip",
-    "python", "reboot", "sh", "systemctl", "tail", "tee", "trtllm-build", "wget",
+    "python", "python3", "reboot", "sh", "systemctl", "tail", "tee", "trtllm-build", "wget",
 )  # fmt: skip
 REQUESTING = ("docker", "helm", "sudo", "step-audio", *OTHERS)
+
+EMPTY: Mapping[str, str] = {}
+VLLM_IMAGE = dict(re.findall(r"(STEP_AUDIO_LLM\w+)=(\S+)", (ROOT / "docker/Dockerfile.vllm").read_text("utf-8")))
 
 STAND_IN = """#!/bin/bash
 exec 9>"{world}/lock"; flock 9
@@ -64,6 +67,7 @@ class PageWorld:
         """`checkpoint`: a whole one, which stands for all weights."""
         self.root, self.checkpoint = root, checkpoint
         self.here, self.mounts = root / "here", dict(MOUNTS)
+        self.image: dict[str, str] = {}  # variables of the image that a command runs in
         self.built: dict[tuple[Path, str], Path] = {}  # work directory and profile -> checkpoint
         self.values: list[str] = []  # of the release: what helm was told
         self.refusals: list[str] = []
@@ -152,6 +156,8 @@ class PageWorld:
             case ["pip", "download", *rest]:
                 (name,) = [word for word in rest if "==" in word]
                 (self.place / f"{name.replace('-', '_').replace('==', '-')}-py3-none-any.whl").touch()
+            case ["python3", "-m", "venv", place]:
+                shutil.copytree(self.bin, Path(place) / "bin")
             case ["python", script, *_]:
                 self._exists(self.place / script)
             case _:
@@ -189,8 +195,11 @@ class PageWorld:
                 self._build(given, arguments)
             case "serve":
                 self._serve_it(arguments)
-            case "plan" | "convert" | "export-encoder":
+            case "plan" | "convert":
                 self._main(given)
+            case "export-encoder":
+                self._exists(self.place / arguments.checkpoint)
+                (self.place / arguments.output).touch()
             case "doctor":
                 self._exists(self.place / arguments.work_dir)
             case "train":
@@ -207,7 +216,7 @@ class PageWorld:
         return f"{flag}{equals}{self.path(value)}" if known else word
 
     def _main(self, given: list[str]) -> str:
-        with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        with chdir(self.place), redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
             status = main(given)
         if status:
             raise Refused((out.getvalue() + err.getvalue()).strip().splitlines()[-1])
@@ -216,20 +225,23 @@ class PageWorld:
     def _build(self, given: list[str], arguments: argparse.Namespace) -> None:
         """What it would do, and then it is said to be done."""
         said = self._main(given if arguments.dry_run else [*given, "--dry-run"])
-        place = arguments.checkpoint or Path(*re.findall(r"^    fetch .* to (\S+)$", said, re.M))
+        place = self.place / (arguments.checkpoint or Path(*re.findall(r"^    fetch .* to (\S+)$", said, re.M)))
         (manifest,) = re.findall(r" and (\S+)/repository\.manifest\.json$", said, re.M)
         if not arguments.dry_run:
             self._plant(place)
             self.built[Path(manifest).parent, Path(manifest).name] = place
 
     def _serve_it(self, arguments: argparse.Namespace) -> None:
-        read, _ = gateway_command.serve_settings(arguments, ServeSettings)
-        settings = ServeSettings.create(**{"work_dir": default_work_dir(Path(read["checkpoint"]))} | read)
+        with patch.dict(os.environ, self.image):
+            read, _ = gateway_command.serve_settings(arguments, ServeSettings)
+        read.setdefault("checkpoint", arguments.directory)
+        default = default_work_dir(self.place / read["checkpoint"])
+        settings = ServeSettings.create(**{"work_dir": default} | read)
         checkpoint = (self.place / settings.checkpoint).resolve()
         if not any((checkpoint / name).is_file() for name in CONFIG_FILES):
             raise Refused(f"there is no checkpoint {checkpoint.relative_to(self.root)}")
         if settings.profile is not None and settings.llm != "vllm":
-            found = self.built.get((Path(settings.work_dir).resolve(), settings.profile))
+            found = self.built.get(((self.place / settings.work_dir).resolve(), settings.profile))
             if found is None or found.resolve() != checkpoint:
                 raise Refused(f"{settings.profile} was not built of {checkpoint.name} in {settings.work_dir}")
 
@@ -272,20 +284,20 @@ class PageWorld:
             self._within(mounts | {"/tmp": MOUNTS["/tmp"]}, behind)
         elif name != "cpu":
             command = behind or [_filled(word, environment) for word in services[name]["command"]]
-            self._within(mounts, ["run", name, *command])
+            self._within(mounts, ["run", name, *command], VLLM_IMAGE if name == "vllm" else {})
         return ""
 
-    def _within(self, mounts: Mapping[str, str], words: Sequence[str]) -> None:
+    def _within(self, mounts: Mapping[str, str], words: Sequence[str], image: Mapping[str, str] = EMPTY) -> None:
         """One of our commands in a container, whose folders are there."""
         for outside in mounts.values():
             if not outside.startswith("/volumes/"):
                 self._exists(self.root / outside.lstrip("/"))
-        before, self.mounts = self.mounts, dict(mounts)
+        before, self.mounts, self.image = self.mounts, dict(mounts), dict(image)
         try:
             for given in our_commands(list(words)):
                 self._ours(given)
         finally:
-            self.mounts = before
+            self.mounts, self.image = before, {}
 
     def _helm(self, words: list[str]) -> None:
         from helm_fixture import container, values_of
