@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -185,10 +186,9 @@ class VllmProcess:
         return True
 
     def _reason(self) -> str:
-        """The last error that its log names: those before it are what it was caught within."""
-        lines = self.log.read_text("utf-8", "replace").splitlines()
-        errors = [line.strip() for line in lines if "Error: " in line and "core initialization failed" not in line]
-        return f"{errors[-1] if errors else 'no error in its log'} (log: {self.log})"
+        """The first error that its log names: those that follow are its processes' telling each other."""
+        found = re.search(r"\b\w*Error: .*", self.log.read_text("utf-8", "replace"))
+        return f"{found[0].strip() if found else 'no error in its log'} (log: {self.log})"
 
 
 def _environment() -> dict[str, str]:
