@@ -72,6 +72,7 @@ def test_a_server_of_nvidia_s_image(tmp_path, monkeypatch):
     assert (found.binary, found.stub, found.libraries) == (tmp_path / "bin/tritonserver", stub, ())
     launch = cpu_launch(found, tmp_path, tmp_path, Ports(1, 2, 3), 5)
     assert "LD_LIBRARY_PATH" not in launch.environment or launch.environment["LD_LIBRARY_PATH"]
+    assert launch.environment["CUDA_VISIBLE_DEVICES"] == "", "they are vLLM's"
 
 
 WRONG = {

@@ -30,7 +30,13 @@ def cpu_launch(
         environment=ALLOCATOR
         | environment
         | {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
-        | ({"LD_LIBRARY_PATH": ":".join(map(str, installation.libraries))} if installation.libraries else {}),
+        | _of_its_kind(installation),
         prefix=prefix,
         drain_timeout=drain_timeout,
     )
+
+
+def _of_its_kind(installation: Installation) -> dict[str, str]:
+    if installation.libraries:
+        return {"LD_LIBRARY_PATH": ":".join(map(str, installation.libraries))}
+    return {"CUDA_VISIBLE_DEVICES": ""}  # the GPUs are vLLM's: on each it sees, tritonserver takes hundreds of MB
