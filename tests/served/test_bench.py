@@ -46,6 +46,7 @@ def test_both_doors_of_a_running_server(listener, url, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "HTTP / gRPC" in told and told.strip() in report and results["machine"]["commit"] in report
     assert (tmp_path / "out" / "latency.svg").is_file()
+    assert results["machine"]["commit"] in (tmp_path / "out" / "sheet.md").read_text()
 
 
 def test_an_open_loop_of_text_with_questions_that_come_again(listener, tmp_path):
