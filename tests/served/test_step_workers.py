@@ -87,6 +87,22 @@ def test_a_worker_pauses_for_longer_than_triton_would_wait(server, step):
     assert worker_of(server, step) == pid and server.server.fault() is None
 
 
+def test_text_does_not_wait_for_the_steps_of_recordings(server):
+    async def beside(client):
+        stopped = [worker_of(server, step) for step in ("audio_featurizer", "audio_encoder")]
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        heard = asyncio.ensure_future(answers(client, 1))
+        try:
+            assert (await client.complete([user("hello")], GREEDY)).token_ids and not heard.done()
+        finally:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+        assert await heard
+
+    ask(server, beside)
+
+
 def test_text_does_not_wait_for_a_long_recording(server):
     """Forty minutes are decoded, and then refused, while text-only requests come and go."""
 
