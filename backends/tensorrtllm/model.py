@@ -16,7 +16,7 @@ import triton_python_backend_utils as pb_utils
 from step_audio.arrays import AnyArray
 from step_audio.errors import StepAudioError
 from step_audio.steps import dlpack
-from step_audio.steps.memory import give_back
+from step_audio.steps.memory import give_back, tidier
 from step_audio.steps.tensors import triton_error
 from step_audio.steps.trtllm.backend import TrtllmBackend
 from step_audio.steps.trtllm.metrics import readings
@@ -88,6 +88,7 @@ def _array(tensor: pb_utils.Tensor, bfloat16: bool) -> AnyArray:
     # Copies, for the memory is Triton's again when the request has been taken.
     table = dlpack.bfloat16_bits(tensor.to_dlpack()) if bfloat16 else tensor.as_numpy().copy()
     give_back(tensor)
+    tidier().saw(table.nbytes)
     return table
 
 

@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from step_audio.steps.memory import tidier
+
 INLINE = 1 << 16  # bytes that are sent through the socket itself
 # Number of the message, bytes of the pickle, number of buffers, bytes of the memory file (0: there is none).
 _HEAD = struct.Struct("<qIIQ")
@@ -73,6 +75,7 @@ class Channel:
             if frame.memory is not None:
                 sent = socket.send_fds(self._socket, [data], [frame.memory])
             self._socket.sendall(memoryview(data)[sent:])
+        tidier().saw(frame.size)
 
     def receive(self) -> tuple[int, Any]:
         """The next message and its number. Raises EOFError when the other end is gone."""
@@ -91,6 +94,7 @@ class Channel:
                 buffers = _parts(self._read(sum(size for size, _ in sizes)), sizes)
         except OSError as error:
             raise EOFError(str(error)) from None
+        tidier().saw(memory_size)
         return number, pickle.loads(pickled, buffers=buffers)
 
     def close(self) -> None:

@@ -62,13 +62,21 @@ class OnnxEncoderEngine:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise ArtefactError(f"cannot load the encoder {path.name}: {error}") from None
+        self.width = self.session.get_outputs()[0].shape[-1]
         self.giving_back = onnxruntime.RunOptions()  # working memory: else the longest clips' is kept
         self.giving_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     def run(self, features: Float32Array, frames: Int64Array) -> Float32Array:
-        inputs = {"mel": features, "frames": frames}
-        options = None if is_small(features) else self.giving_back
-        embeddings: Float32Array = self.session.run(["embeddings"], inputs, options)[0]
+        if is_small(features):
+            embeddings: Float32Array = self.session.run(["embeddings"], {"mel": features, "frames": frames})[0]
+            return embeddings
+        # Into memory of ours: of its own it gives back, at a run's end, only parts in which no result of any run lies.
+        embeddings = np.empty((len(features), mel.token_count(features.shape[2]), self.width), np.float32)
+        binding = self.session.io_binding()
+        binding.bind_cpu_input("mel", features)
+        binding.bind_cpu_input("frames", frames)
+        binding.bind_output("embeddings", "cpu", 0, np.float32, embeddings.shape, embeddings.ctypes.data)
+        self.session.run_with_iobinding(binding, self.giving_back)
         return embeddings
 
 

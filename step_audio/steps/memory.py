@@ -4,12 +4,16 @@ A model's process shares a region with tritonserver that grows to the largest te
 never shrinks. What a tensor held is not read again once it has been copied out or sent; so the whole pages within it
 are taken out of the region's file, while the tensor still has them. When the region uses the place again, they are
 zeros. What the region itself keeps, its lists of free places, is never within a tensor.
+
+In a process's own memory the C library keeps what is free below something that is in use; it is asked for that, too.
 """
 
 from __future__ import annotations
 
 import ctypes
 import mmap
+import threading
+from functools import cache
 from typing import Any
 
 from step_audio.arrays import Float32Array
@@ -25,10 +29,39 @@ KEPT = 2500**2
 # thread's own heap.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(LEAST), "MALLOC_TRIM_THRESHOLD_": str(LEAST)}
 
+SETTLED = 3.0  # seconds without large messages, after which free memory is looked for
+
 REMOVE = 9  # madvise(2)'s MADV_REMOVE, of Linux
 
+_malloc_trim = ctypes.CDLL(None).malloc_trim
 _madvise = ctypes.CDLL(None).madvise
 _madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+class Tidier:
+    """Has the C library give back what it has free, when large messages have been and there are no more for a while."""
+
+    def __init__(self, settled: float = SETTLED):
+        self._settled = settled
+        self._large = threading.Event()
+        threading.Thread(target=self._run, name="tidier", daemon=True).start()
+
+    def saw(self, size: int) -> None:
+        """A message of so many bytes has come, or gone."""
+        if size >= LEAST:
+            self._large.set()
+
+    def _run(self) -> None:
+        while self._large.wait():
+            self._large.clear()
+            if not self._large.wait(self._settled):
+                _malloc_trim(0)
+
+
+@cache
+def tidier() -> Tidier:
+    """Of this process."""
+    return Tidier()
 
 
 def is_small(features: Float32Array) -> bool:

@@ -190,10 +190,13 @@ def test_bfloat16_checkpoint_loads_as_float32(tmp_path):
 @pytest.mark.parametrize("rule", ["L", "L-2"])
 def test_onnx_agrees_with_torch(tiny, models, exported, rule):
     onnxruntime = pytest.importorskip("onnxruntime")
+    from step_audio.steps.encoder_engine import OnnxEncoderEngine
+
     _, config = tiny
     path, manifest = exported[rule]
     assert [output.name for output in manifest.outputs] == ["encoder.onnx"]
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    engine = OnnxEncoderEngine(path)
     assert session.get_modelmeta().custom_metadata_map["length_rule"] == rule
     cases = [SHORT, (3,), (4,), (3, 3), (502,), (27, 1003, 660), (3000,), (3, 2502)]
     for lengths in cases:
@@ -201,6 +204,7 @@ def test_onnx_agrees_with_torch(tiny, models, exported, rule):
         (ours,) = session.run(["embeddings"], {"mel": mel.numpy(), "frames": frames.numpy()})
         np.testing.assert_allclose(ours, models[rule](mel, frames).numpy(), atol=1e-4, err_msg=str(lengths))
         assert ours.shape == (len(lengths), tokens(max(lengths), "L"), config.audio.llm_dim)
+        np.testing.assert_array_equal(engine.run(mel.numpy(), frames.numpy()), ours)  # the longest in memory of its own
 
 
 def test_bfloat16_stays_within_two_hundredths(models, exported):
