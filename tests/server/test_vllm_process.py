@@ -22,7 +22,7 @@ from step_audio_server.launch.cpu_launch import cpu_launch
 from step_audio_server.launch.installation import Installation
 from step_audio_server.launch.ports import Ports
 from step_audio_server.prepare import _of_profile
-from step_audio_server.repository.vllm_options import write_options
+from step_audio_server.repository.vllm_options import SPARE, write_options
 from step_audio_server.settings import ServeSettings
 from step_audio_server.vllm_process import VllmProcess, check
 from vllm_stand_in import VERSIONS, write_python
@@ -114,7 +114,7 @@ def test_what_vllm_is_told(tmp_path, artefacts):
     assert (one.tensor_parallel_size, one.gpu_memory_utilization, one.kv_cache_bytes) == (1, 0.9, None)
     position = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * 2
     assert one.cpu_kv_cache_bytes == 4 * 4096 * position
-    assert write(tmp_path, artefacts, kv_cache_tokens=10_000).kv_cache_bytes == 10_000 * position
+    assert write(tmp_path, artefacts, kv_cache_tokens=10_000).kv_cache_bytes == (10_000 + SPARE) * position
     four = write(tmp_path, artefacts, tp=4, gpu_memory_utilization=0.8, kv_cache_reuse=False)
     assert (four.tensor_parallel_size, four.gpu_memory_utilization, four.enable_prefix_caching) == (4, 0.8, False)
     whole = write(tmp_path, artefacts, chunked_context=False)

@@ -10,6 +10,7 @@ from step_audio.vllm.options import VllmOptions
 from step_audio_server.settings import ServeSettings
 
 GPU_MEMORY_UTILIZATION = 0.9
+SPARE = 256  # positions: vLLM keeps a block for itself, and blocks, of 128 at most, are whole
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -31,7 +32,7 @@ def write_options(settings: ServeSettings, model: ModelConfig, artefacts: Artefa
         enable_prefix_caching=settings.kv_cache_reuse,
         enable_chunked_prefill=settings.chunked_context,
         tensor_parallel_size=settings.vllm_ranks,
-        kv_cache_bytes=settings.kv_cache_tokens and settings.kv_cache_tokens * position,
+        kv_cache_bytes=settings.kv_cache_tokens and (settings.kv_cache_tokens + SPARE) * position,
         cpu_kv_cache_bytes=4 * length * position,
         gpu_memory_utilization=settings.gpu_memory_utilization or GPU_MEMORY_UTILIZATION,
         stop_ids=tuple(json.loads(artefacts.xgrammar_tokenizer_info_file.read_text("utf-8"))["stop_token_ids"]),
