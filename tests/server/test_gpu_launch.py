@@ -153,7 +153,8 @@ def test_four_ranks_from_start_to_end(gpus):
     ranks = dict(server._ranks)
     assert sorted(ranks) == [0, 1, 2, 3]
     (gpus.notes / "workers").write_text(" ".join(str(ranks[rank]) for rank in (1, 2, 3)))
-    assert len(left_behind(server)) == 1 + 4 + 2 + 1 + 4  # mpirun, ranks, stubs; the leader's region, and theirs
+    # mpirun, ranks, stubs; the leader's region, and theirs. A process that is being forked may count for a moment.
+    wait_until(lambda: len(left_behind(server)) == 1 + 4 + 2 + 1 + 4)
     server.stop()
     # All of the leader's requests had their answers while the workers were there; then it let them go.
     assert sorted(gpus.events()) == ["0 drained with 3 workers", "0 serves", "1 let go", "2 let go", "3 let go"]
