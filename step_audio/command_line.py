@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import wraps
 from typing import TypeAlias
 
 from step_audio.errors import StepAudioError
@@ -24,6 +25,7 @@ def add_command(
     """A command's parser; `text` is its line in the list of commands and its description. `extra`: brings all it needs
     that is not always there; `run` is set to a function that advises it, raising StepAudioError."""
 
+    @wraps(run)
     def advised(arguments: argparse.Namespace) -> int | None:
         try:
             return run(arguments)

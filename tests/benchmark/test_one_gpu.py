@@ -52,6 +52,7 @@ def run(script, monkeypatch):
     return main
 
 
+@pytest.mark.long
 def test_the_decoder_s_part(run, script, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("step_audio_benchmark.one_gpu.REPEATS", 3)
     arguments = ("--work", tmp_path, "--device", "cpu", "--size", "small", "--part", "decoder")

@@ -119,7 +119,7 @@ def test_the_command_has_its_flags():
     parser = argparse.ArgumentParser()
     command.add_parser(parser.add_subparsers())
     arguments = parser.parse_args(["gateway", "--triton", "h:1", "--port", "1234"])
-    assert arguments.run is command.run and arguments.triton == ["h:1"]
+    assert arguments.run.__wrapped__ is command.run and arguments.triton == ["h:1"]
     assert "--allowed-media-domains" in parser._subparsers._group_actions[0].choices["gateway"].format_help()
 
 

@@ -23,6 +23,7 @@ def test_a_lock_is_held_by_one(tmp_path):
     lock(tmp_path / "work").close()
 
 
+@pytest.mark.build
 def test_two_that_find_nothing_build_once(checkpoint, tmp_path, monkeypatch):
     """In two threads: the lock is a file's, which knows no processes. Two servers are in tests/served."""
     export_nothing(monkeypatch)
