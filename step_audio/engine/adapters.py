@@ -43,7 +43,8 @@ class Adapters:
             said = f"LoRA task {task} not found in cache. Please send LoRA weights with request"
             raise NotServing(said, "lora_task_id")  # not yet: the server gives it to the engine when it starts
         if not self._free:
-            raise InvalidRequest("there is no room for another adapter: the server holds those it was started with")
+            said = "there is no room for another adapter: the server holds those it was started with"
+            raise InvalidRequest(said, "lora_task_id")
         place = self._places[task] = self._free.pop()
         self._arrived.append((task, place, lora))
         return place
