@@ -247,8 +247,10 @@ def test_a_file_where_a_folder_should_be(tiny, tmp_path, fails):
         ("export-encoder --checkpoint {tiny} --output {new}", "torch", "build"),
         ("serve --checkpoint {tiny} --work-dir {new}", "torch", "cpu"),  # and not build, lest openvino is missing next
         ("train --output {new} --whisper {tiny}/model.bin", "torch", "train"),
-        ("train --output {new} --whisper {tiny}/model.bin", "transformers", "train"),
-        ("eval --output {new} --against-torch {tiny}", "transformers", "train"),
+        pytest.param(
+            "train --output {new} --whisper {tiny}/model.bin", "transformers", "train", marks=pytest.mark.long
+        ),  # torch is loaded before it
+        pytest.param("eval --output {new} --against-torch {tiny}", "transformers", "train", marks=pytest.mark.long),
     ],
 )
 def test_a_package_that_is_not_installed(command, module, extra, tiny, tmp_path, monkeypatch, fails):
