@@ -28,9 +28,9 @@ CLIP = 25 * 16_000
 
 def without_gradients(method):
     @wraps(method)
-    def run(*arguments):
+    def run(*arguments, **options):
         with torch.no_grad():
-            return method(*arguments)
+            return method(*arguments, **options)
 
     return run
 
