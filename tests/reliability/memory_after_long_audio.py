@@ -2,9 +2,10 @@
 
     python tests/reliability/memory_after_long_audio.py --minutes 20 --recordings 4 --settle 60
 
-A small random model behind `step-audio serve`. "Before" is after a few short requests, which fill the encoder's cache
-of embeddings: it is kept small, since what it holds is to stay. The recordings are asked all at once, over HTTP. Memory
-is a process's share of what is resident (PSS); shared memory is what the server's regions take of /dev/shm.
+A small random model behind `step-audio serve`. "Before" is after requests that fill what is to stay full: short ones
+the encoder's cache of embeddings, long raw prompts the LLM's of keys and values. The recordings are asked all at once,
+over HTTP. Memory is a process's share of what is resident (PSS); shared memory is what the server's regions take of
+/dev/shm.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from step_audio.markdown import markdown_table
 from step_audio_build.convert.make_tiny import make_tiny
 
 SHORT_REQUESTS, SHORT_SECONDS = 16, 5
-CACHE = 400_000  # bytes, of which each short request takes 35,000
+EMBEDDINGS = 400_000  # bytes, of which each short request takes 35,000
+POSITIONS, PROMPT = 65_536, 30_000  # of the LLM's cache, and of a raw prompt
 
 
 async def ask(url: str, seconds: Iterable[float]) -> None:
@@ -48,6 +50,14 @@ async def ask(url: str, seconds: Iterable[float]) -> None:
             assert reply.status_code == 200, reply.text
 
         await asyncio.gather(*(one(number, length) for number, length in enumerate(seconds)))
+
+
+def fill(url: str) -> None:
+    """The LLM's cache, with prompts that have nothing in common."""
+    for number in range(-(-POSITIONS // PROMPT)):
+        ids = np.random.default_rng(number).integers(10, 500, PROMPT).tolist()
+        reply = httpx.post(f"{url}/v1/completions", json={"prompt": ids, "max_tokens": 1}, timeout=900)
+        assert reply.status_code == 200, reply.text
 
 
 def main() -> None:
@@ -69,7 +79,8 @@ def main() -> None:
             dtype="bfloat16",
         )
         settings = settings_for(checkpoint, Path(scratch) / "work", max_seq_len=None)
-        process = ServeProcess(settings, "--max-seq-len", "32768", "--encoder-cache-bytes", str(CACHE))
+        caches = ("--encoder-cache-bytes", str(EMBEDDINGS), "--kv-cache-tokens", str(POSITIONS))
+        process = ServeProcess(settings, "--max-seq-len", "32768", *caches)
         try:
             process.wait_for("ready:", 120)
             url = f"http://127.0.0.1:{process.port}"
@@ -79,6 +90,7 @@ def main() -> None:
 
             for number in range(SHORT_REQUESTS):
                 asyncio.run(ask(url, [SHORT_SECONDS + number / 10]))
+            fill(url)
             before, begin = now(), time.monotonic()
             asyncio.run(ask(url, [arguments.minutes * 60 - number for number in range(arguments.recordings)]))
             after, took = now(), time.monotonic() - begin
