@@ -16,7 +16,7 @@ import triton_python_backend_utils as pb_utils
 from step_audio.arrays import AnyArray
 from step_audio.errors import StepAudioError
 from step_audio.steps import dlpack
-from step_audio.steps.memory import give_back, tidier
+from step_audio.steps.memory import give_back, reuse_blocks, tidier
 from step_audio.steps.tensors import triton_error
 from step_audio.steps.trtllm.backend import TrtllmBackend
 from step_audio.steps.trtllm.metrics import readings
@@ -31,6 +31,7 @@ class TritonPythonModel:
     """Triton's entry: hands requests to `TrtllmBackend`, and its answers and counters back."""
 
     def initialize(self, args: dict[str, str]) -> None:
+        reuse_blocks()
         config = json.loads(args["model_config"])
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         try:

@@ -29,10 +29,15 @@ KEPT = 2500**2
 # thread's own heap.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(LEAST), "MALLOC_TRIM_THRESHOLD_": str(LEAST)}
 
+# For tritonserver, whose gRPC reads what is large into blocks of 64 KiB that would stay between others.
+SERVER_ALLOCATOR = ALLOCATOR | {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
+
 SETTLED = 3.0  # seconds without large messages, after which free memory is looked for
 
+MMAP_THRESHOLD = -3  # mallopt(3)'s M_MMAP_THRESHOLD
 REMOVE = 9  # madvise(2)'s MADV_REMOVE, of Linux
 
+_mallopt = ctypes.CDLL(None).mallopt
 _malloc_trim = ctypes.CDLL(None).malloc_trim
 _madvise = ctypes.CDLL(None).madvise
 _madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -56,6 +61,11 @@ class Tidier:
             self._large.clear()
             if not self._large.wait(self._settled):
                 _malloc_trim(0)
+
+
+def reuse_blocks() -> None:
+    """In a process that inherits SERVER_ALLOCATOR and computes, where new memory for each block would cost time."""
+    _mallopt(MMAP_THRESHOLD, LEAST)
 
 
 @cache

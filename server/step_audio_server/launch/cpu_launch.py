@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from step_audio.steps.memory import ALLOCATOR
+from step_audio.steps.memory import SERVER_ALLOCATOR
 from step_audio_server.launch.installation import Installation
 from step_audio_server.launch.launch import Launch, python_environment, serving_flags, shm_flag, shm_prefix
 from step_audio_server.launch.ports import Ports
@@ -27,7 +27,7 @@ def cpu_launch(
             *serving_flags(ports, drain_timeout),
             "--allow-gpu-metrics=false",
         ),
-        environment=ALLOCATOR
+        environment=SERVER_ALLOCATOR
         | environment
         | {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
         | _of_its_kind(installation),
