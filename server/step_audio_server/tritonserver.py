@@ -31,7 +31,7 @@ from step_audio_server.records import Death, private, rotate
 MPIRUN_ENDS_IN = 5.0  # seconds from its SIGTERM; it gives its ranks one of them before it kills them
 STUB_ENDS_IN = 5.0  # seconds in which a model's process ends that tritonserver waits for, if it does
 # Looks, a watch period apart, at which a process is stopped: not when all were, and go on one after the other.
-STOPPED_LOOKS = 3
+STOPPED_LOOKS = 2
 RANKS_END_IN = 10.0  # seconds in which mpirun ends the other ranks after one has died; then it does not
 
 # Severity, month, day; or the last words of a crash.
