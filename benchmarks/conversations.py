@@ -50,7 +50,7 @@ BLOCK = 0.02  # seconds that are appended at once
 MODES = {"speaks first": {"mode": "speak_first"}, "thinks before": None}
 
 
-class Way(NamedTuple):
+class ConversationMode(NamedTuple):
     """How a question is asked and answered."""
 
     realtime: bool
@@ -121,7 +121,7 @@ async def turn(session: RealtimeSession, samples: Float32Array) -> tuple[float, 
     return ended, events
 
 
-async def in_a_session(url: str, way: Way, samples: Float32Array) -> Taken:
+async def in_a_session(url: str, way: ConversationMode, samples: Float32Array) -> Taken:
     async with RealtimeSession.connect(url) as session:
         modality = "audio" if way.aloud else "text"
         await session.update(output_modalities=[modality], temperature=0, mind_paced_speaking=MODES[way.mode])
@@ -136,7 +136,7 @@ def _first(events: list[tuple[float, RealtimeEvent]], kind: type[RealtimeEvent])
     return next((when for when, event in events if isinstance(event, kind)), math.nan)
 
 
-async def by_a_request(client: openai.AsyncOpenAI, way: Way, samples: Float32Array) -> Taken:
+async def by_a_request(client: openai.AsyncOpenAI, way: ConversationMode, samples: Float32Array) -> Taken:
     await asyncio.sleep(len(samples) / SAMPLE_RATE)  # it is spoken
     ended, first = time.monotonic(), math.nan
     audio = {"data": base64.b64encode(encode_wav(samples)).decode(), "format": "wav"}
@@ -160,14 +160,14 @@ async def by_a_request(client: openai.AsyncOpenAI, way: Way, samples: Float32Arr
     return Taken(0.0, first - ended)
 
 
-async def measured(url: str, sessions: list[int], turns: int) -> dict[tuple[Way, int], list[Taken]]:
-    ways = [Way(*one) for one in itertools.product((True, False), MODES, (False, True))]
-    taken: dict[tuple[Way, int], list[Taken]] = {}
+async def measured(url: str, sessions: list[int], turns: int) -> dict[tuple[ConversationMode, int], list[Taken]]:
+    ways = [ConversationMode(*one) for one in itertools.product((True, False), MODES, (False, True))]
+    taken: dict[tuple[ConversationMode, int], list[Taken]] = {}
     seeds, drawn = itertools.count(), random.Random(0)
     progress = Progress("conversations", unit="", total=len(ways) * len(sessions) * (turns + 1))
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
 
-        async def ask(way: Way) -> Taken:
+        async def ask(way: ConversationMode) -> Taken:
             samples, pause = question(next(seeds)), drawn.random()
             await asyncio.sleep(pause)
             return await (in_a_session(url, way, samples) if way.realtime else by_a_request(client, way, samples))
@@ -182,7 +182,7 @@ async def measured(url: str, sessions: list[int], turns: int) -> dict[tuple[Way,
     return taken
 
 
-def table(taken: dict[tuple[Way, int], list[Taken]], sessions: list[int]) -> str:
+def table(taken: dict[tuple[ConversationMode, int], list[Taken]], sessions: list[int]) -> str:
     """Median and p95 of the time to the first text, or sound; of a session's the share that is the turn's end."""
     rows: list[tuple[str, ...]] = [("", "", "", *(f"{many} at once" for many in sessions))]
     for way in dict.fromkeys(way for way, _ in taken):

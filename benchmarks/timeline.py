@@ -32,7 +32,7 @@ THOUGHT, SPEECH, HEARD = "#8da0cb", "#fc8d62", "#66c2a5"
 
 
 @dataclass(frozen=True)
-class Answer:
+class TimedAnswer:
     """One measured answer, spoken at `pace`."""
 
     pace: MindPaced
@@ -50,7 +50,7 @@ class Answer:
         )
 
 
-async def ask(client: StepAudioClient, question: bytes, pace: MindPaced) -> Answer:
+async def ask(client: StepAudioClient, question: bytes, pace: MindPaced) -> TimedAnswer:
     start, thought_begun, pieces = time.monotonic(), None, []
     options = ChatOptions(sampling=Sampling(temperature=0), mind_paced=pace)
     async for delta in client.chat([user(Audio(question))], options):
@@ -64,10 +64,10 @@ async def ask(client: StepAudioClient, question: bytes, pace: MindPaced) -> Answ
     texts = [""] * len(firsts)
     for now, piece in pieces:  # of the last segment whose first token was there
         texts[max(n for n, first in enumerate(firsts) if n == 0 or first <= now)] += piece
-    return Answer(pace, delta.speech, thought_begun, [text.strip() for text in texts])
+    return TimedAnswer(pace, delta.speech, thought_begun, [text.strip() for text in texts])
 
 
-async def ask_in_turns(address: str, question: str, paces: list[MindPaced], rounds: int) -> list[Answer]:
+async def ask_in_turns(address: str, question: str, paces: list[MindPaced], rounds: int) -> list[TimedAnswer]:
     recording = encode_wav(0.5 * speak(spell_numbers(question), VOICE).samples)
     async with StepAudioClient(address) as client:
         # What the first answers do is left out: they fill the KV cache.
@@ -75,7 +75,7 @@ async def ask_in_turns(address: str, question: str, paces: list[MindPaced], roun
     return [min(column, key=lambda answer: answer.slowness) for column in zip(*answers, strict=True)]
 
 
-def draw(answers: list[Answer], question: str, rate: float, file: Path) -> None:
+def draw(answers: list[TimedAnswer], question: str, rate: float, file: Path) -> None:
     """An SVG of three lanes for each answer, one above the other."""
     figure, panels = pyplot().subplots(len(answers), sharex=True, figsize=(9, 2 * len(answers)), layout="constrained")
     for axes, answer in zip(panels, answers, strict=True):
@@ -85,7 +85,7 @@ def draw(answers: list[Answer], question: str, rate: float, file: Path) -> None:
     save(figure, file)
 
 
-def _lanes(axes: Any, answer: Answer, rate: float) -> None:
+def _lanes(axes: Any, answer: TimedAnswer, rate: float) -> None:
     timing, pace = answer.timing, answer.pace
     assert timing.first_spoken is not None
     if answer.thought_begun is not None and timing.thought_ended is not None:

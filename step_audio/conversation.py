@@ -42,7 +42,7 @@ class AudioPlace:
 
 
 @dataclass(frozen=True, slots=True)
-class ToolCall:
+class CalledTool:
     """A call that the assistant made. `arguments` is JSON text, kept as the client sent it."""
 
     name: str
@@ -55,7 +55,7 @@ class Message:
 
     role: str
     parts: tuple[Text | AudioPlace, ...]
-    tool_calls: tuple[ToolCall, ...] = ()
+    tool_calls: tuple[CalledTool, ...] = ()
     name: str = ""
 
 
@@ -158,7 +158,7 @@ def _message(entry: Any, where: str, call_names: dict[str, str]) -> Message:
     return Message(SAME_ROLES.get(role, role), parts, calls, name)
 
 
-def _tool_calls(entry: dict[str, Any], where: str, call_names: dict[str, str]) -> Iterator[ToolCall]:
+def _tool_calls(entry: dict[str, Any], where: str, call_names: dict[str, str]) -> Iterator[CalledTool]:
     calls = entry.get("tool_calls") or []
     if not isinstance(calls, list):
         raise InvalidRequest(f"{where}.tool_calls must be a list", f"{where}.tool_calls")
@@ -177,7 +177,7 @@ def _tool_calls(entry: dict[str, Any], where: str, call_names: dict[str, str]) -
             raise InvalidRequest(f"{place} must be a JSON string or an object", place)
         if call_id := _optional_string(call, "id", here):
             call_names[call_id] = name
-        yield ToolCall(name, arguments)
+        yield CalledTool(name, arguments)
 
 
 def _parts(content: Any, where: str) -> Iterator[Text | AudioPlace]:

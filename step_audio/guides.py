@@ -44,7 +44,7 @@ _ANY_OBJECT = '{"type": "object"}'
 
 
 @dataclass(frozen=True, slots=True)
-class Guide:
+class GuideSpec:
     """What the answer must be, from its first token on: any JSON, JSON of a schema, what a regular expression
     matches, or a sentence of a grammar in xgrammar's EBNF, whose first rule is `root`."""
 
@@ -52,7 +52,7 @@ class Guide:
     text: str = ""  # not looked at for "json"
 
     @classmethod
-    def of(cls, kind: str, text: str) -> Guide:
+    def of(cls, kind: str, text: str) -> GuideSpec:
         """Raises InvalidGuide for a kind that there is not."""
         if not _is_guide_kind(kind):
             kinds = ", ".join(get_args(GuideKind))
@@ -80,13 +80,13 @@ def _is_guide_kind(text: str) -> TypeGuard[GuideKind]:
     return text in get_args(GuideKind)
 
 
-def unusable(guide: Guide, error: Exception) -> InvalidGuide:
+def unusable(guide: GuideSpec, error: Exception) -> InvalidGuide:
     """xgrammar's error as a line."""
     reason = " ".join(_ECHO.sub("", _WHERE.sub("", str(error))).split())[:MAX_MESSAGE]
     return InvalidGuide(f"guided_decoding_guide cannot be used as {guide.kind}: {reason}")
 
 
-def bounded(guide: Guide) -> Guide:
+def bounded(guide: GuideSpec) -> GuideSpec:
     """The guide as it goes to the LLM; JSON is an object where there is no schema. Raises InvalidGuide.
 
     Imports xgrammar for JSON: seconds of the processor, once. Without it JSON stays what it is, for an LLM that
@@ -98,7 +98,7 @@ def bounded(guide: Guide) -> Guide:
     grammar = _grammar(_ANY_OBJECT if guide.kind == "json" else guide.text)
     if len(grammar) > MAX_GRAMMAR_LENGTH:
         raise InvalidGuide(f"guided_decoding_guide is too large a schema: {len(grammar)} characters as a grammar")
-    return Guide("ebnf_grammar", grammar)
+    return GuideSpec("ebnf_grammar", grammar)
 
 
 @lru_cache(maxsize=64)
@@ -108,7 +108,7 @@ def _grammar(schema: str) -> str:
     try:
         grammar: str = _json_schema_to_ebnf(schema, any_whitespace=False)
     except (RuntimeError, ValueError) as error:
-        raise unusable(Guide("json_schema", schema), error) from None
+        raise unusable(GuideSpec("json_schema", schema), error) from None
     grammar = _TEXT_OR_CLASS.sub(lambda match: _within_strings(match[0]), grammar)
     grammar = _NUMBERS.sub(lambda match: f"basic_{match[1]} ::= {_FINITE[match[1]]}", grammar)
     return "\n".join(map(_with_an_end, grammar.split("\n")))

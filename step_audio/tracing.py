@@ -108,7 +108,7 @@ class Tracer:
         self._tracer = self._provider.get_tracer("step_audio")
 
     @contextmanager
-    def request(self, name: str, given: Mapping[str, str], attributes: Attributes) -> Iterator[Request]:
+    def request(self, name: str, given: Mapping[str, str], attributes: Attributes) -> Iterator[RequestSpan]:
         """The current span while this lasts, and a child of the caller's, if `given`, its headers, names one."""
         from opentelemetry.trace import SpanKind
 
@@ -122,7 +122,7 @@ class Tracer:
         ) as span:
             token = _own.set(self._tracer)
             try:
-                yield Request(span)
+                yield RequestSpan(span)
             finally:
                 _own.reset(token)
 
@@ -157,7 +157,7 @@ class Tracer:
         self._provider.shutdown()
 
 
-class Request:
+class RequestSpan:
     """The span of one request."""
 
     def __init__(self, span: Span):

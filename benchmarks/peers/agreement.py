@@ -15,7 +15,7 @@ BEGIN = 2 * 10**9  # the first one's number: none of these is asked when somethi
 
 
 @dataclass(frozen=True)
-class Agreement:
+class TokenAgreement:
     """Of one target with another."""
 
     target: str
@@ -26,7 +26,7 @@ class Agreement:
     before: int  # tokens up to the first difference, over all answers
 
     @classmethod
-    def of(cls, target: str, other: str, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Agreement:
+    def of(cls, target: str, other: str, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> TokenAgreement:
         lengths = [common(ours, theirs) for ours, theirs in pairs]
         tokens = [len(ours) for ours, _ in pairs]
         whole = sum(length == count for length, count in zip(lengths, tokens, strict=True))
@@ -53,7 +53,7 @@ async def answers(way: Way, workload: Workload) -> list[list[int]]:
     return [record.token_ids for record in run.records]
 
 
-def agreement_table(found: Sequence[Agreement]) -> str:
+def agreement_table(found: Sequence[TokenAgreement]) -> str:
     """Markdown; empty where nothing was compared."""
     if not found:
         return ""

@@ -21,7 +21,7 @@ from typing import IO
 
 import httpx
 
-from peers.agreement import Agreement, agreement_table, answers
+from peers.agreement import TokenAgreement, agreement_table, answers
 from peers.decoders import PEERS, Decoder, Peer, Size
 from peers.environments import Environment
 from peers.vllm_server import ENVIRONMENT as VLLM
@@ -30,7 +30,7 @@ from step_audio.command_line import count, echo
 from step_audio.config import ModelConfig
 from step_audio.errors import StepAudioError
 from step_audio_benchmark.bare_engine import BareEngine
-from step_audio_benchmark.load import Asked, Level, Way
+from step_audio_benchmark.load import Level, OwnLoad, Way
 from step_audio_benchmark.machine import machine
 from step_audio_benchmark.report import tables, write
 from step_audio_benchmark.run import Plan, measure
@@ -116,7 +116,7 @@ class Setting:
         theirs = Http(client, other, MODEL, NAME, {"return_token_ids": True} if self.exact else {})
         # Our HTTP door tells text alone, so tokens are those of the client library.
         ours = await stack.enter_async_context(connected(grpc, None if self.exact else http))
-        self.ways = [*map(Asked, [*ours, theirs]), *self.ways]
+        self.ways = [*map(OwnLoad, [*ours, theirs]), *self.ways]
         self.pairs = [*((target.name, NAME) for target in ours), *self.pairs]
 
     def _alone(self, stack: contextlib.ExitStack, settings: ServeSettings, decoders: Sequence[Peer]) -> None:
@@ -151,7 +151,8 @@ async def tokens(setting: Setting) -> str:
     """A table, in tokens.md."""
     drawn = {way.name: await answers(way, setting.plan.workload) for way in setting.ways}
     agreed = [
-        Agreement.of(ours, theirs, list(zip(drawn[ours], drawn[theirs], strict=True))) for ours, theirs in setting.pairs
+        TokenAgreement.of(ours, theirs, list(zip(drawn[ours], drawn[theirs], strict=True)))
+        for ours, theirs in setting.pairs
     ]
     said = agreement_table(agreed)
     (setting.given.output / "tokens.md").write_text(said + "\n", "utf-8")

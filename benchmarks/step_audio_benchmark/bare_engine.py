@@ -13,7 +13,7 @@ from step_audio.arrays import Int32Array
 from step_audio.engine import Engine, EngineOptions, GenerationRequest, SamplingParams
 from step_audio.engine.request import SequenceOutput
 from step_audio.mel import TOKENS_PER_SECOND
-from step_audio_benchmark.load import Asked, Level, LoadRun
+from step_audio_benchmark.load import Level, LoadRun, OwnLoad
 from step_audio_benchmark.records import Record
 from step_audio_benchmark.workload import Question, Workload
 
@@ -42,7 +42,7 @@ class BareEngine:
     async def run(
         self, level: Level, questions: Sequence[Question], workload: Workload, on_done: Callable[[], None]
     ) -> LoadRun:
-        return await Asked(self).run(level, questions, workload, on_done)
+        return await OwnLoad(self).run(level, questions, workload, on_done)
 
     async def ask(self, question: Question, workload: Workload) -> Record:
         loop, ended = asyncio.get_running_loop(), asyncio.Event()

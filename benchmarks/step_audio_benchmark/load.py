@@ -47,7 +47,7 @@ class Way(Protocol):
 
 
 @dataclass(frozen=True)
-class Asked:
+class OwnLoad:
     """A load of our own on a target."""
 
     target: Target

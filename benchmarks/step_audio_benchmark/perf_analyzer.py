@@ -96,7 +96,7 @@ def _tensors(question: Question, workload: Workload) -> dict[str, Any]:
 
 
 class PerfAnalyzer:
-    """One way to the model, as `Asked` is: each level is a run of the program of its own."""
+    """One way to the model, as `OwnLoad` is: each level is a run of the program of its own."""
 
     name = NAME
 

@@ -26,7 +26,7 @@ from tritonclient.grpc import service_pb2
 from step_audio.steps.leases import PREFIX
 from step_audio_client.errors import LOST
 from step_audio_client.generators import inner
-from step_audio_client.wire import Request, Response, Stub, infer_request, infer_response, scalar
+from step_audio_client.wire import InferRequest, Response, Stub, infer_request, infer_response, scalar
 
 LEASE = "lease"  # the model; its ids are PREFIX and the answer's own
 ENDING = 5.0  # seconds in which a call that nobody waits for has to end by itself; then it is cancelled
@@ -53,7 +53,7 @@ class Answer:
     answers of a decoupled model and of another meet on a stream.
     """
 
-    def __init__(self, stub: Stub, request: Request, timeout: float | None = None, leased: bool = False):
+    def __init__(self, stub: Stub, request: InferRequest, timeout: float | None = None, leased: bool = False):
         self._stub, self._request, self._timeout = stub, request, timeout
         self._found: asyncio.Queue[Response | Exception] = asyncio.Queue()
         self._whole = False
@@ -140,7 +140,7 @@ class Answer:
             await lease
 
 
-async def ask(stub: Stub, request: Request, timeout: float | None) -> service_pb2.ModelInferResponse:
+async def ask(stub: Stub, request: InferRequest, timeout: float | None) -> service_pb2.ModelInferResponse:
     """The answer of a model that is not decoupled. Raises TimeoutError and grpc.aio.AioRpcError."""
 
     async def answer() -> service_pb2.ModelInferResponse:
@@ -158,7 +158,7 @@ async def ask(stub: Stub, request: Request, timeout: float | None) -> service_pb
 
 
 @inner
-async def stream(stub: Stub, request: Request, timeout: float | None = None) -> AsyncGenerator[Response]:
+async def stream(stub: Stub, request: InferRequest, timeout: float | None = None) -> AsyncGenerator[Response]:
     """`Answer.responses` of one that needs no lease; it begins with the first that is waited for."""
     async with contextlib.aclosing(Answer(stub, request, timeout).responses()) as responses:
         async for response in responses:
@@ -194,7 +194,7 @@ def _bound(task: asyncio.Task[Any]) -> None:
         task.add_done_callback(lambda _: timer.cancel())
 
 
-def _leased(request_id: str, *, open: bool, seconds: float | None = None, stop: bool = False) -> Request:
+def _leased(request_id: str, *, open: bool, seconds: float | None = None, stop: bool = False) -> InferRequest:
     inputs = {"open": scalar(open, np.bool_)}
     if seconds is not None:
         inputs["seconds"] = scalar(seconds, np.float32)

@@ -163,7 +163,7 @@ class Pipeline:
         tensors = await self._ask(run, request, 30)
         return [tensors[output] for output in outputs]
 
-    async def _ask(self, run: Run, request: wire.Request, patience: float | None) -> dict[str, AnyArray]:
+    async def _ask(self, run: Run, request: wire.InferRequest, patience: float | None) -> dict[str, AnyArray]:
         failover = Failover(self._servers, run, self._patience)
         while True:
             server = run.route[0]

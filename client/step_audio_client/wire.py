@@ -35,7 +35,7 @@ _CONTENTS = service_pb2.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 |
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
+class InferRequest:
     """A request without what its inputs hold, and that, of each in pieces, beside it: protobuf, which would copy long
     recordings again and again, lets nobody else have the processor meanwhile."""
 
@@ -96,7 +96,7 @@ def byte_strings(values: Sequence[bytes]) -> AnyArray:
     return array
 
 
-def infer_request(model: str, request_id: str, inputs: Mapping[str, AnyArray]) -> Request:
+def infer_request(model: str, request_id: str, inputs: Mapping[str, AnyArray]) -> InferRequest:
     """Arrays keep their shapes; object arrays hold bytes."""
     message = service_pb2.ModelInferRequest(model_name=model, id=request_id)
     message.parameters["triton_enable_empty_final_response"].bool_param = True
@@ -109,7 +109,7 @@ def infer_request(model: str, request_id: str, inputs: Mapping[str, AnyArray]) -
         else:
             tensor.datatype = "BF16" if array.dtype == BFLOAT16 else np_to_triton_dtype(array.dtype)
             contents.append([array.tobytes()])
-    return Request(message, contents)
+    return InferRequest(message, contents)
 
 
 def infer_response(response: service_pb2.ModelInferResponse) -> Response:
@@ -124,7 +124,7 @@ def infer_response(response: service_pb2.ModelInferResponse) -> Response:
     return Response(outputs, response.parameters["triton_final_response"].bool_param)
 
 
-def _serialized(request: Request | bytes) -> bytes:
+def _serialized(request: InferRequest | bytes) -> bytes:
     return request if isinstance(request, bytes) else request.serialized()
 
 
@@ -137,7 +137,7 @@ def _varint(value: int) -> bytes:
     return bytes([*digits, value])
 
 
-def trace(request: Request, traceparent: str | None) -> None:
+def trace(request: InferRequest, traceparent: str | None) -> None:
     """Names the span that the steps' spans are within; Triton hands a request's parameters to each."""
     if traceparent is not None:
         request.message.parameters[PARAMETER].string_param = traceparent

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from step_audio_evaluation.answers import Answer
+from step_audio_evaluation.answers import EvaluatedAnswer
 from step_audio_evaluation.items import Item
 from step_audio_evaluation.scoring import score
 
@@ -58,7 +58,7 @@ class Agreement:
 
 
 def agreement(
-    items: Sequence[Item], answers: Mapping[str, Answer], reference: Reference, step: Callable[[], None]
+    items: Sequence[Item], answers: Mapping[str, EvaluatedAnswer], reference: Reference, step: Callable[[], None]
 ) -> Agreement:
     """Of the answers that were greedy and did not fail; `step` is called after each."""
     identical = tokens = before = equal = correct = reference_correct = 0

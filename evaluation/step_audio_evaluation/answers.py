@@ -33,7 +33,7 @@ class EvaluationSettings(DataSetSettings):
     sampling: Mapping[str, Any]
 
 
-class Answer(Strict):
+class EvaluatedAnswer(Strict):
     """What came back for one question. `error` is set where nothing did; then the question is asked again next time."""
 
     id: str
@@ -52,12 +52,12 @@ class AnswerFile:
         """Opens or begins the folder. Raises EvaluationError where it holds answers that were got otherwise."""
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / ANSWERS
-        self.of: dict[str, Answer] = {}
+        self.of: dict[str, EvaluatedAnswer] = {}
         self._check(directory / SETTINGS, settings)
         if self.path.exists():
             self._read()
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: EvaluatedAnswer) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(answer.model_dump_json() + "\n")
         self.of[answer.id] = answer
@@ -90,7 +90,7 @@ class AnswerFile:
                 file.truncate(whole)
         for number, line in enumerate(data[:whole].split(b"\n")[:-1], 1):  # bytes: a line may be no UTF-8
             try:
-                answer = Answer.model_validate_json(line)
+                answer = EvaluatedAnswer.model_validate_json(line)
             except ValidationError:
                 raise EvaluationError(
                     f"{self.path}, line {number}: not an answer: remove the line and it is asked again, "

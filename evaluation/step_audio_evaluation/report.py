@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from typing import TypeVar
 
 from step_audio_evaluation.agreement import Agreement
-from step_audio_evaluation.answers import Answer, EvaluationSettings
+from step_audio_evaluation.answers import EvaluatedAnswer, EvaluationSettings
 from step_audio_evaluation.items import Budget, Item, Snr
 from step_audio_evaluation.scoring import Score, score
 from step_audio_evaluation.statistics import Difference, Interval, bootstrap_ratio, paired_difference, wilson
@@ -24,7 +24,7 @@ class Graded:
     """A question, what was answered, and whether that is right."""
 
     item: Item
-    answer: Answer
+    answer: EvaluatedAnswer
     score: Score
 
 
@@ -64,7 +64,7 @@ class Report:
     wrong: list[Graded] = field(repr=False)
 
 
-def grade(items: Sequence[Item], answers: Mapping[str, Answer]) -> list[Graded]:
+def grade(items: Sequence[Item], answers: Mapping[str, EvaluatedAnswer]) -> list[Graded]:
     """Every item has an answer, be it an error."""
     graded = []
     for item in items:

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 from step_audio.chat_template import CLOSE_THOUGHT
 from step_audio.progress import Progress
 from step_audio_client import ChatOptions, RequestError, Sampling, ServerBusy, StepAudioClient, Thinking
-from step_audio_evaluation.answers import Answer, AnswerFile
+from step_audio_evaluation.answers import AnswerFile, EvaluatedAnswer
 from step_audio_evaluation.items import EvaluationError, Item
 
 BUSY_PAUSES = (0.5, 1, 2, 4, 8, 16)  # seconds before a question is asked again where the queue was full
@@ -54,15 +54,15 @@ async def _work(
         except RequestError as error:
             if not await client.ready():
                 raise EvaluationError(f"{error}; the same command goes on where this one ended") from None
-            answer = Answer(id=item.id, expected=item.expected, error=str(error))
+            answer = EvaluatedAnswer(id=item.id, expected=item.expected, error=str(error))
         except OSError as error:  # a recording
             text = f"{error.filename} cannot be read: {error.strerror}"
-            answer = Answer(id=item.id, expected=item.expected, error=text)
+            answer = EvaluatedAnswer(id=item.id, expected=item.expected, error=text)
         answers.add(answer)
         progress.step()
 
 
-async def _ask(item: Item, client: StepAudioClient, sampling: Sampling) -> Answer:
+async def _ask(item: Item, client: StepAudioClient, sampling: Sampling) -> EvaluatedAnswer:
     messages = item.request()
     sampling = dataclasses.replace(sampling, seed=(sampling.seed or 0) + item.round)
     for pause in (*BUSY_PAUSES, None):
@@ -77,7 +77,7 @@ async def _ask(item: Item, client: StepAudioClient, sampling: Sampling) -> Answe
             if pause is None:
                 raise
             await asyncio.sleep(pause)
-    return Answer(
+    return EvaluatedAnswer(
         id=item.id,
         expected=item.expected,
         text=made.text,
@@ -89,13 +89,13 @@ async def _ask(item: Item, client: StepAudioClient, sampling: Sampling) -> Answe
 
 async def _within_budget(
     item: Item, messages: list[dict[str, Any]], client: StepAudioClient, sampling: Sampling
-) -> Answer:
+) -> EvaluatedAnswer:
     thinking = Thinking() if item.budget == "unlimited" else Thinking(budget=item.budget)
     deltas = [delta async for delta in client.chat(messages, ChatOptions(sampling, thinking=thinking))]
     thought, said = "".join(d.reasoning for d in deltas), "".join(d.content for d in deltas)
     reason, usage = deltas[-1].finish_reason, deltas[-1].usage
     assert usage
-    return Answer(
+    return EvaluatedAnswer(
         id=item.id,
         expected=item.expected,
         text=f"{thought}{CLOSE_THOUGHT}{said}",

@@ -91,7 +91,7 @@ class Observe:
             with self.tracer.request(method, Headers(scope=scope), {"http.request.method": method}) as span:
                 await self._observed(scope, receive, send, span)
 
-    async def _observed(self, scope: Scope, receive: Receive, send: Send, span: tracing.Request | None) -> None:
+    async def _observed(self, scope: Scope, receive: Receive, send: Send, span: tracing.RequestSpan | None) -> None:
         start = time.monotonic()
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

@@ -68,7 +68,7 @@ def closing_tracer() -> Iterator[Tracer | None]:
             tracer.close()
 
 
-class Server(uvicorn.Server):
+class GatewayServer(uvicorn.Server):
     """Stops when the answers of realtime sessions have ended, as those of requests."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -87,7 +87,7 @@ def server_of(settings: GatewaySettings, client: StepAudioClient, tracer: Tracer
     """To be given a listening socket. Raises SettingsError."""
     app = create_app(settings, client, tracer=tracer)
     connections = Connections(settings, app.state.metrics)
-    return Server(
+    return GatewayServer(
         uvicorn.Config(
             app,
             http=cast(type[asyncio.Protocol], partial(Connection, connections)),

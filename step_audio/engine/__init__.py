@@ -5,14 +5,14 @@ import sys
 from step_audio.engine.engine import Engine
 from step_audio.engine.options import EngineOptions, EngineStats
 from step_audio.engine.request import GenerationRequest, SamplingParams, SequenceOutput, SequenceStats
-from step_audio.guides import Guide
+from step_audio.guides import GuideSpec
 
 __all__ = [
     "Engine",
     "EngineOptions",
     "EngineStats",
     "GenerationRequest",
-    "Guide",
+    "GuideSpec",
     "SamplingParams",
     "SequenceOutput",
     "SequenceStats",

@@ -24,7 +24,7 @@ from step_audio.arrays import Float32Array, Int32Array
 from step_audio.engine.request import GenerationRequest
 from step_audio.errors import ArtefactError, InvalidGuide, StepAudioError
 from step_audio.extras import install_for
-from step_audio.guides import Guide, unusable
+from step_audio.guides import GuideSpec, unusable
 
 if TYPE_CHECKING:
     import xgrammar
@@ -106,7 +106,7 @@ class GuideCompiler:
         # Its own threads would take the cores that compute the step.
         return xgrammar.GrammarCompiler(info, max_threads=1, cache_limit_bytes=CACHE_BYTES), not_json
 
-    def compile(self, guide: Guide) -> CompiledGuide:
+    def compile(self, guide: GuideSpec) -> CompiledGuide:
         """Raises InvalidGuide if the guide is not what its kind says, or asks for what xgrammar lacks."""
         compiler, not_json = self.prepare().result()
         try:
@@ -124,7 +124,7 @@ class GuideCompiler:
         never = self._stop_bits | not_json if guide.kind in ("json", "json_schema") else self._stop_bits
         return CompiledGuide(grammar, self._vocab_size, self._stop_ids, never)
 
-    def submit(self, guide: Guide, done: Callable[[CompiledGuide | StepAudioError], None]) -> None:
+    def submit(self, guide: GuideSpec, done: Callable[[CompiledGuide | StepAudioError], None]) -> None:
         """Compile in another thread, which then calls `done`."""
 
         def work() -> None:

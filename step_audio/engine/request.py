@@ -9,7 +9,7 @@ from typing import Literal
 
 from step_audio.arrays import AnyArray, Int32Array, UInt64Array
 from step_audio.errors import InvalidRequest, StepAudioError
-from step_audio.guides import Guide
+from step_audio.guides import GuideSpec
 from step_audio.lora import LoraTensors
 
 Finished = Literal["stop", "length", "cancelled"]
@@ -104,7 +104,7 @@ class GenerationRequest:
     num_return_sequences: int = 1  # sequence i draws with seed + i
     return_log_probs: bool = False
     num_top_log_probs: int = 0  # of the likeliest tokens, in each place; as many as have a finite logit
-    guide: Guide | None = None
+    guide: GuideSpec | None = None
     lora_task_id: int | None = None  # the adapter's
     lora: LoraTensors | None = None  # the adapter itself, with the first request that names it
     adapter: int = -1  # its place in the executor, found when the request is accepted; -1: none

@@ -10,7 +10,7 @@ from step_audio.arrays import AnyArray, Int32Array, UInt64Array
 from step_audio.chat import ClipInfo, build_prompt
 from step_audio.conversation import parse_conversation
 from step_audio.errors import ContextTooLong, InvalidRequest
-from step_audio.guides import Guide, bounded
+from step_audio.guides import GuideSpec, bounded
 from step_audio.steps.clip_limits import check_hashes, clip_tokens
 from step_audio.steps.lanes import Lane
 from step_audio.steps.runtime import Runtime
@@ -34,7 +34,7 @@ class PromptRequest:
     end_id: int | None = None
     stop_words_list: Int32Array | None = None  # [2, n]
     suffix_ids: Int32Array | None = None  # [n], of an answer that has begun elsewhere
-    guide: Guide | None = None
+    guide: GuideSpec | None = None
 
 
 class PromptBuilder:
@@ -137,7 +137,7 @@ def _of_clips(inputs: Tensors, name: str) -> AnyArray:
     return np.zeros(0, np.int32) if value is None else value
 
 
-def _guide_of(kind: bytes | None, text: bytes | None) -> Guide | None:
+def _guide_of(kind: bytes | None, text: bytes | None) -> GuideSpec | None:
     """Raises InvalidRequest."""
     if not kind:
         if text:
@@ -145,12 +145,12 @@ def _guide_of(kind: bytes | None, text: bytes | None) -> Guide | None:
             raise InvalidRequest(said, "guided_decoding_guide")
         return None
     try:
-        return Guide.of(kind.decode("utf-8", "replace"), (text or b"").decode())
+        return GuideSpec.of(kind.decode("utf-8", "replace"), (text or b"").decode())
     except UnicodeDecodeError:
         raise InvalidRequest("input 'guided_decoding_guide' is not UTF-8", "guided_decoding_guide") from None
 
 
-def _guide_outputs(guide: Guide | None) -> dict[str, AnyArray]:
+def _guide_outputs(guide: GuideSpec | None) -> dict[str, AnyArray]:
     """A later step of an ensemble gets all or nothing: empty texts, where there is none."""
     kind, text = ("", "") if guide is None else (guide.kind, guide.text)
     return {

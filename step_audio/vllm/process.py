@@ -140,7 +140,7 @@ class Client:
     async def _answer(self, message: Message, index: int, prompt: Any) -> None:
         request = message["request"]
         try:
-            answer = Answer(message, index, self._options)
+            answer = VllmAnswer(message, index, self._options)
             outputs = self._engine.generate(prompt, answer.params, f"{request}.{index}")
             async with contextlib.aclosing(outputs):
                 async for output in outputs:
@@ -161,7 +161,7 @@ class Client:
         self.send({"do": "failed", "request": request, "index": index, "text": text, "by_request": known})
 
 
-class Answer:
+class VllmAnswer:
     """One answer to a request: how it is drawn, and where its tokens end."""
 
     def __init__(self, message: Message, index: int, options: VllmOptions):

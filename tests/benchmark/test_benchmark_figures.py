@@ -13,7 +13,7 @@ from step_audio.audio import decode_audio, encode_wav
 from step_audio.clips import SAMPLE_RATE
 from step_audio.errors import StepAudioError
 from step_audio_benchmark.figures import Objective, figures, flat, spread
-from step_audio_benchmark.load import Asked, Level, LoadRun
+from step_audio_benchmark.load import Level, LoadRun, OwnLoad
 from step_audio_benchmark.records import Record
 from step_audio_benchmark.report import tables
 from step_audio_benchmark.run import Cell
@@ -121,7 +121,7 @@ class Counting:
 async def test_a_closed_loop_keeps_its_width_and_asks_everything_once():
     target, done = Counting(), []
     questions = Workload((), (), 8).questions(20)
-    run = await Asked(target).run(Level(concurrency=4), questions, Workload((), (), 8), lambda: done.append(1))
+    run = await OwnLoad(target).run(Level(concurrency=4), questions, Workload((), (), 8), lambda: done.append(1))
     assert len(run.records) == len(done) == 20 and target.most == 4
 
 
@@ -134,12 +134,12 @@ async def test_nobody_reads_how_far_it_is(level):
 
     workload = Workload((), (), 8)
     with pytest.raises(BrokenPipeError):
-        await Asked(Counting()).run(level, workload.questions(9), workload, on_done)
+        await OwnLoad(Counting()).run(level, workload.questions(9), workload, on_done)
 
 
 async def test_an_answer_of_another_length_is_a_failed_one():
     workload = Workload((), (), 9)
-    run = await Asked(Counting()).run(Level(concurrency=1), workload.questions(1), workload, lambda: None)
+    run = await OwnLoad(Counting()).run(Level(concurrency=1), workload.questions(1), workload, lambda: None)
     assert run.records[0].error == "8 tokens came instead of 9: is there room for them?"
 
 
@@ -147,7 +147,7 @@ async def test_an_open_loop_waits_for_nobody():
     target = Counting()
     target.ask = stuck = _Stuck()
     workload = Workload((), (), 8)
-    load = asyncio.create_task(Asked(target).run(Level(rate=1e6), workload.questions(50), workload, lambda: None))
+    load = asyncio.create_task(OwnLoad(target).run(Level(rate=1e6), workload.questions(50), workload, lambda: None))
     while stuck.begun < 50:
         await asyncio.sleep(0)
     stuck.release.set()

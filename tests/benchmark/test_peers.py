@@ -16,7 +16,7 @@ from safetensors import safe_open
 from document_fixture import lines
 from paths import ROOT
 from peers import environments
-from peers.agreement import Agreement, agreement_table
+from peers.agreement import TokenAgreement, agreement_table
 from peers.compare import parsed, plan_of
 from peers.decoders import PEERS, Decoder, Peer, Size
 from peers.environments import Environment
@@ -177,7 +177,9 @@ def test_a_peer_that_ends_says_where_it_said_why(tmp_path):
 
 
 def test_agreement_counts_tokens_up_to_the_first_difference():
-    found = Agreement.of("ours", "theirs", [([1, 2, 3, 4], [1, 2, 3, 4]), ([1, 2, 3, 4], [1, 9, 3, 4]), ([5], [6])])
+    found = TokenAgreement.of(
+        "ours", "theirs", [([1, 2, 3, 4], [1, 2, 3, 4]), ([1, 2, 3, 4], [1, 9, 3, 4]), ([5], [6])]
+    )
     assert (found.answers, found.equal, found.tokens, found.before) == (3, 1, 9, 5)
     assert "| ours, theirs" in agreement_table([found]) and "1 of 3" in agreement_table([found])
     assert "55.6%" in agreement_table([found]) and agreement_table([]) == ""

@@ -60,7 +60,9 @@ def on_the_loop(monkeypatch):
     def long_request(request):
         return sum(len(piece) for content in request.contents for piece in content) > len(LONG)
 
-    monkeypatch.setattr(wire.Request, "serialized", watched("serialized", wire.Request.serialized, long_request))
+    monkeypatch.setattr(
+        wire.InferRequest, "serialized", watched("serialized", wire.InferRequest.serialized, long_request)
+    )
     monkeypatch.setattr(quarantine, "_digested", watched("digested", quarantine._digested, lambda _: True))
     return seen
 

@@ -8,7 +8,7 @@ import pytest
 
 from step_audio import guides
 from step_audio.errors import InvalidGuide
-from step_audio.guides import Guide, bounded
+from step_audio.guides import GuideSpec, bounded
 
 SCHEMA = {
     "type": "object",
@@ -26,7 +26,7 @@ SIZES = [0, -1, 2.5e-7, 2**63 - 1, 0.1 + 0.2]
 VALUE = {"name": "猫", "code": "b ü", "sizes": SIZES, "tree": {"left": {"left": {}}}, "mark": "[^x]"}
 
 
-def accepts(guide: Guide, text: str) -> bool:
+def accepts(guide: GuideSpec, text: str) -> bool:
     """Whether xgrammar takes the text to be of the grammar, by single bytes."""
     import xgrammar  # seconds, with transformers
 
@@ -38,8 +38,8 @@ def accepts(guide: Guide, text: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def guide() -> Guide:
-    return bounded(Guide("json_schema", json.dumps(SCHEMA)))
+def guide() -> GuideSpec:
+    return bounded(GuideSpec("json_schema", json.dumps(SCHEMA)))
 
 
 def test_json_of_the_schema_as_everybody_writes_it(guide):
@@ -72,7 +72,7 @@ def test_what_is_not_json_of_the_schema(guide, wrong):
 
 
 def test_json_without_a_schema_is_an_object():
-    guide = bounded(Guide("json"))
+    guide = bounded(GuideSpec("json"))
     for text in ('{"a": [1, {"b": null}], "c": "d\\n"}', "{}", '{"a": ""}'):
         assert accepts(guide, text)
     for text in ("[]", "1", '{"a":  1}', '{ "a": 1}', '{"a": 1}\n', '{"a": "\n"}'):
@@ -83,7 +83,7 @@ def test_json_without_a_schema_is_an_object():
     "kind, good, bad", [("integer", [0, -5, 10**18], [1.5, 10**19]), ("number", [0, 1.5, -0.5, -1e280], [10**19, "1"])]
 )
 def test_numbers(kind, good, bad):
-    guide = bounded(Guide("json_schema", json.dumps({"type": kind})))
+    guide = bounded(GuideSpec("json_schema", json.dumps({"type": kind})))
     assert all(accepts(guide, json.dumps(value)) for value in good)
     assert not any(accepts(guide, json.dumps(value)) for value in bad)
     for text in ("1." + "3" * 18, "1e310", "-1e-", "01", "1."):
@@ -96,19 +96,19 @@ def test_numbers(kind, good, bad):
 @pytest.mark.parametrize("bound", ["minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"])
 def test_numbers_with_a_bound_have_an_end_too(kind, least, most, bound):
     up = "inimum" in bound
-    guide = bounded(Guide("json_schema", json.dumps({"type": kind, bound: least if up else most})))
+    guide = bounded(GuideSpec("json_schema", json.dumps({"type": kind, bound: least if up else most})))
     sign = 1 if up else -1
     assert all(accepts(guide, str(sign * value)) for value in (77, 10**18, 10**19 - 1))
     assert not any(accepts(guide, str(sign * value)) for value in (10**19, 10**40))
 
 
 def test_digits_of_a_pattern_are_its_own():
-    guide = bounded(Guide("json_schema", json.dumps({"type": "string", "pattern": "^[1-9][0-9]*$"})))
+    guide = bounded(GuideSpec("json_schema", json.dumps({"type": "string", "pattern": "^[1-9][0-9]*$"})))
     assert accepts(guide, f'"{10**40}"')
 
 
 def test_other_guides_stay_as_they_are():
-    for guide in (Guide("regex", "[0-9]+"), Guide("ebnf_grammar", 'root ::= "a" [ \\n]*')):
+    for guide in (GuideSpec("regex", "[0-9]+"), GuideSpec("ebnf_grammar", 'root ::= "a" [ \\n]*')):
         assert bounded(guide) is guide
 
 
@@ -116,10 +116,10 @@ def test_what_has_become_of_a_schema_is_not_too_large_for_the_engine(monkeypatch
     """The largest schema of strings fits; nothing is so large that the LLM would have to refuse it."""
     names = [f"n{i:03d}" for i in range(600)]
     schema = {"type": "object", "properties": {name: {"type": "string"} for name in names}, "required": names}
-    assert len(bounded(Guide("json_schema", json.dumps(schema))).text) < guides.MAX_GRAMMAR_LENGTH
+    assert len(bounded(GuideSpec("json_schema", json.dumps(schema))).text) < guides.MAX_GRAMMAR_LENGTH
     monkeypatch.setattr(guides, "MAX_GRAMMAR_LENGTH", 5000)
     with pytest.raises(InvalidGuide, match="guided_decoding_guide is too large a schema"):
-        bounded(Guide("json_schema", json.dumps(schema)))
+        bounded(GuideSpec("json_schema", json.dumps(schema)))
 
 
 @pytest.mark.parametrize(
@@ -134,5 +134,5 @@ def test_what_has_become_of_a_schema_is_not_too_large_for_the_engine(monkeypatch
 )
 def test_schemas_that_cannot_be_used(text, said):
     with pytest.raises(InvalidGuide) as caught:
-        bounded(Guide("json_schema", text))
+        bounded(GuideSpec("json_schema", text))
     assert f"guided_decoding_guide {said}" in str(caught.value) and len(str(caught.value)) < 300

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from evaluation_fixture import item
-from step_audio_evaluation.answers import Answer
+from step_audio_evaluation.answers import EvaluatedAnswer
 from step_audio_evaluation.report import grade
 
 
@@ -32,7 +32,7 @@ def graded():
     def add(task, n, expected, text, kind="number", snr=None, tags=()):
         one = replace(item(f"{task}@{snr}-{n:05}", kind=kind, expected=expected), task=task, snr_db=snr, tags=tags)
         items.append(one)
-        answers[one.id] = Answer(
+        answers[one.id] = EvaluatedAnswer(
             id=one.id, expected=expected, text=f"Hm.\n</think>\n{text}", token_ids=[1] * 4, finish_reason="stop"
         )
 

@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 
 from evaluation_fixture import GOOD, item
-from step_audio_evaluation.answers import Answer, AnswerFile
+from step_audio_evaluation.answers import AnswerFile, EvaluatedAnswer
 from step_audio_evaluation.held_out import held_out
 from step_audio_server.commands import cli
 from step_audio_server.commands import evaluate as command
@@ -125,7 +125,9 @@ def test_what_may_fail_comes_after_the_report(no_reference, tmp_path, checkpoint
     """Where torch gives up, or nothing can draw, the answers are counted all the same."""
     asked = replace(item(), task="text_only", snr_db="clean")
     known = AnswerFile(tmp_path / "before", {"seed": 0})
-    known.add(Answer(id=asked.id, expected=asked.expected, text=asked.expected, token_ids=[1], finish_reason="stop"))
+    known.add(
+        EvaluatedAnswer(id=asked.id, expected=asked.expected, text=asked.expected, token_ids=[1], finish_reason="stop")
+    )
 
     async def answers(*_):
         return {"model": "stub", "seed": 0}, known

@@ -7,7 +7,7 @@ import pytest
 
 from evaluation_fixture import SETTINGS, item
 from step_audio_evaluation.agreement import Greedy, agreement, first_difference
-from step_audio_evaluation.answers import Answer
+from step_audio_evaluation.answers import EvaluatedAnswer
 from step_audio_evaluation.plots import plot_budgets, plot_noise
 from step_audio_evaluation.report import make_report
 from step_audio_evaluation.statistics import wilson
@@ -84,7 +84,7 @@ def test_first_difference():
 def test_agreement():
     def served(name, ids, reason="stop", error=None):
         text = f"Hm.\n</think>\n{sum(ids)}"
-        return Answer(id=name, expected="", text=text, token_ids=ids, finish_reason=reason, error=error)
+        return EvaluatedAnswer(id=name, expected="", text=text, token_ids=ids, finish_reason=reason, error=error)
 
     items = [item(name, kind="number", expected="9" if name == "c" else "6") for name in "abcdef"]
     answers = {

@@ -22,7 +22,7 @@ from step_audio_client import (
     Usage,
 )
 from step_audio_evaluation import run as running
-from step_audio_evaluation.answers import Answer, AnswerFile
+from step_audio_evaluation.answers import AnswerFile, EvaluatedAnswer
 from step_audio_evaluation.items import EvaluationError
 from step_audio_evaluation.report import grade, make_report
 
@@ -145,7 +145,7 @@ def test_run_refuses_other_questions(tmp_path):
 
 def test_a_file_that_holds_no_answers(tmp_path):
     AnswerFile(tmp_path, SETTINGS)
-    good = Answer(id="q-0", expected="0").model_dump_json().encode()
+    good = EvaluatedAnswer(id="q-0", expected="0").model_dump_json().encode()
     for line in (b'{"id": "x"}', b'{"id": "x", "expected": "\xff"}', b"\xff\xfe", b"\0" * 9, b"[" * 100_000):
         (tmp_path / "answers.jsonl").write_bytes(good + b"\n" + line + b"\n")
         with pytest.raises(EvaluationError, match=r"answers.jsonl, line 2: not an answer: remove the line"):

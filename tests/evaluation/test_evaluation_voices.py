@@ -7,7 +7,7 @@ import json
 import pytest
 
 from step_audio_client.messages import split_audio
-from step_audio_evaluation.answers import Answer
+from step_audio_evaluation.answers import EvaluatedAnswer
 from step_audio_evaluation.report import Graded, make_report
 from step_audio_evaluation.scoring import Score, score
 from step_audio_evaluation.tables import sentences
@@ -58,7 +58,8 @@ def call_text(expected: str) -> str:
 def test_false_alarms_are_counted_on_speech_alone(items):
     said = "I did not understand that. I hear noise."
     graded = [
-        Graded(one, Answer(id=one.id, expected=one.expected, text=text_of(one, said)), Score(False)) for one in items
+        Graded(one, EvaluatedAnswer(id=one.id, expected=one.expected, text=text_of(one, said)), Score(False))
+        for one in items
     ]
     speech = sum(SETS[one.task].task != "strange" for one in items)
     report = make_report(graded, {"model": "m", "seed": 0, "sampling": {}}, "2026-01-01")

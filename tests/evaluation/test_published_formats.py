@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from evaluation_fixture import SETTINGS, item
-from step_audio_evaluation.answers import Answer
+from step_audio_evaluation.answers import EvaluatedAnswer
 from step_audio_evaluation.data_set import load_data_set
 from step_audio_evaluation.formats import FORMATS
 from step_audio_evaluation.items import EvaluationError, repeated
@@ -143,7 +143,9 @@ def test_several_rounds(tmp_path):
     ]  # fmt: skip
     right = {"q-0", "q-1", "q-0#2"}
     answers = {
-        one.id: Answer(id=one.id, expected="5", text=f"Hm.\n</think>\n{5 if one.id in right else 6}", token_ids=[1])
+        one.id: EvaluatedAnswer(
+            id=one.id, expected="5", text=f"Hm.\n</think>\n{5 if one.id in right else 6}", token_ids=[1]
+        )
         for one in items
     }
     (row,) = make_report(grade(items, answers), SETTINGS, "today").rows

@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the other release's environment does not have it
 
 from step_audio.errors import InvalidGuide
-from step_audio.guides import Guide, bounded
+from step_audio.guides import GuideSpec, bounded
 
 CHANGES = 40  # of each text that fits
 PIECES = [*'{}[]":,.- \n\t\\e0a9', "猫", "\x01", "  ", '", "', ": ", "null", "00"]
@@ -107,7 +107,7 @@ def samples() -> list[list[str]]:
 def made(schema: dict[str, Any]) -> str:
     """A grammar, or why there is none, behind "! "."""
     try:
-        return bounded(Guide("json_schema", json.dumps(schema))).text
+        return bounded(GuideSpec("json_schema", json.dumps(schema))).text
     except InvalidGuide as error:
         return f"! {error}"
 

@@ -27,7 +27,7 @@ from audio_fixture import encode
 from server_settings import settings_for
 from step_audio.audio import encode_wav
 from step_audio.clips import SAMPLE_RATE
-from step_audio_benchmark.load import Asked, Level
+from step_audio_benchmark.load import Level, OwnLoad
 from step_audio_benchmark.targets import Grpc
 from step_audio_benchmark.workload import Workload
 from step_audio_build.convert.make_tiny import make_tiny
@@ -84,7 +84,7 @@ async def measure(address: str, container: str) -> None:
                 await asyncio.sleep(1)
                 while True:  # until a recording has gone through all of it
                     questions = workload.questions(REQUESTS, len(firsts[False]) + len(firsts[True]))
-                    run = await Asked(Grpc(client)).run(Level(concurrency=WIDE), questions, workload, lambda: None)
+                    run = await OwnLoad(Grpc(client)).run(Level(concurrency=WIDE), questions, workload, lambda: None)
                     failed = [one.error for one in run.records if one.error]
                     assert not failed, failed[0]
                     firsts[beside] += [one.first_token for one in run.records if one.first_token is not None]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from step_audio.engine.request import Guide
+from step_audio.engine.request import GuideSpec
 from step_audio.errors import ArtefactError, InvalidRequest
 from step_audio.sampling_parameters import PARAMETERS
 from step_audio.steps.trtllm.backend import TrtllmBackend
@@ -218,16 +218,16 @@ def strings(*values: bytes) -> np.ndarray:
 def test_guides():
     assert row().guide is None
     kind, schema = strings(b"json_schema"), strings('{"title": "é"}'.encode())
-    assert row(guided_decoding_guide_type=kind, guided_decoding_guide=schema).guide == Guide(
+    assert row(guided_decoding_guide_type=kind, guided_decoding_guide=schema).guide == GuideSpec(
         "json_schema", '{"title": "é"}'
     )
-    assert row(guided_decoding_guide_type=strings(b"json")).guide == Guide("json", "")
+    assert row(guided_decoding_guide_type=strings(b"json")).guide == GuideSpec("json", "")
     both = parsed(
         tensors(
             [1], [2], guided_decoding_guide_type=strings(b"regex", b"json"), guided_decoding_guide=strings(b"a", b"")
         )
     )
-    assert [one.guide for one in both.rows] == [Guide("regex", "a"), Guide("json", "")]
+    assert [one.guide for one in both.rows] == [GuideSpec("regex", "a"), GuideSpec("json", "")]
 
 
 def test_a_guide_without_its_type():

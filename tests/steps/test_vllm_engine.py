@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from step_audio.engine import GenerationRequest, Guide, SamplingParams
+from step_audio.engine import GenerationRequest, GuideSpec, SamplingParams
 from step_audio.errors import Code, InvalidGuide, InvalidRequest, NotServing, Overloaded, Unsupported
 from step_audio.steps.trtllm.backend import TrtllmBackend
 from step_audio.steps.trtllm.metrics import readings
@@ -95,7 +95,7 @@ def test_what_is_sent(engine, process):
         stop_words=[[3, 4]],
         bad_words=[[5]],
         sampling=SamplingParams(temperature=0.5, top_k=5000, seed=2**64 - 1, min_tokens=99, repetition_penalty=1.5),
-        guide=Guide("regex", "a+"),
+        guide=GuideSpec("regex", "a+"),
     )
     message, arrays = process.wait_for(1)
     assert np.frombuffer(arrays["ids"], np.int32).tolist() == [1, 100, 101, 2]
@@ -172,7 +172,7 @@ def test_a_cancelled_request_ends(engine, process):
 
 
 def test_a_refusal_of_vllm_s_ends_the_request_and_its_other_answers(engine, process):
-    asked = Asked(engine, num_return_sequences=2, guide=Guide("regex", "("))
+    asked = Asked(engine, num_return_sequences=2, guide=GuideSpec("regex", "("))
     process.wait_for(1)
     process.send(do="failed", request="a", index=1, text="Unclosed", by_request=True)
     error = asked.ended().error

@@ -15,7 +15,7 @@ from step_audio.tokenizer import Tokenizer
 from step_audio_training.batches import Encoded
 from step_audio_training.examples import Task
 from step_audio_training.model import Listener
-from step_audio_training.questions import Question, draw_known, draw_question, sets_that_can_be_made
+from step_audio_training.questions import ExamQuestion, draw_known, draw_question, sets_that_can_be_made
 from step_audio_training.word_errors import word_errors
 
 MOST_TOKENS = 160
@@ -26,12 +26,14 @@ TODAY: tuple[Task, ...] = (
 )  # fmt: skip
 
 
-Paper = dict[str, list[Question]]
+Paper = dict[str, list[ExamQuestion]]
 
 
 def draw_paper(seed: int, each: int) -> Paper:
     """Of each kind of question `each`, about voices, words, numbers and noises that training does not have."""
-    draws: dict[str, Callable[[np.random.Generator], Question]] = {task: partial(draw_known, task) for task in TODAY}
+    draws: dict[str, Callable[[np.random.Generator], ExamQuestion]] = {
+        task: partial(draw_known, task) for task in TODAY
+    }
     draws |= {name: partial(draw_question, name) for name in sets_that_can_be_made()}
     return {
         name: [draw(np.random.default_rng([seed, zlib.crc32(name.encode()), n])) for n in range(each)]
@@ -68,7 +70,7 @@ def normal(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def _answers(model: Listener, tokenizer: Tokenizer, questions: Sequence[Question]) -> list[str]:
+def _answers(model: Listener, tokenizer: Tokenizer, questions: Sequence[ExamQuestion]) -> list[str]:
     """What it answers, behind the thought; greedy, all at once."""
     prompts = [_prompt(model, tokenizer, question) for question in questions]
     longest = max(map(len, prompts))
@@ -102,7 +104,7 @@ def _answers(model: Listener, tokenizer: Tokenizer, questions: Sequence[Question
     return texts
 
 
-def _prompt(model: Listener, tokenizer: Tokenizer, question: Question) -> Tensor:
+def _prompt(model: Listener, tokenizer: Tokenizer, question: ExamQuestion) -> Tensor:
     """[S, hidden]"""
     vocab, config = model.config.text.vocab_size, model.config.audio
     ids = torch.tensor(Encoded(question.example, question.clips, tokenizer, vocab).prompt)

@@ -116,7 +116,7 @@ OLDER = {task: task for task in SHARES if task not in ABOUT_ONE or task in ONE_R
 
 
 def _with_others(tools: list[dict[str, Any]], random: np.random.Generator) -> list[dict[str, Any]]:
-    others = draw_tools(requests.Request(""), random, with_it=False)
+    others = draw_tools(requests.SpokenRequest(""), random, with_it=False)
     taken = {tool["function"]["name"] for tool in tools}
     merged = [*tools, *(tool for tool in others if tool["function"]["name"] not in taken)]
     return [merged[n] for n in random.permutation(len(merged))]

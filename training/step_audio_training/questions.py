@@ -18,7 +18,7 @@ from step_audio_training.voices import HELD_OUT_SPEAKERS, installed
 
 
 @dataclass
-class Question:
+class ExamQuestion:
     """`clips`: the samples of the example's recordings, as they are heard."""
 
     example: Example
@@ -70,19 +70,19 @@ def sets_that_can_be_made() -> tuple[str, ...]:
     return tuple(name for name, wanted in SETS.items() if there[wanted.voice])
 
 
-def draw_question(name: str, random: np.random.Generator) -> Question:
+def draw_question(name: str, random: np.random.Generator) -> ExamQuestion:
     """One of the set of this name; its voices must be there."""
     wanted = SETS[name]
     while True:
         heard = _heard(wanted, random)
         if example := make_lesson(wanted.task, [heard], random, held_out=True):
-            return Question(example, [_recorded(each, wanted.channel, random) for each in example.recordings])
+            return ExamQuestion(example, [_recorded(each, wanted.channel, random) for each in example.recordings])
 
 
-def draw_known(task: Task, random: np.random.Generator) -> Question:
+def draw_known(task: Task, random: np.random.Generator) -> ExamQuestion:
     """One of the first tasks, about espeak-ng's voices."""
     example = draw_example(random, True, task)
-    return Question(example, [_recorded(each, "", random) for each in example.recordings])
+    return ExamQuestion(example, [_recorded(each, "", random) for each in example.recordings])
 
 
 def _heard(wanted: QuestionSet, random: np.random.Generator) -> DrawnRecording:

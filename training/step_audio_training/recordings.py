@@ -15,7 +15,7 @@ from step_audio.arrays import Float32Array
 from step_audio.clips import SAMPLE_RATE
 from step_audio_training import sound
 from step_audio_training.arithmetic import Sum, draw_large_sum, draw_sum, in_words
-from step_audio_training.requests import Request
+from step_audio_training.requests import SpokenRequest
 from step_audio_training.sentences import COLOURS, THINGS, sentence
 from step_audio_training.speech import Voice, draw_variant, speak
 
@@ -79,7 +79,7 @@ class DrawnRecording:
     count: int = 0  # of beeps, or of speakers
     glide: str = ""  # of a tone: rising, falling, steady
     told: str = ""  # the word that is louder; question or statement; what there is instead of English
-    request: Request | None = None
+    request: SpokenRequest | None = None
     source: str = "espeak"  # whose voice it is
 
     @property

@@ -127,7 +127,7 @@ NO_TOOL = "I have no tool for that."
 
 
 @dataclass(frozen=True)
-class Request:
+class SpokenRequest:
     """`text` is said; `fields` are what it holds by name; `skill` and `guise` for a tool; `reply` for small talk."""
 
     text: str
@@ -138,16 +138,16 @@ class Request:
     reply: str = ""
 
 
-def draw_order(random: np.random.Generator, held_out: bool = False) -> Request:
+def draw_order(random: np.random.Generator, held_out: bool = False) -> SpokenRequest:
     """Something to be done with a tool."""
     skill = SKILLS[random.integers(len(SKILLS))]
     guise = 2 if held_out else int(random.integers(2))
     values = [draw(random) for draw in skill.draw]
     text = _one(skill.said, random).format(*(in_words(v) if isinstance(v, int) else v for v in values))
-    return Request(text, tuple(zip(skill.arguments[guise], values, strict=True)), skill, guise)
+    return SpokenRequest(text, tuple(zip(skill.arguments[guise], values, strict=True)), skill, guise)
 
 
-def draw_tools(wanted: Request, random: np.random.Generator, with_it: bool = True) -> list[dict[str, Any]]:
+def draw_tools(wanted: SpokenRequest, random: np.random.Generator, with_it: bool = True) -> list[dict[str, Any]]:
     """One to four tools in any order, the wanted one among them or not."""
     others = [skill for skill in SKILLS if skill is not wanted.skill]
     chosen = [
@@ -187,33 +187,35 @@ SAID_AND_ANSWERED: tuple[tuple[tuple[str, ...], str, str], ...] = (
 )  # fmt: skip
 
 
-def draw_talk(random: np.random.Generator) -> Request:
+def draw_talk(random: np.random.Generator) -> SpokenRequest:
     """A line of small talk."""
     ways, what, reply = SAID_AND_ANSWERED[random.integers(len(SAID_AND_ANSWERED))]
-    return Request(_one(ways, random), thought=f"{what}.", reply=reply)
+    return SpokenRequest(_one(ways, random), thought=f"{what}.", reply=reply)
 
 
-def draw_facts(random: np.random.Generator) -> Request:
+def draw_facts(random: np.random.Generator) -> SpokenRequest:
     """A sentence that holds what a schema asks for."""
     match random.integers(5):
         case 0:
             n, colour, thing = int(random.integers(2, 100)), _one(COLOURS, random), _one(THINGS, random)
-            return Request(f"please bring me {in_words(n)} {colour} {thing}",
+            return SpokenRequest(f"please bring me {in_words(n)} {colour} {thing}",
                            (("count", n), ("colour", colour), ("thing", thing)))  # fmt: skip
         case 1:
             who, act, day = _one(PEOPLE, random), _one(ACTS, random), _one(DAYS, random)
             whom = _one(PEOPLE, random)
-            return Request(f"my {who} {act} the {whom} on {day}", (("who", who), ("whom", whom), ("day", day)))
+            return SpokenRequest(f"my {who} {act} the {whom} on {day}", (("who", who), ("whom", whom), ("day", day)))
         case 2:
             digits = random.integers(0, 10, 4)
-            return Request(f"the code is {' '.join(ONES[n] for n in digits)}", (("code", "".join(map(str, digits))),))
+            return SpokenRequest(
+                f"the code is {' '.join(ONES[n] for n in digits)}", (("code", "".join(map(str, digits))),)
+            )
         case 3:
             name, age, city = _one(NAMES[:10], random), int(random.integers(5, 95)), _one(CITIES, random)
-            return Request(f"{name} is {in_words(age)} years old and lives in {city}",
+            return SpokenRequest(f"{name} is {in_words(age)} years old and lives in {city}",
                            (("name", name), ("age", age), ("city", city)))  # fmt: skip
         case _:
             item, price = _one(FOOD[:4], random), int(random.integers(2, 60))
-            return Request(f"the {item} cost {in_words(price)} dollars", (("item", item), ("price", price)))
+            return SpokenRequest(f"the {item} cost {in_words(price)} dollars", (("item", item), ("price", price)))
 
 
 def schema_of(fields: Sequence[tuple[str, int | str]]) -> dict[str, Any]:

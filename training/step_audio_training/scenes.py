@@ -12,7 +12,7 @@ from step_audio.clips import SAMPLE_RATE
 from step_audio_training import recordings, sound
 from step_audio_training.arithmetic import Sum, draw_large_sum, draw_sum, in_words
 from step_audio_training.recordings import DrawnRecording, Kind, Rate
-from step_audio_training.requests import Request, draw_facts, draw_order, draw_talk
+from step_audio_training.requests import SpokenRequest, draw_facts, draw_order, draw_talk
 from step_audio_training.sentences import ANIMALS, COLOURS, DEEDS, PLACES, sentence
 from step_audio_training.speech import speak
 from step_audio_training.strange import Strange, draw_strange
@@ -69,7 +69,7 @@ def draw_unspoken(random: np.random.Generator, kind: Kind, held_out: bool = Fals
     return DrawnRecording(kind, np.zeros(0, np.float32), text, sum=asked, request=request)
 
 
-def words_of(kind: Kind, random: np.random.Generator, held_out: bool) -> tuple[str, Sum | None, Request | None]:
+def words_of(kind: Kind, random: np.random.Generator, held_out: bool) -> tuple[str, Sum | None, SpokenRequest | None]:
     """What is said, and the sum or the request in it."""
     match kind:
         case "sum" | "large_sum":

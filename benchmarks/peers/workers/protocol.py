@@ -38,7 +38,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Cell:
+class PeerCell:
     """What is asked at once. sampling: the API's names; a temperature of 0 is greedy."""
 
     concurrency: int
@@ -54,7 +54,7 @@ class Cell:
 class Closed:
     """The closed loop: which requests are under way. `start` hands one over to the peer, under a number."""
 
-    def __init__(self, cell: Cell, start: Callable[[int, dict[str, Any]], None]):
+    def __init__(self, cell: PeerCell, start: Callable[[int, dict[str, Any]], None]):
         self.answers: dict[int, Answer] = {}
         self.active: set[int] = set()
         self._cell, self._start = cell, start
@@ -93,7 +93,9 @@ def in_bfloat16(given: argparse.Namespace) -> bool:
     return not given.exact and "avx512_bf16" in Path("/proc/cpuinfo").read_text()
 
 
-def answer_cells(packages: list[str], load: Callable[[argparse.Namespace], Callable[[Cell], Iterator[Answer]]]) -> None:
+def answer_cells(
+    packages: list[str], load: Callable[[argparse.Namespace], Callable[[PeerCell], Iterator[Answer]]]
+) -> None:
     """What a peer prints goes to stderr, that its words are not taken for ours."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -105,4 +107,4 @@ def answer_cells(packages: list[str], load: Callable[[argparse.Namespace], Calla
 
     say({"versions": {name: metadata.version(name) for name in packages}})
     for line in sys.stdin:
-        say({"records": [asdict(answer) for answer in run(Cell(**json.loads(line)))]})
+        say({"records": [asdict(answer) for answer in run(PeerCell(**json.loads(line)))]})

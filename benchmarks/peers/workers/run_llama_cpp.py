@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import llama_cpp as llama
-from protocol import Answer, Cell, Closed, answer_cells, now
+from protocol import Answer, Closed, PeerCell, answer_cells, now
 
 BATCH = 2048  # tokens of one call, at most: its server's own choice
 
@@ -20,7 +20,7 @@ class Slot:
         self.position = 0
 
 
-def load(given: argparse.Namespace) -> Callable[[Cell], Iterator[Answer]]:
+def load(given: argparse.Namespace) -> Callable[[PeerCell], Iterator[Answer]]:
     llama.llama_backend_init()
     model = llama.llama_model_load_from_file(given.model.encode(), llama.llama_model_default_params())
     settings = llama.llama_context_default_params()
@@ -34,7 +34,7 @@ def load(given: argparse.Namespace) -> Callable[[Cell], Iterator[Answer]]:
     context = llama.llama_init_from_model(model, settings)
     batch = llama.llama_batch_init(BATCH, 0, 1)
 
-    def sampler(cell: Cell, request: dict[str, Any]) -> Any:
+    def sampler(cell: PeerCell, request: dict[str, Any]) -> Any:
         chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
         if cell.greedy:
             parts = [llama.llama_sampler_init_greedy()]
@@ -53,7 +53,7 @@ def load(given: argparse.Namespace) -> Callable[[Cell], Iterator[Answer]]:
             llama.llama_sampler_accept(chain, token)
         return chain
 
-    def run(cell: Cell) -> Iterator[Answer]:
+    def run(cell: PeerCell) -> Iterator[Answer]:
         slots: dict[int, Slot] = {}
         free = list(range(given.concurrency))
 

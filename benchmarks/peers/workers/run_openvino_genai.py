@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import openvino
 import openvino_genai as genai
-from protocol import Answer, Cell, Closed, answer_cells, in_bfloat16, now
+from protocol import Answer, Closed, PeerCell, answer_cells, in_bfloat16, now
 
 BLOCK = 32  # positions
 
 
-def load(given: argparse.Namespace) -> Callable[[Cell], Iterator[Answer]]:
+def load(given: argparse.Namespace) -> Callable[[PeerCell], Iterator[Answer]]:
     scheduler = genai.SchedulerConfig()
     scheduler.num_kv_blocks = given.concurrency * (-(-given.positions // BLOCK) + 1)
     scheduler.max_num_batched_tokens = 1024
@@ -27,7 +27,7 @@ def load(given: argparse.Namespace) -> Callable[[Cell], Iterator[Answer]]:
     }
     pipeline = genai.ContinuousBatchingPipeline(given.model, scheduler, "CPU", settings)
 
-    def run(cell: Cell) -> Iterator[Answer]:
+    def run(cell: PeerCell) -> Iterator[Answer]:
         handles: dict[int, Any] = {}
 
         def start(number: int, request: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Iterator
 
 import torch
-from protocol import Answer, Cell, answer_cells, in_bfloat16, now
+from protocol import Answer, PeerCell, answer_cells, in_bfloat16, now
 from transformers import AutoModelForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
@@ -29,12 +29,12 @@ class Times(BaseStreamer):  # type: ignore[misc]
         pass
 
 
-def load(given: argparse.Namespace) -> Callable[[Cell], Iterator[Answer]]:
+def load(given: argparse.Namespace) -> Callable[[PeerCell], Iterator[Answer]]:
     torch.set_num_threads(given.threads)
     kind = torch.bfloat16 if in_bfloat16(given) else torch.float32
     model = AutoModelForCausalLM.from_pretrained(given.model, dtype=kind)
 
-    def run(cell: Cell) -> Iterator[Answer]:
+    def run(cell: PeerCell) -> Iterator[Answer]:
         for begin in range(0, len(cell.requests), cell.concurrency):
             asked = cell.requests[begin : begin + cell.concurrency]
             answers = [Answer(now()) for _ in asked]

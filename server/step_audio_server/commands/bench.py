@@ -13,7 +13,7 @@ from pathlib import Path
 from step_audio.command_line import Echo
 from step_audio.extras import install_for
 from step_audio_benchmark.bare_engine import BareEngine
-from step_audio_benchmark.load import Asked, Way
+from step_audio_benchmark.load import OwnLoad, Way
 from step_audio_benchmark.machine import machine
 from step_audio_benchmark.perf_analyzer import PerfAnalyzer, find
 from step_audio_benchmark.plot import plot
@@ -82,7 +82,7 @@ def bench(
 
 async def _measure(plan: Plan, where: Where, engine: BareEngine | None) -> list[Cell]:
     async with connected(where.grpc, where.http, tls=where.tls, model=where.model, key=where.key) as targets:
-        ways: list[Way] = [Asked(target) for target in targets]
+        ways: list[Way] = [OwnLoad(target) for target in targets]
         if engine is not None:
             ways.insert(0, engine)
         if where.perf_analyzer and where.grpc is not None:

@@ -15,7 +15,7 @@ import numpy as np
 from step_audio.arrays import AnyArray
 from step_audio.engine.request import GenerationRequest, SamplingParams, SequenceOutput
 from step_audio.errors import InvalidRequest, Unsupported
-from step_audio.guides import Guide
+from step_audio.guides import GuideSpec
 from step_audio.lora import LoraTensors
 from step_audio.sampling_parameters import PARAMETERS
 from step_audio.word_list import unpack_word_list
@@ -218,7 +218,7 @@ def _lora(tensors: Mapping[str, AnyArray], row: int) -> LoraTensors | None:
     return None if weights is None or config is None else LoraTensors(weights[row], config[row])
 
 
-def _guide(kind: str | None, text: str | None) -> Guide | None:
+def _guide(kind: str | None, text: str | None) -> GuideSpec | None:
     """The C++ backend answers without a guide if it does not know the type, the empty one for instance, which
     `prompt_builder` sends where there is none; any other our engine refuses."""
     if not kind:
@@ -226,4 +226,4 @@ def _guide(kind: str | None, text: str | None) -> Guide | None:
             said = "input 'guided_decoding_guide' needs 'guided_decoding_guide_type' beside it"
             raise InvalidRequest(said, "guided_decoding_guide")
         return None
-    return Guide.of(kind, text or "")
+    return GuideSpec.of(kind, text or "")

@@ -8,7 +8,7 @@ import pytest
 
 from engine_fixture import ask, generate, model, options, prompt, submit
 from guide_fixture import EOT, STOP, TOKEN, TOKENIZER, text
-from step_audio.engine import Engine, Guide
+from step_audio.engine import Engine, GuideSpec
 from step_audio.errors import InvalidRequest
 
 SCHEMA = {
@@ -26,7 +26,7 @@ REGEX = r"[0-9]{2}-(yes|no|perhaps not)( [A-Za-z]{1,3}){0,2}"
 EBNF = 'root ::= n | "(" root "+" root ")"\nn ::= [1-9] [0-9]?'
 
 
-def answers(engine, guide: Guide, seeds: int = 24, length: int = 200, **fields) -> list[str]:
+def answers(engine, guide: GuideSpec, seeds: int = 24, length: int = 200, **fields) -> list[str]:
     """Those that came to their end by themselves; the others must be the beginning of one, which is not checked.
 
     Nor are those that are not UTF-8: xgrammar lets overlong forms pass, which only a random model writes.
@@ -74,27 +74,27 @@ def is_sum(sentence: str) -> bool:
 
 
 def test_answers_are_of_the_schema(engine):
-    found = answers(engine, Guide("json_schema", json.dumps(SCHEMA)), 16)
+    found = answers(engine, GuideSpec("json_schema", json.dumps(SCHEMA)), 16)
     assert len(found) > 8  # whitespace without end is JSON too
     assert all(follows(SCHEMA, json.loads(answer)) for answer in found), found
     assert len(set(found)) > 6
 
 
 def test_answers_are_json(engine):
-    found = answers(engine, Guide("json", "of no meaning here"), seeds=12, length=100, temperature=0.3)
+    found = answers(engine, GuideSpec("json", "of no meaning here"), seeds=12, length=100, temperature=0.3)
     assert len(found) > 3
     for answer in found:
         json.loads(answer)
 
 
 def test_answers_match_the_regular_expression(engine):
-    found = answers(engine, Guide("regex", REGEX))
+    found = answers(engine, GuideSpec("regex", REGEX))
     assert len(found) == 24 and len(set(found)) > 6
     assert all(re.fullmatch(REGEX, answer) for answer in found), found
 
 
 def test_answers_are_sentences_of_the_grammar(engine):
-    found = answers(engine, Guide("ebnf_grammar", EBNF), temperature=1.5)
+    found = answers(engine, GuideSpec("ebnf_grammar", EBNF), temperature=1.5)
     assert len(found) > 6 and any("+" in answer for answer in found)
     assert all(is_sum(answer) for answer in found), found
 
@@ -102,13 +102,13 @@ def test_answers_are_sentences_of_the_grammar(engine):
 @pytest.mark.parametrize("sampling", [{}, {"top_k": 50}, {"top_k": 1}, {"top_p": 0.9, "temperature": 2.0}])
 def test_every_way_of_drawing(engine, sampling):
     sampling = {"top_p": 0.0} | sampling | {"repetition_penalty": 1.3, "return_log_probs": True}
-    found = answers(engine, Guide("regex", REGEX), 6, **sampling)
+    found = answers(engine, GuideSpec("regex", REGEX), 6, **sampling)
     assert len(found) == 6 and all(re.fullmatch(REGEX, answer) for answer in found), found
 
 
 def test_each_answer_to_a_request_has_its_own_place(engine):
     answer = ask(
-        engine, prompt(9), 200, top_p=1.0, num_return_sequences=4, end_id=EOT, guide=Guide("regex", REGEX)
+        engine, prompt(9), 200, top_p=1.0, num_return_sequences=4, end_id=EOT, guide=GuideSpec("regex", REGEX)
     )  # fmt: skip
     found = [text(answer, index) for index in range(4)]
     assert len(set(found)) > 1 and all(re.fullmatch(REGEX, one) for one in found), found
@@ -116,7 +116,7 @@ def test_each_answer_to_a_request_has_its_own_place(engine):
 
 def test_log_probs_are_those_of_the_guided_distribution(engine):
     """A digit among ten: their probabilities are of the model's over the ten alone."""
-    answer = ask(engine, prompt(9), 5, top_p=1.0, return_log_probs=True, end_id=EOT, guide=Guide("regex", "[0-9]"))
+    answer = ask(engine, prompt(9), 5, top_p=1.0, return_log_probs=True, end_id=EOT, guide=GuideSpec("regex", "[0-9]"))
     logits = _logits(prompt(9))
     digits = np.array([logits[TOKENIZER.encode(digit)[0]] for digit in "0123456789"])
     total = np.log(np.exp(digits - digits.max()).sum()) + digits.max()
@@ -138,12 +138,12 @@ def _logits(ids) -> np.ndarray:
 @pytest.mark.parametrize("end_id", [EOT, None, -1])
 def test_a_finished_guide_ends_the_answer(engine, end_id):
     """Also without an end_id, and where min_tokens forbids it."""
-    answer = ask(engine, prompt(9), 50, end_id=end_id, min_tokens=40, guide=Guide("regex", "yes|no"))
+    answer = ask(engine, prompt(9), 50, end_id=end_id, min_tokens=40, guide=GuideSpec("regex", "yes|no"))
     assert text(answer) in ("yes", "no") and answer.last.finished == "stop"
 
 
 def test_an_empty_language(engine):
-    answer = ask(engine, prompt(9), 50, end_id=EOT, guide=Guide("regex", "()"))
+    answer = ask(engine, prompt(9), 50, end_id=EOT, guide=GuideSpec("regex", "()"))
     assert (answer.tokens(), answer.last.finished) == ([], "stop")
 
 
@@ -154,7 +154,7 @@ def test_any_stop_token_of_the_request_may_end_it(engine):
     for seed in range(30):
         answer = ask(
             engine, prompt(9, seed), 50, top_p=1.0, seed=seed, temperature=3.0, end_id=EOT, stop_words=words,
-            guide=Guide("regex", "[0-9]*"),
+            guide=GuideSpec("regex", "[0-9]*"),
         )  # fmt: skip
         *digits, last = [*answer.tokens(), None]
         if answer.last.finished == "stop" and digits and digits[-1] in STOP:
@@ -168,12 +168,12 @@ def test_an_end_id_that_is_text_ends_only_complete_answers(engine):
     """Here the end_id spells a digit: inside the guide it would cut the answer short."""
     (five,) = TOKENIZER.encode("5")
     for seed in range(10):
-        answer = ask(engine, prompt(9), 50, top_p=1.0, seed=seed, end_id=five, guide=Guide("regex", "[0-9]{4}a?"))
+        answer = ask(engine, prompt(9), 50, top_p=1.0, seed=seed, end_id=five, guide=GuideSpec("regex", "[0-9]{4}a?"))
         assert re.fullmatch("[0-46-9]{4}a?", text(answer)) and answer.last.finished == "stop"
 
 
 def test_length_ends_it_too(engine):
-    answer = ask(engine, prompt(9), 3, end_id=EOT, guide=Guide("regex", "[0-9]{50}"))
+    answer = ask(engine, prompt(9), 3, end_id=EOT, guide=GuideSpec("regex", "[0-9]{50}"))
     assert re.fullmatch("[0-9]{3}", text(answer)) and answer.last.finished == "length"
 
 
@@ -202,7 +202,7 @@ def test_length_ends_it_too(engine):
 )
 def test_guides_that_cannot_be_used(engine, kind, guide, reason):
     try:
-        answer = ask(engine, prompt(9), 5, guide=Guide.of(kind, guide))
+        answer = ask(engine, prompt(9), 5, guide=GuideSpec.of(kind, guide))
     except InvalidRequest as error:
         message = str(error)
     else:
@@ -218,7 +218,7 @@ def test_without_the_file_a_guide_is_refused_by_name():
     engine = Engine(options(), model())
     try:
         with pytest.raises(InvalidRequest, match=r"^input 'guided_decoding_guide_type' needs guided decoding"):
-            ask(engine, prompt(9), 5, guide=Guide("json"))
+            ask(engine, prompt(9), 5, guide=GuideSpec("json"))
         assert engine.stats().active_requests == 0
     finally:
         engine.shutdown()
@@ -227,7 +227,7 @@ def test_without_the_file_a_guide_is_refused_by_name():
 def test_bad_words_that_leave_the_guide_nothing(engine):
     words = [TOKENIZER.encode("a"), TOKENIZER.encode("b")]
     neighbour = submit(engine, "neighbour", prompt(20), 30)
-    answer = ask(engine, prompt(9), 5, guide=Guide("regex", "[ab]c"), bad_words=words)
+    answer = ask(engine, prompt(9), 5, guide=GuideSpec("regex", "[ab]c"), bad_words=words)
     assert str(answer.last.error).startswith("bad_words or min_tokens forbid every token")
     assert neighbour.wait().tokens() == generate(prompt(20), 30)
 
@@ -236,6 +236,6 @@ def test_a_guide_that_would_hold_up_the_batch_is_ended(engine, monkeypatch):
     """Repetition counts of thousands can take a quarter of a second a token."""
     monkeypatch.setattr("step_audio.engine.guide.MASK_SECONDS", -1.0)
     neighbour = submit(engine, "neighbour", prompt(20), 30)
-    answer = ask(engine, prompt(9), 50, guide=Guide("regex", "[0-9]{50}"))
+    answer = ask(engine, prompt(9), 50, guide=GuideSpec("regex", "[0-9]{50}"))
     assert str(answer.last.error).startswith("guided_decoding_guide is too costly")
     assert neighbour.wait().tokens() == generate(prompt(20), 30)

@@ -9,7 +9,7 @@ import pytest
 
 from engine_fixture import ask, generate, model, options, prompt, submit
 from guide_fixture import EOT, text
-from step_audio.engine import Engine, Guide
+from step_audio.engine import Engine, GuideSpec
 from step_audio.engine.guide import CompiledGuide, GuideCompiler
 from waiting import SECONDS
 
@@ -17,7 +17,7 @@ from waiting import SECONDS
 
 
 def test_neighbours_draw_what_they_draw_alone(engine):
-    guided = [submit(engine, f"g{i}", prompt(9, i), 60, guide=Guide("regex", "[0-9]{60}")) for i in range(3)]
+    guided = [submit(engine, f"g{i}", prompt(9, i), 60, guide=GuideSpec("regex", "[0-9]{60}")) for i in range(3)]
     plain = [submit(engine, f"p{i}", prompt(20, i), 40) for i in range(3)]
     for i, answer in enumerate(plain):
         assert answer.wait().tokens() == generate(prompt(20, i), 40)
@@ -38,7 +38,7 @@ def test_an_evicted_answer_goes_on_in_its_guide(info):
         (replace(spec, max_seq_len=256), weights),
     )
     try:
-        running = [submit(engine, f"{i}", prompt(9, i), 120, guide=Guide("regex", "[0-9]{100}")) for i in range(4)]
+        running = [submit(engine, f"{i}", prompt(9, i), 120, guide=GuideSpec("regex", "[0-9]{100}")) for i in range(4)]
         for answer in running:
             assert re.fullmatch("[0-9]{100}", text(answer.wait()))
     finally:
@@ -60,10 +60,10 @@ def test_the_library_is_imported_when_the_first_answer_has_ended(info, monkeypat
 
 def test_a_fault_of_the_library_ends_one_request(engine, monkeypatch):
     monkeypatch.setattr("step_audio.engine.engine.TokenGuide", None)
-    answer = ask(engine, prompt(9), 5, guide=Guide("regex", "a"))
+    answer = ask(engine, prompt(9), 5, guide=GuideSpec("regex", "a"))
     assert str(answer.last.error) == "internal error" and answer.last.final
     monkeypatch.setattr(GuideCompiler, "compile", None)
-    answer = ask(engine, prompt(9), 5, guide=Guide("regex", "a"))
+    answer = ask(engine, prompt(9), 5, guide=GuideSpec("regex", "a"))
     assert str(answer.last.error) == "internal error" and answer.last.final
     assert ask(engine, prompt(20), 30).tokens() == generate(prompt(20), 30)
 
@@ -84,14 +84,14 @@ def slow(monkeypatch):
 
 
 def test_compiling_holds_up_nobody(engine, slow):
-    guided = submit(engine, "guided", prompt(9), 50, guide=Guide("regex", "yes|no"), end_id=EOT)
+    guided = submit(engine, "guided", prompt(9), 50, guide=GuideSpec("regex", "yes|no"), end_id=EOT)
     assert ask(engine, prompt(20), 30).tokens() == generate(prompt(20), 30)
     assert not guided.outputs and engine.stats().waiting_requests == 1
     slow.set()
     assert text(guided.wait()) in ("yes", "no")
 
 
-@pytest.mark.parametrize("guide", [Guide("regex", "yes|no"), Guide("regex", "(")])
+@pytest.mark.parametrize("guide", [GuideSpec("regex", "yes|no"), GuideSpec("regex", "(")])
 def test_cancelled_while_compiling(engine, slow, guide):
     guided = submit(engine, "guided", prompt(9), 50, guide=guide, num_return_sequences=2)
     assert engine.cancel("guided")
@@ -104,6 +104,6 @@ def test_cancelled_while_compiling(engine, slow, guide):
 
 def test_shut_down_while_compiling(info, slow):
     engine = Engine(options(xgrammar_tokenizer_info_path=info), model())
-    guided = [submit(engine, f"{i}", prompt(9), 50, guide=Guide("regex", "yes|no")) for i in range(4)]
+    guided = [submit(engine, f"{i}", prompt(9), 50, guide=GuideSpec("regex", "yes|no")) for i in range(4)]
     engine.shutdown()
     assert all(answer.wait().last.finished == "cancelled" for answer in guided)

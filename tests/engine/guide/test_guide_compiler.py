@@ -7,7 +7,7 @@ import pytest
 
 from engine_fixture import VOCAB, prompt
 from guide_fixture import EOT, STOP, TOKEN, TOKENIZER
-from step_audio.engine import GenerationRequest, Guide
+from step_audio.engine import GenerationRequest, GuideSpec
 from step_audio.engine.guide import GuideCompiler, TokenGuide
 from step_audio.errors import ArtefactError
 from tokenizer_fixture import SPECIAL
@@ -31,7 +31,7 @@ def test_masks_are_exact(compiler):
     """A finite language: allowed is each token with which one of its strings can still be had, and no other."""
     sentences = [sentence.encode() for sentence in language()]
     rng = np.random.default_rng(0)
-    compiled = compiler.compile(Guide("ebnf_grammar", "root ::= " + " | ".join(f'"{s}"' for s in language())))
+    compiled = compiler.compile(GuideSpec("ebnf_grammar", "root ::= " + " | ".join(f'"{s}"' for s in language())))
     for _ in range(20):
         guide, prefix = TokenGuide(compiled, _request(end_id=EOT)), b""
         while True:
@@ -54,7 +54,7 @@ def test_masks_are_exact(compiler):
 
 
 def test_no_guide_allows_control_tokens_or_padding(compiler):
-    guide = TokenGuide(compiler.compile(Guide("regex", r"(.|\n)*")), _request(end_id=EOT))
+    guide = TokenGuide(compiler.compile(GuideSpec("regex", r"(.|\n)*")), _request(end_id=EOT))
     row = np.zeros(VOCAB, np.float32)
     assert guide.mask(row)
     allowed = set(np.flatnonzero(np.isfinite(row)).tolist())
@@ -66,7 +66,7 @@ def test_no_guide_allows_control_tokens_or_padding(compiler):
 
 
 def test_what_does_not_follow_is_not_accepted(compiler):
-    guide = TokenGuide(compiler.compile(Guide("regex", "a")), _request())
+    guide = TokenGuide(compiler.compile(GuideSpec("regex", "a")), _request())
     with pytest.raises(ValueError, match="does not follow"):
         guide.accept(TOKENIZER.encode("b")[0])
 
@@ -109,6 +109,6 @@ def test_a_file_of_another_model(info):
 def test_the_same_guide_is_compiled_once(compiler):
     sizes = []
     for text_ in ("[0-9]{7}", "[0-9]{7}", "[0-9]{8}"):
-        compiler.compile(Guide("regex", text_))
+        compiler.compile(GuideSpec("regex", text_))
         sizes.append(compiler.prepare().result()[0].get_cache_size_bytes())
     assert 0 < sizes[0] == sizes[1] < sizes[2]
