@@ -97,6 +97,7 @@ async def test_sessions_of_two_gateways(gateways):
             os.kill(other._process.pid, signal.SIGKILL)
             error = await lost(second)
             assert error.again and "lost" in str(error)
+            await asyncio.to_thread(other._process.wait)  # until then it may be connected to, and nobody answers
         async with opened(port) as again:
             await asked(again, **SHORT)
             assert await ended(again) in ("completed", "incomplete")

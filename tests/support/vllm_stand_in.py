@@ -46,8 +46,9 @@ class StandIn:
         self._listener.listen()
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def send(self, **message) -> None:
-        for connection in self.connections[-1:]:
+    def send(self, to: socket.socket | None = None, **message) -> None:
+        """To the last that connected, unless another is named: `serve` connects, too, to see whether it answers."""
+        for connection in [to] if to else self.connections[-1:]:
             with contextlib.suppress(OSError):
                 connection.sendall(b"".join(map(bytes, pack(message))))
 
@@ -74,7 +75,7 @@ class StandIn:
             while True:
                 connection, _ = self._listener.accept()
                 self.connections.append(connection)
-                self.send(do="hello", version="stand-in", block_size=16)
+                self.send(connection, do="hello", version="stand-in", block_size=16)
                 threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
@@ -87,9 +88,9 @@ class StandIn:
                 if message["do"] == "cancel":
                     self.cancelled.add(message["request"])
                 elif self.answering:
-                    threading.Thread(target=self._answer, args=self.came[-1], daemon=True).start()
+                    threading.Thread(target=self._answer, args=(connection, *self.came[-1]), daemon=True).start()
 
-    def _answer(self, message: dict, arrays: dict[str, bytes]) -> None:
+    def _answer(self, connection: socket.socket, message: dict, arrays: dict[str, bytes]) -> None:
         request, count = message["request"], message["max_tokens"]
         stats = {"output": count, "cached": 0, "scheduled": 1, "first": 2, "last": 3}
         for place in range(count):
@@ -102,7 +103,7 @@ class StandIn:
             drawn = token(arrays["ids"], arrays.get("table", b""), place, self.vocab_size)
             for index in range(message["answers"]):
                 said = [] if request in self.cancelled else [drawn]
-                self.send(do="tokens", request=request, index=index, tokens=said, **ended)
+                self.send(connection, do="tokens", request=request, index=index, tokens=said, **ended)
             if ended:
                 return
 
