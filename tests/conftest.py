@@ -176,7 +176,7 @@ def ask(service):
     def run(use):
         async def with_client():
             async with StepAudioClient(service.address) as client:
-                return await asyncio.wait_for(use(client), timeout=120)
+                return await asyncio.wait_for(use(client), timeout=600)
 
         return asyncio.run(with_client())
 
