@@ -166,15 +166,12 @@ def test_the_empty_page_says_what_the_served_model_can_do(page: Page, gateway: F
     page.driver.refresh()
     page.wait(lambda: page.all("#server[data-state=ready]"), "the server's state")
     assert page.find(".say").text == "Say What is two plus two?, or Hello."  # in quotation marks of the style's
-    assert [idea.text for idea in page.all(".idea")] == ["High or low?", "<b>Loud?</b>"]
+    assert page.texts(".idea") == ["High or low?", "<b>Loud?</b>"]
     page.find(".idea").click()
     assert page.find("#composer textarea").get_attribute("value") == "High or low?"
 
 
 def test_a_rate_is_told_where_there_is_one(page: Page, gateway: FakeGateway) -> None:
-    def facts() -> list[str]:
-        return [cell.text for cell in page.all(".exchange:last-child .facts dt")]
-
     def at_once(request: Handler) -> None:
         request.begin()
         request.event({"content": ANSWER})
@@ -182,11 +179,12 @@ def test_a_rate_is_told_where_there_is_one(page: Page, gateway: FakeGateway) -> 
 
     page.type("By and by" + Keys.ENTER)
     page.wait_state("done")
-    assert "tokens/s" in facts()
+    assert "tokens/s" in page.facts()
     gateway.script = at_once
     page.type("At once" + Keys.ENTER)
     page.wait(lambda: len(page.all(".exchange[data-state=done]")) == 2, "the answer")
-    assert "answer tokens" in facts() and "tokens/s" not in facts()
+    facts = page.facts(".exchange:last-child")
+    assert "answer tokens" in facts and "tokens/s" not in facts
 
 
 def test_errors_are_short_messages(page: Page, gateway: FakeGateway) -> None:
@@ -239,7 +237,7 @@ def test_what_is_amiss_with_recordings_is_shown_with_their_own_reply(page: Page,
         before = len(page.all(".exchange"))
         page.find(".send").click()
         page.wait(lambda: len(page.all(".exchange[data-state=done]")) == before + 1, "the reply")
-        return [line.text for line in page.all(".exchange:last-child .warnings p")]
+        return page.texts(".exchange:last-child .warnings p")
 
     page.set("auto", False)
     assert ask(1, 0) == [f"The recording: {lost}."]

@@ -70,11 +70,6 @@ def state(page: Page) -> str:
     return page.find("body").get_attribute("data-dialogue")
 
 
-def facts(page: Page, exchange: str) -> dict[str, str]:
-    names, values = ([cell.text for cell in page.all(f"{exchange} .facts {tag}")] for tag in ("dt", "dd"))
-    return dict(zip(names, values, strict=True))
-
-
 def answers(fake: FakeClient) -> list[list[dict[str, Any]]]:
     """What was asked for answers, and not for what was said in words."""
     return [messages for messages, options in fake.asked if options.thinking.mode == "on"]
@@ -95,7 +90,7 @@ def test_the_server_answers_aloud_when_the_question_is_over(page: Page, fake: Fa
     assert page.text(".exchange .answer") == ANSWER and page.text(".exchange .thought-text") == THOUGHT
     assert not page.find(".exchange details.thought").get_property("open")
     assert page.all(".exchange .question .clip canvas")
-    shown = facts(page, ".exchange:first-child")
+    shown = page.facts(".exchange:first-child")
     assert {"turn over", "first thought", "first answer", "first sound", "all written"} <= shown.keys()
     assert 0.3 < float(shown["turn over"].split()[0]) <= float(shown["first answer"].split()[0])
     assert "tokens/s" not in shown
@@ -156,7 +151,7 @@ def test_the_browsers_voice_says_what_the_server_does_not(page: Page, fake: Fake
     heard, _ = interrupted(page, fake)
     page.wait(lambda: heard.rstrip() in told(fake), "the server to forget the same")
     assert page.js("return said.slice(0, 4)") == LONG.split()[:4]
-    assert "first sound" in facts(page, ".exchange:first-child")
+    assert "first sound" in page.facts(".exchange:first-child")
 
 
 @pytest.mark.parametrize("page", ["aloud"], indirect=True)

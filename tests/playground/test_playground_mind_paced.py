@@ -86,11 +86,6 @@ def choose(page: Page, mode: str) -> None:
     assert page.js("return document.querySelector('[name=pace]:checked').value") == mode
 
 
-def facts(page: Page) -> dict[str, str]:
-    names, values = ([cell.text for cell in page.all(f".facts {tag}")] for tag in ("dt", "dd"))
-    return dict(zip(names, values, strict=True))
-
-
 def test_the_answer_begins_while_the_thought_goes_on(page: Page, gateway: FakeGateway) -> None:
     gateway.script = interleaves
     gateway.proceed.clear()
@@ -116,7 +111,7 @@ def test_the_answer_begins_while_the_thought_goes_on(page: Page, gateway: FakeGa
     assert "".join(said).replace(" ", "") == page.text(".answer").replace(" ", "")
     assert not {"3", "3.", ".14", "cer", "tain."} & {word for text in said for word in text.split()}
     assert len(said) < 10  # by pieces and clauses, not by letters
-    shown = facts(page)
+    shown = page.facts()
     assert shown["first spoken"] == "0.25 s" and shown["thought before"] == "12 tokens"
     assert shown["underruns"] == "2 · 0.50 s"
     assert "thinking and answering" in page.find(".strip").get_attribute("aria-label")
@@ -131,7 +126,7 @@ def test_what_is_sent(page: Page, gateway: FakeGateway) -> None:
         return gateway.bodies[-1].get("mind_paced_speaking")
 
     assert sent(1) is None
-    assert "first spoken" not in facts(page)
+    assert "first spoken" not in page.facts()
     assert not page.find("#think_tokens").is_displayed()
     choose(page, "speak_first")
     assert all(page.find(f"#{name}").is_displayed() for name in defaults)

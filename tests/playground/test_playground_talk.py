@@ -69,8 +69,7 @@ def test_records_sends_and_shows_thought_then_answer(page: Page, gateway: FakeGa
     assert page.text(".answer") == ANSWER  # markup is text
     assert not page.find("details.thought").get_property("open")
     assert "42 tokens" in page.text(".thought-count")
-    names, values = ([cell.text for cell in page.all(f".facts {tag}")] for tag in ("dt", "dd"))
-    facts = dict(zip(names, values, strict=True))
+    facts = page.facts()
     assert facts.items() >= {"audio tokens": "27", "text in": "48", "answer tokens": "18"}.items()
     assert float(facts["first thought"].split()[0]) < float(facts["first answer"].split()[0])
     assert page.text("#status") == f"Answer: {ANSWER}"
@@ -157,7 +156,7 @@ def test_dropped_and_chosen_files_travel_as_they_are(page: Page, gateway: FakeGa
     accept = page.find("#composer [name=files]").get_attribute("accept").split(",")
     assert accept == [*MIME_TYPES, *(f".{extension}" for extension in EXTENSIONS)]
     assert page.find("body").get_attribute("data-drop") == "false"
-    assert [clip.text for clip in page.all(".tray .clip-time")] == ["0:00", "amr", "0:03"]
+    assert page.texts(".tray .clip-time") == ["0:00", "amr", "0:03"]
     page.find(".tray .clip:nth-child(3) button").click()
     page.wait(lambda: page.all(".tray .clip:nth-child(3) [aria-label^=Pause]"), "playback")
     page.type("Compare" + Keys.ENTER)

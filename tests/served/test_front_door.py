@@ -205,7 +205,7 @@ def test_hold_speak_and_watch_it_think(driver, url):
         if page.text(".thought-text").startswith("I hear"):
             break
     assert page.text(".thought-text").startswith("I hear: ") and page.text(".answer")
-    facts = dict(zip(*([cell.text for cell in page.all(f".facts {tag}")] for tag in ("dt", "dd")), strict=True))
+    facts = page.facts()
     assert int(facts["audio tokens"]) > 12 and float(facts["first thought"].split()[0]) > 0
     for name, size in (("desktop", (1280, 800)), ("phone", (390, 844))):
         page.resize(*size)
@@ -222,7 +222,7 @@ def test_watch_it_speak_while_it_thinks(driver, url):
     page.type("How much is 48 plus 34?" + Keys.ENTER)
     page.wait_state("done")
     assert page.text(".thought-text") and page.text(".answer")
-    facts = dict(zip(*([cell.text for cell in page.all(f".facts {tag}")] for tag in ("dt", "dd")), strict=True))
+    facts = page.facts()
     assert facts["first spoken"].endswith(" s") and facts["thought before"] == "0 tokens" and "underruns" in facts
 
 

@@ -35,7 +35,21 @@ class Page:
 
     def text(self, selector: str) -> str:
         """All of it, folded away or not; empty as long as there is no such element."""
-        return "".join(found.get_attribute("textContent") for found in self.all(selector)[:1])
+        return "".join(self.texts(selector)[:1])
+
+    def texts(self, selector: str) -> list[str]:
+        """Of all such elements, at one moment: the page may draw them anew at the next."""
+        script = "return Array.from(document.querySelectorAll(arguments[0]), (found) => found.textContent)"
+        found: list[str] = self.js(script, selector)
+        return found
+
+    def facts(self, exchange: str = ".exchange") -> dict[str, str]:
+        """What is told below a reply, by name."""
+        script = (
+            "return Array.from(document.querySelectorAll(arguments[0]), ({children}) =>"
+            "  [children[0].textContent, children[1].textContent])"
+        )
+        return dict(self.js(script, f"{exchange} .facts div"))
 
     def js(self, script: str, *arguments: Any) -> Any:
         return self.driver.execute_script(script, *arguments)

@@ -76,6 +76,8 @@ export class ExchangeView {
   /** The reply is over. `trouble`: what went wrong, for the user. */
   end(trouble) {
     clearInterval(this.#clock);
+    cancelAnimationFrame(this.#frame); // it would draw the foot, with its button, a second time
+    this.#frame = 0;
     this.#draw();
     const stopped = this.exchange.live ? "Interrupted." : "Stopped.";
     const note = trouble ?? (this.reply.state === "stopped" ? stopped : FINISH_NOTES[this.reply.finishReason]);
