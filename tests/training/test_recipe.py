@@ -42,7 +42,7 @@ def small():
         for name, value in (
             ("RECORDINGS", 2),
             ("EXAMPLES", 4),
-            ("BATCHES", 3),
+            ("BATCHES", 2),
             ("DRILLS", ("text_only", None)),
             ("LONGEST", 2.5),
         ):
@@ -84,6 +84,8 @@ def test_batches_hold_what_was_said(tokenizer_json):
         assert len(batch.letters) == batch.letter_counts.sum() and batch.letters.min() > 0
         letters = batch.letters.split(batch.letter_counts.tolist())
         said = ["".join(batches.LETTERS[n - 1] for n in part) for part in letters]
+        words = batch.words.split(batch.word_counts.tolist())
+        assert [tokenizer.decode(part.tolist()).strip() for part in words] == said
         starts = np.cumsum([0, *counts])
         texts = []
         for ids, labels in batch.groups:
@@ -146,7 +148,7 @@ def test_a_grown_decoder_says_what_the_small_one_says(train, tokenizer_json):
 
 def test_training_resumes_and_exports(train, tmp_path, monkeypatch, tokenizer_json, whisper):
     """Stopped, killed and resumed it gives the same weights as in one go, and a checkpoint that can be read."""
-    made = batches.Batches(7, 0, 1, tokenizer_json, train.rows(Tokenizer(tokenizer_json).max_id + 1), N_MELS)[0] * 2
+    made = batches.Batches(7, 0, 1, tokenizer_json, train.rows(Tokenizer(tokenizer_json).max_id + 1), N_MELS)[0] * 3
     monkeypatch.setattr(train, "training_batches", lambda seed, first, last, *_: iter(made[first:last]))
     monkeypatch.setattr(train, "make_tokenizer", lambda seed: tokenizer_json)
     monkeypatch.setattr(train, "SAVE_EVERY", 2)

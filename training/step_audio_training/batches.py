@@ -31,6 +31,7 @@ DRILLS: tuple[str | None, ...] = (  # further examples of a batch, in writing; N
 )  # fmt: skip
 GROUPS = 4  # of examples of similar length, each padded to its own longest
 BATCHES = 6  # drawn together and sorted by length, so that little is padded
+HEARINGS = 2  # of each recording in those, in other rooms, over other channels, with other questions
 LONGEST = 9.0  # seconds of a recording
 IGNORED = -100  # labels that do not count, as torch's cross entropy has it
 WORDED: tuple[Kind, ...] = ("sum", "large_sum", "sentence", "order", "facts", "talk")
@@ -54,7 +55,8 @@ class TrainingBatch:
     """`mels` float32 [clips, n_mels, T], `frames` int64 [clips].
 
     `sounds` int64 [clips, tok]: what is heard there, 0 for nothing, IGNORED past the clip's end. `letters` int64 [n],
-    what is said in all clips one after the other, `letter_counts` int64 [clips] of each.
+    what is said in all clips one after the other, `letter_counts` int64 [clips] of each; `words` int64 [n] and
+    `word_counts` int64 [clips]: the same as the tokenizer's tokens.
 
     `groups`: pairs of `ids` int64 [examples, S], each a token, or vocabulary size + row of the clips' embeddings, all
     clips' own rows one after the other; and `labels` int64 [examples, S], the token that comes next, IGNORED outside
@@ -66,6 +68,8 @@ class TrainingBatch:
     sounds: torch.Tensor
     letters: torch.Tensor
     letter_counts: torch.Tensor
+    words: torch.Tensor
+    word_counts: torch.Tensor
     groups: list[tuple[torch.Tensor, torch.Tensor]]
 
     def to(self, device: torch.device) -> TrainingBatch:
@@ -75,6 +79,8 @@ class TrainingBatch:
             self.sounds.to(device),
             self.letters.to(device),
             self.letter_counts.to(device),
+            self.words.to(device),
+            self.word_counts.to(device),
             [(ids.to(device), labels.to(device)) for ids, labels in self.groups],
         )
 
@@ -144,7 +150,7 @@ class Batches(Dataset[list[TrainingBatch]]):
         self.tokenizer = self.tokenizer or Tokenizer(self.tokenizer_json)
         random = np.random.default_rng([self.seed, self.first + n])
         recordings: list[DrawnRecording] = []
-        while len(recordings) < RECORDINGS * BATCHES:
+        while len(recordings) < RECORDINGS * BATCHES // HEARINGS:
             try:
                 drawn = draw_scene(random)
             except (OSError, ValueError):  # a word that a synthesizer cannot say
@@ -152,7 +158,7 @@ class Batches(Dataset[list[TrainingBatch]]):
             if drawn.seconds < LONGEST:
                 recordings.append(drawn)
         recordings.sort(key=lambda recording: recording.seconds)
-        groups = [recordings[k * RECORDINGS : (k + 1) * RECORDINGS] for k in range(BATCHES)]
+        groups = [recordings[k : k + RECORDINGS] for k in range(0, len(recordings), RECORDINGS)] * HEARINGS
         return [self._batch(groups[k], random) for k in random.permutation(BATCHES)]
 
     def _batch(self, recordings: Sequence[DrawnRecording], random: np.random.Generator) -> TrainingBatch:
@@ -167,6 +173,7 @@ class Batches(Dataset[list[TrainingBatch]]):
         return collate(
             [samples for samples, _ in clips.values()],
             [(r, clips[key][1]) for key, r in heard.items()],
+            [self.tokenizer.encode(f" {r.text}") if r.text else [] for r in heard.values()],
             encoded,
             [[list(heard).index(id(r)) for r in e.recordings] for e in examples],
             self.vocab_size,
@@ -196,12 +203,14 @@ def drill(task: str | None, random: np.random.Generator) -> Example:
 def collate(
     samples: Sequence[Float32Array],
     said: Sequence[tuple[DrawnRecording, float]],
+    words: Sequence[Sequence[int]],
     encoded: Sequence[Encoded],
     heard: Sequence[Sequence[int]],
     vocab_size: int,
     n_mels: int,
 ) -> TrainingBatch:
-    """`said[c]`: clip c's recording, and the seconds of silence before it; `heard[e]`: example e's clips, in order."""
+    """`said[c]`: clip c's recording, and the seconds of silence before it; `words[c]`: the tokens of what it says;
+    `heard[e]`: example e's clips, in order."""
     mels, frames = pad_batch([log_mel(clip, n_mels) for clip in samples], n_mels)
     counts = [token_count(int(length)) for length in frames]
     starts = np.concatenate([[0], np.cumsum(counts)])
@@ -229,6 +238,8 @@ def collate(
         sounds,
         torch.tensor([letter for each in letters for letter in each], dtype=torch.int64),
         torch.tensor([len(each) for each in letters]),
+        torch.tensor([token for each in words for token in each], dtype=torch.int64),
+        torch.tensor([len(each) for each in words]),
         groups,
     )
 

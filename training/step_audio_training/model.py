@@ -19,7 +19,7 @@ from step_audio_training.recordings import SOUNDS
 def qwen2(config: ModelConfig) -> Qwen2ForCausalLM:
     """The decoder, with random weights."""
     text = config.text
-    return Qwen2ForCausalLM(
+    model = Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=text.vocab_size,
             hidden_size=text.hidden_size,
@@ -33,6 +33,8 @@ def qwen2(config: ModelConfig) -> Qwen2ForCausalLM:
             tie_word_embeddings=False,
         )
     )
+    model.set_attn_implementation("eager")  # torch's fused attention takes four times as long in bfloat16 on a CPU
+    return model
 
 
 LETTERS_PER_TOKEN = 3  # that an embedding has room for: 37.5 a second, more than anybody says
@@ -47,7 +49,7 @@ class Heard:
 
 
 class Listener(nn.Module):
-    """The heads for letters and sounds only help the adaptor to learn; they are not part of the checkpoint."""
+    """The heads for letters, tokens and sounds only help the adaptor to learn; they are not part of the checkpoint."""
 
     trained_ids: Tensor
     position: Tensor  # among the trained ids, of each id; -1 for the others
@@ -61,6 +63,8 @@ class Listener(nn.Module):
         self.decoder = qwen2(config)
         self.letters = nn.Linear(config.text.hidden_size, LETTERS_PER_TOKEN * (len(LETTERS) + 1))
         self.sounds = nn.Linear(config.text.hidden_size, len(SOUNDS))
+        self.blank = nn.Linear(config.text.hidden_size, 1)
+        self.sharpness = nn.Parameter(torch.tensor(20.0))  # embeddings of tokens are short, and are to stay so
         self.register_buffer("trained_ids", trained_ids, persistent=False)
         position = torch.full((config.text.vocab_size,), -1)
         position[trained_ids] = torch.arange(len(trained_ids))
@@ -79,16 +83,21 @@ class Listener(nn.Module):
         return Heard(frames, self.audio.adapter(frames))
 
     def hearing_loss(self, heard: Heard, batch: TrainingBatch) -> Tensor:
-        """How well the embeddings tell the letters of what is said, in order (CTC, a letter's mean), and which sound
-        there is at each (cross entropy)."""
-        scores = self.letters(heard.embeddings.float()).unflatten(2, (LETTERS_PER_TOKEN, -1)).flatten(1, 2)
-        lengths = LETTERS_PER_TOKEN * (batch.sounds != IGNORED).sum(1)
-        spelled = F.ctc_loss(
-            scores.log_softmax(2).transpose(0, 1), batch.letters, lengths, batch.letter_counts, zero_infinity=True,
-            reduction="sum",
-        ) / batch.letter_counts.sum().clamp(min=1)  # fmt: skip
+        """How well the embeddings tell the letters of what is said, in order (CTC, a letter's mean), its tokens (the
+        same), and which sound there is at each (cross entropy).
+
+        For tokens they are held against the decoder's own embeddings: what it reads of a recording comes to look like
+        the words that it has learnt to copy from text.
+        """
+        embeddings = heard.embeddings.float()
+        lengths = (batch.sounds != IGNORED).sum(1)
+        letters = self.letters(embeddings).unflatten(2, (LETTERS_PER_TOKEN, -1)).flatten(1, 2)
+        spelled = _ctc(letters, batch.letters, LETTERS_PER_TOKEN * lengths, batch.letter_counts)
+        table = self.decoder.model.embed_tokens.weight[self.trained_ids]
+        words = torch.cat([self.blank(embeddings), self.sharpness * F.linear(embeddings, table)], 2)
+        read = _ctc(words, self.position[batch.words] + 1, lengths, batch.word_counts)
         sounds = F.cross_entropy(self._sounds(heard).transpose(1, 2), batch.sounds, ignore_index=IGNORED)
-        return spelled + sounds
+        return spelled + read + sounds
 
     def sound_errors(self, heard: Heard, batch: TrainingBatch) -> Tensor:
         """Share of the embeddings whose sound is not recognised."""
@@ -121,6 +130,15 @@ class Listener(nn.Module):
         target, weight = torch.cat(targets), torch.cat(weights)
         losses = F.cross_entropy(logits, target, reduction="none")
         return (weight * losses).sum() / weight.sum(), (logits.argmax(-1) == target).float().mean()
+
+
+def _ctc(scores: Tensor, targets: Tensor, lengths: Tensor, counts: Tensor) -> Tensor:
+    """Mean loss of a target. `scores` [clips, T, classes], of which the first is none of them; `targets` [n], of all
+    clips one after the other, `lengths` and `counts` [clips]: of the scores and of the targets."""
+    loss = F.ctc_loss(
+        scores.log_softmax(2).transpose(0, 1), targets, lengths, counts, zero_infinity=True, reduction="sum"
+    )
+    return loss / counts.sum().clamp(min=1)
 
 
 def _sinusoids(length: int, width: int) -> Tensor:

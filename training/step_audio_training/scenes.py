@@ -21,7 +21,7 @@ from step_audio_training.voices import Speaker, installed, say
 
 # How many of a hundred recordings are of each kind.
 SHARES: dict[Kind, int] = {
-    "sum": 23, "large_sum": 8, "follow_up": 2, "sentence": 6, "dictation": 24, "speakers": 9, "beeps": 3, "tone": 3,
+    "sum": 20, "large_sum": 6, "follow_up": 2, "sentence": 5, "dictation": 36, "speakers": 9, "beeps": 3, "tone": 3,
     "noise": 1, "order": 5, "facts": 4, "talk": 3, "loud": 2, "phrase": 2, "strange": 5,
 }  # fmt: skip
 OPENINGS = (

@@ -151,7 +151,7 @@ def train(
         model.audio.encoder.load_state_dict(weights)
         if decoder:
             model.decoder.load_state_dict(grown_decoder(decoder, tokenizer, config.text))
-    optimizer = torch.optim.AdamW(_groups(model, recipe), lr=recipe.learning_rate, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(_groups(model, recipe), lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
     if state:
         optimizer.load_state_dict(state["optimizer"])
     model.to(chosen).train()

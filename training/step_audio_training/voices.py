@@ -43,7 +43,7 @@ class Speaker:
 
 TRAIN_SPEAKERS = (
     Speaker("hibari", "heart", 26),
-    Speaker("piper", "joe", 14),
+    Speaker("piper", "joe", 7),
     Speaker("flite", "slt", 12),
     Speaker("flite", "rms", 12),
     Speaker("flite", "awb", 12),
