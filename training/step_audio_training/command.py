@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,20 +29,22 @@ def add_train(commands: Commands) -> None:
     parser.add_argument("--steps", type=count, help="default: the recipe's; may be changed before the cool-down")
     parser.add_argument("--seed", type=int, help="default: the recipe's")
     parser.add_argument("--workers", type=int, default=1, help="processes that make data (default %(default)s)")
-    parser.add_argument("--threads", type=count, help="that compute (default: as many as there are cores)")
+    parser.add_argument(
+        "--processes",
+        type=count,
+        default=os.cpu_count(),
+        help="that compute, on a CPU (default: as many as there are cores)",
+    )
     parser.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    import torch
-
     from step_audio_training.train import Recipe
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     given = {name: value for name in ("steps", "seed") if (value := getattr(arguments, name)) is not None}
     recipe = replace(Recipe(), **given)
-    run(arguments.output, recipe, arguments.whisper, arguments.decoder, arguments.workers, arguments.device, echo)
+    chosen = (arguments.workers, arguments.device, arguments.processes)
+    run(arguments.output, recipe, arguments.whisper, arguments.decoder, *chosen, echo)
 
 
 def run(
@@ -51,6 +54,7 @@ def run(
     decoder: Path | None,
     workers: int,
     device: str | None,
+    processes: int,
     echo: Echo,
 ) -> None:
     """OUTPUT/state.pt, log.jsonl and examined.jsonl while it goes on, OUTPUT/checkpoint and, with matplotlib,
@@ -66,7 +70,7 @@ def run(
     if checkpoint.exists():
         raise ArtefactError(f"{checkpoint} is there already; delete it or choose another output")
     try:
-        model, tokenizer = train(output, recipe, whisper, decoder, workers, device, echo)
+        model, tokenizer = train(output, recipe, whisper, decoder, workers, device, processes, echo)
     except Stopped as stopped:
         echo(str(stopped))
         return

@@ -82,7 +82,7 @@ class Listener(nn.Module):
             frames = self.audio.encoder(batch.mels, batch.frames, masked_frames=0)
         return Heard(frames, self.audio.adapter(frames))
 
-    def hearing_loss(self, heard: Heard, batch: TrainingBatch) -> Tensor:
+    def hearing_loss(self, heard: Heard, batch: TrainingBatch) -> dict[str, Tensor]:
         """How well the embeddings tell the letters of what is said, in order (CTC, a letter's mean), its tokens (the
         same), and which sound there is at each (cross entropy).
 
@@ -97,7 +97,7 @@ class Listener(nn.Module):
         words = torch.cat([self.blank(embeddings), self.sharpness * F.linear(embeddings, table)], 2)
         read = _ctc(words, self.position[batch.words] + 1, lengths, batch.word_counts)
         sounds = F.cross_entropy(self._sounds(heard).transpose(1, 2), batch.sounds, ignore_index=IGNORED)
-        return spelled + read + sounds
+        return {"letters": spelled, "words": read, "sounds": sounds}
 
     def sound_errors(self, heard: Heard, batch: TrainingBatch) -> Tensor:
         """Share of the embeddings whose sound is not recognised."""

