@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import typing
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import TypeVar
 
 import numpy as np
@@ -75,7 +76,18 @@ def at_budgets(budgets: Iterable[Budget], per_task: int, seed: int) -> list[Item
 @cache
 def _speakers() -> ProcessPoolExecutor:
     """Processes that do nothing else: reloading espeak-ng in one that has loaded much else can crash it."""
-    return ProcessPoolExecutor(os.cpu_count(), get_context("spawn"))
+    return ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """Where the command is killed, nobody tells its processes: they would wait for questions for ever."""
+
+    def watch() -> None:
+        if parent := parent_process():
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def end_speakers() -> None:

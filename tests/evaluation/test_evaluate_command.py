@@ -108,7 +108,7 @@ def test_ctrl_c_keeps_what_is_there(service, tmp_path):
         _, errors = running.communicate(timeout=120)
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(running.pid, signal.SIGKILL)  # what speaks for it, too
+            os.killpg(running.pid, signal.SIGKILL)
     assert running.returncode == 130, errors
     assert re.search(r"stopped with \d+ of 40 answers", errors) and "Traceback" not in errors
     kept = [json.loads(line) for line in answers.read_text().splitlines()]

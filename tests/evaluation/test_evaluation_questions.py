@@ -1,6 +1,8 @@
 """The questions: those held out from training, and those of a data set."""
 
 import io
+import subprocess
+import sys
 import wave
 
 import numpy as np
@@ -24,6 +26,16 @@ def test_held_out_is_the_seed_s_and_a_larger_set_holds_the_smaller():
     assert small == same and all(i in large for i in small) and len(large) == 2 * len(small)
     assert held_out(["arithmetic"], 1, 6) != held_out(["arithmetic"], 1, 5)
     assert len({i.id for i in large}) == len(large)
+
+
+@pytest.mark.processes
+def test_what_speaks_ends_with_a_command_that_is_killed():
+    program = "import os, time; from step_audio_evaluation.held_out import _speakers\n"
+    program += "print(_speakers().submit(os.getpid).result(), flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as running:
+        assert running.stdout and running.stdout.readline()
+        running.kill()
+        running.communicate(timeout=60)  # until the last of those that write there has ended
 
 
 @pytest.mark.processes
