@@ -6,12 +6,13 @@ import json
 import os
 import signal
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 
 from lazy import Lazy
-from step_audio.checkpoint import Checkpoint, decoder_tensors, expected_tensors
+from step_audio.checkpoint import Checkpoint, decoder_tensors, expected_tensors, to_float32
 from step_audio.config import ModelConfig
 from step_audio.errors import ArtefactError
 from step_audio.mel import token_count
@@ -22,6 +23,7 @@ from tiny_whisper import ctranslate2_bytes, tiny_variables
 
 torch = Lazy("torch")
 batches = Lazy("step_audio_training.batches")
+beginning = Lazy("step_audio_training.beginning")
 grown_decoder = Lazy("step_audio_training.growth:grown_decoder")
 
 N_MELS = 8
@@ -52,10 +54,10 @@ def small():
 
 
 @pytest.fixture(scope="module")
-def tokenizer_json(train) -> str:
+def tokenizer_json() -> str:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "CORPUS_EXAMPLES", 60)
-        return train.make_tokenizer(0)
+        patch.setattr("step_audio_training.beginning.CORPUS_EXAMPLES", 60)
+        return beginning.make_tokenizer(0)
 
 
 @pytest.fixture(scope="module")
@@ -116,17 +118,15 @@ def test_a_step_says_the_same_wherever_a_run_begins(tokenizer_json):
             assert answers[0] == pytest.approx(answers[1], abs=4)  # espeak-ng's voices waver, and so does their height
 
 
-def test_a_grown_decoder_says_what_the_small_one_says(train, tokenizer_json):
+def test_a_grown_decoder_says_what_the_small_one_says(tokenizer_json):
     """The same logits for a text that both tokenizers part alike, though it is deeper and wider."""
-    from step_audio.checkpoint import to_float32
     from step_audio_training.model import qwen2
     from step_audio_training.whisper import whisper_config
 
     directory = embedded_checkpoint()
     old_config = ModelConfig.from_directory(directory)
-    used = Tokenizer(tokenizer_json).max_id + 1
     audio = whisper_config(tiny_variables(), llm_dim=old_config.text.hidden_size)
-    config = train.listener_config(train.rows(used), audio)
+    config = beginning.listener_config(tokenizer_json, audio)
     assert config.text.num_hidden_layers > old_config.text.num_hidden_layers
     old, new = qwen2(old_config).eval(), qwen2(config).eval()
     checkpoint = Checkpoint(directory)
@@ -149,19 +149,22 @@ def test_a_grown_decoder_says_what_the_small_one_says(train, tokenizer_json):
 def test_training_resumes_and_exports(train, tmp_path, monkeypatch, tokenizer_json, whisper):
     """Stopped, killed and resumed it gives the same weights as in one go by two processes, and a checkpoint that can be
     read."""
-    made = batches.Batches(7, 0, 1, tokenizer_json, train.rows(Tokenizer(tokenizer_json).max_id + 1), N_MELS)[0] * 6
+    made = (
+        batches.Batches(7, 0, 1, tokenizer_json, beginning.rows(beginning.used_tokens(tokenizer_json)), N_MELS)[0] * 6
+    )
     monkeypatch.setattr(train, "training_batches", lambda seed, first, last, *_: iter(made[first:last]))
-    monkeypatch.setattr(train, "make_tokenizer", lambda seed: tokenizer_json)
+    monkeypatch.setattr("step_audio_training.beginning.make_tokenizer", lambda seed: tokenizer_json)
     monkeypatch.setattr(train, "SAVE_EVERY", 2)
     monkeypatch.setattr(train, "SAY_EVERY", 2)
     monkeypatch.setattr(train, "EXAMINE_EVERY", 6)
     monkeypatch.setattr(train, "draw_paper", lambda seed, each: {})
     monkeypatch.setattr(train, "examine", lambda *_: {"sums": 0.5})
     recipe = train.Recipe(seed=3, steps=6, frozen_steps=2, warm_up_steps=2)
+    begin = partial(beginning.of_whisper, whisper, None, 3)
     said: list[str] = []
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "matplotlib", None)  # not installed: only the picture is missing in the end
-        run(tmp_path / "whole", recipe, whisper, None, 0, "cpu", 2, said.append)
+        run(tmp_path / "whole", recipe, begin, 0, "cpu", 2, said.append)
     assert said[-1] == "training.svg is not drawn: pip install -e '.[train]'"
     assert any(line.startswith("step 4 of 6: letters_loss ") for line in said)
 
@@ -179,14 +182,14 @@ def test_training_resumes_and_exports(train, tmp_path, monkeypatch, tokenizer_js
 
     monkeypatch.setattr(train, "_learn", interrupted)
     handler = signal.getsignal(signal.SIGTERM)
-    run(tmp_path / "parts", recipe, whisper, None, 0, "cpu", 1, said.append)
+    run(tmp_path / "parts", recipe, begin, 0, "cpu", 1, said.append)
     assert (
         said[-1] == "stopped at step 3 of 6; the same command goes on" and signal.getsignal(signal.SIGTERM) == handler
     )
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "parts", recipe, whisper, None, 0, "cpu", 1, said.append)
+        run(tmp_path / "parts", recipe, begin, 0, "cpu", 1, said.append)
     monkeypatch.setattr(train, "_learn", real)
-    run(tmp_path / "parts", recipe, tmp_path / "gone", None, 0, "cpu", 1, said.append)  # the wheel is not needed again
+    run(tmp_path / "parts", recipe, pytest.fail, 0, "cpu", 1, said.append)  # the wheel is not needed again
 
     whole, parts = (Checkpoint(tmp_path / name / "checkpoint") for name in ("whole", "parts"))
     config = ModelConfig.from_directory(tmp_path / "whole" / "checkpoint")
@@ -198,46 +201,55 @@ def test_training_resumes_and_exports(train, tmp_path, monkeypatch, tokenizer_js
     assert json.loads((tmp_path / "parts" / "examined.jsonl").read_text()) == {"step": 6, "sums": 0.5}
     assert (tmp_path / "parts" / "training.svg").read_text().startswith("<?xml")
     with pytest.raises(ArtefactError, match="is there already"):
-        run(tmp_path / "whole", recipe, whisper, None, 0, "cpu", 1, print)
+        run(tmp_path / "whole", recipe, begin, 0, "cpu", 1, print)
     with pytest.raises(ArtefactError, match="other settings"):
-        train.train(tmp_path / "whole", train.Recipe(seed=4, steps=6), whisper)
+        train.train(tmp_path / "whole", train.Recipe(seed=4, steps=6), begin)
+
+    goes_on, _ = train.train(
+        tmp_path / "on", train.Recipe(seed=5, steps=0), lambda: beginning.of_checkpoint(tmp_path / "whole/checkpoint")
+    )
+    for name, tensor in (goes_on.audio.state_dict() | goes_on.decoder.state_dict()).items():
+        assert np.array_equal(to_float32(whole.read(name)), tensor.numpy()), name
+    with pytest.raises(ArtefactError, match="no listener of today's shape: begin with --whisper"):
+        beginning.of_checkpoint(embedded_checkpoint())
 
 
 def test_the_encoder_begins_as_whispers_and_stays_so_at_first(train, tmp_path, monkeypatch, tokenizer_json, whisper):
     from step_audio_training.whisper import encoder_weights, read_whisper
 
-    monkeypatch.setattr(train, "make_tokenizer", lambda seed: tokenizer_json)
+    monkeypatch.setattr("step_audio_training.beginning.make_tokenizer", lambda seed: tokenizer_json)
     monkeypatch.setattr(train, "draw_paper", lambda seed, each: {})
     monkeypatch.setattr(train, "examine", lambda *_: {})
     wanted = encoder_weights(read_whisper(whisper))
-    frozen, _ = train.train(tmp_path / "a", train.Recipe(steps=2, frozen_steps=2), whisper, echo=lambda line: None)
-    learnt, _ = train.train(tmp_path / "b", train.Recipe(steps=2, frozen_steps=1), whisper, echo=lambda line: None)
+    begin = partial(beginning.of_whisper, whisper, None, 1)
+    frozen, _ = train.train(tmp_path / "a", train.Recipe(steps=2, frozen_steps=2), begin, echo=lambda line: None)
+    learnt, _ = train.train(tmp_path / "b", train.Recipe(steps=2, frozen_steps=1), begin, echo=lambda line: None)
     for model, same in ((frozen, True), (learnt, False)):
         state = model.audio.encoder.state_dict()
         assert all(np.array_equal(state[name], value) for name, value in wanted.items()) == same
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "cut", "no state", "no dictionary"])
-def test_a_damaged_state_is_named_with_what_to_do(train, tmp_path, damage, whisper):
+def test_a_damaged_state_is_named_with_what_to_do(train, tmp_path, damage):
     file = tmp_path / "state.pt"
     torch.save([1] if damage == "no dictionary" else {"model": {}}, file)
     data = {"empty": b"", "text": b"hello", "cut": file.read_bytes()[:-100]}.get(damage, file.read_bytes())
     file.write_bytes(data)
     with pytest.raises(ArtefactError, match=r"state\.pt is damaged or .*: delete it to begin anew, or restore it$"):
-        train.train(tmp_path, train.Recipe(seed=3, steps=6), whisper)
+        train.train(tmp_path, train.Recipe(seed=3, steps=6), pytest.fail)
     assert file.read_bytes() == data
 
 
-def test_an_examination_counts_right_answers(train, tokenizer_json, whisper):
+def test_an_examination_counts_right_answers(tokenizer_json):
     """Each question is answered as if it were alone, and right to the letter is right."""
     from step_audio_training import exam
     from step_audio_training.model import Listener
     from step_audio_training.whisper import whisper_config
 
-    used = Tokenizer(tokenizer_json).max_id + 1
     torch.manual_seed(0)
-    config = train.listener_config(train.rows(used), whisper_config(tiny_variables(N_MELS, positions=600), 256))
-    model, tokenizer = Listener(config, torch.arange(used)).eval(), Tokenizer(tokenizer_json)
+    config = beginning.listener_config(tokenizer_json, whisper_config(tiny_variables(N_MELS, positions=600), 256))
+    used = torch.arange(beginning.used_tokens(tokenizer_json))
+    model, tokenizer = Listener(config, used).eval(), Tokenizer(tokenizer_json)
     random = np.random.default_rng(0)
     questions = [exam.draw_known(task, random) for task in ("transcription", "text_only", "beeps")]
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():

