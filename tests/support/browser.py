@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 
@@ -57,8 +58,9 @@ class Page:
     def wait(self, condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            if value := condition():
-                return value
+            with suppress(StaleElementReferenceException):  # drawn anew while it was looked at
+                if value := condition():
+                    return value
             time.sleep(0.03)
         raise AssertionError(f"waited in vain for {what}; the page says: {self.find('main').text!r}")
 
