@@ -29,10 +29,10 @@ from step_audio_training.voices import Speaker
 
 # How many of a hundred examples are of each task, among those that suit a recording.
 SHARES: dict[str, float] = {
-    "arithmetic": 20, "arithmetic_no_think": 3, "arithmetic_cut_thought": 5,
-    "transcription": 5, "transcription_no_think": 20,
-    "pitch": 4, "rate": 4, "beeps": 5, "speakers": 9, "tone": 4, "sound": 3,
-    "compare": 8, "text_only": 2, "tool_call": 8, "tool_result": 2, "second_turn": 4,
+    "arithmetic": 16, "arithmetic_no_think": 3, "arithmetic_cut_thought": 5,
+    "transcription": 5, "transcription_no_think": 10,
+    "pitch": 12, "rate": 8, "beeps": 8, "speakers": 9, "tone": 7, "sound": 3,
+    "compare": 9, "text_only": 2, "tool_call": 8, "tool_result": 2, "second_turn": 4,
     "order": 8, "facts": 6, "sum_in_json": 3, "sound_in_json": 2, "talk": 4, "talk_then_sum": 2,
     "word_count": 3, "loud": 4, "phrase": 4, "strange": 8,
 }  # fmt: skip

@@ -21,8 +21,8 @@ from step_audio_training.voices import Speaker, installed, say
 
 # How many of a hundred recordings are of each kind.
 SHARES: dict[Kind, int] = {
-    "sum": 20, "large_sum": 6, "follow_up": 2, "sentence": 5, "dictation": 36, "speakers": 9, "beeps": 3, "tone": 3,
-    "noise": 1, "order": 5, "facts": 4, "talk": 3, "loud": 2, "phrase": 2, "strange": 5,
+    "sum": 20, "large_sum": 6, "follow_up": 2, "sentence": 8, "dictation": 16, "speakers": 9, "beeps": 8, "tone": 7,
+    "noise": 2, "order": 5, "facts": 4, "talk": 3, "loud": 2, "phrase": 2, "strange": 5,
 }  # fmt: skip
 OPENINGS = (
     "", "", "", "what is", "what is", "what's", "how much is", "tell me", "work out", "please compute", "calculate",

@@ -31,7 +31,7 @@ from step_audio_training.parallel import SideBySide
 
 SAVE_EVERY = 50  # steps
 SAY_EVERY = 20  # steps
-EXAMINE_EVERY = 500  # steps
+EXAMINE_EVERY = 1000  # steps
 QUESTIONS = 32  # of each kind in an examination
 STATE, LOG, EXAMINED = "state.pt", "log.jsonl", "examined.jsonl"
 
