@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TypedDict
 
 LLM = "tensorrt_llm"  # the name of its model, which all ranks load
@@ -48,3 +49,9 @@ class ServingInfo(TypedDict):
     sampling_parameters: list[str]
     mind_paced_speaking: ServedPace
     suggestions: ServedSuggestions
+
+
+def no_adapter(name: str, served: Collection[str]) -> str:
+    """The refusal of an adapter that is not among those served."""
+    there = f"but {', '.join(served)}" if served else "nor any other"
+    return f"there is no adapter {name!r} here, {there}"

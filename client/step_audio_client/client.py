@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from step_audio.chat_template import NO_THOUGHT, Template
-from step_audio.serving_info import ServingInfo
+from step_audio.serving_info import ServingInfo, no_adapter
 from step_audio.tokenizer import IncrementalDecoder, Tokenizer
 from step_audio_client.audio_report import AudioReport
 from step_audio_client.chat_stream import ChatStream, HeardAudio
@@ -286,8 +286,7 @@ class StepAudioClient:
         if adapter is not None:
             served = (await self.serving_info())["adapters"]
             if adapter not in served:
-                there = f"but {', '.join(served)}" if served else "nor any other"
-                raise RequestError(f"there is no adapter {adapter!r} here, {there}", "adapter")
+                raise RequestError(no_adapter(adapter, served), "adapter")
             run.lora_task_id = served[adapter]
         return run
 

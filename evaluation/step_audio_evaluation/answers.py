@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from pydantic import Field, ValidationError
 
@@ -26,8 +26,9 @@ class DataSetSettings(TypedDict, total=False):
 
 
 class EvaluationSettings(DataSetSettings):
-    """What the answers of one folder hang on, which must not be mixed."""
+    """What the answers of one folder hang on, which must not be mixed. `adapter`: where one makes them."""
 
+    adapter: NotRequired[str]
     model: str
     seed: int
     sampling: Mapping[str, Any]

@@ -23,8 +23,9 @@ async def run(
     answers: AnswerFile,
     concurrency: int = 32,
     stream: TextIO | None = None,
+    adapter: str | None = None,
 ) -> None:
-    """Ask what is not answered yet.
+    """Ask what is not answered yet, of an `adapter` where one is named.
 
     A question that the server refuses is kept with the error. Raises EvaluationError when the server is gone; what
     was answered before is kept.
@@ -38,7 +39,7 @@ async def run(
     try:
         async with asyncio.TaskGroup() as group:
             for _ in range(min(concurrency, len(left))):
-                group.create_task(_work(queue, client, sampling, answers, progress))
+                group.create_task(_work(queue, client, sampling, answers, progress, adapter))
     except* (EvaluationError, OSError) as errors:  # the latter of a full disk, or of a pipe that nobody reads
         raise errors.exceptions[0] from None
     finally:
@@ -46,11 +47,16 @@ async def run(
 
 
 async def _work(
-    queue: Iterator[Item], client: StepAudioClient, sampling: Sampling, answers: AnswerFile, progress: Progress
+    queue: Iterator[Item],
+    client: StepAudioClient,
+    sampling: Sampling,
+    answers: AnswerFile,
+    progress: Progress,
+    adapter: str | None,
 ) -> None:
     for item in queue:  # shared: each worker takes the next one
         try:
-            answer = await _ask(item, client, sampling)
+            answer = await _ask(item, client, sampling, adapter)
         except RequestError as error:
             if not await client.ready():
                 raise EvaluationError(f"{error}; the same command goes on where this one ended") from None
@@ -62,15 +68,19 @@ async def _work(
         progress.step()
 
 
-async def _ask(item: Item, client: StepAudioClient, sampling: Sampling) -> EvaluatedAnswer:
+async def _ask(item: Item, client: StepAudioClient, sampling: Sampling, adapter: str | None) -> EvaluatedAnswer:
     messages = item.request()
     sampling = dataclasses.replace(sampling, seed=(sampling.seed or 0) + item.round)
     for pause in (*BUSY_PAUSES, None):
         try:
             if item.budget is not None:
-                return await _within_budget(item, messages, client, sampling)
+                return await _within_budget(item, messages, client, ChatOptions(sampling, adapter=adapter))
             made = await client.complete(
-                messages, sampling, tools=item.tools or None, continue_final_message=item.prefix is not None
+                messages,
+                sampling,
+                tools=item.tools or None,
+                continue_final_message=item.prefix is not None,
+                adapter=adapter,
             )
             break
         except ServerBusy:
@@ -88,10 +98,10 @@ async def _ask(item: Item, client: StepAudioClient, sampling: Sampling) -> Evalu
 
 
 async def _within_budget(
-    item: Item, messages: list[dict[str, Any]], client: StepAudioClient, sampling: Sampling
+    item: Item, messages: list[dict[str, Any]], client: StepAudioClient, options: ChatOptions
 ) -> EvaluatedAnswer:
     thinking = Thinking() if item.budget == "unlimited" else Thinking(budget=item.budget)
-    deltas = [delta async for delta in client.chat(messages, ChatOptions(sampling, thinking=thinking))]
+    deltas = [delta async for delta in client.chat(messages, dataclasses.replace(options, thinking=thinking))]
     thought, said = "".join(d.reasoning for d in deltas), "".join(d.content for d in deltas)
     reason, usage = deltas[-1].finish_reason, deltas[-1].usage
     assert usage

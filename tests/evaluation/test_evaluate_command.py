@@ -170,6 +170,7 @@ def test_what_may_fail_comes_after_the_report(no_reference, tmp_path, checkpoint
         ),
         ("--url 127.0.0.1:9 --format mmau", "are about a data set: give --data, too"),
         ("--url 127.0.0.1:9 --budgets 4 --against-torch x", "leave out --budgets"),
+        ("--adapter terse", "--adapter names one of a running server's --lora-modules: give its --url, too"),
         ("--url 127.0.0.1:9 --repeat 2", "greedy answers are the same each time"),
     ],
 )

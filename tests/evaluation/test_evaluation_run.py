@@ -35,11 +35,13 @@ class Stub:
     def __init__(self, faults=None, alive=True, hold=()):
         self.faults, self.alive, self.hold = faults or {}, alive, hold
         self.asked, self.at_once, self.most = [], 0, 0
+        self.adapters: set[str | None] = set()
 
     async def ready(self):
         return self.alive
 
-    async def complete(self, messages, sampling, tools, continue_final_message):
+    async def complete(self, messages, sampling, tools, continue_final_message, adapter):
+        self.adapters.add(adapter)
         text = messages[0]["content"]
         self.asked.append(text)
         self.at_once += 1
@@ -53,6 +55,7 @@ class Stub:
         return Generation([1, 2], f"Hm.\n</think>\nIt is {text}.", [], "stop", Usage(9, 2))
 
     async def chat(self, messages, options):
+        self.adapters.add(options.adapter)
         self.asked.append((messages[0]["content"], options.thinking))
         yield ChatDelta(reasoning="Hm", token_ids=[1])
         yield ChatDelta(content="It is 5.", token_ids=[2, 3], finish_reason="stop", usage=ChatUsage(9, 3, 0, 1))
@@ -62,10 +65,10 @@ def questions(count):
     return [item(f"q-{n}", str(n), str(n)) for n in range(count)]
 
 
-def run(items, client, directory, concurrency=4, settings=SETTINGS):
+def run(items, client, directory, concurrency=4, settings=SETTINGS, adapter=None):
     answers = AnswerFile(directory, settings)
     stream = io.StringIO()
-    asyncio.run(running.run(items, client, Sampling(temperature=0), answers, concurrency, stream))
+    asyncio.run(running.run(items, client, Sampling(temperature=0), answers, concurrency, stream, adapter))
     return answers, stream.getvalue()
 
 
@@ -109,6 +112,13 @@ def test_what_cannot_be_written_ends_it_as_it_stands(code, tmp_path, monkeypatch
     with pytest.raises(OSError) as caught:
         run(questions(3), Stub(), tmp_path)
     assert caught.value.errno == code
+
+
+@pytest.mark.parametrize("adapter", ["terse", None])
+def test_an_adapter_is_asked_each_question(adapter, tmp_path):
+    items, client = [*questions(2), item("b", budget=4)], Stub()
+    run(items, client, tmp_path, adapter=adapter)
+    assert client.adapters == {adapter} and len(client.asked) == 3
 
 
 def test_run_goes_on_where_it_was_broken_off(tmp_path):

@@ -136,6 +136,27 @@ def test_answers_that_fail_and_servers_that_are_not_there(talk, url, play, quest
     assert status == 1 and "nowhere.wav" in err and "Traceback" not in err
 
 
+@pytest.mark.long
+def test_an_adapter_by_its_name(talk, url, fake, tmp_path, monkeypatch):
+    monkeypatch.setattr(fake, "adapters", {"terse": 7, "medical": 8})
+    silence = tmp_path / "silence.wav"
+    silence.write_bytes(encode_wav(np.zeros(SAMPLE_RATE // 5, np.float32)))
+    said = ("--url", url, "--audio", silence, "--whole", "--no-captions")
+    assert talk(*said, "--adapter", "terse")[:2] == (0, f"{ANSWER}\n") and fake.options.adapter == "terse"
+    assert talk(*said)[:2] == (0, f"{ANSWER}\n") and fake.options.adapter is None
+    begun = fake.begun
+    for name in ("curt", "tiny"):  # the second is the model's own
+        status, out, err = talk(*said, "--adapter", name)
+        assert (status, out) == (1, "") and f"there is no adapter '{name}' here, but terse, medical" in err
+    monkeypatch.setattr(fake, "adapters", {})
+    assert "there is no adapter 'terse' here, nor any other" in talk(*said, "--adapter", "terse")[2]
+    assert fake.begun == begun
+    gone = talk("--url", "http://127.0.0.1:9", *said[2:], "--adapter", "terse")
+    assert gone[0] == 1 and "no gateway answers at http://127.0.0.1:9" in gone[2]
+    with pytest.raises(SystemExit, match="2"):
+        talk(*said, "--adapter", "terse", "--model", "tiny")
+
+
 def test_what_was_played_is_counted(monkeypatch):
     now = 5.0
     monkeypatch.setattr(talk_playback, "time", SimpleNamespace(monotonic=lambda: now))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from raw_triton import prompt, refusal, scalar
 from reference import Reference, sine_speech
 from server_settings import settings_for
 from step_audio_client import Audio, RequestError, Sampling, StepAudioClient, user
+from step_audio_server.commands.cli import main
 from step_audio_server.processes import children
 from step_audio_server.serve import Service
 from waiting import wait_until
@@ -91,6 +93,27 @@ def test_a_server_started_again_has_them(adapted, expected):
     adapted.kill()
     adapted.start()
     assert all_answers(adapted, expected) == expected
+
+
+def test_eval_asks_the_adapter(adapted, tmp_path, capsys):
+    def evaluated(*flags: str) -> tuple[int, str]:
+        common = ["eval", "--url", adapted.address, "--tasks", "text_only", "--per-task", "1", "--max-tokens", "8"]
+        return main([*common, *flags]), capsys.readouterr().err
+
+    answers = {}
+    for name in ("terse", "medical", None):
+        output = tmp_path / str(name)
+        assert evaluated("--output", str(output), *(["--adapter", name] if name else []))[0] == 0
+        assert json.loads((output / "settings.json").read_text()).get("adapter") == name
+        assert (f"- adapter: {name}" in (output / "report.md").read_text()) == (name is not None)
+        (answer,) = (output / "answers.jsonl").read_text().splitlines()
+        answers[name] = tuple(json.loads(answer)["token_ids"])
+    assert len(set(answers.values())) == 3
+    status, said = evaluated("--output", str(tmp_path / "terse"), "--adapter", "medical")
+    assert status == 1 and "holds answers with adapter 'terse', not 'medical'" in said
+    status, said = evaluated("--output", str(tmp_path / "curt"), "--adapter", "curt")
+    assert status == 1 and "there is no adapter 'curt' here, but terse, medical" in said
+    assert not (tmp_path / "curt").exists()
 
 
 def test_what_is_not_served(adapted):

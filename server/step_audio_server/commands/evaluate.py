@@ -16,6 +16,7 @@ from step_audio.command_line import Echo
 from step_audio.config import ModelConfig
 from step_audio.extras import install_for
 from step_audio.progress import Progress
+from step_audio.serving_info import no_adapter
 from step_audio_client import RequestError, Sampling, StepAudioClient, Tls
 from step_audio_evaluation.agreement import Agreement, agreement
 from step_audio_evaluation.answers import AnswerFile, DataSetSettings, EvaluationSettings
@@ -40,7 +41,7 @@ PER_TASK, PER_TASK_QUICK = 100, 10
 class EvaluationOptions:
     """What a person chooses. `format`: of the data set; its preset comes along. `tasks` None: all, or none where there
     is a data set or there are `voices` or `budgets`. `voices`: names of sets, none for all that can be made here.
-    `sampling`: over the preset's."""
+    `sampling`: over the preset's. `adapter`: of the server at `url`."""
 
     output: Path
     url: str | None = None
@@ -49,6 +50,7 @@ class EvaluationOptions:
     data: Path | None = None
     format: str | None = None
     audio_dir: Path | None = None
+    adapter: str | None = None
     repeat: int = 1
     audio_first: bool = False
     think: bool = True
@@ -71,6 +73,8 @@ def evaluate(options: EvaluationOptions, echo: Echo) -> int:
         raise EvaluationError(f"the seed {options.seed} is negative")
     preset = options.preset or (FORMATS[options.format].preset if options.format else None)
     drawn = dict(PRESETS[preset] if preset else GREEDY) | dict(options.sampling or {})
+    if options.adapter is not None and not options.url:
+        raise EvaluationError("--adapter names one of a running server's --lora-modules: give its --url, too")
     if options.repeat > 1 and not drawn["temperature"]:
         raise EvaluationError("--repeat: greedy answers are the same each time: give --preset or --temperature")
     sampling = Sampling(**drawn, seed=options.seed)
@@ -163,9 +167,11 @@ async def _answers(
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # SIGINT does so by itself
     async with StepAudioClient(address, tls=options.tls) as client:
         try:
-            model = (await client.serving_info())["model"]
+            info = await client.serving_info()
         except RequestError as error:
             raise EvaluationError(str(error)) from None
+        if options.adapter is not None and options.adapter not in info["adapters"]:
+            raise EvaluationError(no_adapter(options.adapter, info["adapters"]))
         data_set: DataSetSettings = {}
         if options.data:
             data_set = {
@@ -176,10 +182,17 @@ async def _answers(
             }
             if options.format:
                 data_set["format"] = options.format
-        settings: EvaluationSettings = {"model": model, "seed": options.seed, "sampling": dict(drawn), **data_set}
+        settings: EvaluationSettings = {
+            "model": info["model"],
+            "seed": options.seed,
+            "sampling": dict(drawn),
+            **data_set,
+        }
+        if options.adapter is not None:
+            settings["adapter"] = options.adapter
         answers = AnswerFile(options.output, settings)
         try:
-            await run(items, client, sampling, answers, options.concurrency)
+            await run(items, client, sampling, answers, options.concurrency, adapter=options.adapter)
         except asyncio.CancelledError:
             done = sum(item.id in answers.of for item in items)
             echo(f"stopped with {done} of {len(items)} answers; the same command goes on from there")

@@ -34,6 +34,7 @@ def add_eval(commands: Commands) -> None:
     parser = add_command(commands, "eval", _eval, about, extra="cpu")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="answers and report; resumable")
     parser.add_argument("--url", help="gRPC address of a running server (default: one is started for --checkpoint)")
+    parser.add_argument("--adapter", metavar="NAME", help="one of that server's --lora-modules (default: none)")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="default: the small one that comes along")
     parser.add_argument(
         "--tasks",

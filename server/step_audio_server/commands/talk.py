@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
+import httpx
 import numpy as np
 
 from step_audio.audio import decode_audio, wav_of
 from step_audio.clips import SAMPLE_RATE
 from step_audio.errors import StepAudioError
+from step_audio.serving_info import no_adapter
 from step_audio_client import (
     AudioDelta,
     RealtimeError,
@@ -36,11 +40,12 @@ NOTHING = 5.0  # seconds of silence behind a recording, after which no turn is e
 
 
 class GatewayAddress(NamedTuple):
-    """The gateway. `model` None: the served one."""
+    """The gateway. `model` None: the served one, or an adapter of it."""
 
     url: str
     key: str | None
     model: str | None
+    adapter: str | None
 
 
 class Recorded(NamedTuple):
@@ -81,7 +86,9 @@ async def _talk(
     task = cancel_on_signals()
     playback = PlaybackClock()
     try:
-        async with RealtimeSession.connect(*where) as session:
+        if where.adapter is not None:
+            await _look_for_adapter(where, where.adapter)
+        async with RealtimeSession.connect(where.url, where.key, where.adapter or where.model) as session:
             await session.update(**settings)
             if save and not session.aloud:
                 raise StepAudioError("this server answers in writing only: there is nothing to save")
@@ -98,6 +105,25 @@ async def _talk(
         if save and playback.heard:
             save.write_bytes(wav_of(bytes(playback.heard), OUTPUT_RATE))
     return int(conversation.failed)
+
+
+async def _look_for_adapter(where: GatewayAddress, name: str) -> None:
+    """Beforehand: a session takes its name as the model's, and would take the model's own, too.
+
+    Raises StepAudioError where it is not served. A gateway that does not answer is told of by the session.
+    """
+    parts = urlsplit(where.url if "://" in where.url else f"http://{where.url}")
+    scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
+    address = f"{scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}/v1/models"
+    headers = {"Authorization": f"Bearer {where.key}"} if where.key else {}
+    try:
+        async with httpx.AsyncClient(headers=headers, verify=ssl.create_default_context()) as client:
+            answer = await client.get(address)
+        served = [model["id"] for model in answer.raise_for_status().json()["data"] if model.get("parent")]
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError, AttributeError):
+        return
+    if name not in served:
+        raise StepAudioError(no_adapter(name, served))
 
 
 class Talk:

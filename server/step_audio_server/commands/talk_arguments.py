@@ -29,7 +29,9 @@ def add_talk(commands: Commands) -> None:
         default="http://127.0.0.1:9999",
         help=f"the gateway's address (default %(default)s); its key comes from {API_KEY}",
     )
-    parser.add_argument("--model", help="name of the model (default: the served one)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--model", help="name of the model (default: the served one)")
+    which.add_argument("--adapter", metavar="NAME", help="one of the server's --lora-modules (default: none)")
     parser.add_argument(
         "--audio",
         action="append",
@@ -54,7 +56,7 @@ def _talk(arguments: argparse.Namespace) -> int:
 
     if arguments.whole and not arguments.audio:
         raise StepAudioError("--whole is about recordings: give --audio FILE")
-    where = GatewayAddress(arguments.url, os.environ.get(API_KEY), arguments.model)
+    where = GatewayAddress(arguments.url, os.environ.get(API_KEY), arguments.model, arguments.adapter)
     show = Show(sys.stdout, sys.stderr, thought=not arguments.no_thought)
     return talk(where, _settings(arguments), show, arguments.audio, arguments.whole, arguments.save)
 
