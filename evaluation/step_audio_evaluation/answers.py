@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, TypedDict
 
 from pydantic import Field, ValidationError
 
@@ -15,20 +15,20 @@ from step_audio_evaluation.items import EvaluationError
 SETTINGS, ANSWERS = "settings.json", "answers.jsonl"
 
 
-class DataSetSettings(TypedDict, total=False):
-    """What a data set's answers hang on besides."""
+class SpecialSettings(TypedDict, total=False):
+    """What answers of a data set, or with an adapter, hang on besides."""
 
     data: str
     data_sha256: str
     format: str
     audio_first: bool
     think: bool
+    adapter: str
 
 
-class EvaluationSettings(DataSetSettings):
-    """What the answers of one folder hang on, which must not be mixed. `adapter`: where one makes them."""
+class EvaluationSettings(SpecialSettings):
+    """What the answers of one folder hang on, which must not be mixed."""
 
-    adapter: NotRequired[str]
     model: str
     seed: int
     sampling: Mapping[str, Any]

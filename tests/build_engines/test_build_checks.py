@@ -242,6 +242,18 @@ def test_a_child_that_leaves_others_behind(tmp_path):
     wait_until(lambda: not status.exists() or "zombie" in status.read_text())
 
 
+@pytest.mark.processes
+def test_gpus_have_the_numbers_that_nvidia_smi_gives_them(tmp_path, monkeypatch):
+    """Those that were looked at; what the user has set for CUDA holds."""
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    show = ["sh", "-c", "echo $CUDA_DEVICE_ORDER"]
+    subprocess_runner.run(show, tmp_path / "log")
+    assert (tmp_path / "log").read_text().splitlines()[1] == "PCI_BUS_ID"
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    subprocess_runner.run(show, tmp_path / "log")
+    assert (tmp_path / "log").read_text().splitlines()[1] == "FASTEST_FIRST"
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

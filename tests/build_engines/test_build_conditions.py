@@ -23,6 +23,7 @@ from step_audio_build.tools import subprocess_runner
         (lambda machine: machine.tell("nvidia-smi", status=9, print="No devices"), "nvidia-smi failed: No devices"),
         (lambda machine: machine.tell("nvidia-smi", gpus=["what?"]), "which is not understood"),
         (lambda machine: machine.tell("nvidia-smi", gpus=[H100] * 2), "needs 4 GPUs, 2 are visible"),
+        (lambda machine: machine.tell("nvidia-smi", gpus=[f"{H100}, Enabled"] * 4), "GPU 0 is divided (MIG)"),
         (lambda machine: machine.tell("nvidia-smi", gpus=[L40S] * 4), "this is NVIDIA L40S (sm89)"),
         (lambda machine: machine.tell("nvidia-smi", gpus=[H100.replace("81559", "40960")] * 4), "has 42.9 GB"),
         (lambda machine: machine.tell("nvidia-smi", gpus=[H100, H100.replace("HBM3", "PCIe")] * 2), "the GPUs differ"),

@@ -30,6 +30,7 @@ from step_audio_build.stages.quantized import calibrated, is_finished, quantize_
 torch = Lazy("torch")
 
 PROFILE = load_profile("4xH100-16k")
+FP8 = PROFILE.model_copy(update={"precision": "fp8"})
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +248,7 @@ def test_weight_only_precisions_share_the_bytes(tiny, tmp_path, monkeypatch):
 def test_calibrated_precisions(update, flags, samples, name, tiny, tmp_path, monkeypatch):
     machine = StandIns(tmp_path / "machine", monkeypatch)
     script = machine.programs / "quantize.py"
-    work, profile = tmp_path / "work", PROFILE.model_copy(update=update)
+    work, profile = tmp_path / "prompts", PROFILE.model_copy(update=update)  # "mpt" would be MPT's
     job = job_for(work, profile, checkpoint=tiny, quantize_script=script, calibration_data="/data/news")
     assert ConvertStage(job).needs_gpu and not ConvertStage(job).finished()
     machine.tell("quantize.py", status=1, print="CUDA error: out of memory")
@@ -260,7 +261,7 @@ def test_calibrated_precisions(update, flags, samples, name, tiny, tmp_path, mon
     [call] = machine.calls("quantize.py")
     kv = "--kv_cache_dtype fp8 " if profile.kv_cache_dtype == "fp8" else ""
     wanted = (
-        f"--model_dir {work}/qwen2 --dtype bfloat16 {flags} --calib_size {samples} --calib_dataset /data/news "
+        f"--model_dir ./qwen2 --dtype bfloat16 {flags} --calib_size {samples} --calib_dataset /data/news "
         f"{kv}--tp_size 4 --output_dir {work}/{name}.partial"
     )
     assert call["argv"] == wanted.split()
@@ -274,8 +275,7 @@ def test_the_quantiser_runs_in_the_image_s_python(tiny, tmp_path, monkeypatch):
     """Ours has packages of other releases before the image's."""
     machine = StandIns(tmp_path / "machine", monkeypatch)
     machine.add_program("python3", "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])")
-    fp8 = PROFILE.model_copy(update={"precision": "fp8"})
-    job = job_for(tmp_path / "work", fp8, checkpoint=tiny, quantize_script=machine.programs / "quantize.py")
+    job = job_for(tmp_path / "work", FP8, checkpoint=tiny, quantize_script=machine.programs / "quantize.py")
     assert quantize_command(job, tmp_path)[0] == sys.executable  # there is no image here
     monkeypatch.setattr(quantized, "IMAGE_PYTHON", machine.programs / "python3")
     calibrated(job)
@@ -285,7 +285,8 @@ def test_the_quantiser_runs_in_the_image_s_python(tiny, tmp_path, monkeypatch):
 
 def test_without_nvidias_script(tiny, tmp_path, monkeypatch):
     StandIns(tmp_path / "machine", monkeypatch)
-    fp8 = PROFILE.model_copy(update={"precision": "fp8"})
-    settings = job_for(tmp_path / "work", fp8, checkpoint=tiny, quantize_script=tmp_path / "no.py").settings
+    given = {"quantize_script": tmp_path / "no.py", "calibration_data": str(tmp_path)}
+    (tmp_path / "news.txt").write_text("Once upon a time.")
+    settings = job_for(tmp_path / "work", FP8, checkpoint=tiny, **given).settings
     with pytest.raises(StepAudioError, match=r"no.py is not there; name NVIDIA's with --quantize-script"):
         stages.build(settings, lambda line: None, last="convert")

@@ -17,7 +17,7 @@ from step_audio_build.planning import host_memory
 from step_audio_build.planning.memory_plan import plan
 from step_audio_build.planning.profiles import load_profile
 from step_audio_build.stages.layout import Layout
-from step_audio_server.doctor import cpu, host, image, pins
+from step_audio_server.doctor import checks, cpu, host, image, pins
 from step_audio_server.launch import gpu_image
 
 
@@ -29,7 +29,7 @@ def test_four_h100s_in_the_image_are_ready_for_their_profile(here, capsys):
     assert report["works"] == ["profile 4xH100-16k on GPUs"]
     names = [finding["name"] for finding in report["findings"]]
     assert names == [
-        "driver", "CUDA", "GPUs", "GPU memory", "links", "image", "TensorRT-LLM", "TensorRT", "programs",
+        "driver", "CUDA", "GPUs", "GPU memory", "links", "image", "TensorRT-LLM", "TensorRT", "packages", "programs",
         "GPU plan", "memory", "/dev/shm", "disk", "ports", "permissions", "limits",
     ]  # fmt: skip
     assert found(report, "GPUs")["found"] == "4 x NVIDIA H100 80GB HBM3 (sm90, 85.5 GB)"
@@ -117,6 +117,39 @@ def test_programs_that_one_gpu_does_not_need(here):
     executable(here.bin / "trtllm-build", "#!/bin/sh\n")
     assert image.programs(load_profile("1xH200-16k")).status == "ok"
     assert "mpirun" in image.programs(load_profile("4xH100-16k")).found
+
+
+def test_what_a_late_stage_imports_is_looked_for(here, capsys, monkeypatch):
+    assert image.packages(load_profile("4xH100-16k")).status == "ok"
+    monkeypatch.setattr(image, "find_spec", {"torch": True, "onnx": True, "onnxruntime": True}.get)
+    lacking = image.packages(None)
+    assert (lacking.status, lacking.found) == ("fault", "huggingface_hub, onnxscript not installed")
+
+
+def test_what_fp8_is_calibrated_with_is_looked_at(here, capsys, monkeypatch, tmp_path):
+    """The quantiser asks for it hours later; other precisions never do."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(checks, "QUANTIZE_SCRIPT", tmp_path / "quantize.py")
+    here.gpus(*[H100] * 4)
+    here.ngc_image()
+    mine = tmp_path / "mine.toml"
+    head = 'gpu = "H100"\ngpus = 4\nmax_seq_len = 16384\nmax_batch_size = 32\nmax_audio_seconds = 600\n'
+    mine.write_text(f'{head}precision = "fp8"\n')
+    status, report = here.doctor(capsys, "--profile", str(mine))
+    said = [one for one in report["findings"] if one["name"] == "calibration"]
+    assert status == 1 and [one["status"] for one in said] == ["fault", "fault"]
+    assert said[0]["found"].endswith("quantize.py is not there")
+    assert "the Hugging Face hub cannot be reached" in said[1]["advice"] and "hf download" in said[1]["advice"]
+    assert found(report, "packages")["found"].startswith("modelopt, datasets")
+    (tmp_path / "quantize.py").touch()
+    (tmp_path / "news").mkdir()
+    (tmp_path / "news/a.jsonl").write_text('{"text": "Once upon a time."}\n')
+    report = here.doctor(capsys, "--profile", str(mine), "--calibration-data", str(tmp_path / "news"))[1]
+    assert found(report, "calibration")["status"] == "ok"
+    mine.write_text(f'{head}precision = "int8"\n')
+    assert "calibration" not in {one["name"] for one in here.doctor(capsys, "--profile", str(mine))[1]["findings"]}
 
 
 def test_memory_of_a_container_is_its_limit(tmp_path, monkeypatch):

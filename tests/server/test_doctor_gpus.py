@@ -9,7 +9,7 @@ import pytest
 from dockerfile import ROOT
 from doctor_fixture import H100, HEAD, L40S, NVLINKED, TWO_SOCKETS, found
 from step_audio.errors import ArtefactError
-from step_audio_build.planning.gpus import FoundGpu, visible_gpus
+from step_audio_build.planning.gpus import FoundGpu, require, visible_gpus
 from step_audio_build.planning.profiles import load_profile
 from step_audio_server.doctor import gpu, pins
 
@@ -72,9 +72,13 @@ def test_the_guide_s_table_of_drivers_is_what_is_judged_by():
 
 
 def test_gpus_that_are_not_whole_or_not_free(here):
-    here.gpus(H100, load="4, Enabled")
+    here.gpus(f"{H100}, Enabled", f"{H100}, Disabled", L40S)
     assert [finding.status for finding in gpu.load(visible_gpus())] == ["fault"]
-    here.gpus(H100, H100, load="70000, Disabled")
+    with pytest.raises(
+        ArtefactError, match=r"GPU 0 is divided \(MIG\), .* nvidia-smi -i 0 -mig 0, on the machine itself"
+    ):
+        require(load_profile("1xH200-16k"))
+    here.gpus(f"{H100}, [N/A]", H100, load="70000")
     busy = gpu.load(visible_gpus())
     assert [(finding.name, finding.status) for finding in busy] == [("GPU 0", "warning"), ("GPU 1", "warning")]
     assert "73.4 GB" in busy[0].found
@@ -116,7 +120,7 @@ def test_only_the_visible_gpus_count(here, monkeypatch, named, indices):
     assert [one.index for one in visible] == indices
     if indices == [2, 3]:
         assert gpu.links(visible, None).found == "PCIe (PIX)", "not those of GPUs that are hidden"
-        here.load(*["70000, Disabled"] * 2, *["4, Disabled"] * 2)
+        here.load(*["70000"] * 2, *["4"] * 2)
         assert [one.status for one in gpu.load(visible)] == ["ok"]
 
 
@@ -143,6 +147,10 @@ def test_parts_of_gpus_and_none_at_all_are_told(here, capsys, monkeypatch):
         ("NVIDIA H100 NVL", 90, 95830, ["2xH100NVL-16k", "2xH100NVL-65k"]),
         ("NVIDIA A100-SXM4-80GB", 80, 81920, ["4xA100-16k", "4xA100-65k"]),
         ("NVIDIA A100-SXM4-40GB", 80, 40960, []),
+        ("NVIDIA H200 NVL", 90, 143771, ["1xH200-16k", "1xH200-65k"]),
+        ("NVIDIA H100 PCIe", 90, 81559, []),  # 2.0 TB/s, and no NVLink
+        ("NVIDIA H800 PCIe", 90, 81559, []),
+        ("NVIDIA A100 80GB PCIe", 80, 81920, []),
     ],
 )
 def test_cards_are_told_apart_by_name(name, sm, mib, profiles):

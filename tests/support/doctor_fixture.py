@@ -51,10 +51,10 @@ class Machine:
         monkeypatch.setattr(image, "installed_version", {"tensorrt_llm": "1.2.1", "tensorrt": "10.14.1.48"}.get)
 
     def gpus(
-        self, *cards: str, head: str = HEAD, topology: str = NVLINKED, load: str = "4, [N/A]", status: int = 0,
+        self, *cards: str, head: str = HEAD, topology: str = NVLINKED, load: str = "4", status: int = 0,
         uuids: Sequence[str] = (),
     ):  # fmt: skip
-        """`cards`: lines as gpus.QUERY is answered; `load`: memory in use and MIG, of each."""
+        """`cards`: lines as gpus.QUERY is answered; `load`: memory in use, of each."""
         self.load(*[load] * len(cards))
         answers = {"cards": "\n".join(cards), "head": head, "topology": topology, "uuids": "\n".join(uuids)}
         for name, text in answers.items():

@@ -20,7 +20,7 @@ REVISIONS = {COMMIT, "main", "beefbee"}  # a commit whole, and branches: as the 
 @contextmanager
 def hub_of(directory: Path, model: str = "someone/tiny") -> Iterator[SimpleNamespace]:
     """A hub with one model, of the files of `directory`; notes requests, obeys `fault`."""
-    hub = SimpleNamespace(requests=[], fault=None)
+    hub = SimpleNamespace(requests=[], fault=None, code="RepoNotFound")
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *arguments):
@@ -36,6 +36,9 @@ def hub_of(directory: Path, model: str = "someone/tiny") -> Iterator[SimpleNames
             hub.requests.append((self.command, self.path, self.headers.get("Range")))
             if self.path.startswith(f"/api/models/{model}/revision/"):
                 return self.listing()
+            if self.path.startswith("/api/datasets/"):
+                known = self.path.startswith("/api/datasets/abisee/cnn_dailymail") and hub.fault is None
+                return self.send({"id": "abisee/cnn_dailymail"}) if known else self.refuse(hub.fault or 404, hub.code)
             if self.path.startswith(f"/api/models/{model}/commits/main"):
                 return self.send([{"id": commit, "title": "", "message": "", "date": "2026-01-13T00:00:00.000Z",
                                    "authors": []} for commit in COMMITS])  # fmt: skip

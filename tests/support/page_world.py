@@ -25,9 +25,11 @@ from unittest.mock import patch
 import yaml
 
 from document_fixture import our_commands
+from parquet_fixture import parquet
 from paths import ROOT
 from step_audio.config import CONFIG_FILES
 from step_audio.errors import StepAudioError
+from step_audio_build.stages.calibration import DEFAULT_DATA
 from step_audio_build.stages.cpu_build import default_work_dir
 from step_audio_gateway import command as gateway_command
 from step_audio_server.commands.cli import _parser, main
@@ -41,7 +43,7 @@ OTHERS = (
     "apt-get", "aiperf", "curl", "dpkg", "gpg", "kubectl", "less", "make", "mpirun", "nvidia-ctk", "nvidia-smi", "pip",
     "python", "python3", "reboot", "sh", "systemctl", "tail", "tee", "trtllm-build", "wget",
 )  # fmt: skip
-REQUESTING = ("docker", "helm", "sudo", "step-audio", *OTHERS)
+REQUESTING = ("docker", "helm", "hf", "sudo", "step-audio", *OTHERS)
 
 EMPTY: Mapping[str, str] = {}
 VLLM_IMAGE = dict(re.findall(r"(STEP_AUDIO_LLM\w+)=(\S+)", (ROOT / "docker/Dockerfile.vllm").read_text("utf-8")))
@@ -153,6 +155,11 @@ class PageWorld:
                 engine = self.path(flags["--output_dir"])
                 engine.mkdir(parents=True)
                 shutil.copy(self.path(flags["--checkpoint_dir"]) / "config.json", engine)
+            case ["hf", "download", data, "--repo-type", "dataset", "--local-dir", place] if data == DEFAULT_DATA:
+                train = self.path(place) / "3.0.0/train-00000-of-00001.parquet"
+                train.parent.mkdir(parents=True)
+                train.write_bytes(parquet("article"))
+                (self.path(place) / "README.md").touch()
             case ["pip", "download", *rest]:
                 (name,) = [word for word in rest if "==" in word]
                 (self.place / f"{name.replace('-', '_').replace('==', '-')}-py3-none-any.whl").touch()

@@ -106,6 +106,7 @@ PROGRAMS = {
     """,
     "quantize.py": """
         flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+        assert (Path(flags["--model_dir"]) / "config.json").is_file() and "mpt" not in flags["--model_dir"]
         obey("quantize.py")
         output = Path(flags["--output_dir"])
         (output / "config.json").write_text(json.dumps({"quantization": {"quant_algo": flags["--qformat"]}}))
@@ -165,6 +166,10 @@ MODULES = {
                 self.network.path = path
                 return not self.errors
     """,
+    # What the quantiser imports.
+    "modelopt": "",
+    "datasets": "",
+    "accelerate": "",
     # What check_engine.py calls of TensorRT-LLM's runtime; the tokens are the test's.
     "tensorrt_llm": """
         def mpi_rank(): return int(os.environ.get("OMPI_COMM_WORLD_RANK", 0))

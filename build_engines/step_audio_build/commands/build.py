@@ -14,6 +14,7 @@ from step_audio.errors import SettingsError
 from step_audio.validation import first_fault
 from step_audio_build.planning.profiles import EncoderPrecision, Precision, Profile, load_profile, profile_names
 from step_audio_build.stages.build import STAGES, build, describe
+from step_audio_build.stages.calibration import DEFAULT_DATA
 from step_audio_build.stages.layout import DEFAULT_MODEL, QUANTIZE_SCRIPT, BuildSettings
 
 DESCRIPTION = "Checkpoint to TensorRT-LLM engines and the encoder's TensorRT plan, on the GPUs that will run them."
@@ -45,7 +46,7 @@ def add_build(commands: Commands) -> argparse.ArgumentParser:
         "--quantize-script", type=Path, metavar="FILE", help=f"NVIDIA's, for fp8 and awq (default {QUANTIZE_SCRIPT})"
     )
     parser.add_argument(
-        "--calibration-data", metavar="NAME_OR_DIR", help="text for fp8 and awq (default cnn_dailymail from the hub)"
+        "--calibration-data", metavar="NAME_OR_DIR", help=f"text for fp8 and awq (default {DEFAULT_DATA} from the hub)"
     )
     parser.add_argument(
         "--workers", type=int, metavar="N", help="ranks that trtllm-build builds at once (default: what fits in memory)"
@@ -68,6 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise SettingsError("where to? give --work-dir DIR")
     if "checkpoint" in given:
         given["checkpoint"] = given["checkpoint"].resolve()
+    if "calibration_data" in given and Path(given["calibration_data"]).exists():
+        given["calibration_data"] = str(Path(given["calibration_data"]).resolve())
     work_dir = arguments.work_dir
     if work_dir is None:
         from step_audio_build.stages.cpu_build import default_work_dir

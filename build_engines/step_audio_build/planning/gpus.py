@@ -11,8 +11,11 @@ from step_audio.errors import ArtefactError
 from step_audio_build.planning.profiles import Profile
 
 CSV = "--format=csv,noheader,nounits"
-QUERY = ("--query-gpu=name,compute_cap,memory.total,driver_version", CSV)
+QUERY = ("--query-gpu=name,compute_cap,memory.total,driver_version,mig.mode.current", CSV)
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+# For programs that use GPUs: by default CUDA numbers the fastest one 0, and nvidia-smi, by which they are looked at
+# beforehand, by their places in the machine.
+NUMBERED = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 TIMEOUT = 60.0  # seconds; without the persistence daemon nvidia-smi initialises every GPU first
 MEMORY_SLACK = 0.95  # of a profile's memory: ECC and the driver take a little, another model of the card a lot
 
@@ -26,6 +29,7 @@ class FoundGpu:
     memory_bytes: int
     driver: str
     index: int = 0  # nvidia-smi's
+    mig: bool = False  # divided: a program sees one of its parts
 
 
 def visible_gpus() -> list[FoundGpu]:
@@ -54,9 +58,10 @@ def nvidia_smi(*arguments: str) -> str:
 
 
 def _gpu(index: int, line: str) -> FoundGpu:
-    name, capability, mebibytes, driver = (part.strip() for part in line.split(","))
+    name, capability, mebibytes, driver, *mode = (part.strip() for part in line.split(","))
     major, minor = capability.split(".")
-    return FoundGpu(name, 10 * int(major) + int(minor), int(mebibytes) << 20, driver, index)
+    sm = 10 * int(major) + int(minor)
+    return FoundGpu(name, sm, int(mebibytes) << 20, driver, index, mig=mode == ["Enabled"])
 
 
 def _chosen(named: str, found: list[FoundGpu]) -> list[FoundGpu]:
@@ -87,6 +92,11 @@ def require(profile: Profile) -> FoundGpu:
         raise ArtefactError(f"profile {profile.name} needs {profile.gpus} GPUs, {len(found)} are visible{chosen}")
     used = found[: profile.gpus]
     for gpu in used:
+        if gpu.mig:
+            raise ArtefactError(
+                f"GPU {gpu.index} is divided (MIG), and ranks need whole ones: nvidia-smi -i {gpu.index} -mig 0, on "
+                "the machine itself"
+            )
         if gpu.sm != profile.gpu.sm:
             raise ArtefactError(
                 f"profile {profile.name} is for {profile.gpu.name} (sm{profile.gpu.sm}), this is {gpu.name} "

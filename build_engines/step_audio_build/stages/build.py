@@ -17,6 +17,7 @@ from step_audio.command_line import Echo
 from step_audio.config import CONFIG_FILES
 from step_audio.errors import ArtefactError, StepAudioError
 from step_audio_build.artefacts.artefact import free_space, require_space
+from step_audio_build.stages.calibration import calibration_fault
 
 if TYPE_CHECKING:
     from step_audio_build.stages.download import DownloadStage
@@ -24,7 +25,23 @@ if TYPE_CHECKING:
 
     Stages = tuple[DownloadStage, *tuple["Stage", ...]]  # in the order of STAGES
 
-STAGES = ("download", "convert", "encoder", "engine", "check", "repository")
+# What each of the stages imports, in our process or in its own, however late.
+MODULES = {
+    "download": (),
+    "convert": ("torch", "onnx", "onnxscript"),
+    "encoder": ("torch", "tensorrt", "onnxruntime"),
+    "engine": ("tensorrt_llm",),
+    "check": ("torch", "tensorrt_llm"),
+    "repository": (),
+}
+QUANTISER_MODULES = (
+    "tensorrt_llm",
+    "modelopt",
+    "datasets",
+    "transformers",
+    "accelerate",
+)  # of `convert` to fp8 and awq
+STAGES = tuple(MODULES)
 
 
 class Stage(Protocol):
@@ -138,13 +155,14 @@ def _finished(stage: Stage) -> bool:
 def _preflight(job: BuildJob, chosen: Sequence[Stage]) -> None:
     """What a later stage lacks is said before the first one has worked for an hour. Raises StepAudioError."""
     from step_audio_build.planning.gpus import require
-    from step_audio_build.stages.encoder import NEEDED
     from step_audio_build.tools.trtllm_build import PROGRAM
 
     names = {stage.name for stage in chosen}
     if any(stage.needs_gpu for stage in chosen):
         require(job.profile)
-    modules = [*(NEEDED if "encoder" in names else ()), *(["tensorrt_llm"] if names & {"engine", "check"} else ())]
+    modules = dict.fromkeys(module for name in STAGES if name in names for module in MODULES[name])
+    if any(stage.name == "convert" and stage.needs_gpu for stage in chosen):
+        modules |= dict.fromkeys(QUANTISER_MODULES)
     programs = [PROGRAM] if "engine" in names else []
     if "check" in names and job.profile.gpus > 1:
         programs.append("mpirun")
@@ -170,6 +188,8 @@ def _learn_model(job: BuildJob, stages: Stages) -> None:
 def _lacking(job: BuildJob, stages: Stages, chosen: Sequence[Stage]) -> list[str]:
     """What some stage, however late, would end for, as far as checkpoint, plan and disk show it now."""
     found = list(stages[0].faults)
+    if any(stage.name == "convert" and stage.needs_gpu for stage in chosen) and not _quantised(job):
+        found += filter(None, [calibration_fault(job.settings.calibration_data)])
     if not job.plan.fits:
         found.append(f"{job.profile.name} does not fit: {'; '.join(job.plan.reasons)}")
     layout = job.layout
@@ -182,6 +202,16 @@ def _lacking(job: BuildJob, stages: Stages, chosen: Sequence[Stage]) -> list[str
     except StepAudioError as error:
         found.append(str(error))
     return list(dict.fromkeys(found))
+
+
+def _quantised(job: BuildJob) -> bool:
+    """Whether the text for calibration is read no more."""
+    from step_audio_build.stages.quantized import is_finished
+
+    try:
+        return is_finished(job)
+    except (StepAudioError, OSError):
+        return False
 
 
 def _existing(path: Path) -> Path:

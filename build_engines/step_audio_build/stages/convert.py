@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from step_audio.checkpoint import Checkpoint, decoder_tensors, encoder_tensors
 from step_audio.errors import CheckpointError
 from step_audio.progress import Progress
@@ -85,7 +87,12 @@ class ConvertStage:
         job, layout = self.job, self.job.layout
         lines = [f"write {layout.encoder_onnx(job.settings.length_rule)}"]
         if self.needs_gpu:
-            lines += [f"write {layout.decoder_only}", " ".join(quantize_command(job, layout.decoder))]
+            size = byte_size(DTYPE, (sum(map(math.prod, decoder_tensors(job.model.text).values())),))
+            lines.append(f"the quantiser loads {size / 1e9:.2f} GB onto the GPUs; what has no room there makes it slow")
+            lines += [
+                f"write {layout.decoder_only}",
+                f"in {layout.work}: {' '.join(quantize_command(job, layout.decoder))}",
+            ]
         else:
             lines.append(f"write {layout.plain_decoder} ({job.profile.gpus} ranks, {DTYPE})")
             if job.profile.precision in WEIGHT_ONLY:

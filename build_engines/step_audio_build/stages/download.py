@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +16,7 @@ from step_audio.progress import Progress
 from step_audio.safetensors import byte_size
 from step_audio_build.artefacts.artefact import finish, require_space
 from step_audio_build.artefacts.manifest import Identity, read_manifest, require_same, sha256_file
+from step_audio_build.stages.hub import in_words
 from step_audio_build.stages.layout import DTYPE, BuildJob
 
 FORMAT = 1
@@ -26,8 +25,7 @@ ABBREVIATED = re.compile(r"[0-9a-f]{7,39}")
 # Weights, configuration and tokenizer; a repository's pictures and code of its own are of no use here.
 WANTED = re.compile(r"[^/]+\.(safetensors|json|jinja|tiktoken|txt|model)")
 
-# What the client has been built on from release to release; their errors have no class in common.
-TRANSPORTS = ("requests", "urllib3", "httpx", "httpx2")
+OFFLINE = "copy the checkpoint to this machine and give --checkpoint DIR"
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class DownloadStage:
         from huggingface_hub import HfApi
 
         repository, revision = self.model.split("@")
-        with _in_words(self.model):
+        with in_words(self.model, OFFLINE):
             info = HfApi(endpoint=self.endpoint).model_info(repository, revision=revision, files_metadata=True)
         files = [
             RemoteFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else None)
@@ -131,7 +129,7 @@ class DownloadStage:
         commit, files = self.remote
         name = next(name for name in CONFIG_FILES if any(file.name == name for file in files))
         repository = self.model.split("@")[0]
-        with tempfile.TemporaryDirectory() as directory, _in_words(self.model):
+        with tempfile.TemporaryDirectory() as directory, in_words(self.model, OFFLINE):
             hf_hub_download(repository, name, revision=commit, local_dir=directory, endpoint=self.endpoint)
             return ModelConfig.from_directory(directory)
 
@@ -149,7 +147,7 @@ class DownloadStage:
         progress = Progress("download")
         done = 0
         for file in sorted(files, key=lambda file: file.size):
-            with _in_words(self.model):
+            with in_words(self.model, OFFLINE):
                 hf_hub_download(
                     self.model.split("@")[0],
                     file.name,
@@ -203,7 +201,7 @@ def with_whole_commit(model: str, work_dir: Path, endpoint: str | None = None) -
     commits = _downloaded(repository, revision, work_dir)
     if not commits:
         api = HfApi(endpoint=endpoint)
-        with _in_words(model):
+        with in_words(model, OFFLINE):
             try:
                 sha = api.model_info(repository, revision=revision).sha or ""
                 commits = {sha if sha.startswith(revision) else revision}
@@ -229,30 +227,3 @@ def _downloaded(repository: str, revision: str, work_dir: Path) -> set[str]:
 def _is_there(directory: Path, file: RemoteFile) -> bool:
     path = directory / file.name
     return path.is_file() and path.stat().st_size == file.size
-
-
-@contextlib.contextmanager
-def _in_words(model: str) -> Iterator[None]:
-    """The hub's errors as one line that says what to change."""
-    from huggingface_hub import errors
-
-    offline = "copy the checkpoint to this machine and give --checkpoint DIR"
-    try:
-        yield
-    except errors.GatedRepoError:
-        raise CheckpointError(f"{model} asks for a licence: accept it on its page and set HF_TOKEN") from None
-    except errors.RepositoryNotFoundError:
-        raise CheckpointError(f"{model} is not on the hub, or is private: check its name, set HF_TOKEN") from None
-    except errors.RevisionNotFoundError:
-        raise CheckpointError(f"{model}: the hub does not know this revision") from None
-    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError):
-        raise CheckpointError(f"the Hugging Face hub cannot be reached; {offline}") from None
-    except errors.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        raise CheckpointError(f"the Hugging Face hub answered {status or 'with an error'}; {offline}") from None
-    except BrokenPipeError:  # nobody reads how far it is
-        raise
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] in TRANSPORTS or isinstance(error, ConnectionError | TimeoutError):
-            raise CheckpointError(f"the Hugging Face hub cannot be reached; {offline}") from None
-        raise

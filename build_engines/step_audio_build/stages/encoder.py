@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-NEEDED = ("torch", "tensorrt", "onnxruntime")  # modules of the process that builds and compares
 
 
 class EncoderStage:

@@ -27,6 +27,7 @@ from step_audio.mel import LengthRule
 from step_audio.settings import Settings
 from step_audio_build.planning.memory_plan import MemoryPlan, plan
 from step_audio_build.planning.profiles import EncoderPrecision, Profile
+from step_audio_build.stages.calibration import DEFAULT_DATA
 
 DTYPE: DType = "bfloat16"  # of all that is not quantised, the prompt table included, as the model was trained
 
@@ -48,7 +49,9 @@ class BuildSettings(Settings):
     length_rule: LengthRule = "L"
     encoder_precision: EncoderPrecision = "bfloat16"
     quantize_script: Path = QUANTIZE_SCRIPT  # NVIDIA's, for precisions fp8 and awq
-    calibration_data: str = "cnn_dailymail"  # of the quantiser: a data set on Hugging Face, or its directory
+    calibration_data: str = (
+        DEFAULT_DATA  # of the quantiser: the data set on the hub, or a folder, as `calibration` says
+    )
     workers: PositiveInt | None = None  # ranks whose engines are built at once; None: as many as fit into memory
 
     @model_validator(mode="after")

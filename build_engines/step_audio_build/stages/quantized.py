@@ -62,7 +62,9 @@ def calibrated(job: BuildJob) -> Manifest:
     job.echo(f"convert: the decoder as a Qwen2 model in {job.layout.decoder_only}")
     write_decoder_only(job.checkpoint, job.layout.decoder_only)
     partial = fresh_partial(target)
-    subprocess_runner.run(quantize_command(job, partial), job.layout.log("quantize"), job.echo)
+    subprocess_runner.run(
+        quantize_command(job, partial), job.layout.log("quantize"), job.echo, directory=job.layout.work
+    )
     missing = [name for name in rank_names(job.profile.gpus) if not (partial / name).is_file()]
     if missing:
         raise ArtefactError(f"quantize.py left no {', '.join(missing)}; log: {job.layout.log('quantize')}")
@@ -72,10 +74,15 @@ def calibrated(job: BuildJob) -> Manifest:
 
 
 def quantize_command(job: BuildJob, output: Path) -> list[str]:
-    """`quantize.py` and its arguments. Device, seed and lengths stay at its defaults."""
+    """`quantize.py` and its arguments, to be run in the work directory. Device, seed and lengths stay at its defaults.
+
+    The model by its name there: a path with "mpt", "vila" or "llava-onevision-qwen2" anywhere in it, as /prompts has,
+    would be another model's to it (get_hf_config and get_model of quantize_by_modelopt.py @585c756, which it calls).
+    """
     # Outside the image TensorRT-LLM, if it is there at all, is beside us.
     python = str(IMAGE_PYTHON) if IMAGE_PYTHON.is_file() else sys.executable
-    command = [python, str(job.settings.quantize_script), "--model_dir", str(job.layout.decoder_only)]
+    command = [python, str(job.settings.quantize_script.absolute())]
+    command += ["--model_dir", f"./{job.layout.decoder_only.name}"]
     command += ["--dtype", DTYPE, *CALIBRATED[job.profile.precision]]
     command += ["--calib_size", str(CALIBRATION_SAMPLES[job.profile.precision])]
     command += ["--calib_dataset", job.settings.calibration_data]

@@ -6,9 +6,10 @@ import os
 from collections.abc import Sequence
 from itertools import groupby
 
-# PMIx: the way around failures of MPI_Init_thread in containers (tensorrtllm_backend docs/multimodal.md@r26.07). CUDA:
-# by default it numbers the fastest GPU 0; so numbers are nvidia-smi's, by which GPUs are looked at beforehand.
-MPI_ENVIRONMENT = {"PMIX_MCA_gds": "hash", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+from step_audio_build.planning.gpus import NUMBERED
+
+# PMIx: the way around failures of MPI_Init_thread in containers (tensorrtllm_backend docs/multimodal.md@r26.07).
+MPI_ENVIRONMENT = {"PMIX_MCA_gds": "hash", **NUMBERED}
 
 
 def mpirun(ranks: Sequence[tuple[str, ...]]) -> tuple[str, ...]:

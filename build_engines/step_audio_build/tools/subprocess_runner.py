@@ -17,6 +17,7 @@ from pathlib import Path
 from step_audio.command_line import Echo
 from step_audio.errors import ArtefactError
 from step_audio.settings import children_environment
+from step_audio_build.planning.gpus import NUMBERED
 
 SHOW_EVERY = 15.0  # seconds between two lines of a program's output
 PATIENCE = 20.0  # seconds that a program has to end by itself when it is told to; mpirun stops its ranks meanwhile
@@ -37,9 +38,15 @@ FOR_MEMORY = (
 
 
 def run(
-    argv: Sequence[str], log: Path, echo: Echo = lambda line: None, environment: Mapping[str, str] | None = None
+    argv: Sequence[str],
+    log: Path,
+    echo: Echo = lambda line: None,
+    environment: Mapping[str, str] | None = None,
+    directory: Path | None = None,
 ) -> None:
-    """Wait for `argv` to end. `environment` is for what ours has not set.
+    """Wait for `argv` to end, in `directory` or ours. `environment` is for what ours has not set.
+
+    GPUs are numbered for it as nvidia-smi does (`NUMBERED`).
 
     The program has a session of its own: Ctrl-C reaches us alone, and we end it, whatever it has started included.
     Raises ArtefactError with the most telling line of its output when it cannot be started or fails.
@@ -56,7 +63,8 @@ def run(
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**(environment or {}), **children_environment()},
+                env={**NUMBERED, **(environment or {}), **children_environment()},
+                cwd=directory,
             )
         except FileNotFoundError:
             raise ArtefactError(f"{argv[0]} is not installed; build inside the image for GPUs") from None

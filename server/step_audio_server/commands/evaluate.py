@@ -19,7 +19,7 @@ from step_audio.progress import Progress
 from step_audio.serving_info import no_adapter
 from step_audio_client import RequestError, Sampling, StepAudioClient, Tls
 from step_audio_evaluation.agreement import Agreement, agreement
-from step_audio_evaluation.answers import AnswerFile, DataSetSettings, EvaluationSettings
+from step_audio_evaluation.answers import AnswerFile, EvaluationSettings, SpecialSettings
 from step_audio_evaluation.data_set import load_data_set
 from step_audio_evaluation.formats import FORMATS
 from step_audio_evaluation.held_out import TASKS, at_budgets, at_noise_levels, end_speakers, held_out
@@ -172,24 +172,24 @@ async def _answers(
             raise EvaluationError(str(error)) from None
         if options.adapter is not None and options.adapter not in info["adapters"]:
             raise EvaluationError(no_adapter(options.adapter, info["adapters"]))
-        data_set: DataSetSettings = {}
+        special: SpecialSettings = {}
         if options.data:
-            data_set = {
+            special = {
                 "data": options.data.name,
                 "data_sha256": hashlib.sha256(options.data.read_bytes()).hexdigest(),
                 "audio_first": options.audio_first,
                 "think": options.think,
             }
             if options.format:
-                data_set["format"] = options.format
+                special["format"] = options.format
+        if options.adapter is not None:
+            special["adapter"] = options.adapter
         settings: EvaluationSettings = {
             "model": info["model"],
             "seed": options.seed,
             "sampling": dict(drawn),
-            **data_set,
+            **special,
         }
-        if options.adapter is not None:
-            settings["adapter"] = options.adapter
         answers = AnswerFile(options.output, settings)
         try:
             await run(items, client, sampling, answers, options.concurrency, adapter=options.adapter)

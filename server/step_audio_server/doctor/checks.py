@@ -15,7 +15,9 @@ from step_audio_build.planning.gpus import VISIBLE, FoundGpu, visible_gpus
 from step_audio_build.planning.memory_plan import MemoryPlan, plan
 from step_audio_build.planning.profiles import Profile
 from step_audio_build.stages.build import space_needed
-from step_audio_build.stages.layout import DEFAULT_MODEL, BuildJob, BuildSettings, Layout
+from step_audio_build.stages.calibration import DEFAULT_DATA
+from step_audio_build.stages.layout import DEFAULT_MODEL, QUANTIZE_SCRIPT, BuildJob, BuildSettings, Layout
+from step_audio_build.stages.quantized import CALIBRATED
 from step_audio_gateway.settings import GatewaySettings
 from step_audio_server.doctor import cpu, gpu, host, image
 from step_audio_server.doctor.finding import Finding, Status, fault, ok, warning
@@ -33,6 +35,7 @@ class Examination:
     work_dir: Path
     checkpoint: Path | None
     llm_python: Path | None = None  # of vLLM, which then is to compute the language model
+    calibration_data: str = DEFAULT_DATA  # of a profile in fp8 or awq
     findings: list[Finding] = field(default_factory=list)
     works: list[str] = field(default_factory=list)  # what this machine can do, for people
 
@@ -75,6 +78,7 @@ class Examination:
             checks += [
                 ("image", image.image),
                 ("versions", image.versions),
+                ("packages", lambda: image.packages(self.profile)),
                 ("programs", lambda: image.programs(self.profile)),
             ]
         else:
@@ -107,6 +111,8 @@ class Examination:
         ]
         if (checkpoint := self.checkpoint) is not None:
             checks.append(("checkpoint", lambda: host.checkpoint(checkpoint)))
+        if profile is not None and profile.precision in CALIBRATED and not (built or self.llm_python):
+            checks.append(("calibration", lambda: host.calibration(self.calibration_data, QUANTIZE_SCRIPT)))
         if ranks := profile.gpus if profile else gpus:
             checks.append(("limits", lambda: host.limits(ranks)))
         if memory_plan is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from step_audio.command_line import Commands, add_command
 from step_audio_build.planning.profiles import load_profile, profile_names
+from step_audio_build.stages.calibration import DEFAULT_DATA
 
 if TYPE_CHECKING:
     from step_audio_server.doctor.checks import Examination
@@ -27,6 +28,12 @@ def add_doctor(commands: Commands) -> argparse.ArgumentParser:
         "--work-dir", type=Path, default=Path(), metavar="DIR", help="for what is built (default: this folder)"
     )
     parser.add_argument(
+        "--calibration-data",
+        default=DEFAULT_DATA,
+        metavar="NAME_OR_DIR",
+        help="text for a profile in fp8 or awq, as for `build` (default %(default)s from the hub)",
+    )
+    parser.add_argument(
         "--llm-python", type=Path, metavar="FILE", help="Python of an environment with vLLM, for `serve --llm vllm`"
     )
     parser.add_argument("--json", action="store_true", help="for programs")
@@ -40,7 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
     )
 
     profile = load_profile(arguments.profile) if arguments.profile else None
-    report = Examination(profile, arguments.work_dir, arguments.checkpoint, arguments.llm_python).run()
+    report = Examination(
+        profile, arguments.work_dir, arguments.checkpoint, arguments.llm_python, arguments.calibration_data
+    ).run()
     print(_json(report, arguments.profile) if arguments.json else _lines(report))
     return 1 if report.status == "fault" else 0
 

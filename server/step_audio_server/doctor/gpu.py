@@ -97,6 +97,7 @@ def suitable(gpus: Sequence[FoundGpu]) -> list[str]:
             gpu
             for gpu in gpus
             if set(wanted.gpu.name.split()) <= set(gpu.name.split())
+            and not (wanted.gpu.nvlink and "PCIe" in gpu.name.split())  # a slower card under the same name
             and MEMORY_SLACK <= gpu.memory_bytes / wanted.gpu.memory_bytes <= 1 / MEMORY_SLACK
         ]
         if len(fitting) >= wanted.gpus:
@@ -107,10 +108,10 @@ def suitable(gpus: Sequence[FoundGpu]) -> list[str]:
 def load(gpus: Sequence[FoundGpu]) -> list[Finding]:
     """MIG, and memory that other programs hold: the share of the KV cache is taken of what is free."""
     findings = []
-    lines = nvidia_smi("--query-gpu=memory.used,mig.mode.current", CSV).splitlines()
-    for index in (gpu.index for gpu in gpus):
-        used, _, mode = (part.strip() for part in lines[index].partition(","))
-        if mode == "Enabled":
+    lines = nvidia_smi("--query-gpu=memory.used", CSV).splitlines()
+    for gpu in gpus:
+        index, used = gpu.index, lines[gpu.index].strip()
+        if gpu.mig:
             findings.append(
                 fault(f"GPU {index}", "MIG is on", "ranks need whole GPUs: nvidia-smi -mig 0, on the machine itself")
             )

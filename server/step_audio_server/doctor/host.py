@@ -11,6 +11,7 @@ from pathlib import Path
 from step_audio.checkpoint_faults import checkpoint_faults
 from step_audio_build.planning import host_memory
 from step_audio_build.planning.memory_plan import MemoryPlan
+from step_audio_build.stages.calibration import calibration_fault
 from step_audio_server.doctor.finding import Finding, fault, in_words, ok, warning
 from step_audio_server.processes import SHARED_MEMORY
 
@@ -93,6 +94,17 @@ def checkpoint(directory: Path) -> list[Finding]:
     if not faults:
         return [ok("checkpoint", f"{directory} is whole")]
     return [fault("checkpoint", said, "mend it first: a late stage of the build would fail") for said in faults]
+
+
+def calibration(data: str, script: Path) -> list[Finding]:
+    """Of a build to fp8 or awq: NVIDIA's quantiser, and the text that it reads."""
+    findings = []
+    if not script.is_file():
+        findings.append(fault("calibration", f"{script} is not there", "the image has it; else give --quantize-script"))
+    if said := calibration_fault(data):
+        what, _, advice = said.rpartition(": ")
+        findings.append(fault("calibration", what or said, advice))
+    return findings or [ok("calibration", data)]
 
 
 def limits(gpus: int) -> Finding:

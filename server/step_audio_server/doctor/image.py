@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from importlib.util import find_spec
+from itertools import chain
 
 from step_audio_build.planning.gpus import installed_version
 from step_audio_build.planning.profiles import Profile
+from step_audio_build.stages.build import MODULES, QUANTISER_MODULES
+from step_audio_build.stages.quantized import CALIBRATED
 from step_audio_build.tools.trtllm_build import PROGRAM
 from step_audio_server.doctor.finding import Finding, fault, ok
 from step_audio_server.doctor.pins import TENSORRT_LLM_VERSION, TENSORRT_VERSION
@@ -38,6 +42,16 @@ def versions() -> list[Finding]:
         else:
             findings.append(ok(name, version))
     return findings
+
+
+def packages(profile: Profile | None) -> Finding:
+    """What the stages of a build import besides: without it one of them would end after hours of the others."""
+    calibrated = profile is not None and profile.precision in CALIBRATED
+    needed = dict.fromkeys(["huggingface_hub", *chain(*MODULES.values()), *(QUANTISER_MODULES if calibrated else ())])
+    others = [name for name in needed if name not in VERSIONS]
+    if missing := [name for name in others if find_spec(name) is None]:
+        return fault("packages", f"{', '.join(missing)} not installed", "the image has them: docker/Dockerfile")
+    return ok("packages", ", ".join(others))
 
 
 def programs(profile: Profile | None) -> Finding:
