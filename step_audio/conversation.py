@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from step_audio.errors import InvalidRequest
 
@@ -28,16 +28,23 @@ class Text:
     text: str
 
 
+class KnownClip(NamedTuple):
+    """A clip that the encoder has. `frames`: of 10 ms; `content_hash`: of its features."""
+
+    frames: int
+    content_hash: int
+
+
 @dataclass(frozen=True, slots=True)
 class AudioPlace:
     """The place of the request's next audio. `channel`: which is heard, from 0 on; None: the mean of all.
 
-    `known`: the clips that it begins with, by frames and content hash, where the encoder has them; the audio brings
-    what comes behind, nothing where they are all. `skip`: samples at 16 kHz of what it brings that are theirs.
+    `known`: the clips that it begins with, where the encoder has them; the audio brings what comes behind, nothing
+    where they are all. `skip`: samples at 16 kHz of what it brings that are theirs.
     """
 
     channel: int | None = None
-    known: tuple[tuple[int, int], ...] = ()
+    known: tuple[KnownClip, ...] = ()
     skip: int = 0
 
 
@@ -209,7 +216,7 @@ def _number(part: dict[str, Any], key: str, end: int, where: str) -> int | None:
     return number
 
 
-def _known(part: dict[str, Any], where: str) -> tuple[tuple[int, int], ...]:
+def _known(part: dict[str, Any], where: str) -> tuple[KnownClip, ...]:
     clips, here = part.get("known", []), f"{where}.known"
     if not isinstance(clips, list) or len(clips) > MAX_ITEMS:
         raise InvalidRequest(f"{here} must be a list of at most {MAX_ITEMS} clips", here)
@@ -218,7 +225,7 @@ def _known(part: dict[str, Any], where: str) -> tuple[tuple[int, int], ...]:
             raise InvalidRequest(f"{here}: a clip is its frames and its content hash", here)
         if not (0 < clip[0] < 2**31 and 0 < clip[1] < 2**64):
             raise InvalidRequest(f"{here}: a clip's frames and content hash are positive, and not so large", here)
-    return tuple((frames, digest) for frames, digest in clips)
+    return tuple(KnownClip(frames, content_hash) for frames, content_hash in clips)
 
 
 def _text(part: dict[str, Any], where: str) -> Text:

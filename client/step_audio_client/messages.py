@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,14 @@ class HeardClips:
 
 @dataclass(frozen=True)
 class Beginning:
-    """What a server knows of a recording, and the rest of it.
+    """What a server knows of a recording whose rest is sent.
 
-    `rest`: the bytes of a file with what comes behind the clips, none where nothing does; `skip`: samples at 16 kHz at
-    its beginning that are still theirs.
+    `whole`: makes the bytes of the file with all of it, which are sent where the server knows it no longer; `skip`:
+    samples at 16 kHz at the rest's beginning that are still the clips'.
     """
 
     heard: HeardClips
-    rest: bytes = b""
+    whole: Callable[[], bytes]
     skip: int = 0
 
 
@@ -35,8 +35,8 @@ class Beginning:
 class Audio:
     """A recording in any common format, as the bytes of its file.
 
-    `channel`: the one to be heard, from 0 on; None: the mean of all. `known`: its beginning that need not be sent; all
-    is sent where the server knows it no longer.
+    `channel`: the one to be heard, from 0 on; None: the mean of all. `known`: its beginning, which need not be sent:
+    `data` is then a file with what comes behind it, no bytes where nothing does.
     """
 
     data: bytes
@@ -77,11 +77,9 @@ def split_audio(messages: Iterable[Mapping[str, Any]], whole: bool = False) -> t
         place: dict[str, Any] = {"type": "audio"}
         if recording.channel is not None:
             place["channel"] = recording.channel
-        if whole or recording.known is None:
-            audio.append(recording.data)
-            return place
-        audio.append(recording.known.rest)
-        return place | {"known": recording.known.heard.clips, "skip": recording.known.skip}
+        known = recording.known
+        audio.append(known.whole() if known and whole else recording.data)
+        return place if known is None or whole else place | {"known": known.heard.clips, "skip": known.skip}
 
     def message(value: Mapping[str, Any]) -> dict[str, Any]:
         content = value.get("content")

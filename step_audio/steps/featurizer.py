@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -17,7 +17,7 @@ from step_audio import mel
 from step_audio.arrays import Float32Array, Int32Array, UInt64Array
 from step_audio.audio import MOST_LOST, Budget, likely_values, read_recording
 from step_audio.clips import content_hash, split_clips
-from step_audio.conversation import AudioPlace, parse_conversation
+from step_audio.conversation import AudioPlace, KnownClip, parse_conversation
 from step_audio.errors import AudioTooLong, InvalidRequest
 from step_audio.steps.clip_limits import clip_tokens, most_seconds
 from step_audio.steps.lanes import Lane
@@ -39,6 +39,23 @@ class Features:
     report: Float32Array  # [2, recordings]: seconds lost; 1 where the channels cancel each other
 
 
+@dataclass
+class _Clips:
+    """Of one request, each by its number in prompt order."""
+
+    recordings: list[int] = field(default_factory=list)  # which each is of
+    known: dict[int, KnownClip] = field(default_factory=dict)
+    samples: dict[int, Float32Array] = field(default_factory=dict)  # of the others
+
+    def add_known(self, clip: KnownClip, recording: int) -> None:
+        self.known[len(self.recordings)] = clip
+        self.recordings.append(recording)
+
+    def add(self, samples: Float32Array, recording: int) -> None:
+        self.samples[len(self.recordings)] = samples
+        self.recordings.append(recording)
+
+
 class Featurizer:
     """Recordings of one request to log-mel features of clips, within the server's limits. Safe in several threads."""
 
@@ -48,20 +65,22 @@ class Featurizer:
     def featurize(self, messages: bytes | None, audio: Sequence[bytes]) -> Features:
         """Raises InvalidRequest; `messages` is the request's JSON, None if it was not sent."""
         places = self._check_before_decoding(messages, audio)
-        clips, index, report = self._clips(audio, places)
-        lengths = [clip[0] if isinstance(clip, tuple) else mel.frame_count(len(clip)) for clip in clips]
-        frames = np.array(lengths, np.int32)
+        clips, report = self._clips(audio, places)
+        lengths = {i: clip.frames for i, clip in clips.known.items()}
+        lengths |= {i: mel.frame_count(len(samples)) for i, samples in clips.samples.items()}
+        frames = np.array([lengths[i] for i in range(len(lengths))], np.int32)
         clip_tokens(frames, self.runtime)
         n_mels = self.runtime.model.audio.n_mels
-        features = {i: mel.log_mel(clip, n_mels) for i, clip in enumerate(clips) if not isinstance(clip, tuple)}
+        features = {i: mel.log_mel(samples, n_mels) for i, samples in clips.samples.items()}
         padded, _ = mel.pad_batch(list(features.values()), n_mels)
-        hashes = [clip[1] if isinstance(clip, tuple) else content_hash(features[i]) for i, clip in enumerate(clips)]
+        hashes = {i: clip.content_hash for i, clip in clips.known.items()}
+        hashes |= {i: content_hash(values) for i, values in features.items()}
         return Features(
             padded,
             np.array(list(features), np.int32),
             frames,
-            np.array(index, np.int32),
-            np.array(hashes, np.uint64),
+            np.array(clips.recordings, np.int32),
+            np.array([hashes[i] for i in range(len(hashes))], np.uint64),
             report,
         )
 
@@ -81,21 +100,18 @@ class Featurizer:
             raise InvalidRequest(f"audio: {size} bytes, the limit is {limits.max_audio_bytes}", "audio")
         return places
 
-    def _clips(
-        self, audio: Sequence[bytes], places: Sequence[AudioPlace]
-    ) -> tuple[list[Float32Array | tuple[int, int]], list[int], Float32Array]:
-        """Samples, or what is known of a clip; which recording each is of; the report."""
-        clips: list[Float32Array | tuple[int, int]] = []
-        index: list[int] = []
+    def _clips(self, audio: Sequence[bytes], places: Sequence[AudioPlace]) -> tuple[_Clips, Float32Array]:
+        """And the report."""
+        clips = _Clips()
         report = np.zeros((2, len(audio)), np.float32)
         limits = self.runtime.limits
         total = min(limits.max_audio_seconds, most_seconds(len(audio), self.runtime))
         budget = Budget(total)
         most_lost = 0 if limits.strict_audio else MOST_LOST
         for i, (data, place) in enumerate(zip(audio, places, strict=True)):
-            clips += place.known
-            index += [i] * len(place.known)
-            budget.seconds -= sum(frames for frames, _ in place.known) / mel.FRAMES_PER_SECOND
+            for clip in place.known:
+                clips.add_known(clip, i)
+            budget.seconds -= sum(clip.frames for clip in place.known) / mel.FRAMES_PER_SECOND
             if budget.seconds < 0:
                 raise AudioTooLong(f"audio[{i}]: longer than the limit of {total:g} s", f"audio[{i}]")
             if place.known and not data:
@@ -108,10 +124,9 @@ class Featurizer:
                 said = f"{error}: what the recordings before it leave of {total:g} s"
                 raise InvalidRequest(said, error.param) from None
             report[:, i] = recording.lost, recording.cancelled
-            new = split_clips(recording.samples[place.skip :])
-            clips += new
-            index += [i] * len(new)
-        return clips, index, report
+            for samples in split_clips(recording.samples[place.skip :]):
+                clips.add(samples, i)
+        return clips, report
 
 
 class FeaturizerStep:

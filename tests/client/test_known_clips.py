@@ -15,8 +15,8 @@ OPTIONS = ChatOptions(thinking=Thinking("off"))
 
 
 def asked_about(server: str) -> list[dict]:
-    known = Beginning(HeardClips(server, CLIPS), b"rest", 3)
-    return [user(Audio(b"whole", 1, known), "What?", Audio(b"other"))]
+    known = Beginning(HeardClips(server, CLIPS), lambda: b"whole", 3)
+    return [user(Audio(b"rest", 1, known), "What?", Audio(b"other"))]
 
 
 async def answered(addresses: str, messages: list[dict]) -> None:

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import waiting
-from gateway_fixture import ANSWER, REPLY, FakeClient, listening
+from gateway_fixture import ANSWER, REPLY, FakeClient, listening, whole
 from realtime_fixture import by_hand, connected, say, until
 from step_audio.audio import read_recording
 from step_audio.clips import CLIP_SECONDS, content_hash, split_clips
 from step_audio.mel import log_mel
-from step_audio_client import Audio, HeardClips
-from step_audio_client.messages import recordings
+from step_audio_client import Audio, HeardClips, user
+from step_audio_client.messages import recordings, split_audio
 from step_audio_gateway.realtime.beginnings import MARGIN, audio_of
 from step_audio_gateway.realtime.formats import SampleFormat, SpokenAudio
 from step_audio_gateway.realtime.input_buffer import InputBuffer
@@ -73,13 +73,12 @@ async def until_asked(fake: FakeClient, count: int) -> None:
 
 def lengths(asked: list[Any]) -> list[float]:
     """Seconds of the last recording of each."""
-    return [(len(last(messages).data) - 44) / (2 * RATE) for messages in asked]
+    return [(len(whole(last(messages))) - 44) / (2 * RATE) for messages in asked]
 
 
 def rests(asked: list[Any]) -> list[float]:
     """Seconds of it that are sent."""
-    files = [(audio.known.rest if audio.known else audio.data) for audio in map(last, asked)]
-    return [max(0, len(file) - 44) / (2 * RATE) for file in files]
+    return [max(0, len(last(messages).data) - 44) / (2 * RATE) for messages in asked]
 
 
 def last(messages: Any) -> Audio:
@@ -99,9 +98,9 @@ def test_clips_that_are_asked_about_are_those_of_the_whole_turn(format):
         clips = split_clips(read_recording(recording.wav()).samples)[:count]
         return [content_hash(log_mel(clip)) for clip in clips]
 
-    whole = hashes(SpokenAudio(format, data), 2)
+    expected = hashes(SpokenAudio(format, data), 2)
     for count in (1, 2):
-        assert hashes(buffer.first(1000 * CLIP_SECONDS * count + MARGIN), count) == whole[:count]
+        assert hashes(buffer.first(1000 * CLIP_SECONDS * count + MARGIN), count) == expected[:count]
     assert len(buffer) == len(data)
 
 
@@ -111,14 +110,26 @@ def test_the_rest_of_a_turn_is_sent_so_that_its_clips_are_those_of_the_whole(for
     """To the bit, as above: what begins in the middle is resampled as it is within the whole."""
     rng = np.random.default_rng(0)
     turn = SpokenAudio(format, rng.integers(0, 256, format.size(milliseconds), np.uint8).tobytes())
-    whole = split_clips(read_recording(turn.wav()).samples)
-    for count in range(1, len(whole)):
-        known = audio_of(turn, HeardClips("a", ((2502, 1),) * count)).known
-        rest = read_recording(known.rest).samples[known.skip :]
-        assert len(known.rest) <= format.rate * 2 * (milliseconds / 1000 - 25 * count + 0.4) + 44
-        assert (np.concatenate(split_clips(rest)) == np.concatenate(whole[count:])).all()
-    everything = audio_of(turn, HeardClips("a", ((2502, 1),) * len(whole)))
-    assert everything.known.rest == b"" and everything.data == turn.wav()
+    clips = split_clips(read_recording(turn.wav()).samples)
+    for count in range(1, len(clips)):
+        audio = audio_of(turn, HeardClips("a", ((2502, 1),) * count))
+        rest = read_recording(audio.data).samples[audio.known.skip :]
+        assert len(audio.data) <= format.rate * 2 * (milliseconds / 1000 - 25 * count + 0.4) + 44
+        assert (np.concatenate(split_clips(rest)) == np.concatenate(clips[count:])).all()
+    everything = audio_of(turn, HeardClips("a", ((2502, 1),) * len(clips)))
+    assert everything.data == b"" and whole(everything) == turn.wav()
+
+
+def test_the_whole_recording_is_no_file_until_it_is_asked_for(monkeypatch):
+    turn, made = SpokenAudio(SampleFormat(), bytes(48_000 * 40)), []
+    wav = SpokenAudio.wav
+    monkeypatch.setattr(SpokenAudio, "wav", lambda self: made.append(self.seconds) or wav(self))
+    for clips, files in ((2, []), (1, [15.0])):
+        made.clear()
+        messages = [user(audio_of(turn, HeardClips("a", ((2502, 1),) * clips)))]
+        split_audio(messages)
+        assert made == pytest.approx(files, abs=0.4), "the rest, and no more"
+        assert split_audio(messages, whole=True)[1] == [wav(turn)] and made[len(files) :] == [40.0]
 
 
 async def test_history_and_finished_clips_are_asked_about_while_one_speaks(url, fake):
@@ -146,7 +157,7 @@ async def test_history_and_finished_clips_are_asked_about_while_one_speaks(url, 
         await until(connection, "conversation.item.done")
         assert lengths(fake.ahead)[3:] == [0.1, 0.1], "each turn begins anew"
         history = next(recordings(fake.ahead[4]))
-        assert history.known is not None and not history.known.rest, "nor is what was said before"
+        assert history.known is not None and not history.data, "nor is what was said before"
 
 
 async def test_an_answer_does_not_wait_for_what_was_asked_ahead(fake):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import waiting
-from gateway_fixture import ANSWER, USAGE, listening
+from gateway_fixture import ANSWER, USAGE, listening, whole
 from realtime_fixture import by_hand, connected, say, take, until
 from step_audio.clips import SAMPLE_RATE
 from step_audio_client import ChatDelta, ServerBusy
@@ -42,7 +42,7 @@ async def test_a_turn_is_made_ready_where_it_pauses(url, fake, speech):
         await play_in(connection, bytes(32_000))
         assert (await until(connection, "response.done"))[-1].response.status == "completed"
     (early,), (late,), (answered,) = map(list, map(recordings, (*fake.ahead[-2:], fake.messages)))
-    assert late.data == answered.data != early.data and answered.known.rest == b""
+    assert whole(late) == whole(answered) != whole(early) and answered.data == b""
 
 
 async def listen(connection, **detection) -> None:
@@ -73,9 +73,9 @@ async def test_what_is_said_is_answered_when_it_ends(url, fake, speech):
         end = (len(speech) / 2 - SAMPLE_RATE) / 16 + 500  # ms: the speech's, and the silence behind it
         assert abs(started.audio_start_ms - (500 - 300)) < 100 and abs(stopped.audio_end_ms - end) < 150
         assert events[-1].response.output[0].content[0].text == ANSWER
-        heard = fake.messages[0]["content"][0]["audio"].data
-        whole = stopped.audio_end_ms - started.audio_start_ms
-        assert abs((len(heard) - 44) / 32 - (whole - 250)) < 20, "half of the silence, and no more"
+        heard = whole(next(recordings(fake.messages)))
+        length = stopped.audio_end_ms - started.audio_start_ms
+        assert abs((len(heard) - 44) / 32 - (length - 250)) < 20, "half of the silence, and no more"
 
 
 async def test_speech_interrupts_an_answer_and_a_cough_does_not(url, fake, play, speech):
@@ -166,7 +166,7 @@ async def test_who_says_nothing_is_spoken_to(url, fake, speech):
             assert [triggered.type, committed.type] == ["input_audio_buffer.timeout_triggered", SPOKEN[2]]
             assert triggered.item_id == committed.item_id and triggered.audio_start_ms in (begin, begin + 100)
             assert 0 <= triggered.audio_end_ms - triggered.audio_start_ms - 5_000 <= 100
-            heard = fake.messages[-1]["content"][0]["audio"].data
+            heard = whole([*recordings(fake.messages)][-1])
             assert len(heard) == 44 + 32 * (triggered.audio_end_ms - triggered.audio_start_ms)
         await play_in(connection, bytes(32 * 4_000) + speech)
         events = await until(connection, "response.done")
@@ -180,7 +180,7 @@ async def test_a_turn_ends_where_it_is_as_long_as_one_may_be(fake, speech):
             await play_in(connection, speech[:48_000])
             events = await until(connection, "response.done")
             assert [event.type for event in events[:3]] == SPOKEN
-            assert len(fake.messages[0]["content"][0]["audio"].data) <= 44 + 32_000
+            assert len(whole(next(recordings(fake.messages)))) <= 44 + 32_000
 
 
 async def test_many_interruptions_leave_nothing_behind(url, fake, play):

@@ -155,9 +155,15 @@ class FakeClient:
 
 def clips_of(audio: Audio) -> tuple[tuple[int, int], ...]:
     """Of a WAV file of 16 bits: frames, and a number in the place of the hash."""
-    count, rate = len(audio.data[44:]) // 2, int.from_bytes(audio.data[24:28], "little")
+    data = whole(audio)
+    count, rate = len(data[44:]) // 2, int.from_bytes(data[24:28], "little")
     clips = split_clips(np.empty(-(-count * SAMPLE_RATE // rate), np.float32))
     return tuple((frame_count(len(clip)), 1 + i) for i, clip in enumerate(clips))
+
+
+def whole(audio: Audio) -> bytes:
+    """The file of all of it, whatever is known."""
+    return audio.known.whole() if audio.known else audio.data
 
 
 def http(fake: FakeClient, fetcher: Any = None, **settings: Any) -> httpx.AsyncClient:

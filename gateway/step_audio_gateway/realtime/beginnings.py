@@ -30,16 +30,17 @@ def heard_of(recording: SpokenAudio, begun: SpokenAudio, heard: HeardClips) -> H
 
 
 def audio_of(recording: SpokenAudio, heard: HeardClips | None) -> Audio:
-    """As the client library takes it. `heard`: of its clips the first, or all."""
+    """As the client library takes it. `heard`: of its clips the first, or all; the file of the whole is then made only
+    if it is asked for."""
     if heard is None:
         return Audio(recording.wav())
     format = recording.format
     samples = -(-len(recording.data) // format.sample_bytes * SAMPLE_RATE // format.rate)
     if len(heard.clips) == -(-samples // CLIP_SAMPLES):
-        return Audio(recording.wav(), known=Beginning(heard))
+        return Audio(b"", known=Beginning(heard, recording.wav))
     begin = start = len(heard.clips) * CLIP_SECONDS * format.rate
     if format.rate != SAMPLE_RATE:
         start = (begin - BEFORE * format.rate // 1000) // BLOCKS[format.rate] * BLOCKS[format.rate]
     rest = SpokenAudio(format, recording.data[start * format.sample_bytes :])
     skip = (begin - start) * SAMPLE_RATE // format.rate
-    return Audio(recording.wav(), known=Beginning(heard, rest.wav(), skip))
+    return Audio(rest.wav(), known=Beginning(heard, recording.wav, skip))
