@@ -27,4 +27,6 @@ def first_fault(error: ValidationError, depth: int | None = None, secret: Collec
 
 def words(fault: Mapping[str, Any]) -> str:
     """One of `ValidationError.errors()`, without its place."""
+    if fault["type"] in ("model_type", "dict_type", "model_attributes_type"):  # pydantic would name a class of ours
+        return "Input should be an object"
     return str(fault["msg"]).removeprefix("Value error, ")

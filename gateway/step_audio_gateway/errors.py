@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -106,17 +106,23 @@ def _field(param: str | None) -> str | None:
 
 
 def from_validation(error: RequestValidationError) -> ApiError:
-    """One fault. Where a value may be of several types each has its complaints: the one furthest inside is told."""
-    found = [(_place(fault["loc"], fault["type"], error.body), words(fault)) for fault in error.errors()]
-    place, message = max(found, key=lambda entry: len(entry[0]))
-    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
-    return refused(f"{param}: {message}" if param else message, param or None)
+    """One fault."""
+    param, fault = furthest_inside([{**one, "loc": one["loc"][1:]} for one in error.errors()], error.body)
+    return refused(f"{param}: {words(fault)}" if param else words(fault), param or None)
+
+
+def furthest_inside(faults: Iterable[Mapping[str, Any]], body: Any) -> tuple[str, Mapping[str, Any]]:
+    """Of pydantic's `faults` of `body`: where a value may be of several types, each has its complaints. And where it
+    is, by the caller's own keys."""
+    found = [(_place(fault["loc"], fault["type"], body), fault) for fault in faults]
+    place, fault = max(found, key=lambda entry: len(entry[0]))
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix("."), fault
 
 
 def _place(loc: Sequence[int | str], kind: str, body: Any) -> list[int | str]:
     """The caller's own keys of a fault's place, without those that name a type of ours."""
     place: list[int | str] = []
-    for i, part in enumerate(loc[1:], 2):
+    for i, part in enumerate(loc, 1):
         known = part in body if isinstance(body, Mapping) else isinstance(body, list) and isinstance(part, int)
         if known or (i == len(loc) and kind == "missing"):
             place.append(part)

@@ -9,13 +9,9 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from gateway_fixture import LIMITS, REPLY, FakeClient
+from gateway_fixture import REPLY, FakeClient
 from realtime_fixture import pcm
-from step_audio_gateway.admission import Admission, HeldSession
-from step_audio_gateway.core import Gateway
-from step_audio_gateway.realtime.desk import Desk
-from step_audio_gateway.realtime.session import Session, default_config
-from step_audio_gateway.settings import GatewaySettings
+from session_fixture import talking
 from waiting import SECONDS
 
 IDS = st.sampled_from(["a", "b", "c", "root", "", "x" * 65])
@@ -89,31 +85,10 @@ MESSAGE = EVENT.map(json.dumps) | st.text(max_size=12) | st.just("[" * 2000)
 
 
 async def converse(messages: list[str]) -> None:
-    fake = FakeClient(lambda messages, options: [0.001, *REPLY])
-    settings = GatewaySettings()
-    gateway = Gateway(settings, fake)  # type: ignore[arg-type]
-    admission = Admission(settings, fake, 0, gateway.metrics)  # type: ignore[arg-type]
-    told: list[dict] = []
-
-    async def room() -> None:
-        await asyncio.sleep(0)
-
-    desk = Desk(gateway, admission, 0, "tiny", LIMITS, told.append)
-    session = Session(desk, default_config(False), HeldSession(admission, 0), room)
-    for message in messages:
-        await asyncio.wait_for(session.handle(message), SECONDS)
-    await asyncio.wait_for(session.finish(), SECONDS)
-    await asyncio.wait_for(session.close(), SECONDS)
-    assert (admission.places.taken, admission.bytes.taken, admission.sessions.taken) == (0, 0, 0)
-    assert fake.begun == fake.closed
-    begun = [event["response"]["id"] for event in told if event["type"] == "response.created"]
-    ended = [event["response"]["id"] for event in told if event["type"] == "response.done"]
-    assert sorted(begun) == sorted(ended)
-    for event in told:
-        json.dumps(event)
-        assert event["type"] != "error" or event["error"]["code"] not in (None, "internal_error"), event
-        if event["type"] == "response.done" and event["response"]["status"] == "failed":
-            assert event["response"]["status_details"]["error"]["code"] != "internal_error", messages
+    async with talking(FakeClient(lambda messages, options: [0.001, *REPLY]), by_hand=False) as talk:
+        for message in messages:
+            await talk.say(message)
+        await asyncio.wait_for(talk.session.finish(), SECONDS)
 
 
 @pytest.mark.long

@@ -17,6 +17,7 @@ from websockets.asyncio.client import connect
 
 import waiting
 from gateway_fixture import USAGE, listening
+from realtime_events import check_session
 from realtime_fixture import by_hand, connected, pcm, say, take, until
 from step_audio_client import ChatDelta
 from step_audio_gateway.auth import Keys
@@ -68,6 +69,7 @@ async def test_a_secret_opens_sessions_as_it_says(url, openai):
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="one", max_retries=0) as client:
         session = {"type": "realtime", "instructions": "Be brief."}
         secret = await client.realtime.client_secrets.create(session=session, expires_after={"seconds": 60})
+        check_session(secret.session.to_dict())
         assert secret.session.instructions == "Be brief." and secret.value.startswith("ek_")
         async with connected(url, key=secret.value) as connection:
             assert connection.created.session.instructions == "Be brief."

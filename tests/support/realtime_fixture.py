@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
+
+from realtime_events import check_event
 
 TEXT_SESSION = {"type": "realtime", "audio": {"input": {"turn_detection": None}}}
 
@@ -26,8 +29,10 @@ async def connected(url: str, key: str = "none", model: str = "tiny", **more: An
 
 
 async def take(connection: Any) -> Any:
-    """The next event."""
-    return await asyncio.wait_for(connection.recv(), 60)
+    """The next event, which is as OpenAI's package has it."""
+    data = await asyncio.wait_for(connection.recv_bytes(), 60)
+    check_event(json.loads(data))
+    return connection.parse_event(data)
 
 
 async def until(connection: Any, kind: str) -> list[Any]:

@@ -25,11 +25,12 @@ MOST_BESIDE = 8  # answers at once that belong to no conversation
 
 
 class Answering:
-    """`room` waits while the client reads too slowly."""
+    """`room` waits while the client reads too slowly; `freed` is told where recordings are no longer held."""
 
-    def __init__(self, desk: Desk, room: Callable[[], Awaitable[None]]):
+    def __init__(self, desk: Desk, room: Callable[[], Awaitable[None]], freed: Callable[[], None]):
         self._desk = desk
         self._room = room
+        self._freed = freed
         self._tasks: dict[SpokenResponse, asyncio.Task[None]] = {}  # with those that are being ended
         self.latest: SpokenResponse | None = None  # the conversation's, under way or ended
         self.usage: list[int] = [0, 0]  # tokens of prompts and of answers, all together
@@ -42,6 +43,11 @@ class Answering:
     @property
     def busy(self) -> bool:
         return any(not one.ended for one in self._tasks)
+
+    @property
+    def bytes(self) -> int:
+        """Of the recordings that only an answer under way has."""
+        return sum(one.own_bytes for one in self._tasks)
 
     def check(self, in_conversation: bool) -> None:
         """Whether another may begin. Raises Fault."""
@@ -68,7 +74,12 @@ class Answering:
         self._desk.emit(response.created())
         task = asyncio.create_task(self._run(response, config, items, before))
         self._tasks[response] = task
-        task.add_done_callback(lambda _: self._tasks.pop(response))
+        task.add_done_callback(lambda _: self._ended(response))
+
+    def _ended(self, response: SpokenResponse) -> None:
+        del self._tasks[response]
+        if response.own_bytes:
+            self._freed()
 
     def cancel(self, response: SpokenResponse, reason: Cancelled) -> None:
         """The client is told at once; its place is free when the server has stopped."""
@@ -78,7 +89,7 @@ class Answering:
     def find(self, response_id: str | None) -> SpokenResponse:
         """None: the conversation's. Raises Fault."""
         for one in self._tasks:
-            if not one.ended and (one.id == response_id if response_id else one.in_conversation):
+            if not one.ended and (one.in_conversation if response_id is None else one.id == response_id):
                 return one
         raise Fault("response_cancel_not_active", "Cancellation failed: no active response found")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import ConfigDict, Field, NonNegativeInt, ValidationError
 from pydantic_core import from_json
 
 from step_audio.conversation import MAX_ITEMS
@@ -15,7 +15,10 @@ from step_audio_gateway.realtime.items import GivenItem
 Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
 
 
-class _Event(BaseModel):
+_OF_SESSIONS = ("type", "model", "tracing")
+
+
+class _Event(Lenient):
     event_id: str | None = Field(None, max_length=512)
 
 
@@ -46,7 +49,7 @@ class Clear(_Event):
 
 
 class ClearOutput(_Event):
-    """The client plays no more of the answer: it is cancelled."""
+    """The client plays no more: of WebRTC, where the server would; nothing follows from it."""
 
     type: Literal["output_audio_buffer.clear"]
 
@@ -93,8 +96,16 @@ class ResponseParams(Lenient):
 
     @property
     def change(self) -> dict[str, Any]:
-        """Of the session's, for this response."""
-        return self.model_extra or {}
+        """Of the session's, for this response. Raises Fault."""
+        change = self.model_extra or {}
+        audio = change.get("audio")
+        wrong = [name for name in _OF_SESSIONS if name in change]
+        if isinstance(audio, dict) and "input" in audio:
+            wrong.append("audio.input")
+        if wrong:
+            said = f"response.{wrong[0]} is not of one response: see session.update"
+            raise Fault("unknown_parameter", said, f"response.{wrong[0]}")
+        return change
 
 
 class ResponseCreate(_Event):
@@ -155,4 +166,4 @@ def read(text: str) -> ClientEvent:
     try:
         return _BY_TYPE[kind].model_validate(value)
     except ValidationError as error:
-        raise Unreadable(Fault.of_validation(error), event_id) from None
+        raise Unreadable(Fault.of_validation(error, value), event_id) from None

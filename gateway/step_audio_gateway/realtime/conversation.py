@@ -55,8 +55,8 @@ class Dialogue:
         self.bytes -= item.bytes
 
     def before(self, item: ConversationItem) -> str | None:
-        """The id of the item before it; None, too, where it is here no longer."""
-        place = next((i for i, one in enumerate(self.items) if one is item), 0)
+        """The id of the item before it, which is here."""
+        place = self.items.index(item)
         return self.items[place - 1].id if place else None
 
     def _called(self, call_id: str) -> bool:

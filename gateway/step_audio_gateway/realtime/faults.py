@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -9,7 +10,14 @@ from pydantic import ValidationError
 from step_audio.errors import InvalidRequest, one_line
 from step_audio.validation import words
 from step_audio_client import RequestError
-from step_audio_gateway.errors import ApiError, from_client, refused
+from step_audio_gateway.errors import ApiError, from_client, furthest_inside, refused
+
+_OF_TYPE = ("union_tag_invalid", "union_tag_not_found", "item_type")  # pydantic's words: told of the whole object
+_CODES = {
+    "extra_forbidden": "unknown_parameter",
+    "missing": "missing_required_parameter",
+    "union_tag_not_found": "missing_required_parameter",
+}
 
 
 class Fault(Exception):
@@ -43,16 +51,12 @@ class Fault(Exception):
         return cls(code, told.message, f"{place}{told.param}" if told.param else None, told.type)
 
     @classmethod
-    def of_validation(cls, error: ValidationError, place: str = "") -> Fault:
-        """The fault furthest inside. `place`: what stands before its keys."""
-        fault = max(error.errors(), key=lambda one: len(one["loc"]))
-        keys = [part for part in fault["loc"] if not (isinstance(part, str) and part.startswith("<"))]
-        param = place + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
-        param = param.removeprefix(".")
-        code = {
-            "extra_forbidden": "unknown_parameter",
-            "missing": "missing_required_parameter",
-        }.get(fault["type"], "invalid_value")
+    def of_validation(cls, error: ValidationError, values: Mapping[str, Any], place: str = "") -> Fault:
+        """The fault of `values` that is furthest inside. `place`: what stands before its keys."""
+        param, fault = furthest_inside([{**one} for one in error.errors()], values)
+        keys = [place, param, *(["type"] if fault["type"] in _OF_TYPE else [])]
+        param = ".".join(key for key in keys if key)
+        code = _CODES.get(fault["type"], "invalid_value")
         text = "there is no such parameter" if code == "unknown_parameter" else words(fault)
         return cls(code, f"{param}: {text}" if param else text, param or None)
 

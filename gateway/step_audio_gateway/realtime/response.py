@@ -26,10 +26,17 @@ def event(kind: str, **values: Any) -> Event:
 
 class SpokenResponse:
     """Items are opened, grow and are closed; the thought is one beside the others, and only told where it was asked
-    for. `conversation`: whose part the answer becomes; None: of none."""
+    for. `conversation`: whose part the answer becomes; None: of none. `own_bytes`: of recordings that only it has."""
 
-    def __init__(self, config: SessionConfig, conversation: Dialogue | None, metadata: dict[str, str] | None):
+    def __init__(
+        self,
+        config: SessionConfig,
+        conversation: Dialogue | None,
+        metadata: dict[str, str] | None,
+        own_bytes: int = 0,
+    ):
         self.id = new_id("resp")
+        self.own_bytes = own_bytes
         self.begun = time.monotonic()
         self.reached: set[str] = set()  # of the parts of its latency that are counted
         self.items: list[ConversationItem] = []
@@ -79,7 +86,7 @@ class SpokenResponse:
             "conversation_id": self._conversation and self._conversation.id,
             "output_modalities": config.output_modalities,
             "max_output_tokens": config.max_output_tokens,
-            "audio": {"output": config.audio.output.model_dump()},
+            "audio": {"output": config.audio.output.model_dump(include={"format", "voice"})},
             "usage": self.usage and usage_of(self.usage),
             "metadata": self._metadata,
         }
@@ -203,7 +210,7 @@ class SpokenResponse:
             yield event("conversation.item.added", previous_item_id=before, item=item.public())
 
     def _done(self, item: ConversationItem) -> Iterator[Event]:
-        if self._conversation and item.type != "reasoning":
+        if self._conversation and item in self._conversation.items:  # the client may have deleted it meanwhile
             before = self._conversation.before(item)
             yield event("conversation.item.done", previous_item_id=before, item=item.public())
         yield event("response.output_item.done", **self._item_place(item), item=item.public())

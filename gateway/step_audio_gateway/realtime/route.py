@@ -21,6 +21,7 @@ from step_audio_gateway.realtime.client_secrets import Caller, make_secret
 from step_audio_gateway.realtime.connection import GONE, SessionConnection
 from step_audio_gateway.realtime.desk import Desk
 from step_audio_gateway.realtime.faults import TOLD, Fault
+from step_audio_gateway.realtime.items import new_id
 from step_audio_gateway.realtime.session import Session, default_config
 from step_audio_gateway.realtime.sessions import Sessions
 from step_audio_gateway.speech.voice import SpeechVoice
@@ -64,8 +65,9 @@ def realtime_routes(
             raise refused(str(fault), fault.param, fault.code) from None
         model = await gateway.model_name(config.model)
         expires_at = round(time.time()) + body.expires_after.seconds
+        session = config.public() | {"id": new_id("sess"), "object": "realtime.session", "model": model}
         value = make_secret(keys, request.state.key, body.session, expires_at)
-        return ClientSecret(value=value, expires_at=expires_at, session=config.public() | {"model": model})
+        return ClientSecret(value=value, expires_at=expires_at, session=session)
 
     @router.websocket("/v1/realtime")
     async def realtime(socket: WebSocket) -> None:

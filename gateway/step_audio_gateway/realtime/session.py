@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from step_audio_gateway.admission import HeldSession
+from step_audio_gateway.errors import ApiError
 from step_audio_gateway.json_body import SMALL, too_much
 from step_audio_gateway.languages import name_of
 from step_audio_gateway.realtime.ahead import Ahead
@@ -57,9 +58,10 @@ class Session:
         self.active_at = time.monotonic()  # when anything but silence was last seen of the client
         self._desk = desk
         self._held = held
+        self._default = default_config(desk.voice is not None)
         self._room = room
         self._conversation = Dialogue()
-        self._answering = Answering(desk, room)
+        self._answering = Answering(desk, room, self._hold)
         self._buffer = InputBuffer(self._format, desk.most_seconds)
         self._ahead = Ahead(desk)
         self._listener: TurnListener | None = None
@@ -117,7 +119,8 @@ class Session:
             case Append():
                 await self._append(message.audio)
             case Commit():
-                self._commit(self._buffer.take())
+                speaks = self._listener is not None and self._listener.speaking
+                self._commit(self._buffer.take(), self._turn_id if speaks else None)
                 self._listen()
             case Clear():
                 self._buffer.clear()
@@ -144,9 +147,8 @@ class Session:
                 pass  # of WebRTC, where the server plays: here the client does
 
     async def _update(self, change: dict[str, Any]) -> None:
-        config = self.config.updated(change, "session")
-        if config.model is not None:
-            await self._desk.gateway.model_name(config.model)
+        config = self.config.updated(change, "session", self._default)
+        await self._check_model(config.model)
         if (how := config.audio.input.transcription) is not None:
             name_of(how.language)
         self._check_voice(config, "session")
@@ -188,11 +190,11 @@ class Session:
             await asyncio.sleep(0)  # others' turn
 
     def _forget(self, position: float) -> None:
-        """What is before it, in ms, belongs to no turn; what idle_timeout_ms counts is kept while there is room."""
+        """What is before it, in ms, is of no turn; what idle_timeout_ms counts is kept; both while there is room."""
         if self._idle is not None and self._idle.since is not None:
-            room = 1000 * (self._buffer.most_seconds - PIECE)
-            position = min(position, max(self._idle.since, self._buffer.end - room))
-        self._buffer.drop_before(position)
+            position = min(position, self._idle.since)
+        room = 1000 * max(0.0, self._buffer.most_seconds - PIECE)
+        self._buffer.drop_before(max(position, self._buffer.end - room))
 
     def _time_out(self, since: float) -> None:
         """Nobody has spoken: there may be something to hear nevertheless, and the model is to say something."""
@@ -243,9 +245,12 @@ class Session:
 
     def _truncate(self, message: ItemTruncate) -> None:
         item = self._conversation.find(message.item_id, "truncate")
-        if message.content_index >= len(item.parts) or item.parts[message.content_index].kind != "output_audio":
+        if not any(part.kind == "output_audio" for part in item.parts):
             said = "Only model output audio messages can be truncated"
             raise Fault("item_truncate_invalid_item_id", said, "item_id")
+        if message.content_index >= len(item.parts):
+            said = f"content_index: the item has {len(item.parts)} parts, which are counted from 0"
+            raise Fault("invalid_value", said, "content_index")
         item.parts[message.content_index].cut(message.audio_end_ms)
         about = {"content_index": message.content_index, "audio_end_ms": message.audio_end_ms}
         self._desk.emit(event("conversation.item.truncated", item_id=item.id, **about))
@@ -260,15 +265,28 @@ class Session:
             self._desk.emit(event(f"conversation.item.{kind}", previous_item_id=before, item=item.public()))
 
     def _respond(self, params: ResponseParams) -> None:
-        config = self.config.updated(params.change, "response")
+        config = self.config.updated(params.change, "response", self._default)
         self._check_voice(config, "response")
         conversation = self._conversation if params.conversation == "auto" else None
         items = self._conversation.items
         if params.input is not None:
             items = [self._item(given, f"response.input[{i}]", True) for i, given in enumerate(params.input)]
         self._answering.check(conversation is not None)
-        response = SpokenResponse(config, conversation, params.metadata)
+        own = sum(item.bytes for item in items if item not in self._conversation.items)
+        self._hold(own)
+        response = SpokenResponse(config, conversation, params.metadata, own)
         self._answering.begin(response, config, list(items), self._ahead.stop())
+
+    async def _check_model(self, asked: str | None) -> None:
+        if asked:
+            gateway = self._desk.gateway
+            try:
+                name = await gateway.model_name(asked)
+            except ApiError as error:
+                raise Fault.of(error, "session.") from None
+            if await gateway.adapter(name) != await gateway.adapter(self._desk.model):
+                said = f"session.model: a session keeps its model, {self._desk.model!r}: open another"
+                raise Fault("invalid_value", said, "session.model")
 
     def _check_voice(self, config: SessionConfig, place: str) -> None:
         if self._desk.voice is None and config.output_modalities == ["audio"]:
@@ -282,7 +300,10 @@ class Session:
             return ConversationItem.of(given, self._format, param)
         if not may_refer:
             raise Fault("invalid_value", f"{param}.type: there is nothing to refer to here", f"{param}.type")
-        return self._conversation.find(given.id, "retrieve")
+        try:
+            return self._conversation.find(given.id, "retrieve")
+        except Fault as fault:
+            raise Fault(fault.code, str(fault), f"{param}.id") from None
 
     @property
     def _format(self) -> SampleFormat:
@@ -298,7 +319,7 @@ class Session:
 
     def _hold(self, more: int = 0) -> None:
         """Raises ApiError where all the gateway's sessions hold too much together."""
-        self._held.set(self._conversation.bytes + len(self._buffer) + more)
+        self._held.set(self._conversation.bytes + len(self._buffer) + self._answering.bytes + more)
 
     def _public(self) -> dict[str, Any]:
         return self.config.public() | {"id": self.id, "object": "realtime.session", "model": self._desk.model}

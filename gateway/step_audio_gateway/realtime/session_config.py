@@ -5,23 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from step_audio.conversation import MAX_ITEMS
 from step_audio_gateway.controls import Effort, MindPacedControl, ThinkingControl
-from step_audio_gateway.nulls import KnownKeys
+from step_audio_gateway.nulls import Closed, KnownKeys
 from step_audio_gateway.realtime.faults import Fault
 from step_audio_gateway.realtime.formats import Kind, SampleFormat
 from step_audio_gateway.response_request import NamedChoice, ResponseFunction, as_chat_tool
 from step_audio_gateway.schemas import ChatRequest, SamplingFields
 
+_OFF = ("turn_detection", "transcription")  # whose null is no default
 _NESTED = ("audio", "input", "output")  # objects whose other keys stay when one is set
 _MORE = {*SamplingFields.model_fields, "stop", "bad_words", "ignore_eos"} - {"max_tokens", "max_completion_tokens"}
 # For errors: as the caller calls them.
 NAMES = {"max_tokens": "max_output_tokens", "reasoning_effort": "reasoning.effort"}
 
 
-class AudioFormat(KnownKeys):
+def _voice_name(value: Any) -> Any:
+    return value["id"] if isinstance(value, dict) and value.keys() == {"id"} else value
+
+
+class AudioFormat(Closed):
     """PCM16 at 24 or 16 kHz, or G.711, which is at 8 kHz."""
 
     type: Kind = "audio/pcm"
@@ -43,7 +48,7 @@ class AudioFormat(KnownKeys):
         return SampleFormat(self.type, rate)
 
 
-class InputTranscription(BaseModel):
+class InputTranscription(Closed):
     """What was said, in words, beside the answer; the model that answers writes it down, whichever is named."""
 
     model: str | None = None
@@ -51,7 +56,7 @@ class InputTranscription(BaseModel):
     prompt: str | None = Field(default=None, max_length=4096)
 
 
-class ServerVad(KnownKeys):
+class ServerVad(Closed):
     """The server finds turns. `prefix_padding_ms`: of audio before the speech; `silence_duration_ms`: ends a turn;
     `idle_timeout_ms`: of silence after an answer, which is answered, too."""
 
@@ -64,7 +69,7 @@ class ServerVad(KnownKeys):
     interrupt_response: bool = True
 
 
-class SemanticVad(KnownKeys):
+class SemanticVad(Closed):
     """The same with a silence by `eagerness`: what is said tells nothing here of whether somebody has ended."""
 
     type: Literal["semantic_vad"]
@@ -91,10 +96,10 @@ class AudioInput(KnownKeys):
 
 
 class SessionAudioOutput(KnownKeys):
-    """Of answers that are said aloud. `voice`: a name that the speech server knows."""
+    """Of answers that are said aloud. `voice`: a name that the speech server knows; `{"id": ...}` is one, too."""
 
     format: AudioFormat = AudioFormat()
-    voice: str | None = None
+    voice: Annotated[str | None, BeforeValidator(_voice_name)] = None
     speed: float = Field(default=1.0, ge=0.25, le=1.5)
 
 
@@ -105,7 +110,15 @@ class AudioConfig(KnownKeys):
     output: SessionAudioOutput = SessionAudioOutput()
 
 
-class Retention(KnownKeys):
+class Tracing(Closed):
+    """Of OpenAI's dashboard: taken, for clients send it unasked, and nothing comes of it."""
+
+    workflow_name: str | None = None
+    group_id: str | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class Retention(Closed):
     """Where all is too much, so much of the conversation is kept each time, the latest of it."""
 
     type: Literal["retention_ratio"]
@@ -113,7 +126,7 @@ class Retention(KnownKeys):
     token_limits: None = None
 
 
-class SessionReasoning(KnownKeys):
+class SessionReasoning(Closed):
     """The model's thought before the answer, in OpenAI's words."""
 
     effort: Effort | None = None
@@ -142,7 +155,7 @@ class SessionConfig(BaseModel):
         default=None, fail_fast=True, description="reasoning: the thought as events"
     )
     prompt: None = None
-    tracing: Any = None
+    tracing: Literal["auto"] | Tracing | None = None
 
     @property
     def retention(self) -> float | None:
@@ -161,18 +174,19 @@ class SessionConfig(BaseModel):
         said = self.model_dump(mode="json", by_alias=True)
         if self.thinking is not None:  # what was not said of it is no wish
             said["thinking"] = self.thinking.model_dump(exclude_unset=True)
+        said["tools"] = [tool.model_dump(mode="json", exclude_none=True) for tool in self.tools]
         return said
 
-    def updated(self, change: Mapping[str, Any], place: str) -> SessionConfig:
-        """`place`: what the event calls it. Raises Fault; this one stays as it is."""
+    def updated(self, change: Mapping[str, Any], place: str, default: SessionConfig | None = None) -> SessionConfig:
+        """`place`: what the event calls it; `default`: what null stands for. Raises Fault; this one stays as it is."""
         for name, value in change.items():
             if value is not None and name not in SessionConfig.model_fields and name not in _MORE:
                 raise Fault("unknown_parameter", f"Unknown parameter: '{place}.{name}'.", f"{place}.{name}")
-        values = _merged(self.public(), change)
+        values = _merged(self.public(), change, (default or SessionConfig()).public())
         try:
             new = SessionConfig.model_validate(values)
         except ValidationError as error:
-            raise Fault.of_validation(error, place) from None
+            raise Fault.of_validation(error, values, place) from None
         new.audio.input.format.format(f"{place}.audio.input.format")
         new.audio.output.format.format(f"{place}.audio.output.format")
         new.as_chat(place)
@@ -197,17 +211,19 @@ class SessionConfig(BaseModel):
         try:
             return ChatRequest.model_validate(values)
         except ValidationError as error:
-            raise Fault.of_validation(error, place) from None
+            raise Fault.of_validation(error, values, place) from None
 
 
-def _merged(values: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(values: dict[str, Any], change: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
     """null: the default, and for what can be off, off."""
     merged = dict(values)
     for name, value in change.items():
         if name in _NESTED and isinstance(value, Mapping) and isinstance(values.get(name), dict):
-            merged[name] = _merged(values[name], value)
+            merged[name] = _merged(values[name], value, default[name])
         elif value is None:
             merged.pop(name, None)
+            if name in default and name not in _OFF:
+                merged[name] = default[name]
         else:
             merged[name] = value
     return merged

@@ -43,6 +43,6 @@ async def transcribe(desk: Desk, item: ConversationItem, how: InputTranscription
         return
     part.text = text.strip()
     counted = TranscriptionUsage.of(usage)
-    desk.emit(
-        event(f"{_KIND}.completed", **place, transcript=part.text, usage=counted.model_dump() if counted else None)
-    )
+    seconds = {"type": "duration", "seconds": part.recording.seconds}  # where nothing was counted
+    told = counted.model_dump() if counted else seconds
+    desk.emit(event(f"{_KIND}.completed", **place, transcript=part.text, usage=told))
