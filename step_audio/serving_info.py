@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import TypedDict
 
 LLM = "tensorrt_llm"  # the name of its model, which all ranks load
+HEARTBEAT = "heartbeat-"  # so begins the id by which that model is asked whether it answers
 
 
 class ServedLimits(TypedDict):

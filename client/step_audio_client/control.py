@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
 import grpc
 import numpy as np
 
-from step_audio.errors import Retry
+from step_audio.errors import Code, Retry
 from step_audio.lora import LoraTensors
-from step_audio.serving_info import LLM
+from step_audio.serving_info import HEARTBEAT, LLM
 from step_audio.steps.leases import PREFIX
 from step_audio_client import calls, wire
 from step_audio_client.audio_report import AudioReport, audio_reports
@@ -26,8 +27,18 @@ TOKENIZER = "tokenizer"
 MESSAGES = b'[{"role": "user", "content": "."}]'
 
 
-async def heartbeat(stub: wire.Stub, timeout: float) -> str | None:
-    """The model that does not answer within `timeout` seconds, and how it does not; None while all do.
+@dataclass(frozen=True)
+class Silence:
+    """`text`: which model does not answer, and how it does not. `behind`: it says itself that what computes for it, a
+    process beside the server, is away."""
+
+    text: str
+    behind: bool = False
+
+
+async def heartbeat(stub: wire.Stub, timeout: float) -> Silence | None:
+    """What does not answer within `timeout` seconds; None while all do. What is behind a model only where all models
+    answer.
 
     A small request goes through each, and takes neither a slot nor a place in the LLM's queue. An error is an answer,
     too, unless it says that the model is gone.
@@ -41,11 +52,11 @@ async def heartbeat(stub: wire.Stub, timeout: float) -> str | None:
         PROMPT: calls.ask(stub, prompt, timeout),
         TOKENIZER: calls.ask(stub, info, timeout),
         calls.LEASE: calls.ask(stub, lease, timeout),
-        LLM: stop(stub, nobodys, timeout),  # of a request that nobody has made
+        LLM: stop(stub, f"{HEARTBEAT}{nobodys}", timeout),  # of a request that nobody has made
     }
     answers = await asyncio.gather(*asked.values(), return_exceptions=True)
-    faults = (_fault(model, answer) for model, answer in zip(asked, answers, strict=True))
-    return next((fault for fault in faults if fault is not None), None)
+    found = [_silence(model, answer) for model, answer in zip(asked, answers, strict=True)]
+    return min((one for one in found if one is not None), key=lambda one: one.behind, default=None)
 
 
 async def audio_report(stub: wire.Stub, request_id: str, timeout: float) -> tuple[AudioReport, ...]:
@@ -76,10 +87,10 @@ async def stop(stub: wire.Stub, request_id: str, timeout: float) -> None:
         pass
 
 
-def _fault(model: str, answer: object) -> str | None:
+def _silence(model: str, answer: object) -> Silence | None:
     error: RequestError
     if isinstance(answer, TimeoutError):
-        return f"{model} does not answer"
+        return Silence(f"{model} does not answer")
     if isinstance(answer, grpc.aio.AioRpcError):
         error = call_error(answer, "")
     elif isinstance(answer, calls.ConnectionLost):
@@ -90,4 +101,6 @@ def _fault(model: str, answer: object) -> str | None:
         raise answer
     else:
         return None
-    return f"{model} is gone" if error.code.retry is Retry.WAIT else None
+    if model == LLM and isinstance(answer, calls.StreamError) and error.code is Code.UNAVAILABLE:
+        return Silence(f"{model} waits for its process", behind=True)
+    return Silence(f"{model} is gone") if error.code.retry is Retry.WAIT else None

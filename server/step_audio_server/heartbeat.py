@@ -33,6 +33,8 @@ class Heartbeat:
     async def _beat(self) -> None:
         server = Server(self._address, self._tls)
         while not self._stopping.is_set():
-            self._fault = await heartbeat(server.stub, PATIENCE)
+            silence = await heartbeat(server.stub, PATIENCE)
+            # What is behind a model has a keeper of its own, and is no reason to start the server again.
+            self._fault = None if silence is None or silence.behind else silence.text
             await asyncio.sleep(PERIOD)
         await server.close()

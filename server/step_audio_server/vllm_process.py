@@ -16,6 +16,7 @@ from pathlib import Path
 
 import step_audio.vllm
 from step_audio.settings import children_environment
+from step_audio.vllm.options import VllmOptions
 from step_audio.vllm.protocol import ProtocolError, reachable, receive
 from step_audio_server import processes
 from step_audio_server.errors import ServerError
@@ -24,8 +25,8 @@ from step_audio_server.records import Death, private, rotate
 
 VERSION = "0.32"  # whose inside `step_audio.vllm.process` knows: a prompt of ids and embeddings is no public option
 HELP = "docs/engines.md says how to make the environment"
-PERIOD = 2.0  # seconds between an answer and the next question
-PATIENCE = 20.0  # seconds that an answer may take, and on a machine with all cores taken does
+PERIOD = 0.5  # seconds between an answer and the next question
+STOPPED_LOOKS = 2  # at which a process is stopped: not when all were, and go on one after the other
 ENDS_IN = 5.0  # seconds from SIGTERM
 LOOK = """
 import importlib.metadata as m, json
@@ -70,6 +71,8 @@ class VllmProcess:
         self._reaper: Reaper | None = None
         self._lock = threading.Lock()
         self._asked = 0.0  # time.monotonic() of its last answer
+        self._stopped = 0  # looks in a row
+        self._patience = 0.0  # seconds that an answer, or a step of the engine, may take
 
     @property
     def socket(self) -> Path:
@@ -87,6 +90,7 @@ class VllmProcess:
                 return
             self._clear()
             self._packages()
+            self._patience, self._stopped = VllmOptions.read(self.folder / "options.json").patience, 0
             rotate(self.log)
             with open(self.log, "ab", opener=private) as stream:
                 self._process = subprocess.Popen(
@@ -106,14 +110,13 @@ class VllmProcess:
                 raise
 
     def fault(self) -> Death | None:
-        """What has died or hangs, None while all is well or it was never started. Takes PATIENCE where it hangs."""
+        """What has died or hangs, None while all is well or it was never started. Takes the patience where it hangs."""
         process = self._process
         if process is None:
             return None
         if (status := process.poll()) is None:
-            if time.monotonic() - self._asked < PERIOD or self._answers():
-                return None
-            return Death("vLLM does not answer", "tensorrt_llm")
+            text = None if time.monotonic() - self._asked < PERIOD else self._hang(process.pid)
+            return None if text is None else Death(text, "tensorrt_llm")
         name = signal.Signals(-status).name if status < 0 else None
         return Death(f"vLLM ended with status {status}", "tensorrt_llm", signal=name, status=None if name else status)
 
@@ -171,19 +174,29 @@ class VllmProcess:
         except OSError:
             return False
 
-    def _answers(self) -> bool:
-        """It greets who connects, but while it is being started or stopped nobody is to wait for that."""
+    def _hang(self, leader: int) -> str | None:
+        """How it hangs, for people: by a signal, which no load looks like; altogether; or its engine alone.
+
+        It greets who connects, but while it is being started or stopped nobody is to wait for that.
+        """
+        self._stopped = self._stopped + 1 if any(map(processes.stopped, processes.session(leader))) else 0
+        if self._stopped >= STOPPED_LOOKS:
+            return "a process of vLLM's is stopped"
+        if self._stopped:
+            return None
         try:
             with socket.socket(socket.AF_UNIX) as end, reachable(self.socket) as name:
-                end.settimeout(PATIENCE)
+                end.settimeout(self._patience)
                 end.connect(name)
-                receive(end)
+                hello, _ = receive(end)
+                if hello["silent"] > self._patience:
+                    return "vLLM's engine makes no steps"
         except TimeoutError:
-            return False
+            return "vLLM does not answer"
         except (OSError, EOFError, ProtocolError):  # it ends, or is not there yet: `poll` will tell
             pass
         self._asked = time.monotonic()
-        return True
+        return None
 
     def _reason(self) -> str:
         """The first error that its log names: those that follow are its processes' telling each other."""

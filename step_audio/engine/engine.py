@@ -165,6 +165,11 @@ class Engine:
         """False once the engine has ended, by `shutdown` or by a fault of its own; it cannot be revived."""
         return self._thread.is_alive()
 
+    @property
+    def serving(self) -> bool:
+        """Always, for it is where it is asked."""
+        return True
+
     def shutdown(self) -> None:
         """Cancel what is active and end the thread; returns when the last output has been sent."""
         with self._condition:

@@ -6,6 +6,9 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+PATIENCE = 8.0  # seconds
+STEP = 8192  # positions
+
 
 @dataclass(frozen=True)
 class VllmOptions:
@@ -27,6 +30,11 @@ class VllmOptions:
     cpu_kv_cache_bytes: int  # where there is no GPU, and kv_cache_bytes does not say
     gpu_memory_utilization: float  # of the memory of each GPU, weights and all
     stop_ids: tuple[int, ...]  # the tokenizer's own stop tokens, which no guide holds
+
+    @property
+    def patience(self) -> float:
+        """Seconds that a step may take: PATIENCE for one of STEP positions, and in proportion for a larger one."""
+        return PATIENCE * max(1.0, self.max_num_tokens / STEP)
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n", "utf-8")

@@ -35,6 +35,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 
 from step_audio.vllm.options import VllmOptions
 from step_audio.vllm.protocol import HEAD, Arrays, Message, ProtocolError, pack, reachable, sizes_of, unpack
+from step_audio.vllm.pulse import PERIOD, Pulse, keep, processor_time
 
 STATS_PERIOD = 0.05  # seconds
 MAX_LOGPROBS = 20
@@ -50,6 +51,7 @@ class Stats(StatLoggerBase):  # type: ignore[misc]
     latest: ClassVar[dict[str, float]] = {}
     blocks = 0
     reused = 0  # positions, ever
+    made = 0  # steps, ever: of prompts' parts, too, after which no token comes
 
     def __init__(self, vllm_config: Any, engine_index: int = 0):
         self.steps = 0
@@ -61,6 +63,7 @@ class Stats(StatLoggerBase):  # type: ignore[misc]
         if scheduler_stats is None:
             return
         self.steps += 1
+        Stats.made += 1
         Stats.reused += scheduler_stats.prefix_cache_stats.hits
         Stats.latest = {
             "running": scheduler_stats.num_running_reqs,
@@ -291,19 +294,25 @@ async def serve(options: VllmOptions) -> None:
     engine = AsyncLLM.from_engine_args(engine_args(options), stat_loggers=[Stats])
 
     await _warm_up(engine)
+    pulse = Pulse()
+
+    def progress() -> object:
+        return Stats.made, processor_time(os.getpid()) if vllm.platforms.current_platform.is_cpu() else 0
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         client = Client(engine, options, writer, dead)
         cache = engine.vllm_config.cache_config
-        client.send({"do": "hello", "version": vllm.__version__, "block_size": cache.block_size})
-        shown = asyncio.create_task(_show(client))
+        hello = {"do": "hello", "version": vllm.__version__, "block_size": cache.block_size}
+        client.send({**hello, "silent": pulse.silent})
+        shown = [asyncio.create_task(_show(client)), asyncio.create_task(_tell(client, pulse))]
         try:
             async for message, arrays in _messages(reader):
                 client.take(message, arrays)
         except ProtocolError as error:
             log.error("a connection is given up: %s", error)
         finally:
-            shown.cancel()
+            for task in shown:
+                task.cancel()
             client.close()
             writer.close()
 
@@ -312,7 +321,9 @@ async def serve(options: VllmOptions) -> None:
         server = await asyncio.start_unix_server(connected, sock=listener, limit=1 << 20)
         print("vLLM is ready", file=sys.stderr, flush=True)
         waiting = [asyncio.create_task(event.wait()) for event in (stopping, dead)]
+        beating = asyncio.create_task(keep(pulse, progress, partial(_ask, engine)))
         await asyncio.wait([*waiting, asyncio.create_task(_watch(engine, dead))], return_when=asyncio.FIRST_COMPLETED)
+        beating.cancel()
         server.close()
         path.unlink(missing_ok=True)
     if dead.is_set():
@@ -333,6 +344,19 @@ async def _watch(engine: AsyncLLM, dead: asyncio.Event) -> None:
     while not engine.errored:
         await asyncio.sleep(0.1)
     dead.set()
+
+
+async def _ask(engine: AsyncLLM) -> None:
+    """One token, through all that computes tokens."""
+    params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, detokenize=False)
+    async for _ in engine.generate(tokens_input([0]), params, f"pulse-{time.monotonic_ns()}"):
+        pass
+
+
+async def _tell(client: Client, pulse: Pulse) -> None:
+    while True:
+        await asyncio.sleep(PERIOD)
+        client.send({"do": "pulse", "silent": pulse.silent})
 
 
 async def _show(client: Client) -> None:

@@ -8,7 +8,8 @@
 No pickle: neither side runs what the other sends.
 
 To vLLM's process: `generate` (request, answers, sampling; arrays `ids`, int32, and `table`, rows of the model's type),
-`cancel` (request). From it: `hello` first, then `tokens`, `failed` and `stats`.
+`cancel` (request). From it: `hello` first, then `tokens`, `failed`, `stats` and, twice a second, `pulse`. `hello` and
+`pulse` say for how long the engine has been `silent` (`pulse.py`).
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def unpack(header: bytes, body: bytes | bytearray) -> tuple[Message, Arrays]:
 
 def receive(end: socket.socket) -> tuple[Message, Arrays]:
     """The next message. Raises EOFError when the other end is gone, ProtocolError, and TimeoutError where `end` has a
-    timeout."""
+    timeout, be it the kernel's (SO_RCVTIMEO)."""
     header, body = sizes_of(_read(end, HEAD.size))
     return unpack(bytes(_read(end, header)), _read(end, body))
 
@@ -82,8 +83,8 @@ def _read(end: socket.socket, count: int) -> bytearray:
     while view:
         try:
             read = end.recv_into(view)
-        except TimeoutError:
-            raise
+        except (TimeoutError, BlockingIOError):
+            raise TimeoutError("the other end is silent") from None
         except OSError as error:
             raise EOFError(str(error)) from None
         if not read:

@@ -16,7 +16,7 @@ from server_settings import settings_for
 from step_audio.audio import encode_wav
 from step_audio_client import Audio, Sampling, StepAudioClient, user
 from step_audio_server.processes import arguments
-from vllm_stand_in import tokens, write_python
+from vllm_stand_in import ENGINE, tokens, write_python
 from waiting import SECONDS, wait_until
 
 pytestmark = pytest.mark.server
@@ -75,6 +75,35 @@ def test_recordings_reach_it_and_it_is_started_again(serve):
     wait_until(lambda: llm(serve) != first)
     lines = (serve.settings.run_dir / "deaths.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["model"] == "tensorrt_llm"
+
+
+def test_an_engine_that_hangs_behind_its_process_is_started_again(serve):
+    """Streams are under way: they go on when it is back, and nobody is sent here meanwhile."""
+
+    def engine() -> int:
+        (found,) = (pid for pid in serve.family() if arguments(pid)[-1:] == [ENGINE])
+        return found
+
+    async def ask(client: StepAudioClient, words: str):
+        return await client.complete([user(words)], Sampling(max_tokens=400, temperature=0), timeout=4 * SECONDS)
+
+    async def all_at_once():
+        async with StepAudioClient(serve.address) as client:
+            asked = [asyncio.create_task(ask(client, words)) for words in ("one", "two", "three")]
+            await asyncio.sleep(0.5)
+            os.kill(engine(), signal.SIGUSR1)
+            while await client.ready():
+                assert not all(one.done() for one in asked)
+            return await asyncio.gather(*asked)
+
+    wait_until(lambda: serve.get("/ready"))
+    first = llm(serve)
+    answers = asyncio.run(all_at_once())
+    assert [answer.usage.completion_tokens for answer in answers] == [400] * 3
+    serve.wait_for("vLLM's engine makes no steps: starting again")
+    serve.wait_for("ready: ")
+    assert llm(serve) != first and not [line for line in serve.seen if "tritonserver" in line and "again" in line]
+    assert "makes no steps" in (serve.settings.run_dir / "deaths.jsonl").read_text().splitlines()[-1]
 
 
 def test_it_ends_with_the_command(serve):

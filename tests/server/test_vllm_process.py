@@ -12,6 +12,7 @@ from model_fixture import model
 from step_audio.artefacts import Artefacts
 from step_audio.errors import SettingsError
 from step_audio.steps.trtllm.vllm_engine import VllmEngine
+from step_audio.vllm import options as vllm_options
 from step_audio.vllm.options import VllmOptions
 from step_audio_build.planning.profiles import audio_rows
 from step_audio_server import processes, vllm_process
@@ -167,17 +168,47 @@ def test_a_death_is_told_and_the_stub_finds_the_next_one(started):
     engine.shutdown()
 
 
-@pytest.mark.processes
-def test_a_hang_counts_as_a_death(started, monkeypatch):
-    process, _ = started
+@pytest.fixture
+def hasty(monkeypatch):
+    monkeypatch.setattr(vllm_options, "PATIENCE", 1.0)
     monkeypatch.setattr(vllm_process, "PERIOD", 0)
-    monkeypatch.setattr(vllm_process, "PATIENCE", 0.5)
+
+
+def engine_of(process) -> int:
+    (engine,) = processes.session(process.pid) - {process.pid}
+    return engine
+
+
+@pytest.mark.processes
+def test_a_hang_counts_as_a_death(hasty, started, monkeypatch):
+    process, _ = started
+    monkeypatch.setattr(processes, "stopped", lambda pid: False)
     os.kill(process.pid, signal.SIGSTOP)
     assert str(process.fault()) == "vLLM does not answer"
     os.kill(process.pid, signal.SIGCONT)
     wait_until(lambda: process.fault() is None)
     process.kill()
     assert process.fault() is None
+
+
+@pytest.mark.processes
+def test_an_engine_that_hangs_alone_counts_as_a_death(hasty, started):
+    """The process before it greets as ever."""
+    process, _ = started
+    assert process.fault() is None
+    os.kill(engine_of(process), signal.SIGUSR1)
+    wait_until(lambda: process.fault() is not None)
+    death = process.fault()
+    assert (str(death), death.model) == ("vLLM's engine makes no steps", "tensorrt_llm")
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("whose", ["engine", "process"])
+def test_a_process_that_a_signal_has_stopped_is_told_at_the_second_look(hasty, started, whose):
+    process, _ = started
+    os.kill(process.pid if whose == "process" else engine_of(process), signal.SIGSTOP)
+    assert process.fault() is None, "all may have been stopped, and go on one after the other"
+    assert str(process.fault()) == "a process of vLLM's is stopped"
 
 
 @pytest.mark.processes

@@ -8,9 +8,11 @@ import pytest
 
 from step_audio.engine import GenerationRequest, GuideSpec, SamplingParams
 from step_audio.errors import Code, InvalidGuide, InvalidRequest, NotServing, Overloaded, Unsupported
+from step_audio.serving_info import HEARTBEAT
 from step_audio.steps.trtllm.backend import TrtllmBackend
 from step_audio.steps.trtllm.metrics import readings
 from step_audio.steps.trtllm.vllm_engine import VllmEngine
+from step_audio.vllm import options as vllm_options
 from step_audio.vllm.options import VllmOptions
 from step_audio.vllm.protocol import ProtocolError, pack, receive, unpack
 from trtllm_fixture import Client
@@ -206,6 +208,40 @@ def test_a_process_that_dies_is_waited_for(engine, process):
     again.close()
 
 
+def test_an_engine_that_makes_no_steps_is_as_good_as_gone(engine, process):
+    """Its process greets and answers as ever."""
+    asked = Asked(engine)
+    process.wait_for(1)
+    process.pulse.silent = engine.options.patience
+    process.send(do="tokens", request="a", index=0, tokens=[1])
+    wait_until(lambda: asked.outputs)
+    assert engine.serving, "a step may take as long"
+    process.pulse.silent += 0.1
+    assert asked.ended().error.code is Code.SERVER_LOST
+    greeted = len(process.connections)
+    wait_until(lambda: len(process.connections) > greeted + 1)
+    assert not engine.serving, "nor is it taken for another by its greeting"
+    with pytest.raises(NotServing):
+        Asked(engine, "b")
+    process.pulse.silent = 0.0
+    wait_until(lambda: engine.serving)
+
+
+def test_a_process_that_says_nothing_is_given_up(process, monkeypatch):
+    monkeypatch.setattr(vllm_options, "PATIENCE", 0.5)
+    engine = VllmEngine(options(process.folder), max_queue_size=2)
+    wait_until(lambda: engine.serving)
+    asked = Asked(engine)
+    process.telling = False
+    assert asked.ended().error.code is Code.SERVER_LOST
+    engine.shutdown()
+
+
+def test_a_larger_step_may_take_longer(tmp_path):
+    assert options(tmp_path, max_num_tokens=8192).patience == 8
+    assert options(tmp_path, max_num_tokens=65_536).patience == 64
+
+
 def test_the_queue_has_a_bound(engine, process):
     """Two slots, and two that wait for one."""
     asked = [Asked(engine, name) for name in "abcd"]
@@ -261,6 +297,12 @@ def test_behind_the_model_s_inputs_and_outputs(process):
     client.wait_for(1)
     backend.stop("b")
     assert client.wait().errors == ["the answer was stopped"]
+    backend.stop(f"{HEARTBEAT}1")
+    process.close()
+    wait_until(lambda: not backend.engine.serving)
+    with pytest.raises(NotServing):
+        backend.stop(f"{HEARTBEAT}1")
+    backend.stop("b")  # there is nothing of it
     backend.shutdown()
 
 

@@ -15,7 +15,8 @@ from step_audio.engine import Engine, EngineOptions, EngineStats
 from step_audio.engine.options import Matrices, are_matrices
 from step_audio.engine.request import SequenceOutput
 from step_audio.engine.scheduler import Policy, is_policy
-from step_audio.errors import ArtefactError, InvalidRequest, Overloaded
+from step_audio.errors import ArtefactError, InvalidRequest, NotServing, Overloaded
+from step_audio.serving_info import HEARTBEAT
 from step_audio.steps.tensors import MAX_PENDING, MAX_PENDING_BYTES, Failed
 from step_audio.steps.trtllm.request import is_stop, parse
 from step_audio.steps.trtllm.response import ResponseStream, Send, SenderPool
@@ -162,9 +163,14 @@ class TrtllmBackend:
             stream.fail(Failed.of(error).error())
 
     def stop(self, triton_id: str) -> None:
-        """Cancel every request that carries this id; an unknown one is no error. Raises InvalidRequest for none."""
+        """Cancel every request that carries this id; an unknown one is no error. Raises InvalidRequest for none.
+
+        One of a heartbeat is nobody's: it is asked to hear whether the engine serves. Raises NotServing if not.
+        """
         if not triton_id:
             raise InvalidRequest("stop needs the id of the request to stop")
+        if triton_id.startswith(HEARTBEAT) and not self.engine.serving:
+            raise NotServing("the language model is being started")
         with self._lock:
             ids = [i for entry in self._in_flight if entry.triton_id == triton_id for i in entry.engine_ids]
         self._cancel(ids)

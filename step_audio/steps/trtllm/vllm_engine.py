@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import socket
+import struct
 import threading
 import time
 from dataclasses import dataclass, field
@@ -62,6 +63,12 @@ class VllmEngine:
         self._connection: socket.socket | None = None
         self._thread = threading.Thread(target=self._run, name="vllm", daemon=True)
         self._thread.start()
+
+    @property
+    def serving(self) -> bool:
+        """Whether there is a process, and its engine moves."""
+        with self._lock:
+            return self._outgoing is not None
 
     @property
     def alive(self) -> bool:
@@ -149,13 +156,18 @@ class VllmEngine:
                         end.connect(name)
                     self._serve(end)
             except OSError:  # it is not there yet, or not any more
-                self._closing.wait(CONNECT_PERIOD)
+                pass
+            self._closing.wait(CONNECT_PERIOD)
 
     def _serve(self, end: socket.socket) -> None:
-        """Until the other end is gone."""
+        """Until the other end is gone, or hangs: then, too, its requests go on elsewhere."""
         outgoing: queue.SimpleQueue[list[bytes | memoryview] | None] = queue.SimpleQueue()
+        seconds, rest = divmod(self.options.patience, 1)
+        timeout = struct.pack("ll", int(seconds), int(rest * 1e6))
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)  # sending has none: a long prompt may take it
         try:
             hello, _ = receive(end)
+            self._require_pulse(hello)
             sender = threading.Thread(target=_send, args=(end, outgoing), name="vllm-sender", daemon=True)
             sender.start()
             with self._lock:
@@ -164,9 +176,9 @@ class VllmEngine:
             while True:
                 message, _ = receive(end)
                 self._take(message)
-        except (EOFError, ProtocolError) as error:
-            if not self._closing.is_set():
-                log.error("vLLM's process is gone: %s", error)
+        except (EOFError, ProtocolError, TimeoutError) as error:
+            if self.serving and not self._closing.is_set():
+                log.error("vLLM's process is given up: %s", error)
         finally:
             with self._lock:
                 lost, self._active = list(self._active.values()), {}
@@ -176,8 +188,15 @@ class VllmEngine:
             for active in lost:
                 self._end(active, StepAudioError("the language model's process died", code=Code.SERVER_LOST))
 
+    def _require_pulse(self, message: Message) -> None:
+        """Raises EOFError: an engine that hangs is as good as gone."""
+        if message["silent"] > self.options.patience:
+            raise EOFError("its engine makes no steps")
+
     def _take(self, message: Message) -> None:
         match message["do"]:
+            case "pulse":
+                self._require_pulse(message)
             case "stats":
                 with self._lock:
                     self._stats = message

@@ -1,0 +1,94 @@
+"""Whether vLLM's engine moves: by the steps that it makes."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from itertools import count
+
+import pytest
+
+from step_audio.vllm import pulse as pulses
+from step_audio.vllm.pulse import Pulse, keep, processor_time
+from virtual_time import run
+from waiting import wait_until
+
+PATIENCE = 8
+
+
+def test_many_steps_are_no_hang_however_late_the_token_comes():
+    """Of a long prompt, or a full batch."""
+    pulse, steps, asked = Pulse(), count(), []
+
+    async def never():
+        asked.append(1)
+        await asyncio.Event().wait()
+
+    async def watched():
+        watching = asyncio.create_task(keep(pulse, lambda: next(steps) // 10, never))  # a step in five seconds
+        for _ in range(100):
+            await asyncio.sleep(3)
+            assert pulse.silent < PATIENCE
+        watching.cancel()
+
+    run(watched(), pulses)
+    assert len(asked) == 1, "one is enough, while nothing has come of it"
+
+
+def test_an_engine_without_work_is_given_some():
+    pulse, made, highest = Pulse(), [], []
+
+    async def step():
+        await asyncio.sleep(0.1)
+        made.append(1)
+
+    async def watched():
+        watching = asyncio.create_task(keep(pulse, lambda: 0, step))  # its answers count by themselves
+        for _ in range(60):
+            await asyncio.sleep(1)
+            highest.append(pulse.silent)
+        watching.cancel()
+
+    run(watched(), pulses)
+    assert len(made) > 20 and max(highest) <= 1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_engine_that_makes_no_step_is_silent(fails):
+    pulse = Pulse()
+
+    async def step():
+        if fails:
+            raise RuntimeError("no")
+        await asyncio.Event().wait()
+
+    async def watched():
+        watching = asyncio.create_task(keep(pulse, lambda: 7, step))
+        await asyncio.sleep(PATIENCE + 2 * pulses.PERIOD)
+        watching.cancel()
+
+    run(watched(), pulses)
+    assert pulse.silent >= PATIENCE
+
+
+def test_what_is_paused_altogether_does_not_hang():
+    """A virtual machine that is moved: all of it goes on at once."""
+    pulse = Pulse()
+    pulse.look(1, 0.5)
+    pulse.look(1, 3600)
+    assert pulse.silent == 2 * pulses.PERIOD
+
+
+@pytest.mark.processes
+def test_on_a_cpu_work_is_a_sign_of_life():
+    """A step may last for minutes there; a process that a signal has stopped does none."""
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'while True: pass'])"
+    leader = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    try:
+        wait_until(lambda: processor_time(leader.pid) > 0)
+        seen = processor_time(leader.pid)
+        wait_until(lambda: processor_time(leader.pid) > seen)
+    finally:
+        os.killpg(leader.pid, signal.SIGKILL)
+        leader.wait()
