@@ -13,7 +13,7 @@ from step_audio.command_line import Echo
 from step_audio.config import ModelConfig
 from step_audio.conversation import parse_conversation
 from step_audio.errors import ArtefactError, SettingsError
-from step_audio_server import vllm_process
+from step_audio_server import encoder_gpu, vllm_process
 from step_audio_server.adapters import check_ranks, open_adapters
 from step_audio_server.launch import gpu_image
 from step_audio_server.launch.cpu_launch import cpu_launch
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def prepare(settings: ServeSettings, ports: Ports, echo: Echo, claim: Callable[[], None]) -> Launch:
     """`claim` is called before anything is written; it may refuse, too. Raises StepAudioError."""
     if settings.llm == "vllm":
-        return _for_cpu(_of_profile(settings, echo), ports, echo, claim)
+        return _for_vllm(settings, ports, echo, claim)
     if settings.profile is None:
         return _for_cpu(settings, ports, echo, claim)
     return _for_gpus(settings, settings.profile, ports, echo, claim)
@@ -41,26 +41,44 @@ def prepare(settings: ServeSettings, ports: Ports, echo: Echo, claim: Callable[[
 
 def _for_cpu(settings: ServeSettings, ports: Ports, echo: Echo, claim: Callable[[], None]) -> Launch:
     gpu_image.require_no_gpu_image()
-    if settings.llm == "vllm" and settings.llm_python is not None:
-        echo(f"vLLM {vllm_process.check(settings.llm_python)}: {settings.llm_python}")
     model, artefacts = build_for_cpu(settings, echo, claim)
+    return _launch(settings, model, artefacts, ports)
+
+
+def _for_vllm(settings: ServeSettings, ports: Ports, echo: Echo, claim: Callable[[], None]) -> Launch:
+    gpu_image.require_no_gpu_image()
+    assert settings.llm_python is not None
+    found = vllm_process.check(settings.llm_python)
+    echo(f"vLLM {found.version}: {settings.llm_python}")
+    model = ModelConfig.from_directory(settings.checkpoint)
+    settings = _of_profile(settings, model, echo)
+    device = settings.encoder_device or ("cuda" if found.on_gpus else "cpu")
+    if device == "cuda":
+        echo(f"audio encoder: torch {encoder_gpu.check()} on GPU {encoder_gpu.first()}")
+    settings = settings.model_copy(update={"encoder_device": device})
+    artefacts = _build_for_vllm(settings, model, echo, claim)
+    write_options(settings, model, artefacts)
+    return _launch(settings, model, artefacts, ports)
+
+
+def _launch(settings: ServeSettings, model: ModelConfig, artefacts: Artefacts, ports: Ports) -> Launch:
     installation = Installation.find()
     repository = assemble(settings, model, artefacts)
-    if settings.llm == "vllm":
-        write_options(settings, model, artefacts)
     backends = assemble_backends(settings.run_dir, installation.backends, installation.stub)
     return cpu_launch(installation, repository, backends, ports, settings.drain_timeout)
 
 
-def _of_profile(settings: ServeSettings, echo: Echo) -> ServeSettings:
-    """With a profile's ranks and limits, for vLLM. Raises SettingsError."""
+def _of_profile(settings: ServeSettings, model: ModelConfig, echo: Echo) -> ServeSettings:
+    """With a profile's ranks, limits and share of memory, for vLLM. Raises SettingsError for one that does not fit."""
     from step_audio_build.planning.profiles import audio_rows, load_profile
+    from step_audio_build.planning.vllm_plan import plan_vllm
 
     if settings.profile is None:
         return settings
     profile = load_profile(settings.profile)
-    if profile.precision != "bfloat16":
-        raise SettingsError(f"profile {profile.name} is of {profile.precision}, and vLLM is given bfloat16 here")
+    plan = plan_vllm(profile, model, settings.gpu_memory_utilization)
+    if not plan.fits:
+        raise SettingsError(f"{plan.reasons[0]} See `step-audio plan --llm vllm --profile {profile.name}`")
     echo(f"profile {profile.name}: {profile.gpus} x {profile.gpu.name}")
     decided = {
         "profile": None,
@@ -69,20 +87,23 @@ def _of_profile(settings: ServeSettings, echo: Echo) -> ServeSettings:
         "max_seq_len": profile.max_seq_len,
         "max_batch_size": profile.max_batch_size,
         "max_num_tokens": profile.max_num_tokens,
+        "gpu_memory_utilization": plan.utilization,
         "max_prompt_table_rows": audio_rows(profile.max_audio_seconds),
     }
+    if "encoder_batch_clips" not in settings.model_fields_set:  # the default is for a CPU
+        decided["encoder_batch_clips"] = profile.encoder_batch_clips
     return settings.model_copy(update=decided)
 
 
 def build_for_cpu(
     settings: ServeSettings, echo: Echo, claim: Callable[[], None] = lambda: None
 ) -> tuple[ModelConfig, Artefacts]:
-    """Everything that a server without a GPU needs. Raises StepAudioError; interrupted, the next call goes on."""
+    """Everything that a server with our engine needs. Raises StepAudioError; interrupted, the next call goes on."""
     from step_audio_build.artefacts.lock import building
     from step_audio_build.stages.cpu_build import CpuBuild, build
 
     model = ModelConfig.from_directory(settings.checkpoint)
-    render(parse_conversation([{"role": "user", "content": "hello"}]), settings.chat_template)  # a broken one, now
+    _try_template(settings)
     adapters = open_adapters(settings, model)
     job = CpuBuild(
         checkpoint=settings.checkpoint,
@@ -92,11 +113,34 @@ def build_for_cpu(
         dtype=settings.dtype,
         length_rule=settings.length_rule,
         limits=engine_limits(settings, model, max((one.rank for one in adapters.values()), default=0)),
-        for_vllm=settings.llm == "vllm",
     )
     claim()
     with building(settings.work_dir, echo):
         return model, build(job, echo)
+
+
+def _build_for_vllm(settings: ServeSettings, model: ModelConfig, echo: Echo, claim: Callable[[], None]) -> Artefacts:
+    """The same for vLLM, which reads the published shards."""
+    from step_audio_build.artefacts.lock import building
+    from step_audio_build.stages.cpu_build import VllmBuild, build_for_vllm
+
+    _try_template(settings)
+    job = VllmBuild(
+        checkpoint=settings.checkpoint,
+        work_dir=settings.work_dir,
+        dtype=settings.dtype,
+        length_rule=settings.length_rule,
+        limits=engine_limits(settings, model),
+        encoder_on_gpu=settings.encoder_device == "cuda",
+    )
+    claim()
+    with building(settings.work_dir, echo):
+        return build_for_vllm(job, echo)
+
+
+def _try_template(settings: ServeSettings) -> None:
+    """A broken one is told before anything is built."""
+    render(parse_conversation([{"role": "user", "content": "hello"}]), settings.chat_template)
 
 
 def engine_limits(settings: ServeSettings, model: ModelConfig, max_lora_rank: int = 0) -> BuildConfig:

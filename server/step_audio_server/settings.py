@@ -38,7 +38,7 @@ DECIDED_BY_PROFILE = (
     "decoder_matrices",
 )  # fmt: skip
 NOT_WITH_VLLM = {"decoder_matrices", "batch_scheduler_policy", "lora_modules"}
-ONLY_WITH_VLLM = {"llm_python", "gpu_memory_utilization"}
+ONLY_WITH_VLLM = {"llm_python", "gpu_memory_utilization", "encoder_device"}
 
 
 def _words(value: Any) -> Any:
@@ -86,7 +86,13 @@ class ServeSettings(Settings):
     )
     llm_python: Path | None = Field(None, description="of --llm vllm: Python of an environment that has vLLM")
     gpu_memory_utilization: float | None = Field(
-        None, gt=0, le=1, description="of --llm vllm: share of each GPU's memory, weights and all (default: 0.9)"
+        None,
+        gt=0,
+        le=1,
+        description="of --llm vllm: share of each GPU's memory, weights and all (default: 0.9, or what `plan` says)",
+    )
+    encoder_device: Literal["cpu", "cuda"] | None = Field(
+        None, description="of --llm vllm: where the audio encoder runs (default: where vLLM does, on GPU 0)"
     )
     tp: PositiveInt = Field(
         4,

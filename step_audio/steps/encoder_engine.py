@@ -36,7 +36,7 @@ Clip = tuple[ClipKey, Float32Array | None]  # what it is known by, and its featu
 
 
 class EncoderEngine(Protocol):
-    """What computes the encoder: ONNX Runtime or OpenVINO on a CPU, TensorRT on a GPU."""
+    """What computes the encoder: ONNX Runtime or OpenVINO on a CPU, TensorRT or, beside vLLM, torch on a GPU."""
 
     max_clips: float  # in one run
 
@@ -97,14 +97,26 @@ def load_engine(path: Path, large: bool = False) -> EncoderEngine:
     return OnnxEncoderEngine(path)
 
 
+def _engine_of(runtime: Runtime) -> EncoderEngine:
+    audio = runtime.model.audio
+    if runtime.encoder_gpu is not None:
+        from step_audio.steps.torch_encoder import TorchEncoderEngine
+
+        return TorchEncoderEngine(
+            runtime.encoder_file, audio, runtime.length_rule, runtime.table_dtype, runtime.encoder_batch_clips,
+            runtime.encoder_gpu,
+        )  # fmt: skip
+    large = audio.n_audio_state >= LARGE and runtime.table_dtype == "bfloat16"
+    return load_engine(runtime.encoder_file, large)
+
+
 class ClipEncoder:
     """Log-mel of clips to their rows of the prompt table; clips of similar length share a run."""
 
     def __init__(self, runtime: Runtime, engine: EncoderEngine | None = None):
         self.runtime = runtime
         self.n_mels = runtime.model.audio.n_mels
-        large = runtime.model.audio.n_audio_state >= LARGE and runtime.table_dtype == "bfloat16"
-        self.engine = engine or load_engine(runtime.encoder_file, large)
+        self.engine = engine or _engine_of(runtime)
 
     def encode(self, clips: Sequence[Float32Array]) -> list[Float32Array]:
         """Per clip float32 [n_mels, frames] -> float32 [rows, llm_dim]."""

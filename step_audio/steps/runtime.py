@@ -55,7 +55,8 @@ class Runtime(Strict):
     model: ModelConfig
     name: str  # of the checkpoint, for people
     tokenizer_file: Path
-    encoder_file: Path
+    encoder_file: Path  # ONNX, a plan of TensorRT's or, with encoder_gpu, the checkpoint's folder
+    encoder_gpu: str | None = None  # for torch, as CUDA_VISIBLE_DEVICES names it
     chat_template: str  # "default", "published", or a path
     length_rule: LengthRule
     max_seq_len: PositiveInt

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+GPU_MEMORY_UTILIZATION = 0.9  # vLLM's own default
 PATIENCE = 8.0  # seconds
 STEP = 8192  # positions
 

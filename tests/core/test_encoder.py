@@ -19,6 +19,8 @@ from step_audio_build.convert.export_encoder import export_encoder
 from step_audio_build.convert.make_tiny import make_tiny
 
 torch = Lazy("torch")
+OnnxEncoderEngine = Lazy("step_audio.steps.encoder_engine:OnnxEncoderEngine")
+TorchEncoderEngine = Lazy("step_audio.steps.torch_encoder:TorchEncoderEngine")
 AudioEncoder = Lazy("step_audio.encoder:AudioEncoder")
 load_encoder = Lazy("step_audio.encoder:load_encoder")
 
@@ -114,6 +116,25 @@ def test_batch_does_not_change_a_clip(models, rule):
             torch.testing.assert_close(row[:count], alone[:count], atol=1e-5, rtol=0)
             assert not row[count:].any()
             assert count == 0 or row[count - 1].any()
+
+
+@pytest.mark.parametrize(("dtype", "least"), [("float32", 0.999999), ("bfloat16", 0.995)])
+@pytest.mark.parametrize("rule", ["L", "L-2"])
+def test_torch_s_engine_has_the_rows_of_onnx_runtime_s(tiny, exported, rule, dtype, least):
+    """As it runs on a GPU beside vLLM, here on the CPU: clips of different lengths in one run, row by row."""
+    directory, config = tiny
+    frames = np.array([27, 300, 2500, 1201], np.int64)
+    features = np.zeros((4, 128, 2500), np.float32)
+    for row, length in zip(features, frames, strict=True):
+        row[:, :length] = random_mel(int(length))[0]
+    ours = TorchEncoderEngine(directory, config.audio, rule, dtype, max_clips=4, gpu=None).run(features, frames)
+    theirs = OnnxEncoderEngine(exported[rule][0]).run(features, frames)
+    assert ours.dtype == np.float32 and ours.shape == theirs.shape
+    for length, mine, its in zip(frames, ours, theirs, strict=True):
+        count = tokens(int(length), rule)
+        norms = np.linalg.norm(mine[:count], axis=1) * np.linalg.norm(its[:count], axis=1)
+        assert ((mine[:count] * its[:count]).sum(axis=1) / norms).min() >= least
+        assert not mine[count:].any()
 
 
 def reference(weights: dict, config: AudioEncoderConfig, mel: np.ndarray, masked: int) -> np.ndarray:

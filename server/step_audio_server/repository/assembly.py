@@ -18,6 +18,7 @@ from step_audio.config import ModelConfig
 from step_audio.generation_config import pace_of, suggestions_of
 from step_audio.lora import task_id
 from step_audio.steps.runtime import Runtime
+from step_audio_server import encoder_gpu
 from step_audio_server.assets import asset
 from step_audio_server.repository.sampling_inputs import ensemble_values, llm_values, taken
 from step_audio_server.repository.template import fill
@@ -47,6 +48,7 @@ def assemble(settings: ServeSettings, model: ModelConfig, artefacts: Artefacts, 
         name=settings.checkpoint.resolve().name,
         tokenizer_file=artefacts.tokenizer_file,
         encoder_file=artefacts.encoder_file,
+        encoder_gpu=encoder_gpu.first() if settings.encoder_device == "cuda" else None,
         chat_template=settings.chat_template,
         length_rule=settings.length_rule,
         max_seq_len=settings.resolved_max_seq_len(model),

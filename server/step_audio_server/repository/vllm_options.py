@@ -6,10 +6,9 @@ import json
 
 from step_audio.artefacts import Artefacts
 from step_audio.config import ModelConfig
-from step_audio.vllm.options import VllmOptions
+from step_audio.vllm.options import GPU_MEMORY_UTILIZATION, VllmOptions
 from step_audio_server.settings import ServeSettings
 
-GPU_MEMORY_UTILIZATION = 0.9
 SPARE = 256  # positions: vLLM keeps a block for itself, and blocks, of 128 at most, are whole
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
