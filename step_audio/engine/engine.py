@@ -53,6 +53,8 @@ class Engine:
     `model`: the spec and weights if they are in memory already, instead of `options.engine_dir`.
     """
 
+    serving = True  # always, where it is asked
+
     def __init__(self, options: EngineOptions, model: tuple[EngineSpec, Weights] | None = None):
         spec, weights = model or load_engine(options.engine_dir)
         num_blocks = options.num_blocks(spec)
@@ -164,11 +166,6 @@ class Engine:
     def alive(self) -> bool:
         """False once the engine has ended, by `shutdown` or by a fault of its own; it cannot be revived."""
         return self._thread.is_alive()
-
-    @property
-    def serving(self) -> bool:
-        """Always, for it is where it is asked."""
-        return True
 
     def shutdown(self) -> None:
         """Cancel what is active and end the thread; returns when the last output has been sent."""

@@ -43,7 +43,8 @@ class TorchEncoderEngine:
 
         if gpu is not None and not torch.cuda.is_available():
             raise ArtefactError(f"the audio encoder is to run on GPU {gpu}, and torch {torch.__version__} finds none")
-        self.torch, self.max_clips = torch, max_clips
+        self.torch = torch
+        self.max_clips: float = max_clips
         self.device = torch.device("cpu" if gpu is None else "cuda:0")
         self.dtype: torch.dtype = getattr(torch, dtype)
         try:

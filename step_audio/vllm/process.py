@@ -39,6 +39,7 @@ from step_audio.vllm.pulse import PERIOD, Pulse, keep, processor_time
 
 STATS_PERIOD = 0.05  # seconds
 MAX_LOGPROBS = 20
+SEEDS = 1 << 64  # a larger one would take the engine down
 ANY_JSON = "{}"
 ROW_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -184,7 +185,7 @@ class VllmAnswer:
         sampling = message["sampling"]
         logprobs = self._top if self._top else (0 if self._log_probs else None)
         self.params = SamplingParams(
-            **{**sampling, "seed": sampling["seed"] + index},
+            **{**sampling, "seed": (sampling["seed"] + index) % SEEDS},
             max_tokens=message["max_tokens"],
             stop_token_ids=self._ends,
             ignore_eos=True,

@@ -159,7 +159,7 @@ def test_gpu_image_whose_numpy_is_not_the_image_s_is_refused(image_root):
 
 @pytest.mark.processes
 @pytest.mark.parametrize("lacking", ["", "version"])
-def test_vllm_image_has_two_environments_that_do_not_know_each_other(tmp_path, lacking):
+def test_vllm_image_has_two_environments_of_which_ours_sees_the_other_s_torch(tmp_path, lacking):
     for needed in ("opt/tritonserver/backends/python/triton_python_backend_stub", ENTRYPOINT.lstrip("/")):
         executable(tmp_path / needed, "")
     for name in ("tritonserver", "id", "install"):
@@ -175,7 +175,7 @@ def test_vllm_image_has_two_environments_that_do_not_know_each_other(tmp_path, l
         "site = next(venv.glob('lib/python3.*')) / 'site-packages'\n"
         "named = [pathlib.Path(word).read_text() for word in sys.argv if word.endswith('.txt')]\n"
         "for name, version in re.findall(r'^([a-z0-9-]+)==(\\S+)', '\\n'.join(named), re.M):\n"
-        "    info = site / f'{name}-{version}.dist-info'\n"
+        "    info = site / f'{name.replace(chr(45), chr(95))}-{version}.dist-info'\n"
         "    info.mkdir()\n"
         "    (info / 'METADATA').write_text(f'Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n')\n"
         "if '--editable' in sys.argv:\n"
@@ -192,11 +192,16 @@ def test_vllm_image_has_two_environments_that_do_not_know_each_other(tmp_path, l
     engine, ours = (next((tmp_path / "opt" / name / "lib").glob("python3.*")) for name in ("vllm", "step-audio"))
     assert list(engine.glob("site-packages/vllm-*")) and not list(ours.glob("site-packages/vllm-*"))
     assert list(ours.glob("site-packages/numpy-*")) and not list(engine.glob("site-packages/tritonclient-*"))
+    script = "import importlib.metadata as m, sys; print(*map(m.version, sys.argv[1:]))"
+    python = tmp_path / "opt/step-audio/bin/python3"
+    said = subprocess.run([python, "-c", script, "torch", "numpy"], capture_output=True, text=True, check=True).stdout
+    assert said.split() == [lock("vllm-engine")["torch"], lock("vllm")["numpy"]], "its torch, behind our own packages"
 
 
 def test_vllm_s_version_is_the_one_that_serve_asks_for():
     assert pins()["VLLM_VERSION"].rpartition(".")[0] == vllm_process.VERSION
     assert lock("vllm-engine")["vllm"] == pins()["VLLM_VERSION"]
+    assert lock("vllm-engine")["torch"] == pins()["TORCH_VERSION"], "the audio encoder's, too"
     assert lock("vllm-engine")["xgrammar"] == lock("vllm")["xgrammar"], "the guides that one writes, the other reads"
 
 

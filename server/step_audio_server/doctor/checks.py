@@ -83,7 +83,7 @@ class Examination:
                 ("programs", lambda: image.programs(self.profile)),
             ]
         else:
-            checks += self._without_tensorrt()
+            checks += [*self._without_tensorrt(), ("audio encoder", cpu.encoder)]
         return self._all(checks)
 
     def _on_cpu(self) -> bool:

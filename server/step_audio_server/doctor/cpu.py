@@ -10,7 +10,7 @@ from pathlib import Path
 
 from step_audio.errors import StepAudioError
 from step_audio.extras import install
-from step_audio_server import vllm_process
+from step_audio_server import encoder_gpu, vllm_process
 from step_audio_server.doctor.finding import Finding, fault, ok
 from step_audio_server.launch.installation import Installation
 from step_audio_server.launch.launch import python_environment
@@ -51,6 +51,15 @@ def vllm(python: Path) -> Finding:
     except StepAudioError as error:
         said, _, advice = str(error).rpartition(": ")
         return fault("vLLM", said, advice)
+
+
+def encoder() -> Finding:
+    """What the audio encoder computes with beside vLLM on GPUs."""
+    try:
+        return ok("audio encoder", f"torch {encoder_gpu.check()} on GPU {encoder_gpu.first()}")
+    except StepAudioError as error:
+        said, _, advice = str(error).partition(": ")
+        return fault("audio encoder", said, advice)
 
 
 def runtimes() -> Finding:
