@@ -109,6 +109,15 @@ class Checkpoint:
 
 
 def _read_index(path: Path) -> dict[str, str]:
+    weight_map = read_weight_map(path)
+    missing = sorted({name for name in weight_map.values() if not (path.parent / name).is_file()})
+    if missing:
+        raise CheckpointError(f"{path.name} names files that are not there: {_first(missing)}; download them again")
+    return weight_map
+
+
+def read_weight_map(path: Path) -> dict[str, str]:
+    """Of an index: tensor -> file, whether that is there or not. Raises CheckpointError."""
     try:
         weight_map: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         plain = all(isinstance(name, str) and Path(name).name == name for name in weight_map.values())
@@ -116,9 +125,6 @@ def _read_index(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path.name} is malformed: it needs a weight_map of tensor names to files") from None
     if not weight_map or not plain:
         raise CheckpointError(f"{path.name}: weight_map must name files of the same directory")
-    missing = sorted({name for name in weight_map.values() if not (path.parent / name).is_file()})
-    if missing:
-        raise CheckpointError(f"{path.name} names files that are not there: {_first(missing)}; download them again")
     return weight_map
 
 

@@ -20,6 +20,13 @@ def checkpoint_faults(directory: Path) -> list[str]:
         return [f"checkpoint directory {directory} does not exist"]
     try:
         files = sorted(file for pattern in READ for file in directory.glob(pattern))
+        if astray := [file.name for file in files if file.is_symlink() and not file.exists()]:
+            return [
+                f"{astray[0]} is a link to a file that is not here, as in a hub's cache without its blobs: give a "
+                "directory that holds the files themselves, such as `hf download MODEL --local-dir DIR` makes"
+            ]
+        if folders := [file.name for file in files if file.is_dir()]:
+            return [f"{folders[0]} is a folder, where a file of that name is read: move it away"]
         pointers = [file.name for file in files if is_lfs_pointer(file)]
     except OSError as error:
         return [f"{error.filename} cannot be read ({error.strerror}): chmod -R a+rX {directory}"]

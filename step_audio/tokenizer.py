@@ -113,7 +113,11 @@ class Tokenizer:
         """Read `tokenizer.json`; without one, convert `vocab.json` + `merges.txt` by means of transformers."""
         directory = Path(directory)
         if (directory / "tokenizer.json").is_file():
-            return cls((directory / "tokenizer.json").read_text(encoding="utf-8"))
+            try:
+                text = (directory / "tokenizer.json").read_text(encoding="utf-8")
+            except ValueError:  # no UTF-8
+                raise CheckpointError("tokenizer.json is not text: download it again") from None
+            return cls(text)
         if not all((directory / name).is_file() for name in ("vocab.json", "merges.txt")):
             raise CheckpointError(f"{directory} has neither tokenizer.json nor vocab.json with merges.txt")
         try:

@@ -18,6 +18,7 @@ from step_audio_build.stages import build as stages
 from step_audio_build.stages.convert import ConvertStage
 from step_audio_build.stages.layout import BuildJob
 from step_audio_build.stages.repository import read_built
+from step_audio_server.doctor import host
 
 
 def test_serving_refuses_what_is_not_its_own(tiny, built, machine, tmp_path):
@@ -51,6 +52,13 @@ def test_serving_refuses_what_is_not_its_own(tiny, built, machine, tmp_path):
     assert "rank2.engine has 5 bytes" in refusal()
     (built.engine / "rank2.engine").unlink()
     assert "rank2.engine is missing" in refusal()
+
+
+def test_doctor_says_what_serving_would_refuse(tiny, built, machine):
+    assert host.engines(PROFILE, built.work, tiny).status == "ok"
+    other = host.engines(PROFILE.model_copy(update={"max_seq_len": 8192}), built.work, None)
+    assert other.status == "fault" and "was built with max_seq_len 16384, not 8192" in other.found
+    assert other.advice == f"run `step-audio build --profile {PROFILE.name}` again"
 
 
 def test_served_as_it_was_built(tiny, built, machine, again):

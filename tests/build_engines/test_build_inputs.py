@@ -4,6 +4,7 @@ The hub is a small server here, asked by the real client.
 """
 
 import json
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -180,7 +181,40 @@ def test_room_for_everything_before_the_first_weight(hub, tiny, tmp_path, monkey
     settings = job_for(tmp_path / "work", model=f"someone/tiny@{COMMIT}").settings
     with pytest.raises(StepAudioError, match="stages download to convert: "):
         stages.build(settings, lambda line: None, last="convert")
-    assert fetched(hub) == ["config.json"] and not (tmp_path / "work").exists()
+    assert fetched(hub) == ["config.json", "model.safetensors.index.json"] and not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda index: index["weight_map"].update(odd="model-9.safetensors"),
+            "lacks model-9.safetensors, which its mod",
+        ),
+        (
+            lambda index: index["weight_map"].pop("encoder.conv1.weight"),
+            "has no encoder.conv1.weight: it is not a Step",
+        ),
+        (lambda index: index.pop("weight_map"), "model.safetensors.index.json is malformed"),
+    ],
+)
+def test_a_revision_that_is_not_whole_is_seen_before_its_weights_are_fetched(
+    spoil, message, tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    index = json.loads((tiny / "model.safetensors.index.json").read_text())
+    spoil(index)
+    odd = tmp_path / "odd"
+    shutil.copytree(tiny, odd)
+    (odd / "model.safetensors.index.json").write_text(json.dumps(index))
+    with hub_of(odd) as hub:
+        monkeypatch.setattr(DownloadStage.__init__, "__defaults__", (hub.endpoint,))
+        settings = job_for(tmp_path / "work", model=f"someone/tiny@{COMMIT}").settings
+        _, lacking = stages.describe(settings)
+        assert len(lacking) == 1 and message in lacking[0]
+        with pytest.raises(StepAudioError, match=message):
+            stages.build(settings, lambda line: None, last="convert")
+    assert not [name for name in fetched(hub) if name.endswith(".safetensors")]
 
 
 def test_the_decoder_as_a_qwen2_model(tiny, tmp_path):

@@ -53,9 +53,23 @@ def wrong_index(checkpoint):
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def cache_without_blobs(checkpoint):
+    """As a hub's snapshot is in a container that has its folder alone."""
+    shard(checkpoint).unlink()
+    shard_name = "model-00001-of-00002.safetensors"
+    (checkpoint / shard_name).symlink_to(checkpoint.parent / "blobs/4d7a2146")
+
+
+def folder_of_shards(checkpoint):
+    (checkpoint / "old.safetensors").mkdir()
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
+        (cache_without_blobs, ["is a link to a file that is not here"]),
+        (folder_of_shards, ["old.safetensors is a folder"]),
+        (lambda here: (here / "tokenizer.json").write_bytes(b"\xff\xfe"), ["tokenizer.json is not text"]),
         (pointers, ["and 2 more are git-lfs pointers, not the file: run `git lfs install` and `git lfs pull` in "]),
         (lambda here: (here / "tokenizer.json").write_bytes(POINTER), ["tokenizer.json is a git-lfs pointer"]),
         (lambda here: (here / "tokenizer.json").unlink(), ["neither tokenizer.json nor vocab.json with merges.txt"]),

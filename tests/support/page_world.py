@@ -33,17 +33,22 @@ from step_audio_build.stages.calibration import DEFAULT_DATA
 from step_audio_build.stages.cpu_build import default_work_dir
 from step_audio_gateway import command as gateway_command
 from step_audio_server.commands.cli import _parser, main
+from step_audio_server.records import FILE as DEATHS
 from step_audio_server.settings import ServeSettings
 
 # What each host of the guides has where, when nothing else is said: container's folder -> host's.
 MOUNTS = {"/engines": "/data/engines", "/weights": "/data/weights", "/models": "/data/models", "/tmp": "/container/tmp"}
+# What our image has where nothing is mounted over it (docker/Dockerfile).
+IMAGE_FOLDERS = {"/engines": "/container/engines", "/weights": "/container/weights", "/opt": "/container/opt"}
+ADAPTERS = ("data/models/terse", "data/models/medical")
+RUN_FOLDER = "server-8001"  # of a work directory, once it has been served from
 WEIGHTS = ("data/weights/Step-Audio-R1.1", "data/models/Step-Audio-R1.1", "data/model", "here/Step-Audio-R1.1")
 # Programs that only have to be called: others' tests are about what they are given, or nothing here can be.
 OTHERS = (
     "apt-get", "aiperf", "curl", "dpkg", "gpg", "kubectl", "less", "make", "mpirun", "nvidia-ctk", "nvidia-smi", "pip",
     "python", "python3", "reboot", "sh", "systemctl", "tail", "tee", "trtllm-build", "wget",
 )  # fmt: skip
-REQUESTING = ("docker", "helm", "hf", "sudo", "step-audio", *OTHERS)
+REQUESTING = ("base64", "docker", "helm", "hf", "sudo", "step-audio", *OTHERS)
 
 EMPTY: Mapping[str, str] = {}
 VLLM_IMAGE = dict(re.findall(r"(STEP_AUDIO_LLM\w+)=(\S+)", (ROOT / "docker/Dockerfile.vllm").read_text("utf-8")))
@@ -82,7 +87,8 @@ class PageWorld:
         (self.here / ".venv/bin/activate").touch()
         for name in ("question.wav", "mmsu.jsonl"):
             (self.here / name).touch()
-        (root / "data/engines").mkdir(parents=True)
+        for folder in ("data/engines", *ADAPTERS):
+            (root / folder).mkdir(parents=True)
         self.bin = root / "bin"
         for name in (*REQUESTING, *REAL):
             path = self.bin / name
@@ -96,6 +102,12 @@ class PageWorld:
 
     def run(self, script: str) -> list[str]:
         """What was refused, one sentence each; none where all of it works."""
+        if "install -d" in script:  # the page makes it
+            (self.root / "data/engines").rmdir()
+        if "/deaths.jsonl" in script:  # it tells of a server that has run, and died
+            for name in (DEATHS, "tritonserver.log", "tritonserver.log.1"):
+                (self.root / "data/engines" / RUN_FOLDER).mkdir(exist_ok=True)
+                (self.root / "data/engines" / RUN_FOLDER / name).touch()
         for pipe in ("asked", "answer"):
             os.mkfifo(self.root / pipe)
         ended = threading.Event()
@@ -139,8 +151,22 @@ class PageWorld:
                 return self.do(rest, environment)
             case ["docker", *rest]:
                 return self._docker(rest, environment)
-            case ["helm", ("install" | "upgrade"), _, chart, *rest] if chart.startswith("deploy/"):
-                self._helm(rest)
+            case ["helm", *rest]:
+                for flag, value in pairwise(rest):
+                    if flag == "--values":
+                        self._exists(self.place / value)
+                if rest[0] in ("install", "upgrade") and rest[2].startswith("deploy/"):
+                    self._exists(self.place / rest[2] / "Chart.yaml")
+                    self._helm(rest[3:])
+            case ["base64", *_, file]:
+                self._exists(self.place / file)
+            case ["tail" | "less", *_, file]:
+                self._exists(self.path(file))
+            case ["aiperf", *rest]:
+                self._exists(self.place / rest[rest.index("--tokenizer") + 1])
+            case ["mpirun", *rest]:
+                if len(places := {word for word in rest if word.startswith("--model-repository=")}) > 1:
+                    raise Refused(f"the ranks serve different repositories: {', '.join(sorted(places))}")
             case ["sed" | "grep", *rest]:
                 files = [str(self.path(word)) if word.startswith("/engines") else word for word in rest]
                 done = subprocess.run(
@@ -219,8 +245,11 @@ class PageWorld:
 
     def _mapped(self, word: str) -> str:
         flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
-        known = any(value == inside or value.startswith(f"{inside}/") for inside in self.mounts)
-        return f"{flag}{equals}{self.path(value)}" if known else word
+        if not value.startswith("/"):
+            return word
+        if not any(value == inside or value.startswith(f"{inside}/") for inside in self.mounts):
+            raise Refused(f"{value} is in no folder that there is")  # and would be one of this very machine
+        return f"{flag}{equals}{self.path(value)}"
 
     def _main(self, given: list[str]) -> str:
         with chdir(self.place), redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
@@ -247,6 +276,8 @@ class PageWorld:
         checkpoint = (self.place / settings.checkpoint).resolve()
         if not any((checkpoint / name).is_file() for name in CONFIG_FILES):
             raise Refused(f"there is no checkpoint {checkpoint.relative_to(self.root)}")
+        for folder in settings.adapters.values():
+            self._exists(self.path(str(folder)))
         if settings.profile is not None and settings.llm != "vllm":
             found = self.built.get(((self.place / settings.work_dir).resolve(), settings.profile))
             if found is None or found.resolve() != checkpoint:
@@ -299,7 +330,11 @@ class PageWorld:
         for outside in mounts.values():
             if not outside.startswith("/volumes/"):
                 self._exists(self.root / outside.lstrip("/"))
-        before, self.mounts, self.image = self.mounts, dict(mounts), dict(image)
+        before, self.mounts, self.image = (
+            self.mounts,
+            {**mounts, **{inside: outside for inside, outside in IMAGE_FOLDERS.items() if inside not in mounts}},
+            dict(image),
+        )
         try:
             for given in our_commands(list(words)):
                 self._ours(given)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from step_audio.checkpoint import expected_tensors
+from step_audio.checkpoint import INDEX_FILE, expected_tensors, read_weight_map
 from step_audio.checkpoint_faults import checkpoint_faults, require_whole
 from step_audio.config import CONFIG_FILES, ModelConfig
 from step_audio.errors import CheckpointError
@@ -79,8 +81,24 @@ class DownloadStage:
 
     @cached_property
     def faults(self) -> list[str]:
-        """Of a checkpoint that is here, what a later stage would stumble over."""
-        return checkpoint_faults(self.job.checkpoint) if self.job.settings.model is None else []
+        """What a later stage would stumble over: of a checkpoint that is here, or by the index of one that is not."""
+        if self.job.settings.model is None:
+            return checkpoint_faults(self.job.checkpoint)
+        here = self.manifest_path.is_file()  # and was found whole
+        return [] if here or INDEX_FILE not in {file.name for file in self.remote[1]} else self._remote_faults()
+
+    def _remote_faults(self) -> list[str]:
+        """A revision may lack shards, or be of another kind of model: seen before tens of gigabytes are fetched."""
+        with self._small_file(INDEX_FILE) as path:
+            try:
+                placed = read_weight_map(path)
+            except CheckpointError as error:
+                return [f"{self.model}: {error}"]
+        if absent := sorted(set(placed.values()) - {file.name for file in self.remote[1]}):
+            return [f"{self.model} lacks {absent[0]}, which its {INDEX_FILE} names: choose another revision"]
+        if missing := [name for name in expected_tensors(self.job.model) if name not in placed]:
+            return [f"{self.model} has no {missing[0]}: it is not a Step-Audio-R1 model, or not all of it"]
+        return []
 
     @property
     def manifest_path(self) -> Path:
@@ -124,14 +142,20 @@ class DownloadStage:
 
     def peek(self) -> ModelConfig:
         """The model's configuration before anything is downloaded; it tells how large everything else becomes."""
+        name = next(name for name in CONFIG_FILES if any(file.name == name for file in self.remote[1]))
+        with self._small_file(name) as path:
+            return ModelConfig.from_directory(path.parent)
+
+    @contextlib.contextmanager
+    def _small_file(self, name: str) -> Iterator[Path]:
+        """One of the model's, for a look at it."""
         from huggingface_hub import hf_hub_download
 
-        commit, files = self.remote
-        name = next(name for name in CONFIG_FILES if any(file.name == name for file in files))
-        repository = self.model.split("@")[0]
-        with tempfile.TemporaryDirectory() as directory, in_words(self.model, OFFLINE):
-            hf_hub_download(repository, name, revision=commit, local_dir=directory, endpoint=self.endpoint)
-            return ModelConfig.from_directory(directory)
+        repository, commit = self.model.split("@")[0], self.remote[0]
+        with tempfile.TemporaryDirectory() as directory:
+            with in_words(self.model, OFFLINE):
+                hf_hub_download(repository, name, revision=commit, local_dir=directory, endpoint=self.endpoint)
+            yield Path(directory) / name
 
     def run(self) -> None:
         """What an interrupted run has fetched is kept: whole files, and the beginning of the one it was at."""

@@ -112,6 +112,8 @@ class Examination:
         ]
         if (checkpoint := self.checkpoint) is not None:
             checks.append(("checkpoint", lambda: host.checkpoint(checkpoint)))
+        if profile is not None and built and not self.llm_python:
+            checks.append(("engines", lambda: host.engines(profile, self.work_dir, self.checkpoint)))
         if profile is not None and profile.precision in CALIBRATED and not (built or self.llm_python):
             checks.append(("calibration", lambda: host.calibration(self.calibration_data, QUANTIZE_SCRIPT)))
         if ranks := profile.gpus if profile else gpus:

@@ -9,9 +9,12 @@ import socket
 from pathlib import Path
 
 from step_audio.checkpoint_faults import checkpoint_faults
+from step_audio.errors import ArtefactError
 from step_audio_build.planning import host_memory
 from step_audio_build.planning.memory_plan import MemoryPlan
+from step_audio_build.planning.profiles import Profile
 from step_audio_build.stages.calibration import calibration_fault
+from step_audio_build.stages.repository import read_built
 from step_audio_server.doctor.finding import Finding, fault, in_words, ok, warning
 from step_audio_server.processes import SHARED_MEMORY
 
@@ -105,6 +108,16 @@ def calibration(data: str, script: Path) -> list[Finding]:
         what, _, advice = said.rpartition(": ")
         findings.append(fault("calibration", what or said, advice))
     return findings or [ok("calibration", data)]
+
+
+def engines(profile: Profile, work_dir: Path, checkpoint: Path | None) -> Finding:
+    """That what was built for a profile of this name is what `serve` will ask for on this machine."""
+    try:
+        found = read_built(profile, work_dir, checkpoint)
+    except ArtefactError as error:
+        said, _, advice = str(error).rpartition("; ")
+        return fault("engines", said or str(error), advice if said else "build them anew: step-audio build")
+    return ok("engines", str(found.engine_dir))
 
 
 def limits(gpus: int) -> Finding:
