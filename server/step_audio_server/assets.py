@@ -9,7 +9,7 @@ from step_audio.errors import ArtefactError
 _PACKED = Path(__file__).resolve().parent / "assets"
 _ROOT = _PACKED if _PACKED.is_dir() else Path(__file__).resolve().parents[2]
 
-EMBEDDED_MODEL = "espeak-listener-10m"
+EMBEDDED_MODEL = "listener-19m"
 
 
 def asset(name: str) -> Path:

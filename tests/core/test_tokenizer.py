@@ -246,6 +246,6 @@ def test_names_are_found_as_by_trying_each(more):
 
 def test_a_text_of_angles_is_not_compared_with_each_name():
     """With each of 6,600 names at each of so many places, half a minute in which no other thread runs."""
-    tokenizer = Tokenizer.from_directory(ROOT / "models/espeak-listener-10m")
+    tokenizer = Tokenizer.from_directory(ROOT / "models/listener-19m")
     ids = tokenizer.encode_raw("<" * 200_000)
     assert tokenizer.decode(ids) == "<" * 200_000

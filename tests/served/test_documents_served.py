@@ -37,7 +37,7 @@ def curl(page: str, url: str, model: str = "R1") -> str:
 def test_the_readme_s_curl_has_the_readme_s_answer(url):
     (block,) = blocks(ROOT / "README.md", "json")
     answer, shown = json.loads(curl("README.md", url)), json.loads(block)
-    assert shown["model"] == "espeak-listener-10m"
+    assert shown["model"] == "listener-19m"
     for reply in (answer, shown):
         del reply["id"], reply["created"], reply["model"]
     assert answer == shown

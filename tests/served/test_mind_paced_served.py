@@ -140,10 +140,13 @@ def test_a_prompt_is_shared_between_segments(listener, questions):
         history += [questions[0][0], {"role": "assistant", "content": "forty one and seven is forty eight."}]
 
     async def use(client):
-        pace = MindPaced("speak_first", think_tokens=12, speak_tokens=3)
-        return await answer(client, history + questions[1], mind_paced=pace)
+        options = ChatOptions(
+            sampling=Sampling(temperature=0, max_tokens=40),  # what is said is no part of what is shared
+            mind_paced=MindPaced("speak_first", think_tokens=12, speak_tokens=3),
+        )
+        return [delta async for delta in client.chat(history + questions[1], options)]
 
-    _, _, last = with_client(listener, use)
+    *_, last = with_client(listener, use)
     assert last.usage.prompt_tokens > 1000 and len(last.speech.segments) > 1
     for segment in last.speech.segments[1:]:
         assert segment.reused_blocks / segment.total_blocks >= 0.9

@@ -80,7 +80,8 @@ class Reference:
         padded = F.pad(clip, (0, 479))
         spectrum = torch.stft(padded, 400, 160, window=torch.hann_window(400), return_complex=True)
         power = spectrum[..., :-1].abs() ** 2
-        filters = torch.from_numpy(librosa.filters.mel(sr=16_000, n_fft=400, n_mels=128))
+        bins = self.config["audio_encoder_config"]["n_mels"]
+        filters = torch.from_numpy(librosa.filters.mel(sr=16_000, n_fft=400, n_mels=bins))
         log = (filters @ power).clamp(min=1e-10).log10()
         return (torch.maximum(log, log.max() - 8) + 4) / 4
 

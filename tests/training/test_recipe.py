@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from lazy import Lazy
-from step_audio.checkpoint import Checkpoint, decoder_tensors, expected_tensors, to_float32
+from step_audio.checkpoint import Checkpoint, decoder_tensors, encoder_tensors, expected_tensors, to_float32
 from step_audio.config import ModelConfig
 from step_audio.errors import ArtefactError
 from step_audio.mel import token_count
 from step_audio.tokenizer import Tokenizer
+from step_audio_build.convert.write_checkpoint import write_checkpoint
 from step_audio_server.assets import embedded_checkpoint
 from step_audio_training.command import run
 from tiny_whisper import ctranslate2_bytes, tiny_variables
@@ -118,12 +119,36 @@ def test_a_step_says_the_same_wherever_a_run_begins(tokenizer_json):
             assert answers[0] == pytest.approx(answers[1], abs=4)  # espeak-ng's voices waver, and so does their height
 
 
-def test_a_grown_decoder_says_what_the_small_one_says(tokenizer_json):
+@pytest.fixture
+def smaller(tmp_path, tokenizer_json):
+    """A checkpoint with fewer layers, narrower MLPs and another tokenizer."""
+    from step_audio_training.model import qwen2
+    from step_audio_training.whisper import whisper_config
+
+    audio = whisper_config(tiny_variables(), llm_dim=256)
+    config = beginning.listener_config(tokenizer_json, audio)
+    tokenizer = Tokenizer.from_directory(embedded_checkpoint())
+    sizes = {"num_hidden_layers": 4, "intermediate_size": 640, "vocab_size": beginning.rows(tokenizer.max_id + 1)}
+    config = config.model_copy(update={"text": config.text.model_copy(update=sizes)})
+    torch.manual_seed(0)
+    weights = {name: tensor.numpy() for name, tensor in qwen2(config).state_dict().items()}
+    weights |= {name: np.zeros(shape, np.float32) for name, shape in encoder_tensors(audio).items()}
+    directory = tmp_path / "smaller"
+    write_checkpoint(
+        directory,
+        config,
+        weights,
+        Lazy("tokenizers:Tokenizer").from_file(str(embedded_checkpoint() / "tokenizer.json")),
+    )
+    return directory
+
+
+def test_a_grown_decoder_says_what_the_small_one_says(tokenizer_json, smaller):
     """The same logits for a text that both tokenizers part alike, though it is deeper and wider."""
     from step_audio_training.model import qwen2
     from step_audio_training.whisper import whisper_config
 
-    directory = embedded_checkpoint()
+    directory = smaller
     old_config = ModelConfig.from_directory(directory)
     audio = whisper_config(tiny_variables(), llm_dim=old_config.text.hidden_size)
     config = beginning.listener_config(tokenizer_json, audio)
@@ -146,7 +171,7 @@ def test_a_grown_decoder_says_what_the_small_one_says(tokenizer_json):
         grown_decoder(directory, tokenizer_json, config.text.model_copy(update={"head_dim": 16}))
 
 
-def test_training_resumes_and_exports(train, tmp_path, monkeypatch, tokenizer_json, whisper):
+def test_training_resumes_and_exports(train, tmp_path, monkeypatch, tokenizer_json, whisper, smaller):
     """Stopped, killed and resumed it gives the same weights as in one go by two processes, and a checkpoint that can be
     read."""
     made = (
@@ -211,7 +236,7 @@ def test_training_resumes_and_exports(train, tmp_path, monkeypatch, tokenizer_js
     for name, tensor in (goes_on.audio.state_dict() | goes_on.decoder.state_dict()).items():
         assert np.array_equal(to_float32(whole.read(name)), tensor.numpy()), name
     with pytest.raises(ArtefactError, match="no listener of today's shape: begin with --whisper"):
-        beginning.of_checkpoint(embedded_checkpoint())
+        beginning.of_checkpoint(smaller)
 
 
 def test_the_encoder_begins_as_whispers_and_stays_so_at_first(train, tmp_path, monkeypatch, tokenizer_json, whisper):

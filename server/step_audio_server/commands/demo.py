@@ -31,7 +31,7 @@ def demo(work_dir: Path, question: str, echo: Echo) -> int:
         raise StepAudioError(f"{error}; ask in plain English words") from None
     settings = own_server(None, work_dir)
     name, card = settings.checkpoint.name, settings.checkpoint / "README.md"
-    echo(f"model: {name}, trained on espeak-ng's voices; see {card} for what it can do")
+    echo(f"model: {name}, a small one, trained on synthetic voices; see {card} for what it can do")
     with Service(settings, echo) as service:
         echo(f"asking aloud ({recording}): {question}")
         return chat(service.address, [recording], [], Sampling(max_tokens=256, temperature=0))
