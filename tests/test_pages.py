@@ -60,7 +60,7 @@ BUILT = "/engines/Step-Audio-R1.1-8abb296c0912"
         ("docs/deploy.md", "1000 /data/engines", "1000 /data/engine", "not there"),
         ("docs/deploy.md", "4xH100-16k --work-dir /engines\n", "4xH100-16k --work-dir /engine\n", "in no folder that"),
         ("docs/adapters.md", "terse=/models/terse", "terse=/models/curt", "not there"),
-        ("docs/benchmarks.md", "--tokenizer models/espeak", "--tokenizer model/espeak", "not there"),
+        ("docs/benchmarks.md", "--tokenizer models/listener", "--tokenizer model/listener", "not there"),
         ("docs/kubernetes.md", "deploy/helm/step-audio-r1 --namespace speech -", "deploy/step-audio-r1 -", "not there"),
         ("docs/kubernetes.md", "r1/prometheus-adapter-values.yaml", "r1/adapter-values.yaml", "not there"),
         ("docs/monitoring.md", "server-8001/deaths.jsonl", "server-8001/death.jsonl", "not there"),

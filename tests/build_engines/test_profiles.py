@@ -265,7 +265,7 @@ def test_page_is_up_to_date():
     """Otherwise: python -m step_audio_build.commands.profiles_page"""
     page = PAGE.read_text(encoding="utf-8")
     assert fill(page) == page
-    assert page.count("<!-- begin ") == page.count("<!-- end -->") == 7
+    assert page.count("<!-- begin ") == page.count("<!-- end -->") == 8
 
 
 def test_page_s_own_profiles_work(tmp_path):

@@ -39,13 +39,13 @@ LENGTHS = [
 
 
 def reference(samples, n_mels=128):
-    """The same spectrogram by torch's STFT and Transformers' filterbank."""
+    """The same spectrogram by torch's STFT in float64 and Transformers' filterbank."""
     from transformers.audio_utils import mel_filter_bank
 
-    padded = torch.nn.functional.pad(torch.from_numpy(samples), (0, 479))
-    window = torch.hann_window(400)
+    padded = torch.nn.functional.pad(torch.from_numpy(samples).double(), (0, 479))
+    window = torch.hann_window(400, dtype=torch.float64)
     stft = torch.stft(padded, 400, 160, 400, window, center=True, pad_mode="reflect", return_complex=True)
-    power = stft[..., :-1].abs().double() ** 2
+    power = stft[..., :-1].abs() ** 2
     filters = mel_filter_bank(201, n_mels, 0.0, 8000.0, 16000, norm="slaney", mel_scale="slaney")
     log = torch.clamp(torch.from_numpy(filters).T @ power, min=1e-10).log10()
     return ((torch.maximum(log, log.max() - 8) + 4) / 4).numpy()

@@ -245,9 +245,9 @@ async def test_not_every_fault_of_a_session_is_looked_for(session, param, monkey
     counts = [1]
     tell = Fault.of_validation
 
-    def counted(error, place=""):
+    def counted(error, *values):
         counts.append(len(error.errors()))
-        return tell(error, place)
+        return tell(error, *values)
 
     monkeypatch.setattr(Fault, "of_validation", counted)
     async with shared(FakeClient()) as client:
