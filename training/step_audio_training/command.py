@@ -39,7 +39,7 @@ def add_train(commands: Commands) -> None:
         "--processes",
         type=count,
         default=os.cpu_count(),
-        help="that compute, on a CPU (default: as many as there are cores)",
+        help="that compute, on a CPU: at most as many as a step has batches (default: one for each core)",
     )
     parser.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
 

@@ -106,7 +106,9 @@ def train(
     if state:
         optimizer.load_state_dict(state["optimizer"])
     model.to(chosen).train()
-    computing = SideBySide(model, partial(_losses, model, recipe), processes if chosen.type == "cpu" else 1)
+    computing = SideBySide(
+        model, partial(_losses, model, recipe), min(processes, recipe.batches) if chosen.type == "cpu" else 1
+    )
     for group in optimizer.state.values():
         for name, value in group.items():
             if name != "step" and torch.is_tensor(value):
