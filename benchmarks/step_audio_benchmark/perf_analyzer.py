@@ -45,7 +45,8 @@ def find(cache: Path) -> tuple[Path, dict[str, str]]:
         return Path(installed), dict(os.environ)
     folder = cache / WHEEL.replace("==", "-")
     program = folder / NAME
-    if not program.is_file():
+    # All of it: a cache that an interrupted download, or an environment since removed, left in part is no cache.
+    if not all((folder / name).is_file() for name in (NAME, *LIBRARIES)):
         _fetch(program)
     return program, {**os.environ, "LD_LIBRARY_PATH": str(folder)}
 
@@ -66,9 +67,9 @@ def _fetch(program: Path) -> None:
         taken.chmod(0o755)
         for name, pattern in LIBRARIES.items():
             (file,) = (Path(libraries.origin).parents[1] / "nvidia_pytriton.libs").glob(pattern)
-            (program.parent / name).unlink(missing_ok=True)
-            (program.parent / name).symlink_to(file)
-        taken.rename(program)
+            # A copy: the cache is every environment's, and outlives this one.
+            Path(shutil.copyfile(file, Path(scratch) / name)).replace(program.parent / name)
+        taken.replace(program)
 
 
 def input_data(questions: Sequence[Question], workload: Workload) -> dict[str, Any]:

@@ -2,6 +2,11 @@
 
 import base64
 import json
+import shutil
+import subprocess
+import zipfile
+from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 import pytest
 
@@ -9,8 +14,9 @@ from audio_fixture import tone
 from step_audio.audio import decode_audio, encode_wav
 from step_audio.clips import SAMPLE_RATE
 from step_audio.errors import StepAudioError
+from step_audio_benchmark import perf_analyzer
 from step_audio_benchmark.load import Level
-from step_audio_benchmark.perf_analyzer import PerfAnalyzer, input_data, read_export
+from step_audio_benchmark.perf_analyzer import LIBRARIES, NAME, PerfAnalyzer, find, input_data, read_export
 from step_audio_benchmark.workload import Workload
 
 
@@ -61,3 +67,34 @@ def test_levels_are_its_own_options(tmp_path):
     )
     opened = way.command(Level(rate=2.5), 40, tmp_path / "in", tmp_path / "out")
     assert opened[-4:] == ["--request-rate-range", "2.5", "--request-distribution", "poisson"]
+
+
+def test_what_was_fetched_outlives_the_environment_and_mends_itself(tmp_path, monkeypatch):
+    """The cache is shared by all environments of a user: nothing in it may point into one of them."""
+    environment, fetched = tmp_path / "environment", []
+    (environment / "pytriton").mkdir(parents=True)
+    (environment / "nvidia_pytriton.libs").mkdir()
+    for name in ("libb64-98cb6333.so.0d", "libcudart-09529672.so.12.6.77"):
+        (environment / "nvidia_pytriton.libs" / name).write_text(name)
+
+    def download(command, **options):
+        fetched.append(command[-1])
+        with zipfile.ZipFile(Path(command[command.index("--dest") + 1]) / "tritonclient.whl", "w") as wheel:
+            wheel.writestr(f"tritonclient-2.51.0.data/data/bin/{NAME}", "#!/bin/sh")
+        return subprocess.CompletedProcess(command, 0)
+
+    spec = ModuleSpec("pytriton", None, origin=str(environment / "pytriton" / "__init__.py"))
+    monkeypatch.setattr(perf_analyzer, "find_spec", lambda name: spec)
+    monkeypatch.setattr(perf_analyzer.subprocess, "run", download)
+    monkeypatch.setenv("PATH", "")
+    program, variables = find(tmp_path / "cache")
+    moved = environment.rename(tmp_path / "elsewhere")
+    assert find(tmp_path / "cache") == (program, variables) and len(fetched) == 1
+    assert all((Path(variables["LD_LIBRARY_PATH"]) / name).read_text() for name in LIBRARIES)
+    moved.rename(environment)
+    library = program.parent / next(iter(LIBRARIES))
+    library.unlink()
+    library.symlink_to(tmp_path / "gone")  # as earlier versions left it
+    assert find(tmp_path / "cache")[0] == program and len(fetched) == 2 and library.is_file()
+    shutil.rmtree(environment)
+    assert find(tmp_path / "cache")[0] == program and len(fetched) == 2
