@@ -50,6 +50,7 @@ ONE_WORKER = {  # beginnings of the names of tests that share what takes long to
         "tests/steps/test_stub.py",
         "tests/steps/test_tensorrt_encoder.py",
         "tests/training/test_lessons.py",
+        "tests/training/test_parallel.py",
         "tests/training/test_recipe.py",
         "tests/training/test_training.py",
         "tests/training/test_whisper.py",

@@ -14,6 +14,7 @@ from multiprocessing.process import BaseProcess
 import torch
 from torch import multiprocessing, nn
 
+from step_audio.errors import StepAudioError
 from step_audio_training.batches import TrainingBatch
 
 Losses = Callable[[TrainingBatch, bool], dict[str, float]]
@@ -44,15 +45,20 @@ class SideBySide:
             theirs.close()
 
     def compute(self, batches: Sequence[TrainingBatch], encoder_learns: bool) -> dict[str, float]:
-        """The mean of their gradients lies in the parameters then; returns the mean of their figures."""
+        """The mean of their gradients lies in the parameters then; returns the mean of their figures.
+
+        Raises StepAudioError where one of the processes has ended.
+        """
         sent = []
-        for (connection, gradients), batch in zip(self.others, batches[1:], strict=False):
-            connection.send((batch, encoder_learns))
-            sent.append((connection, gradients))
+        with _ended_is_told():
+            for (connection, gradients), batch in zip(self.others, batches[1:], strict=False):
+                connection.send((batch, encoder_learns))
+                sent.append((connection, gradients))
         rest = [batches[0], *batches[1 + len(sent) :]]
         figures = [self.losses(batch, encoder_learns) for batch in rest]
         for connection, gradients in sent:
-            figures.append(connection.recv())
+            with _ended_is_told():
+                figures.append(connection.recv())
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 if parameter.grad is not None:
                     parameter.grad += gradient
@@ -94,3 +100,14 @@ class SideBySide:
             for gradient in gradients:
                 gradient.zero_()
             connection.send(self.losses(batch, encoder_learns))
+
+
+@contextmanager
+def _ended_is_told() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, ConnectionError) as error:
+        raise StepAudioError(
+            "a process of the training was killed, for memory perhaps; the same command goes on from the last state "
+            "saved, and --processes 1 needs less memory"
+        ) from error
