@@ -184,7 +184,7 @@ def test_training_resumes_and_exports(train, tmp_path, monkeypatch, tokenizer_js
     monkeypatch.setattr(train, "EXAMINE_EVERY", 6)
     monkeypatch.setattr(train, "draw_paper", lambda seed, each: {})
     monkeypatch.setattr(train, "examine", lambda *_: {"sums": 0.5})
-    recipe = train.Recipe(seed=3, steps=6, frozen_steps=2, warm_up_steps=2)
+    recipe = train.Recipe(seed=3, steps=6, reading_steps=0, frozen_steps=2, warm_up_steps=2)
     begin = partial(beginning.of_whisper, whisper, None, 3)
     said: list[str] = []
     with monkeypatch.context() as patch:
@@ -247,11 +247,28 @@ def test_the_encoder_begins_as_whispers_and_stays_so_at_first(train, tmp_path, m
     monkeypatch.setattr(train, "examine", lambda *_: {})
     wanted = encoder_weights(read_whisper(whisper))
     begin = partial(beginning.of_whisper, whisper, None, 1)
-    frozen, _ = train.train(tmp_path / "a", train.Recipe(steps=2, frozen_steps=2), begin, echo=lambda line: None)
-    learnt, _ = train.train(tmp_path / "b", train.Recipe(steps=2, frozen_steps=1), begin, echo=lambda line: None)
-    for model, same in ((frozen, True), (learnt, False)):
+    for steps, same in ((1, True), (0, False)):  # of two, the first is read
+        recipe = train.Recipe(steps=2, reading_steps=1, frozen_steps=steps)
+        model, _ = train.train(tmp_path / str(steps), recipe, begin, echo=lambda line: None)
         state = model.audio.encoder.state_dict()
         assert all(np.array_equal(state[name], value) for name, value in wanted.items()) == same
+        first, second = map(json.loads, (tmp_path / str(steps) / "log.jsonl").read_text().splitlines())
+        assert "letters_loss" not in first and "letters_loss" in second
+
+
+def test_what_is_read_first_is_to_be_copied(tokenizer_json):
+    """The answer's words stand in the prompt, in short examples without recordings."""
+    tokenizer, vocab = Tokenizer(tokenizer_json), 9000
+    read, *_, heard = batches.training_batches(7, 0, 4, tokenizer_json, vocab, N_MELS, workers=0, listening=1)
+    assert len(heard.mels) and not len(read.mels)
+    copies = 0
+    for ids, labels in read.groups:
+        assert ids.shape[1] <= batches.LONGEST_READ and (ids < vocab).all()
+        for row, answer in zip(ids.tolist(), labels.tolist(), strict=True):
+            asked = next(n for n, token in enumerate(answer) if token != batches.IGNORED)
+            text = tokenizer.decode([token for token in answer[asked:] if token != batches.IGNORED])
+            copies += text.removesuffix("<|EOT|>").rpartition("</think>")[2].strip() in tokenizer.decode(row[:asked])
+    assert copies >= 2
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "cut", "no state", "no dictionary"])

@@ -20,6 +20,7 @@ from step_audio.tokenizer import Tokenizer
 from step_audio_training.examples import Example, typed
 from step_audio_training.hearing import heard_by
 from step_audio_training.lessons import ABOUT_ONE, SHARES, asked_aloud, draw_task, make_lesson
+from step_audio_training.reading import copied
 from step_audio_training.recordings import SOUNDS, DrawnRecording, Kind
 from step_audio_training.scenes import draw_scene, draw_unspoken
 
@@ -27,14 +28,18 @@ RECORDINGS = 16  # of a batch
 EXAMPLES = 24  # of a batch: a recording is asked about one and a half times
 DRILLS: tuple[str | None, ...] = (  # further examples of a batch, in writing; None for any task
     None, None, None, "text_only", "text_only", "arithmetic", "arithmetic_cut_thought", "tool_result", "compare",
-    "order",
+    "order", "order", "transcription", "transcription_no_think",
 )  # fmt: skip
 GROUPS = 4  # of examples of similar length, each padded to its own longest
 BATCHES = 6  # drawn together and sorted by length, so that little is padded
 HEARINGS = 2  # of each recording in those, in other rooms, over other channels, with other questions
 LONGEST = 9.0  # seconds of a recording
 IGNORED = -100  # labels that do not count, as torch's cross entropy has it
-WORDED: tuple[Kind, ...] = ("sum", "large_sum", "sentence", "order", "facts", "talk")
+WORDED: tuple[Kind, ...] = (
+    "sum", "large_sum", "sentence", "order", "facts", "talk", "dictation", "dictation", "phrase",
+)  # fmt: skip
+COPIED = 0.85  # of what is read before there is anything to hear
+LONGEST_READ = 90  # tokens: short ones are many
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz' "  # those that are told apart; 0 is none of them
 LETTER_IDS = {letter: n for n, letter in enumerate(LETTERS, 1)}
@@ -52,7 +57,7 @@ def sounds_when(recording: DrawnRecording, before: float, tokens: int) -> Int64A
 
 @dataclass
 class TrainingBatch:
-    """`mels` float32 [clips, n_mels, T], `frames` int64 [clips].
+    """`mels` float32 [clips, n_mels, T], `frames` int64 [clips]. Without clips it is all in writing.
 
     `sounds` int64 [clips, tok]: what is heard there, 0 for nothing, IGNORED past the clip's end. `letters` int64 [n],
     what is said in all clips one after the other, `letter_counts` int64 [clips] of each; `words` int64 [n] and
@@ -136,10 +141,12 @@ def _examples(recordings: Sequence[DrawnRecording], random: np.random.Generator)
 
 
 class Batches(Dataset[list[TrainingBatch]]):
-    """`Batches(...)[n]` is the n-th draw from `first` on: BATCHES batches."""
+    """`Batches(...)[n]` is the n-th draw from `first` on: BATCHES batches, in writing before draw `listening`."""
 
-    def __init__(self, seed: int, first: int, last: int, tokenizer_json: str, vocab_size: int, n_mels: int):
-        self.seed, self.first, self.last = seed, first, last
+    def __init__(
+        self, seed: int, first: int, last: int, tokenizer_json: str, vocab_size: int, n_mels: int, listening: int = 0
+    ):
+        self.seed, self.first, self.last, self.listening = seed, first, last, listening
         self.tokenizer_json, self.vocab_size, self.n_mels = tokenizer_json, vocab_size, n_mels
         self.tokenizer: Tokenizer | None = None
 
@@ -149,6 +156,8 @@ class Batches(Dataset[list[TrainingBatch]]):
     def __getitem__(self, n: int) -> list[TrainingBatch]:
         self.tokenizer = self.tokenizer or Tokenizer(self.tokenizer_json)
         random = np.random.default_rng([self.seed, self.first + n])
+        if self.first + n < self.listening:
+            return [self._read(random) for _ in range(BATCHES)]
         recordings: list[DrawnRecording] = []
         while len(recordings) < RECORDINGS * BATCHES // HEARINGS:
             try:
@@ -179,6 +188,16 @@ class Batches(Dataset[list[TrainingBatch]]):
             self.vocab_size,
             self.n_mels,
         )
+
+    def _read(self, random: np.random.Generator) -> TrainingBatch:
+        assert self.tokenizer
+        encoded: list[Encoded] = []
+        while len(encoded) < EXAMPLES:
+            example = copied(random) if random.random() < COPIED else drill(None, random)
+            made = Encoded(example, [], self.tokenizer, self.vocab_size)
+            if len(made.prompt) + len(made.answer) <= LONGEST_READ:
+                encoded.append(made)
+        return collate([], [], [], encoded, [[]] * EXAMPLES, self.vocab_size, self.n_mels)
 
 
 def drill(task: str | None, random: np.random.Generator) -> Example:
@@ -213,7 +232,7 @@ def collate(
     `heard[e]`: example e's clips, in order."""
     mels, frames = pad_batch([log_mel(clip, n_mels) for clip in samples], n_mels)
     counts = [token_count(int(length)) for length in frames]
-    starts = np.concatenate([[0], np.cumsum(counts)])
+    starts = np.cumsum([0, *counts])
     wholes, labels = [], []
     for example, clips in zip(encoded, heard, strict=True):
         rows = np.concatenate([np.arange(starts[c], starts[c + 1]) for c in clips]) if clips else np.zeros(0, np.int64)
@@ -237,15 +256,15 @@ def collate(
         torch.from_numpy(frames.astype(np.int64)),
         sounds,
         torch.tensor([letter for each in letters for letter in each], dtype=torch.int64),
-        torch.tensor([len(each) for each in letters]),
+        torch.tensor([len(each) for each in letters], dtype=torch.int64),
         torch.tensor([token for each in words for token in each], dtype=torch.int64),
-        torch.tensor([len(each) for each in words]),
+        torch.tensor([len(each) for each in words], dtype=torch.int64),
         groups,
     )
 
 
 def _stack(rows: Sequence[Int64Array], filling: int) -> torch.Tensor:
-    stacked = np.full((len(rows), max(map(len, rows))), filling, np.int64)
+    stacked = np.full((len(rows), max(map(len, rows), default=0)), filling, np.int64)
     for target, row in zip(stacked, rows, strict=True):
         target[: len(row)] = row
     return torch.from_numpy(stacked)
@@ -259,10 +278,20 @@ def _begin_worker(_: int) -> None:
 
 
 def training_batches(
-    seed: int, first: int, last: int, tokenizer_json: str, vocab_size: int, n_mels: int, workers: int
+    seed: int,
+    first: int,
+    last: int,
+    tokenizer_json: str,
+    vocab_size: int,
+    n_mels: int,
+    workers: int,
+    listening: int = 0,
 ) -> Iterator[TrainingBatch]:
-    """The batches of steps `first` to `last`: each says the same wherever a run begins (espeak-ng's voices waver)."""
-    draws = Batches(seed, first // BATCHES, -(-last // BATCHES), tokenizer_json, vocab_size, n_mels)
+    """Batches `first` to `last`, without recordings before batch `listening`, or the next that is drawn anew: each says
+    the same wherever a run begins (espeak-ng's voices waver)."""
+    draws = Batches(
+        seed, first // BATCHES, -(-last // BATCHES), tokenizer_json, vocab_size, n_mels, -(-listening // BATCHES)
+    )
     loader = DataLoader(
         draws, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None,
         worker_init_fn=_begin_worker,

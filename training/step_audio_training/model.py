@@ -107,14 +107,15 @@ class Listener(nn.Module):
         scores: Tensor = self.sounds(heard.embeddings.float())
         return scores
 
-    def answer_loss(self, heard: Heard, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+    def answer_loss(self, heard: Heard | None, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
         """Mean cross entropy of the answers' tokens, and the share of them that comes first.
 
         A token of a long answer counts less than one of a short answer, by the root of the lengths: the one word that
         answers a question about a sound would else be lost among the steps of sums.
         """
         vocab = self.config.text.vocab_size
-        rows = heard.embeddings[batch.sounds != IGNORED]  # each clip's own
+        table = self.decoder.model.embed_tokens.weight
+        rows = heard.embeddings[batch.sounds != IGNORED] if heard else table[:0]  # each clip's own
         states, targets, weights = [], [], []
         for ids, labels in batch.groups:
             inputs = self.decoder.model.embed_tokens(ids.clamp(max=vocab - 1))

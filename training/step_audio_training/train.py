@@ -1,7 +1,7 @@
 """The training recipe: seeded, resumable at any moment, the same on two cores and on a GPU.
 
-The encoder stays as it is at first, while the adaptor and the decoder learn to hear with it; then it learns, too,
-slowly.
+First the decoder reads. Then it listens: the encoder stays as it is at first, while the adaptor and the decoder learn
+to hear with it; then it learns, too, slowly.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class Recipe:
     seed: int = 1
     steps: int = 6000
     batches: int = 2  # of a step
-    frozen_steps: int = 500  # of these, the first ones in which the encoder does not learn
+    reading_steps: int = 400  # of these, the first ones, without recordings
+    frozen_steps: int = 500  # of those behind them, the first ones in which the encoder does not learn
     warm_up_steps: int = 100
     cool_down: float = 0.4
     learning_rate: float = 1e-3  # of what is new
@@ -120,20 +121,22 @@ def train(
     paper: Paper = {}
     first_batch, last_batch = (recipe.batches * n for n in (step, recipe.steps))
     vocab = config.text.vocab_size
-    batches = training_batches(recipe.seed, first_batch, last_batch, tokenizer, vocab, audio.n_mels, workers)
+    listening = recipe.batches * recipe.reading_steps
+    batches = training_batches(recipe.seed, first_batch, last_batch, tokenizer, vocab, audio.n_mels, workers, listening)
     began, first = time.monotonic(), step
     try:
         while step < recipe.steps:
             drawn = [batch.to(chosen) for batch in islice(batches, recipe.batches)]
             for group in optimizer.param_groups:
                 group["lr"] = group["share"] * _rate(step, recipe)
-            row = computing.compute(drawn, step >= recipe.frozen_steps)
+            row = computing.compute(drawn, step >= recipe.reading_steps + recipe.frozen_steps)
             _learn(model, optimizer)
             step += 1
             log.append({"step": step, **row})
             if step % SAY_EVERY == 0:
                 pace = (time.monotonic() - began) / (step - first)
-                mean = {name: sum(r[name] for r in log[-SAY_EVERY:]) / len(log[-SAY_EVERY:]) for name in row}
+                alike = [r for r in log[-SAY_EVERY:] if r.keys() == log[-1].keys()]  # reading has fewer figures
+                mean = {name: sum(r[name] for r in alike) / len(alike) for name in row}
                 figures = ", ".join(f"{name} {value:.3f}" for name, value in mean.items())
                 echo(f"step {step} of {recipe.steps}: {figures}; {pace:.1f} s a step, {_clock()}")
             if step % SAVE_EVERY == 0 or step == recipe.steps or stops:
@@ -207,8 +210,8 @@ def _cpu_flags() -> frozenset[str]:
 def _losses(model: Listener, recipe: Recipe, batch: TrainingBatch, encoder_learns: bool) -> dict[str, float]:
     """Adds to the gradients; returns what is told of a step."""
     with torch.autocast(batch.mels.device.type, torch.bfloat16, enabled=_has_bfloat16(batch.mels.device)):
-        heard = model.embed(batch, encoder_learns)
-        hearing = model.hearing_loss(heard, batch)
+        heard = model.embed(batch, encoder_learns) if len(batch.mels) else None
+        hearing = model.hearing_loss(heard, batch) if heard else {}
         answers, accuracy = model.answer_loss(heard, batch)
     (recipe.hearing_weight * sum(hearing.values()) + answers).backward()
     told = {f"{name}_loss": loss.item() for name, loss in hearing.items()}
