@@ -1,5 +1,9 @@
 """Processes of one training that share the weights."""
 
+import multiprocessing
+import signal
+import threading
+
 import pytest
 import torch
 
@@ -37,3 +41,17 @@ def test_a_process_that_was_killed_is_told_with_what_helps(computing):
     for _ in range(2):
         with pytest.raises(StepAudioError, match="was killed, for memory perhaps"):
             made.compute([torch.ones(1, 2)] * 2, True)
+
+
+def test_they_end_although_a_process_begun_since_holds_their_pipes(computing):
+    """As one does that makes data."""
+    _, made = computing
+    later = multiprocessing.get_context("fork").Process(target=signal.pause, daemon=True)
+    later.start()
+    try:
+        closing = threading.Thread(target=made.close, daemon=True)
+        closing.start()
+        closing.join(60)
+        assert not closing.is_alive() and not made.processes[0].is_alive()
+    finally:
+        later.kill()

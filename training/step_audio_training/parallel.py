@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
@@ -68,8 +68,10 @@ class SideBySide:
         return {name: sum(row[name] for row in figures) / len(figures) for name in figures[0]}
 
     def close(self) -> None:
-        """The other processes end."""
+        """The other processes end. They are told so: one begun since, which makes data, holds their pipes open."""
         for connection, _ in self.others:
+            with suppress(OSError):  # it has ended, or has been told
+                connection.send(None)
             connection.close()
         for process in self.processes:
             process.join()
@@ -94,9 +96,12 @@ class SideBySide:
             parameter.grad = gradient
         while True:
             try:
-                batch, encoder_learns = connection.recv()
+                wanted = connection.recv()
             except EOFError:
                 return
+            if wanted is None:
+                return
+            batch, encoder_learns = wanted
             for gradient in gradients:
                 gradient.zero_()
             connection.send(self.losses(batch, encoder_learns))
