@@ -19,6 +19,7 @@ from step_audio_training.scenes import draw_practice, draw_scene, draw_unspoken
 from step_audio_training.texts import held_out, plain, sentences
 
 batches = Lazy("step_audio_training.batches")
+collation = Lazy("step_audio_training.collation")
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +58,7 @@ def test_every_kind_of_recording_can_be_asked_about(kind):
     random = np.random.default_rng(2)
     recording = draw_scene(random, kind)
     assert len(recording.samples) > 4000 and np.abs(recording.samples).max() < 4
-    assert set(recording.text) <= set(batches.LETTERS)
+    assert set(recording.text) <= set(collation.LETTERS)
     if kind == "follow_up":  # only behind another
         heard = [draw_scene(random, "sum"), recording]
         assert any(make_lesson("second_turn", heard, random) for _ in range(20))
@@ -160,5 +161,5 @@ def test_sentences_are_plain_and_those_for_evaluation_apart():
     assert plain('The "full-length" play; don\'t!') == "the full length play don't"
     for kept in (False, True):
         for text in sentences(kept)[:500]:
-            assert set(text) <= set(batches.LETTERS) and held_out(text) == kept
+            assert set(text) <= set(collation.LETTERS) and held_out(text) == kept
     assert sum(SHARES.values()) > 100

@@ -5,10 +5,12 @@ import signal
 import threading
 
 import pytest
-import torch
 
+from lazy import Lazy
 from step_audio.errors import StepAudioError
-from step_audio_training.parallel import SideBySide
+
+torch = Lazy("torch")
+SideBySide = Lazy("step_audio_training.parallel:SideBySide")
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from tiny_whisper import ctranslate2_bytes, tiny_variables
 
 torch = Lazy("torch")
 batches = Lazy("step_audio_training.batches")
+collation = Lazy("step_audio_training.collation")
 beginning = Lazy("step_audio_training.beginning")
 grown_decoder = Lazy("step_audio_training.growth:grown_decoder")
 
@@ -48,8 +49,10 @@ def small():
             ("BATCHES", 2),
             ("DRILLS", ("text_only", None)),
             ("LONGEST", 2.5),
+            ("CLIPS", 2),
         ):
             patch.setattr(f"step_audio_training.batches.{name}", value)
+        patch.setattr("step_audio_training.replay.NEW", 2)
         patch.setattr("step_audio_training.voices._is_there", lambda speaker: False)
         yield
 
@@ -80,27 +83,27 @@ def one_thread():
 def test_batches_hold_what_was_said(tokenizer_json):
     """Labels are the answers, letters the words, and the audio rows are each example's own clips."""
     tokenizer, vocab = Tokenizer(tokenizer_json), 9000
-    for batch in batches.Batches(7, 0, 1, tokenizer_json, vocab, N_MELS)[0]:
+    for batch in batches.Batches(7, 0, 1, tokenizer_json, vocab, N_MELS, batches.Stages())[0]:
         counts = [token_count(int(length)) for length in batch.frames]
         assert batch.mels.shape[1] == N_MELS
-        assert [(row != batches.IGNORED).sum().item() for row in batch.sounds] == counts
+        assert [(row != collation.IGNORED).sum().item() for row in batch.sounds] == counts
         assert len(batch.letters) == batch.letter_counts.sum() and batch.letters.min() > 0
         letters = batch.letters.split(batch.letter_counts.tolist())
-        said = ["".join(batches.LETTERS[n - 1] for n in part) for part in letters]
+        said = ["".join(collation.LETTERS[n - 1] for n in part) for part in letters]
         words = batch.words.split(batch.word_counts.tolist())
         assert [tokenizer.decode(part.tolist()).strip() for part in words] == said
         starts = np.cumsum([0, *counts])
         texts = []
         for ids, labels in batch.groups:
             for row, answer in zip(ids, labels, strict=True):
-                text = tokenizer.decode([token for token in answer.tolist() if token != batches.IGNORED])
+                text = tokenizer.decode([token for token in answer.tolist() if token != collation.IGNORED])
                 texts.append(text)
                 assert text.endswith("<|EOT|>")
                 audio = row[row >= vocab] - vocab
                 runs = np.split(audio.numpy(), np.flatnonzero(np.diff(audio.numpy()) != 1) + 1) if len(audio) else []
                 for run_ in runs:  # whole clips, from first row to last
                     assert run_[0] in starts and run_[-1] + 1 in starts
-                asked = np.flatnonzero(answer.numpy() != batches.IGNORED)
+                asked = np.flatnonzero(answer.numpy() != collation.IGNORED)
                 before = row[1 : asked[0] + 1][row[1 : asked[0] + 1] < vocab]
                 assert tokenizer.decode(before.tolist()).endswith(("<think>\n", "</think>\n"))
         for heard in (text.partition("I hear: ")[2].partition(".")[0] for text in texts if text.startswith("I hear: ")):
@@ -115,7 +118,9 @@ def test_a_step_says_the_same_wherever_a_run_begins(tokenizer_json):
         assert len(later) == 6 - begin
         for a, b in zip(whole[begin:], later, strict=True):
             assert torch.equal(a.letters, b.letters) and torch.equal(a.letter_counts, b.letter_counts)
-            answers = [sum((labels != batches.IGNORED).sum().item() for _, labels in batch.groups) for batch in (a, b)]
+            answers = [
+                sum((labels != collation.IGNORED).sum().item() for _, labels in batch.groups) for batch in (a, b)
+            ]
             assert answers[0] == pytest.approx(answers[1], abs=4)  # espeak-ng's voices waver, and so does their height
 
 
@@ -174,9 +179,8 @@ def test_a_grown_decoder_says_what_the_small_one_says(tokenizer_json, smaller):
 def test_training_resumes_and_exports(train, tmp_path, monkeypatch, tokenizer_json, whisper, smaller):
     """Stopped, killed and resumed it gives the same weights as in one go by two processes, and a checkpoint that can be
     read."""
-    made = (
-        batches.Batches(7, 0, 1, tokenizer_json, beginning.rows(beginning.used_tokens(tokenizer_json)), N_MELS)[0] * 6
-    )
+    vocab = beginning.rows(beginning.used_tokens(tokenizer_json))
+    made = batches.Batches(7, 0, 1, tokenizer_json, vocab, N_MELS, batches.Stages())[0] * 6
     monkeypatch.setattr(train, "training_batches", lambda seed, first, last, *_: iter(made[first:last]))
     monkeypatch.setattr("step_audio_training.beginning.make_tokenizer", lambda seed: tokenizer_json)
     monkeypatch.setattr(train, "SAVE_EVERY", 2)
@@ -184,7 +188,7 @@ def test_training_resumes_and_exports(train, tmp_path, monkeypatch, tokenizer_js
     monkeypatch.setattr(train, "EXAMINE_EVERY", 6)
     monkeypatch.setattr(train, "draw_paper", lambda seed, each: {})
     monkeypatch.setattr(train, "examine", lambda *_: {"sums": 0.5})
-    recipe = train.Recipe(seed=3, steps=6, reading_steps=0, frozen_steps=2, warm_up_steps=2)
+    recipe = train.Recipe(seed=3, steps=6, reading_steps=0, hearing_steps=0, frozen_steps=2, warm_up_steps=2)
     begin = partial(beginning.of_whisper, whisper, None, 3)
     said: list[str] = []
     with monkeypatch.context() as patch:
@@ -247,26 +251,46 @@ def test_the_encoder_begins_as_whispers_and_stays_so_at_first(train, tmp_path, m
     monkeypatch.setattr(train, "examine", lambda *_: {})
     wanted = encoder_weights(read_whisper(whisper))
     begin = partial(beginning.of_whisper, whisper, None, 1)
-    for steps, same in ((1, True), (0, False)):  # of two, the first is read
-        recipe = train.Recipe(steps=2, reading_steps=1, frozen_steps=steps)
+    for steps, same in ((2, True), (1, False)):  # of three, the first is read, and nothing is asked in the second
+        recipe = train.Recipe(steps=3, reading_steps=1, hearing_steps=1, frozen_steps=steps)
         model, _ = train.train(tmp_path / str(steps), recipe, begin, echo=lambda line: None)
         state = model.audio.encoder.state_dict()
         assert all(np.array_equal(state[name], value) for name, value in wanted.items()) == same
-        first, second = map(json.loads, (tmp_path / str(steps) / "log.jsonl").read_text().splitlines())
-        assert "letters_loss" not in first and "letters_loss" in second
+        read, heard, asked = map(json.loads, (tmp_path / str(steps) / "log.jsonl").read_text().splitlines())
+        assert [("letters_loss" in row, "answer_loss" in row) for row in (read, heard, asked)] == [
+            (False, True), (True, False), (True, True),
+        ]  # fmt: skip
+
+
+def test_what_is_heard_again_is_the_same_wherever_a_run_begins(tokenizer_json):
+    """And is what was said: recordings come again, in another take, with their words."""
+    tokenizer, stages = Tokenizer(tokenizer_json), batches.Stages(reading=0, hearing=6)
+    whole = list(batches.training_batches(7, 0, 6, tokenizer_json, 9000, N_MELS, 0, stages))
+    later = list(batches.training_batches(7, 4, 6, tokenizer_json, 9000, N_MELS, 0, stages))
+    for a, b in zip(whole[4:], later, strict=True):
+        assert torch.equal(a.letters, b.letters) and torch.equal(a.words, b.words)
+    said = []
+    for batch in whole:
+        assert not batch.groups and len(batch.mels) == batches.CLIPS
+        letters = batch.letters.split(batch.letter_counts.tolist())
+        texts = ["".join(collation.LETTERS[n - 1] for n in part) for part in letters]
+        assert texts == [tokenizer.decode(w.tolist()).strip() for w in batch.words.split(batch.word_counts.tolist())]
+        said += texts
+    assert len(set(said)) < len(said) == 12
 
 
 def test_what_is_read_first_is_to_be_copied(tokenizer_json):
     """The answer's words stand in the prompt, in short examples without recordings."""
     tokenizer, vocab = Tokenizer(tokenizer_json), 9000
-    read, *_, heard = batches.training_batches(7, 0, 4, tokenizer_json, vocab, N_MELS, workers=0, listening=1)
+    stages = batches.Stages(reading=1, hearing=1)
+    read, *_, heard = batches.training_batches(7, 0, 4, tokenizer_json, vocab, N_MELS, 0, stages)
     assert len(heard.mels) and not len(read.mels)
     copies = 0
     for ids, labels in read.groups:
         assert ids.shape[1] <= batches.LONGEST_READ and (ids < vocab).all()
         for row, answer in zip(ids.tolist(), labels.tolist(), strict=True):
-            asked = next(n for n, token in enumerate(answer) if token != batches.IGNORED)
-            text = tokenizer.decode([token for token in answer[asked:] if token != batches.IGNORED])
+            asked = next(n for n, token in enumerate(answer) if token != collation.IGNORED)
+            text = tokenizer.decode([token for token in answer[asked:] if token != collation.IGNORED])
             copies += text.removesuffix("<|EOT|>").rpartition("</think>")[2].strip() in tokenizer.decode(row[:asked])
     assert copies >= 2
 

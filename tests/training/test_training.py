@@ -15,7 +15,7 @@ from step_audio_training.examples import SHARES, draw_example
 from step_audio_training.recordings import SOUNDS, DrawnRecording, draw_conditions, draw_recording, record
 from step_audio_training.speech import Voice, draw_variant, speak
 
-sounds_when = Lazy("step_audio_training.batches:sounds_when")
+sounds_when = Lazy("step_audio_training.collation:sounds_when")
 
 TASKS = tuple(SHARES)
 

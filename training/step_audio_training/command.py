@@ -50,7 +50,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
     given = {name: value for name in ("steps", "seed") if (value := getattr(arguments, name)) is not None}
     # A listener reads already, and its adaptor hears; only the heads that help it to learn are new.
-    known = {"reading_steps": 0, "frozen_steps": 50} if arguments.checkpoint else {}
+    known = {"reading_steps": 0, "hearing_steps": 0, "frozen_steps": 50} if arguments.checkpoint else {}
     recipe = replace(Recipe(), **known, **given)
     if arguments.checkpoint and arguments.decoder:
         raise ArtefactError("--decoder goes with --whisper: the listener of --checkpoint has a decoder")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from step_audio.mel import log_mel, pad_batch, token_count
 from step_audio.tokenizer import Tokenizer
-from step_audio_training.batches import Encoded
+from step_audio_training.collation import Encoded
 from step_audio_training.examples import Task
 from step_audio_training.model import Listener
 from step_audio_training.questions import ExamQuestion, draw_known, draw_question, sets_that_can_be_made

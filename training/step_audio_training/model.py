@@ -12,7 +12,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from step_audio.config import ModelConfig
 from step_audio.encoder import AudioEncoder
-from step_audio_training.batches import IGNORED, LETTERS, TrainingBatch
+from step_audio_training.collation import IGNORED, LETTERS, TrainingBatch
 from step_audio_training.recordings import SOUNDS
 
 
@@ -37,6 +37,7 @@ def qwen2(config: ModelConfig) -> Qwen2ForCausalLM:
     return model
 
 
+HEARING = {"letters": 0.3, "words": 1.0, "sounds": 0.5}  # weights of the losses
 LETTERS_PER_TOKEN = 3  # that an embedding has room for: 37.5 a second, more than anybody says
 
 
@@ -87,13 +88,15 @@ class Listener(nn.Module):
         same), and which sound there is at each (cross entropy).
 
         For tokens they are held against the decoder's own embeddings: what it reads of a recording comes to look like
-        the words that it has learnt to copy from text.
+        the words that it has learnt to copy from text. Those learn with it only where it answers as well: else they
+        would be words that it does not know.
         """
         embeddings = heard.embeddings.float()
         lengths = (batch.sounds != IGNORED).sum(1)
         letters = self.letters(embeddings).unflatten(2, (LETTERS_PER_TOKEN, -1)).flatten(1, 2)
         spelled = _ctc(letters, batch.letters, LETTERS_PER_TOKEN * lengths, batch.letter_counts)
         table = self.decoder.model.embed_tokens.weight[self.trained_ids]
+        table = table if batch.groups else table.detach()
         words = torch.cat([self.blank(embeddings), self.sharpness * F.linear(embeddings, table)], 2)
         read = _ctc(words, self.position[batch.words] + 1, lengths, batch.word_counts)
         sounds = F.cross_entropy(self._sounds(heard).transpose(1, 2), batch.sounds, ignore_index=IGNORED)

@@ -15,7 +15,7 @@ import torch
 from torch import multiprocessing, nn
 
 from step_audio.errors import StepAudioError
-from step_audio_training.batches import TrainingBatch
+from step_audio_training.collation import TrainingBatch
 
 Losses = Callable[[TrainingBatch, bool], dict[str, float]]
 """Of a batch, and whether the encoder learns: adds to the gradients, and returns figures."""

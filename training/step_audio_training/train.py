@@ -1,7 +1,7 @@
 """The training recipe: seeded, resumable at any moment, the same on two cores and on a GPU.
 
-First the decoder reads. Then it listens: the encoder stays as it is at first, while the adaptor and the decoder learn
-to hear with it; then it learns, too, slowly.
+First the decoder reads. Then encoder and adaptor hear, without it, what is told in words that it reads; at the start of
+that the encoder stays as it is. Then it answers, and all of them learn.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from step_audio.config import AudioEncoderConfig, ModelConfig
 from step_audio.errors import ArtefactError
 from step_audio.tokenizer import Tokenizer
 from step_audio_build.convert.small_tokenizer import VOICE_TOKENS
-from step_audio_training.batches import TrainingBatch, training_batches
+from step_audio_training.batches import Stages, training_batches
 from step_audio_training.beginning import Beginning, listener_config, used_tokens
+from step_audio_training.collation import TrainingBatch
 from step_audio_training.exam import Paper, draw_paper, examine
-from step_audio_training.model import Listener
+from step_audio_training.model import HEARING, Listener
 from step_audio_training.parallel import SideBySide
 
 SAVE_EVERY = 50  # steps
@@ -56,7 +57,8 @@ class Recipe:
     steps: int = 6000
     batches: int = 2  # of a step
     reading_steps: int = 400  # of these, the first ones, without recordings
-    frozen_steps: int = 500  # of those behind them, the first ones in which the encoder does not learn
+    hearing_steps: int = 400  # behind them, in which nothing is asked
+    frozen_steps: int = 100  # of those behind the reading, the first ones in which the encoder does not learn
     warm_up_steps: int = 100
     cool_down: float = 0.4
     learning_rate: float = 1e-3  # of what is new
@@ -121,8 +123,9 @@ def train(
     paper: Paper = {}
     first_batch, last_batch = (recipe.batches * n for n in (step, recipe.steps))
     vocab = config.text.vocab_size
-    listening = recipe.batches * recipe.reading_steps
-    batches = training_batches(recipe.seed, first_batch, last_batch, tokenizer, vocab, audio.n_mels, workers, listening)
+    heard = recipe.reading_steps + recipe.hearing_steps
+    stages = Stages(recipe.batches * recipe.reading_steps, recipe.batches * heard)
+    batches = training_batches(recipe.seed, first_batch, last_batch, tokenizer, vocab, audio.n_mels, workers, stages)
     began, first = time.monotonic(), step
     try:
         while step < recipe.steps:
@@ -135,7 +138,7 @@ def train(
             log.append({"step": step, **row})
             if step % SAY_EVERY == 0:
                 pace = (time.monotonic() - began) / (step - first)
-                alike = [r for r in log[-SAY_EVERY:] if r.keys() == log[-1].keys()]  # reading has fewer figures
+                alike = [r for r in log[-SAY_EVERY:] if r.keys() == log[-1].keys()]  # of one stage
                 mean = {name: sum(r[name] for r in alike) / len(alike) for name in row}
                 figures = ", ".join(f"{name} {value:.3f}" for name, value in mean.items())
                 echo(f"step {step} of {recipe.steps}: {figures}; {pace:.1f} s a step, {_clock()}")
@@ -212,10 +215,14 @@ def _losses(model: Listener, recipe: Recipe, batch: TrainingBatch, encoder_learn
     with torch.autocast(batch.mels.device.type, torch.bfloat16, enabled=_has_bfloat16(batch.mels.device)):
         heard = model.embed(batch, encoder_learns) if len(batch.mels) else None
         hearing = model.hearing_loss(heard, batch) if heard else {}
-        answers, accuracy = model.answer_loss(heard, batch)
-    (recipe.hearing_weight * sum(hearing.values()) + answers).backward()
+        answers, accuracy = model.answer_loss(heard, batch) if batch.groups else (None, None)
     told = {f"{name}_loss": loss.item() for name, loss in hearing.items()}
-    return {**told, "answer_loss": answers.item(), "token_accuracy": accuracy.item()}
+    loss = sum((HEARING[name] * each for name, each in hearing.items()), torch.zeros(()))
+    if answers is not None and accuracy is not None:
+        loss = recipe.hearing_weight * loss + answers
+        told |= {"answer_loss": answers.item(), "token_accuracy": accuracy.item()}
+    loss.backward()
+    return told
 
 
 def _learn(model: Listener, optimizer: torch.optim.Optimizer) -> None:

@@ -1,0 +1,97 @@
+"""Recordings that are heard again and again, each time otherwise: what the encoder and the adaptor learn to hear on.
+
+To say a sentence takes a synthesizer longer than it takes a small encoder to learn of it, and an answer's decoder takes
+longer still. Here every recording is drawn by its number and kept for a while, so that a draw depends on nothing but
+its seed and its own number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from step_audio.arrays import AnyArray, Float32Array
+from step_audio.mel import log_mel
+from step_audio_training.hearing import heard_by
+from step_audio_training.recordings import DrawnRecording
+from step_audio_training.scenes import draw_scene
+
+NEW = 24  # recordings of a draw that none before it had
+KEPT = 5000  # of the latest ones are heard again
+FRESH, FRESH_SHARE = 100, 0.3  # so many of the latest make up this share of a draw
+TAKES = 4  # of each recording: rooms, channels, noises
+DICTATED = 0.35  # of the recordings, beyond the kinds' shares
+BANDS, MOST_BANDS, MOST_FRAMES = 2, 8, 10  # that are masked: twice some mel bands, once some frames
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """`mel` float32 [n_mels, T]; `before`: seconds of silence in front of what `recording`, without samples, says."""
+
+    mel: Float32Array
+    before: float
+    recording: DrawnRecording
+
+
+class Replay:
+    """`Replay(...).draw(n, count)` is the n-th draw, in the order of the recordings' lengths."""
+
+    def __init__(self, seed: int, n_mels: int, longest: float):
+        """`longest`: seconds of a recording."""
+        self.seed, self.n_mels, self.longest = seed, n_mels, longest
+        self._said: dict[int, DrawnRecording] = {}
+        self._heard: dict[tuple[int, int], tuple[AnyArray, float]] = {}
+
+    def draw(self, n: int, count: int) -> list[Take]:
+        random = np.random.default_rng([self.seed, 0, n])
+        end = NEW * (n + 1)
+        first = max(0, end - KEPT)
+        self._forget(first)
+        latest = random.random(count) < FRESH_SHARE
+        chosen = np.where(
+            latest, random.integers(max(first, end - FRESH), end, count), random.integers(first, end, count)
+        )
+        takes = [self._take(int(number), int(random.integers(TAKES))) for number in chosen]
+        takes = [replace(take, mel=masked(take.mel, random)) for take in takes]
+        return sorted(takes, key=lambda take: take.mel.shape[1])
+
+    def _take(self, number: int, which: int) -> Take:
+        if (number, which) not in self._heard:
+            mel, before = self._hear(self._recording(number), np.random.default_rng([self.seed, 1, number, which]))
+            self._heard[number, which] = mel.astype(np.float16), before
+        mel16, before = self._heard[number, which]
+        return Take(mel16.astype(np.float32), before, replace(self._said[number], samples=np.zeros(0, np.float32)))
+
+    def _hear(self, recording: DrawnRecording, random: np.random.Generator) -> tuple[Float32Array, float]:
+        samples, before = heard_by(recording, random)
+        return log_mel(samples, self.n_mels), before
+
+    def _recording(self, number: int) -> DrawnRecording:
+        random = np.random.default_rng([self.seed, 2, number])
+        while number not in self._said:
+            try:
+                drawn = draw_scene(random, "dictation" if random.random() < DICTATED else None)
+            except (OSError, ValueError):  # a word that a synthesizer cannot say
+                continue
+            if drawn.seconds < self.longest:
+                self._said[number] = drawn
+        return self._said[number]
+
+    def _forget(self, first: int) -> None:
+        self._said = {number: said for number, said in self._said.items() if number >= first}
+        self._heard = {key: heard for key, heard in self._heard.items() if key[0] >= first}
+
+
+def masked(mel: Float32Array, random: np.random.Generator) -> Float32Array:
+    """A copy with some bands and some frames at its mean (SpecAugment, arXiv:1904.08779, in little)."""
+    out, mean = mel.copy(), mel.mean()
+    n_mels, frames = mel.shape
+    for _ in range(BANDS):
+        width = int(random.integers(min(MOST_BANDS, n_mels // 4) + 1))
+        start = int(random.integers(n_mels - width + 1))
+        out[start : start + width] = mean
+    width = int(random.integers(min(MOST_FRAMES, frames // 6) + 1))
+    start = int(random.integers(frames - width + 1))
+    out[:, start : start + width] = mean
+    return out
