@@ -181,7 +181,7 @@ def test_training_resumes_and_exports(train, tmp_path, monkeypatch, tokenizer_js
     read."""
     vocab = beginning.rows(beginning.used_tokens(tokenizer_json))
     made = batches.Batches(7, 0, 1, tokenizer_json, vocab, N_MELS, batches.Stages())[0] * 6
-    monkeypatch.setattr(train, "training_batches", lambda seed, first, last, *_: iter(made[first:last]))
+    monkeypatch.setattr(train, "training_batches", lambda seed, first, last, *_: (batch for batch in made[first:last]))
     monkeypatch.setattr("step_audio_training.beginning.make_tokenizer", lambda seed: tokenizer_json)
     monkeypatch.setattr(train, "SAVE_EVERY", 2)
     monkeypatch.setattr(train, "SAY_EVERY", 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -181,7 +181,7 @@ def training_batches(
     n_mels: int,
     workers: int,
     stages: Stages = Stages(),
-) -> Iterator[TrainingBatch]:
+) -> Generator[TrainingBatch]:
     """Batches `first` to `last`: each says the same wherever a run begins (espeak-ng's voices waver)."""
     draws = Batches(seed, first // BATCHES, -(-last // BATCHES), tokenizer_json, vocab_size, n_mels, stages)
     loader = DataLoader(

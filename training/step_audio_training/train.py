@@ -151,6 +151,7 @@ def train(
                 with computing.alone():
                     _report(output, step, examine(model, Tokenizer(tokenizer), paper), echo)
     finally:
+        batches.close()  # its processes end now, not when nobody holds the exception any more
         computing.close()
         for number, handler in before.items():
             signal.signal(number, handler)
