@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import dictation
+from peers import whisper
 from step_audio.errors import StepAudioError
 
 
 def test_words_are_compared_as_they_are_said():
-    assert dictation.spoken_words(" The 3 dogs, at 42.") == ["the", "three", "dogs", "at", "forty", "two"]
-    assert dictation.spoken_words("0176") == ["zero", "one", "seven", "six"]
-    assert dictation.errors(["the three dogs", "a cat"], ["The 3 dogs.", "Cats"]) == pytest.approx(2 / 5)
+    assert whisper.spoken_words(" The 3 dogs, at 42.") == ["the", "three", "dogs", "at", "forty", "two"]
+    assert whisper.spoken_words("0176") == ["zero", "one", "seven", "six"]
+    assert whisper.errors(["the three dogs", "a cat"], ["The 3 dogs.", "Cats"]) == pytest.approx(2 / 5)
 
 
 def test_whisper_hears_thirty_seconds_and_its_words_come_back(tmp_path, monkeypatch):
@@ -32,15 +32,15 @@ def test_whisper_hears_thirty_seconds_and_its_words_come_back(tmp_path, monkeypa
         assert (Path(folder) / "config.json").read_text() == "{}"
         return subprocess.CompletedProcess(command, 0, "".join(json.dumps(text) + "\n" for text in ("Hi.", "Ho.")), "")
 
-    monkeypatch.setattr(dictation.subprocess, "run", run)
+    monkeypatch.setattr(whisper.subprocess, "run", run)
     environment = SimpleNamespace(install=lambda echo: None, python=tmp_path / "python")
     clips = [np.zeros(1600, np.float32), np.zeros(32_000, np.float32)]
-    assert dictation.transcribed(wheel, clips, environment) == ["Hi.", "Ho."]
+    assert whisper.transcribed(wheel, clips, environment) == ["Hi.", "Ho."]
     assert len(heard) == 2 and all(bands == 80 and frames >= 3000 for bands, frames in heard)
 
     def fails(command, **options):
         return subprocess.CompletedProcess(command, 1, "", "Traceback\nImportError: no ctranslate2\n")
 
-    monkeypatch.setattr(dictation.subprocess, "run", fails)
+    monkeypatch.setattr(whisper.subprocess, "run", fails)
     with pytest.raises(StepAudioError, match=r"Whisper: ImportError: no ctranslate2"):
-        dictation.transcribed(wheel, clips, environment)
+        whisper.transcribed(wheel, clips, environment)

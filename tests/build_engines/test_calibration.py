@@ -146,6 +146,7 @@ def test_without_network_it_must_be_here(hub, tmp_path):
     assert calibration_fault(DEFAULT_DATA, "http://127.0.0.1:9") is None
 
 
+@pytest.mark.build  # one stage of it runs, torch and all
 def test_a_build_says_it_first(tiny, tmp_path, monkeypatch):
     """Also a dry run, and neither of a build that reads it no more, or never."""
     machine = StandIns(tmp_path / "machine", monkeypatch)
