@@ -31,12 +31,12 @@ def main() -> None:
     parser.add_argument("--report", type=Path, required=True, help="the --output of step-audio eval")
     parser.add_argument("--whisper", type=Path, required=True, metavar="WHEEL")
     arguments = parser.parse_args()
-    seed = json.loads((arguments.report / "settings.json").read_text())["seed"]
-    answers = [json.loads(line) for line in (arguments.report / "answers.jsonl").read_text().splitlines()]
-    texts = {answer["id"]: answer["text"] for answer in answers}
     environment = Environment(CACHE / "peers", "whisper")
     rows = []
     try:
+        seed = json.loads((arguments.report / "settings.json").read_text())["seed"]
+        answers = [json.loads(line) for line in (arguments.report / "answers.jsonl").read_text().splitlines()]
+        texts = {answer["id"]: answer["text"] for answer in answers}
         for name in SETS:
             asked = sum(key.startswith(f"{name}-") for key in texts)
             if not asked:
@@ -50,7 +50,7 @@ def main() -> None:
             )
             ours, whisper = errors(said, [texts[item.id] for item in items]), errors(said, theirs)
             rows.append([name, str(asked), f"{100 * ours:.1f} %", f"{100 * whisper:.1f} %", f"{ours / whisper:.2f}"])
-    except StepAudioError as error:
+    except (StepAudioError, OSError) as error:
         sys.exit(str(error))
     print(markdown_table([["set", "n", "listener", "Whisper tiny.en", "ratio"], *rows]))
 
