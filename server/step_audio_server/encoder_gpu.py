@@ -1,16 +1,22 @@
-"""The GPU that the audio encoder runs on, beside vLLM: which, and whether torch here can."""
+"""Where the audio encoder runs beside vLLM: on the processor, or on a GPU, which, and whether torch here can."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from typing import Literal
 
 from step_audio.errors import SettingsError
 
 LOOK = "import torch; print(torch.__version__, torch.version.cuda or '', torch.cuda.device_count())"
 TIMEOUT = 120.0  # seconds; the driver may have to initialise every GPU first
 ELSE = "docs/engines.md says which torch it needs; --encoder-device cpu goes without, seconds of many cores for a clip"
+
+
+def device(chosen: Literal["cpu", "cuda"] | None, vllm_on_gpus: bool) -> Literal["cpu", "cuda"]:
+    """What --encoder-device says; where it says nothing, where vLLM is."""
+    return chosen or ("cuda" if vllm_on_gpus else "cpu")
 
 
 def first() -> str:

@@ -51,11 +51,10 @@ def _for_vllm(settings: ServeSettings, ports: Ports, echo: Echo, claim: Callable
     found = vllm_process.check(settings.llm_python)
     echo(f"vLLM {found.version}: {settings.llm_python}")
     model = ModelConfig.from_directory(settings.checkpoint)
-    settings = _of_profile(settings, model, echo)
-    device = settings.encoder_device or ("cuda" if found.on_gpus else "cpu")
+    device = encoder_gpu.device(settings.encoder_device, found.on_gpus)
+    settings = _of_profile(settings.model_copy(update={"encoder_device": device}), model, echo)
     if device == "cuda":
         echo(f"audio encoder: torch {encoder_gpu.check()} on GPU {encoder_gpu.first()}")
-    settings = settings.model_copy(update={"encoder_device": device})
     artefacts = _build_for_vllm(settings, model, echo, claim)
     write_options(settings, model, artefacts)
     return _launch(settings, model, artefacts, ports)
@@ -69,16 +68,18 @@ def _launch(settings: ServeSettings, model: ModelConfig, artefacts: Artefacts, p
 
 
 def _of_profile(settings: ServeSettings, model: ModelConfig, echo: Echo) -> ServeSettings:
-    """With a profile's ranks, limits and share of memory, for vLLM. Raises SettingsError for one that does not fit."""
+    """With a profile's ranks, limits and share of memory, for vLLM; `encoder_device` is decided. Raises SettingsError
+    for one that does not fit."""
     from step_audio_build.planning.profiles import audio_rows, load_profile
     from step_audio_build.planning.vllm_plan import plan_vllm
 
     if settings.profile is None:
         return settings
     profile = load_profile(settings.profile)
-    plan = plan_vllm(profile, model, settings.gpu_memory_utilization)
+    on_gpu = settings.encoder_device == "cuda"
+    plan = plan_vllm(profile, model, settings.gpu_memory_utilization, on_gpu)
     if not plan.fits:
-        raise SettingsError(f"{plan.reasons[0]} See `step-audio plan --llm vllm --profile {profile.name}`")
+        raise SettingsError(f"{plan.reasons[0]} See `{plan.command}`")
     echo(f"profile {profile.name}: {profile.gpus} x {profile.gpu.name}")
     decided = {
         "profile": None,
@@ -90,7 +91,7 @@ def _of_profile(settings: ServeSettings, model: ModelConfig, echo: Echo) -> Serv
         "gpu_memory_utilization": plan.utilization,
         "max_prompt_table_rows": audio_rows(profile.max_audio_seconds),
     }
-    if "encoder_batch_clips" not in settings.model_fields_set:  # the default is for a CPU
+    if on_gpu and "encoder_batch_clips" not in settings.model_fields_set:  # the default is for a CPU
         decided["encoder_batch_clips"] = profile.encoder_batch_clips
     return settings.model_copy(update=decided)
 

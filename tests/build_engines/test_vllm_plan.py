@@ -38,6 +38,18 @@ def test_4xl40s_16k_by_hand():
     assert found.fits and round(found.full_requests, 2) == 22.25
 
 
+def test_an_encoder_on_the_processor_takes_nothing_of_a_gpu():
+    """Then 0.9 of 46,068 MiB is left, and 0.96 at most."""
+    found = plan_vllm(load_profile("4xL40S-16k"), PUBLISHED, encoder_on_gpu=False)
+    outside = (600 + 800) * MIB
+    assert (found.encoder, found.utilization) == (0, 0.9)
+    assert found.free == 46_068 * MIB - int(0.9 * 46_068 * MIB) - outside
+    assert "audio encoder" not in found.table()
+    assert plan_vllm(load_profile("4xL40S-16k"), PUBLISHED, 0.96, encoder_on_gpu=False).fits
+    (reason,) = plan_vllm(load_profile("4xL40S-16k"), PUBLISHED, 0.97, encoder_on_gpu=False).reasons
+    assert "too little for the driver: at most 0.96." in reason
+
+
 def test_1xh200_65k_by_hand():
     found = plan_vllm(load_profile("1xH200-65k"), PUBLISHED)
     weights, step = by_hand(1, 40, 27_648, 128)
@@ -77,13 +89,22 @@ def test_the_command(capsys):
     assert "22.25 requests of full length" in said and "| of each GPU, computed" in said
     assert main(["plan", "--llm", "vllm", "--profile", "4xL40S-16k", "--gpu-memory-utilization", "0.4"]) == 1
     assert "less than one request" in capsys.readouterr().out
+    tight = ["plan", "--llm", "vllm", "--profile", "4xL40S-16k", "--gpu-memory-utilization", "0.9"]
+    assert main(tight) == 1
+    assert main([*tight, "--encoder-device", "cpu"]) == 0
+    capsys.readouterr()
     assert main(["plan", "--llm", "vllm"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(profile_names())
 
 
 @pytest.mark.parametrize(
-    "flags", [["--llm", "vllm", "--gpu-memory-utilization", "2"], ["--gpu-memory-utilization", "0.5"]]
+    "flags",
+    [
+        ["--gpu-memory-utilization", "2", "--llm", "vllm"],
+        ["--gpu-memory-utilization", "0.5"],
+        ["--encoder-device", "cpu"],
+    ],
 )
-def test_a_share_that_is_none(flags, capsys):
+def test_flags_that_mean_nothing_are_refused(flags, capsys):
     assert main(["plan", *flags]) != 0
-    assert "--gpu-memory-utilization" in capsys.readouterr().err
+    assert flags[0] in capsys.readouterr().err

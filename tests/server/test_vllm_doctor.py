@@ -37,11 +37,15 @@ def test_what_the_profile_s_gpus_hold_with_vllm(here, python, capsys, monkeypatc
     assert "programs" not in [finding["name"] for finding in report["findings"]], "nothing of TensorRT-LLM's"
 
 
-def test_what_does_not_fit_is_a_fault(here, python, capsys, monkeypatch, tmp_path):
+@pytest.fixture
+def no_cuda(monkeypatch):
     def without():
         raise SettingsError("torch 2.13.0+cpu here has no CUDA: install another")
 
     monkeypatch.setattr(encoder_gpu, "check", without)
+
+
+def test_what_does_not_fit_is_a_fault(here, python, capsys, no_cuda, tmp_path):
     profile = tmp_path / "small.toml"
     profile.write_text(CARD)
     status, report = here.doctor(capsys, "--profile", str(profile), "--llm-python", python)
@@ -49,3 +53,29 @@ def test_what_does_not_fit_is_a_fault(here, python, capsys, monkeypatch, tmp_pat
     assert (status, plan["status"], report["works"]) == (1, "fault", [])
     assert "less than one request of 16,384" in plan["found"] and "plan --llm vllm --profile small" in plan["advice"]
     assert (encoder["found"], encoder["advice"]) == ("torch 2.13.0+cpu here has no CUDA", "install another")
+
+
+def test_an_encoder_on_the_processor_needs_no_cuda_and_no_memory_of_a_gpu(here, python, capsys, no_cuda, tmp_path):
+    flags = ("--profile", "4xL40S-16k", "--encoder-device", "cpu")
+    _, report = here.doctor(capsys, *flags, "--llm-python", python)
+    assert found(report, "audio encoder") == {
+        "name": "audio encoder", "status": "ok", "found": "ONNX on the processor", "advice": "",
+    }  # fmt: skip
+    assert found(report, "GPU plan")["found"].startswith("0.9 of each GPU for vLLM, ")
+    profile = tmp_path / "small.toml"
+    profile.write_text(CARD)
+    _, report = here.doctor(capsys, "--profile", str(profile), *flags[2:], "--llm-python", python)
+    assert found(report, "GPU plan")["advice"].endswith("--profile small --encoder-device cpu")
+    with pytest.raises(SettingsError, match="--encoder-device is for --llm-python alone"):
+        here.doctor(capsys, *flags)
+
+
+def test_the_encoder_is_where_vllm_is(here, capsys, no_cuda, tmp_path):
+    """A build for CPUs asks for no CUDA, GPUs or none; who asks for it is told."""
+    for_cpus = str(write_python(tmp_path / "for_cpus"))
+    for case, (flags, status) in {
+        "a build for CPUs": ([], "ok"),
+        "asked for": (["--encoder-device", "cuda"], "fault"),
+    }.items():
+        _, report = here.doctor(capsys, "--llm-python", for_cpus, *flags)
+        assert found(report, "audio encoder")["status"] == status, case

@@ -129,8 +129,12 @@ def test_what_vllm_is_told(tmp_path, artefacts):
     assert whole.max_num_tokens == whole.max_seq_len, "a prompt that is not cut is one step"
 
 
+def of_profile(work_dir: Path, **settings) -> ServeSettings:
+    return ServeSettings.create(work_dir=work_dir, profile="4xL40S-16k", **PLACES, **settings)
+
+
 def test_a_profile_decides_ranks_and_limits(tmp_path, artefacts):
-    settings = ServeSettings.create(work_dir=tmp_path, profile="4xL40S-16k", **PLACES)
+    settings = of_profile(tmp_path, encoder_device="cuda")
     decided = _of_profile(settings, PUBLISHED, lambda line: None)
     options = write_options(decided, model(65_536), artefacts)
     assert (options.tensor_parallel_size, options.max_seq_len, options.max_batch_size) == (4, 16_384, 32)
@@ -140,8 +144,15 @@ def test_a_profile_decides_ranks_and_limits(tmp_path, artefacts):
     assert settings.resolved_startup_timeout() == 1800, "as long as for tens of GB of any kind"
 
 
+def test_an_encoder_on_the_processor_leaves_vllm_its_share(tmp_path):
+    settings = of_profile(tmp_path, encoder_device="cpu")
+    decided = _of_profile(settings, PUBLISHED, lambda line: None)
+    assert decided.gpu_memory_utilization == 0.9, "and not 0.89: it takes nothing of GPU 0"
+    assert decided.encoder_batch_clips == settings.encoder_batch_clips, "the profile's is for a GPU"
+
+
 def test_a_profile_that_does_not_fit_is_refused(tmp_path):
-    settings = ServeSettings.create(work_dir=tmp_path, profile="4xL40S-16k", gpu_memory_utilization=0.9, **PLACES)
+    settings = of_profile(tmp_path, encoder_device="cuda", gpu_memory_utilization=0.9)
     with pytest.raises(SettingsError, match=r"leaves 0\.4 GB too little for the audio encoder .* See `step-audio plan"):
         _of_profile(settings, PUBLISHED, lambda line: None)
 

@@ -52,6 +52,9 @@ def add_plan(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "--gpu-memory-utilization", type=float, metavar="SHARE", help="of --llm vllm (default: 0.9, or what fits)"
     )
+    parser.add_argument(
+        "--encoder-device", choices=("cpu", "cuda"), help="of --llm vllm: where the audio encoder runs (default: cuda)"
+    )
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="default: Step-Audio-R1.1, as published")
     return parser
 
@@ -61,8 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
     model = ModelConfig.from_directory(arguments.checkpoint) if arguments.checkpoint else PUBLISHED
     if arguments.llm == "vllm":
         return _run_vllm(arguments, model)
-    if arguments.gpu_memory_utilization is not None:
-        raise SettingsError("--gpu-memory-utilization is for --llm vllm alone; leave it out")
+    for flag in ("--gpu-memory-utilization", "--encoder-device"):
+        if getattr(arguments, flag.lstrip("-").replace("-", "_")) is not None:
+            raise SettingsError(f"{flag} is for --llm vllm alone; leave it out")
     if arguments.profile is None:
         for name in profile_names():
             print(f"{name:<15}{plan(load_profile(name), model).summary()}")
@@ -74,13 +78,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run_vllm(arguments: argparse.Namespace, model: ModelConfig) -> int:
     share: float | None = arguments.gpu_memory_utilization
+    on_gpu = arguments.encoder_device != "cpu"
     if share is not None and not 0 < share <= 1:
         raise SettingsError("--gpu-memory-utilization is above 0 and at most 1")
     if arguments.profile is None:
         for name in profile_names():
-            print(f"{name:<15}{plan_vllm(load_profile(name), model, share).summary()}")
+            print(f"{name:<15}{plan_vllm(load_profile(name), model, share, on_gpu).summary()}")
         return 0
-    found = plan_vllm(load_profile(arguments.profile), model, share)
+    found = plan_vllm(load_profile(arguments.profile), model, share, on_gpu)
     card = f"{found.profile.gpus} x {found.profile.gpu.name}, bfloat16, vLLM"
     lines = [f"{found.profile.name}: {card}: {found.summary()}", *found.reasons]
     print("\n".join([*lines, "", found.table()] if found.weights else lines))

@@ -3,7 +3,7 @@
 vLLM takes `gpu_memory_utilization` of each GPU, and does not start where less is free. Of that its weights go off, and
 what a full step takes at most, as it measures when it starts; the rest is the KV cache, which must hold one request of
 max_model_len. What else is on the GPU has to live on what that share leaves: the driver, the context of vLLM's own
-process, and on GPU 0 the audio encoder.
+process, and on GPU 0 the audio encoder, unless that runs on the processor.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class VllmPlan:
     weights: int
     step: int  # a full step's activations, the sampler and CUDA graphs
     communication: int  # NCCL and the all-reduce's buffers
-    encoder: int
+    encoder: int  # 0: on the processor
     outside: int  # driver, and the context of vLLM's process
     kv_per_token: int
     reasons: tuple[str, ...]  # why it does not fit; one sentence each
@@ -67,6 +67,12 @@ class VllmPlan:
     def free(self) -> int:
         return self.profile.gpu.memory_bytes - self.share - self.encoder - self.outside
 
+    @property
+    def command(self) -> str:
+        """Which shows it."""
+        device = "" if self.encoder else " --encoder-device cpu"
+        return f"step-audio plan --llm vllm --profile {self.profile.name}{device}"
+
     def table(self) -> str:
         """Markdown, whose columns also line up in a terminal."""
         whole = f"{self.profile.max_batch_size} x {self.profile.max_seq_len:,}"
@@ -76,7 +82,7 @@ class VllmPlan:
             *([("NCCL (assumed)", self.communication)] if self.communication else []),
             ("KV cache", self.kv_tokens * self.kv_per_token),
             (f"vLLM's share, {self.utilization:g} of the GPU", self.share),
-            ("audio encoder, at most (GPU 0)", self.encoder),
+            *([("audio encoder, at most (GPU 0)", self.encoder)] if self.encoder else []),
             ("driver, CUDA (assumed)", self.outside),
             ("left over", self.free),
             ("total", self.profile.gpu.memory_bytes),
@@ -95,11 +101,13 @@ class VllmPlan:
         )
 
 
-def plan_vllm(profile: Profile, model: ModelConfig, utilization: float | None = None) -> VllmPlan:
+def plan_vllm(
+    profile: Profile, model: ModelConfig, utilization: float | None = None, encoder_on_gpu: bool = True
+) -> VllmPlan:
     """With `utilization`; without it 0.9, or less where the audio encoder needs more room. Raises nothing for what does
     not fit: `reasons` say so."""
     text, gpus, total = model.text, profile.gpus, profile.gpu.memory_bytes
-    encoder = sizes.encoder_bytes(model.audio, profile.encoder_batch_clips)
+    encoder = sizes.encoder_bytes(model.audio, profile.encoder_batch_clips) if encoder_on_gpu else 0
     outside = sizes.DRIVER_RESERVE + sizes.RANK_PROCESS
     highest = math.floor(100 * (total - encoder - outside) / total) / 100
     chosen = min(GPU_MEMORY_UTILIZATION, max(highest, 0.01)) if utilization is None else utilization
@@ -129,9 +137,10 @@ def _reasons(found: VllmPlan, text: TextConfig, highest: float) -> list[str]:
     if profile.max_seq_len > (limit := text.max_position_embeddings):
         reasons.append(f"max_seq_len {profile.max_seq_len} is more than the model's {limit} positions: lower it.")
     if found.utilization > highest:
+        others = "the audio encoder and the driver" if found.encoder else "the driver"
         reasons.append(
-            f"gpu_memory_utilization {found.utilization:g} leaves {-found.free / 1e9:.1f} GB too little for the audio "
-            f"encoder and the driver: at most {max(highest, 0):g}."
+            f"gpu_memory_utilization {found.utilization:g} leaves {-found.free / 1e9:.1f} GB too little for {others}: "
+            f"at most {max(highest, 0):g}."
         )
     if found.kv_tokens < profile.max_seq_len:
         reasons.append(

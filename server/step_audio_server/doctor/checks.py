@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from step_audio.config import CONFIG_FILES, ModelConfig
 from step_audio.errors import ArtefactError, StepAudioError
@@ -20,6 +22,7 @@ from step_audio_build.stages.calibration import DEFAULT_DATA
 from step_audio_build.stages.layout import DEFAULT_MODEL, QUANTIZE_SCRIPT, BuildJob, BuildSettings, Layout
 from step_audio_build.stages.quantized import CALIBRATED
 from step_audio_gateway.settings import GatewaySettings
+from step_audio_server import encoder_gpu, vllm_process
 from step_audio_server.doctor import cpu, gpu, host, image
 from step_audio_server.doctor.finding import Finding, Status, fault, ok, warning
 from step_audio_server.launch import gpu_image
@@ -36,6 +39,7 @@ class Examination:
     work_dir: Path
     checkpoint: Path | None
     llm_python: Path | None = None  # of vLLM, which then is to compute the language model
+    encoder_device: Literal["cpu", "cuda"] | None = None  # beside vLLM; None: where vLLM is
     calibration_data: str = DEFAULT_DATA  # of a profile in fp8 or awq
     findings: list[Finding] = field(default_factory=list)
     works: list[str] = field(default_factory=list)  # what this machine can do, for people
@@ -83,7 +87,7 @@ class Examination:
                 ("programs", lambda: image.programs(self.profile)),
             ]
         else:
-            checks += [*self._without_tensorrt(), ("audio encoder", cpu.encoder)]
+            checks += self._without_tensorrt()
         return self._all(checks)
 
     def _on_cpu(self) -> bool:
@@ -96,8 +100,18 @@ class Examination:
             ("CPU runtimes", cpu.runtimes),
         ]
         if (python := self.llm_python) is not None:
-            checks.append(("vLLM", lambda: cpu.vllm(python)))
+            checks += [
+                ("vLLM", lambda: cpu.vllm(python)),
+                ("audio encoder", lambda: cpu.encoder(self._encoder_on_gpu(python))),
+            ]
         return checks
+
+    def _encoder_on_gpu(self, python: Path) -> bool:
+        """As `serve` decides; an environment that is none, a finding of its own, is taken for one of GPUs."""
+        if self.encoder_device is None:
+            with contextlib.suppress(StepAudioError):
+                return encoder_gpu.device(None, vllm_process.check(python).on_gpus) == "cuda"
+        return self.encoder_device != "cpu"
 
     def _host(self, gpus: int) -> bool:
         profile, model = self.profile, self._model()
@@ -121,7 +135,7 @@ class Examination:
         if memory_plan is not None:
             checks.insert(0, ("GPU plan", lambda: gpu.fits(memory_plan)))
         elif self.llm_python is not None and profile is not None and model is not None:
-            vllm_plan = plan_vllm(profile, model)
+            vllm_plan = plan_vllm(profile, model, encoder_on_gpu=self._encoder_on_gpu(self.llm_python))
             checks.insert(0, ("GPU plan", lambda: gpu.fits_vllm(vllm_plan)))
         return self._all(checks) and (profile is None or memory_plan is not None or self.llm_python is not None)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from step_audio.command_line import Commands, add_command
+from step_audio.errors import SettingsError
 from step_audio_build.planning.profiles import load_profile, profile_names
 from step_audio_build.stages.calibration import DEFAULT_DATA
 
@@ -36,20 +37,28 @@ def add_doctor(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "--llm-python", type=Path, metavar="FILE", help="Python of an environment with vLLM, for `serve --llm vllm`"
     )
+    parser.add_argument(
+        "--encoder-device",
+        choices=("cpu", "cuda"),
+        help="with --llm-python: where the audio encoder is to run, as for `serve` (default: where vLLM does)",
+    )
     parser.add_argument("--json", action="store_true", help="for programs")
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """1 on a fault. Raises SettingsError for a profile that there is not."""
+    """1 on a fault. Raises SettingsError for a profile that there is not, and for flags that do not go together."""
     from step_audio_server.doctor.checks import (
         Examination,  # looks at all that other commands need: only when asked for
     )
 
+    if arguments.encoder_device and not arguments.llm_python:
+        raise SettingsError("--encoder-device is for --llm-python alone; leave it out")
     profile = load_profile(arguments.profile) if arguments.profile else None
     report = Examination(
-        profile, arguments.work_dir, arguments.checkpoint, arguments.llm_python, arguments.calibration_data
-    ).run()
+        profile, arguments.work_dir, arguments.checkpoint, arguments.llm_python, arguments.encoder_device,
+        arguments.calibration_data,
+    ).run()  # fmt: skip
     print(_json(report, arguments.profile) if arguments.json else _lines(report))
     return 1 if report.status == "fault" else 0
 

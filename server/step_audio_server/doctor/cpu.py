@@ -53,8 +53,10 @@ def vllm(python: Path) -> Finding:
         return fault("vLLM", said, advice)
 
 
-def encoder() -> Finding:
-    """What the audio encoder computes with beside vLLM on GPUs."""
+def encoder(on_gpu: bool) -> Finding:
+    """What the audio encoder computes with beside vLLM."""
+    if not on_gpu:
+        return ok("audio encoder", "ONNX on the processor")
     try:
         return ok("audio encoder", f"torch {encoder_gpu.check()} on GPU {encoder_gpu.first()}")
     except StepAudioError as error:

@@ -139,8 +139,7 @@ def fits(memory_plan: MemoryPlan) -> Finding:
 def fits_vllm(memory_plan: VllmPlan) -> Finding:
     """The same for vLLM, as `step-audio plan --llm vllm` computes it."""
     if not memory_plan.fits:
-        advice = f"see step-audio plan --llm vllm --profile {memory_plan.profile.name}"
-        return fault("GPU plan", " ".join(memory_plan.reasons), advice)
+        return fault("GPU plan", " ".join(memory_plan.reasons), f"see {memory_plan.command}")
     return ok(
         "GPU plan", f"{memory_plan.utilization:g} of each GPU for vLLM, {memory_plan.kv_tokens:,} tokens of KV cache"
     )
