@@ -322,7 +322,8 @@ async def serve(options: VllmOptions) -> None:
         server = await asyncio.start_unix_server(connected, sock=listener, limit=1 << 20)
         print("vLLM is ready", file=sys.stderr, flush=True)
         waiting = [asyncio.create_task(event.wait()) for event in (stopping, dead)]
-        beating = asyncio.create_task(keep(pulse, progress, partial(_ask, engine)))
+        busy = engine.output_processor.has_unfinished_requests
+        beating = asyncio.create_task(keep(pulse, progress, busy, partial(_ask, engine)))
         await asyncio.wait([*waiting, asyncio.create_task(_watch(engine, dead))], return_when=asyncio.FIRST_COMPLETED)
         beating.cancel()
         server.close()

@@ -100,7 +100,8 @@ class StandIn:
 
     async def beat(self) -> None:
         """As vLLM's process does."""
-        await keep(self.pulse, lambda: self.engine.steps, lambda: asyncio.to_thread(self.engine.step))
+        steps = lambda: self.engine.steps  # noqa: E731
+        await keep(self.pulse, steps, lambda: True, lambda: asyncio.to_thread(self.engine.step))
 
     def _tell(self) -> None:
         while not self.closed.wait(0.1):
