@@ -1,6 +1,6 @@
 """Mind-paced speaking (arXiv 2510.09592): what it does to the answers, what it gains, and what it costs.
 
-    python benchmarks/mind_paced.py [--part accuracy|latency|reuse|table] 2>mind_paced.log
+    python benchmarks/mind_paced.py [--part accuracy|latency|reuse|table] [--llm-python FILE] 2>mind_paced.log
 
 One run, one machine; what is compared takes turns. Ratios mean something, the absolute figures are this machine's.
 
@@ -24,6 +24,8 @@ table       A segment asked for by a prepared prompt, whose table of embeddings 
             a segment of a recording, and of as many positions of text instead, in turns, both in the KV cache. The
             difference is what it takes to hand the table from one step of the server to the next, to an engine that has
             no need of it by then. CPU time is of server, steps and client together.
+
+--llm-python has the trained model served by vLLM (docs/engines.md), the random ones by our engine all the same.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS, help="default: all")
     parser.add_argument("--checkpoint", type=Path, default=embedded_checkpoint(), help="default: %(default)s")
+    parser.add_argument("--llm-python", type=Path, metavar="FILE", help="serve with vLLM: as for `step-audio serve`")
     parser.add_argument("--count", type=count, default=100, help="questions of accuracy (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--think-tokens", type=count, default=12, help="of a segment (default %(default)s)")
@@ -78,7 +81,8 @@ def main() -> None:
             items = held_out(["arithmetic"], max(options.count, 64), seed)
         finally:
             end_speakers()
-        with serving(options.checkpoint) as service:
+        llm = {"llm": "vllm", "llm_python": options.llm_python} if options.llm_python else {}
+        with serving(options.checkpoint, **llm) as service:
             where = service.address
             if "accuracy" in parts:
                 tables = asyncio.run(accuracy(where, items[: options.count], *pace, seed))
