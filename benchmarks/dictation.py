@@ -22,6 +22,7 @@ from step_audio.errors import StepAudioError
 from step_audio.markdown import markdown_table
 from step_audio_evaluation.voices import by_voice
 from step_audio_server.commands.bench import CACHE
+from step_audio_training.questions import sets_that_can_be_made
 
 SETS = ("dictation-espeak", "dictation-pico")
 
@@ -41,6 +42,8 @@ def main() -> None:
             asked = sum(key.startswith(f"{name}-") for key in texts)
             if not asked:
                 continue
+            if name not in sets_that_can_be_made():
+                raise StepAudioError(f"the voices of {name}, which the report has, are not installed here")
             items = by_voice([name], asked, seed)
             said = [item.expected for item in items]
             theirs = transcribed(
