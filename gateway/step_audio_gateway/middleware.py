@@ -12,6 +12,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.utils import ClientDisconnected
 
 from step_audio import tracing
 from step_audio.tracing import Tracer
@@ -109,6 +110,8 @@ class Observe:
 
         try:
             await self.app(scope, receive, send_with_id)
+        except ClientDisconnected:  # of a WebSocket, before it was open
+            fields["closed"] = "the client has left"
         except Exception:
             log.exception("fault", extra={"fields": {"request_id": request_id}})
             fields["error"] = "internal_error"

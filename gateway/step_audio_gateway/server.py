@@ -36,6 +36,8 @@ KEEP_ALIVE = 75
 SHUTDOWN_TIMEOUT = 10  # seconds that answers under way may still take
 SEND_BUFFER = 1 << 17  # bytes
 MAX_MESSAGE = 16 << 20  # bytes of one of a WebSocket's: OpenAI lets 15 MiB of audio be appended at once
+PING_INTERVAL = 20.0  # seconds
+PING_TIMEOUT = 20.0  # seconds for a pong; then the client is taken for gone
 
 
 def serve(settings: GatewaySettings) -> None:
@@ -93,6 +95,8 @@ def server_of(settings: GatewaySettings, client: StepAudioClient, tracer: Tracer
             http=cast(type[asyncio.Protocol], partial(Connection, connections)),
             ws=cast(type[asyncio.Protocol], partial(WebSocket, connections)),
             ws_max_size=MAX_MESSAGE,
+            ws_ping_interval=PING_INTERVAL,
+            ws_ping_timeout=PING_TIMEOUT,
             ws_per_message_deflate=False,  # base64 of speech is hardly smaller for it, and a bomb is made of it
             log_config=None,
             log_level="warning",  # the middleware has a line for every request

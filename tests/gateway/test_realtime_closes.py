@@ -1,0 +1,212 @@
+"""What ends a realtime session's WebSocket, by the code that its client reads, and what is left of it: nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+import socket
+import struct
+import threading
+from unittest.mock import Mock
+
+import httpx
+import pytest
+import websockets
+from websockets.asyncio.client import connect
+from websockets.frames import Frame, Opcode
+
+import waiting
+from gateway_fixture import listening
+from step_audio_client import ChatDelta
+from step_audio_gateway import server, web_sockets
+from step_audio_gateway.connections import Connections
+from step_audio_gateway.metrics import Metrics
+from step_audio_gateway.realtime.session import Session
+from step_audio_gateway.settings import GatewaySettings
+
+HANDSHAKE = (
+    "GET /v1/realtime HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+READ = 1 << 18  # bytes that asyncio reads at once
+TEXT, CONT, PING = Opcode.TEXT, Opcode.CONT, Opcode.PING
+
+
+def frame(opcode: Opcode, data: bytes = b"", fin: bool = True, mask: bool = True) -> bytes:
+    """As it is on the wire."""
+    return Frame(opcode, data, fin).serialize(mask=mask)
+
+
+def opened(url: str) -> socket.socket:
+    """A session by hand, which answers nothing."""
+    host, port = re.fullmatch(r"http://(.*):(\d+)", url).groups()
+    raw = socket.create_connection((host, int(port)))
+    raw.settimeout(waiting.SECONDS)
+    raw.sendall(HANDSHAKE.encode())
+    return raw
+
+
+def code_of(raw: socket.socket) -> tuple[int, str]:
+    """Of the close that comes last, and its reason."""
+    told = b""
+    while piece := raw.recv(1 << 16):
+        told += piece
+    at = told.rindex(b"\x88")  # a short frame, which ends what is sent
+    assert told[at + 1] == len(told) - at - 2
+    return struct.unpack_from("!H", told, at + 2)[0], told[at + 4 :].decode()
+
+
+async def closed(websocket: websockets.ClientConnection) -> tuple[int, str]:
+    """The server's code and reason."""
+    with pytest.raises(websockets.ConnectionClosed) as caught:
+        while True:
+            await asyncio.wait_for(websocket.recv(), waiting.SECONDS)
+    return caught.value.rcvd.code, caught.value.rcvd.reason
+
+
+def metrics(url: str) -> str:
+    return httpx.get(f"{url}/metrics").text
+
+
+async def no_session_at(url: str) -> None:
+    await waiting.until(lambda: "step_audio_realtime_sessions 0.0" in metrics(url), "its end")
+
+
+def socket_to(url: str, **more) -> connect:
+    return connect(f"ws{url.removeprefix('http')}/v1/realtime", max_size=None, **more)
+
+
+MOST = 8  # fragments, in these tests: all of them come at once
+ENDLESS = frame(TEXT, fin=False) + frame(CONT, fin=False) * MOST
+
+
+@pytest.mark.parametrize(
+    "sent, code, reason",
+    [
+        (frame(TEXT, b"{\xff}"), 1007, "a text message is UTF-8"),
+        (frame(TEXT, b"\xe2\x82", fin=False) + frame(CONT, b"{}"), 1007, "a text message is UTF-8"),
+        (frame(TEXT, b"\xff") * 2, 1007, "a text message is UTF-8"),
+        (ENDLESS, 1009, "too many fragments"),
+        (ENDLESS + frame(CONT, fin=False) * 3, 1009, "too many fragments"),
+        (struct.pack("!BBQ", 0x81, 0xFF, server.MAX_MESSAGE + 1) + bytes(4), 1009, str(server.MAX_MESSAGE)),
+        (frame(TEXT, b"{}", mask=False), 1002, ""),
+        (b"\xa1\x80" + bytes(4), 1002, "reserved bits"),
+        (frame(CONT), 1002, ""),
+        (b"\x83\x80" + bytes(4), 1002, "opcode"),
+    ],
+    ids=["text", "fragments of text", "text twice", "endless", "and more", "large", "bare", "bit", "end", "opcode"],
+)
+async def test_frames_that_are_none(url, caplog, monkeypatch, sent, code, reason):
+    monkeypatch.setattr(web_sockets, "MOST_FRAGMENTS", MOST)
+    with opened(url) as raw:
+        raw.recv(1)  # it is accepted
+        raw.sendall(sent)
+        found, said = await asyncio.to_thread(code_of, raw)
+    assert found == code and reason in said
+    await no_session_at(url)
+    assert not [one for one in caplog.records if one.levelno >= logging.ERROR], "it is no fault of the server's"
+
+
+async def test_the_largest_message_and_one_in_as_many_pieces_as_may_be(url, monkeypatch):
+    monkeypatch.setattr(web_sockets, "MOST_FRAGMENTS", MOST)
+    async with socket_to(url) as websocket:
+        assert json.loads(await websocket.recv())["type"] == "session.created"
+        for message in (" " * server.MAX_MESSAGE, [" "] * (MOST - 1), b"{}"):  # an empty fragment is the last
+            await websocket.send(message)
+            assert json.loads(await websocket.recv())["error"]["code"] == "invalid_json"
+        await websocket.close(1000)
+        assert await closed(websocket) == (1000, "")
+    await no_session_at(url)
+
+
+async def test_garbage_before_the_session_is_open(fake, monkeypatch, caplog):
+    asked, known, tell = [], threading.Event(), fake.serving_info
+
+    async def later() -> dict:
+        asked.append(1)
+        while not known.is_set():
+            await asyncio.sleep(0.01)
+        return await tell()
+
+    with listening(fake) as url:
+        monkeypatch.setattr(fake, "serving_info", later)
+        for garbage in (b"\xff" * 20, frame(TEXT, b"\xff")):
+            with opened(url) as raw:
+                await waiting.until(lambda: asked, "the handshake's way to the session")
+                raw.sendall(garbage)
+                with contextlib.suppress(ConnectionResetError):
+                    assert await asyncio.to_thread(raw.recv, 1) == b"", "it is cut off"
+            asked.clear()
+        known.set()
+        async with socket_to(url) as websocket:
+            assert json.loads(await websocket.recv())["type"] == "session.created"
+    assert not [one for one in caplog.records if one.levelno >= logging.ERROR]
+
+
+async def test_a_fault_of_the_servers_says_no_more_than_that(url, monkeypatch):
+    def broken(session: Session, message: object) -> None:
+        raise RuntimeError("a secret of /etc")
+
+    monkeypatch.setattr(Session, "_do", broken)
+    async with socket_to(url) as websocket:
+        await websocket.send('{"type": "response.cancel"}')
+        assert await closed(websocket) == (1011, "internal error")
+    await no_session_at(url)
+
+
+async def test_who_reads_too_slowly_is_told_so(fake, play, monkeypatch):
+    text = "x" * 10_000
+    play(*[ChatDelta(content=text, raw=text)] * 2000)
+    monkeypatch.setattr(Connections, "looks", lambda self, seconds: 1 << 30)  # or it is cut off after a while
+    before = fake.closed
+    with listening(fake, send_timeout=0.2) as url:
+        async with socket_to(url, max_queue=1) as websocket:
+            item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "a"}]}
+            await websocket.send(json.dumps({"type": "conversation.item.create", "item": item}))
+            await websocket.send('{"type": "response.create"}')
+            await waiting.until(lambda: fake.closed > before, "the answer's end")
+            assert await closed(websocket) == (1008, "the client reads too slowly")
+        await no_session_at(url)
+
+
+async def test_who_reads_nothing_is_cut_off_when_it_could_have_been_told():
+    """The session gives up after half of the time."""
+    connections = Connections(GatewaySettings.create(send_timeout=4.0), Metrics())
+    one = web_sockets.WebSocket.__new__(web_sockets.WebSocket)
+    one._all, one._looks, one.writable, one.transport = connections, 0, asyncio.Event(), Mock()
+    one.transport.is_closing.return_value = False
+    for _ in range(2 * connections.looks(4.0)):
+        one.look()
+        assert not one.transport.abort.called
+    one.look()
+    assert one.transport.abort.called
+
+
+async def test_who_answers_no_ping_is_gone(fake, monkeypatch):
+    monkeypatch.setattr(server, "PING_INTERVAL", 0.05)
+    monkeypatch.setattr(server, "PING_TIMEOUT", 0.05)
+    with listening(fake) as url:
+        with opened(url) as raw:
+            assert await asyncio.to_thread(code_of, raw) == (1011, "keepalive ping timeout")
+        await no_session_at(url)
+
+
+async def test_pongs_do_not_pile_up_before_who_reads_nothing(url, monkeypatch):
+    made, pinged = [], []
+    keep, answer = Connections.keep, web_sockets.WebSocket.handle_ping
+    monkeypatch.setattr(Connections, "keep", lambda self, one: (made.append(one), keep(self, one)))
+    monkeypatch.setattr(web_sockets.WebSocket, "handle_ping", lambda self: (pinged.append(self), answer(self)))
+    pings = frame(PING, b"a" * 125) * 500
+    with opened(url) as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        raw.recv(1)
+        for _ in range(40):
+            raw.sendall(pings)
+        await waiting.until(lambda: len(pinged) == 40 * 500, "all of them")
+        transport = made[-1].transport
+        _, most = transport.get_write_buffer_limits()
+        assert most < transport.get_write_buffer_size() < most + READ, "its client reads nothing"
+    await no_session_at(url)
