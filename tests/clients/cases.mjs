@@ -28,6 +28,14 @@ export function holds(text, part) {
   check((text ?? "").includes(part), `${part} is not in ${text}`);
 }
 
+// PCM16 of a second and more, in which somebody speaks.
+export function sounds(pieces, rate = 24_000) {
+  const data = Buffer.concat(pieces);
+  const samples = Array.from({ length: data.length >> 1 }, (_, at) => data.readInt16LE(2 * at));
+  check(samples.length > rate, `${samples.length} samples`);
+  check(samples.some((sample) => sample > 3000), "it is silent");
+}
+
 export function streamed(pieces, whole, least = 1) {
   check(pieces.length >= least, `${pieces.length} pieces: ${pieces}`);
   same(pieces.join(""), whole);

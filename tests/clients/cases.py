@@ -13,6 +13,7 @@ import json
 import sys
 import time
 import traceback
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,13 @@ def same(found: Any, wanted: Any) -> None:
 
 def holds(text: str | None, part: str) -> None:
     assert part in (text or ""), f"{part!r} is not in {text!r}"
+
+
+def sounds(pieces: list[bytes], rate: int = 24_000) -> None:
+    """PCM16 of a second and more, in which somebody speaks."""
+    samples = array("h", b"".join(pieces))
+    assert len(samples) > rate, f"{len(samples)} samples"
+    assert max(samples) > 3000, "it is silent"
 
 
 def streamed(pieces: list[str], whole: str, least: int = 1) -> None:

@@ -81,7 +81,9 @@ CLIENTS = {
     "instructor": Client("instructor", "with_instructor.py", "instructor", "instructor"),
     "ai-sdk": Client("AI SDK", "with_ai_sdk.mjs", "node", "ai"),
     "livekit": Client("LiveKit agents", "with_livekit.py", "livekit", "livekit-plugins-openai"),
+    "livekit-realtime": Client("LiveKit agents", "with_livekit_realtime.py", "livekit", "livekit-plugins-openai"),
     "pipecat": Client("Pipecat", "with_pipecat.py", "pipecat", "pipecat-ai"),
+    "pipecat-realtime": Client("Pipecat", "with_pipecat_realtime.py", "pipecat", "pipecat-ai"),
 }
 Row = tuple[Client, str, str]  # a case, and "ok" or what failed
 
@@ -153,7 +155,7 @@ def main() -> int:
     with (
         tempfile.TemporaryDirectory() as scratch,
         (given.logs / "gateway.log").open("wb") as log,
-        both_doors(own_server(None, ROOT / ".work"), log, echo) as (_, url),
+        both_doors(own_server(None, ROOT / ".work"), log, echo, speech="built-in") as (_, url),
     ):
         asked = Path(scratch) / "asked.json"
         asked.write_text(json.dumps(material(url, Path(scratch))), "utf-8")

@@ -1,20 +1,20 @@
 // OpenAI's agents for JavaScript: an agent's realtime session, over a WebSocket.
 
 import { OpenAIRealtimeWebSocket, RealtimeAgent, RealtimeSession, tool } from "@openai/agents-realtime";
-import { ASKED, URL, check, holds, main, same, test } from "./cases.mjs";
+import { ASKED, URL, check, holds, main, same, sounds, test } from "./cases.mjs";
 import { FORMAT, pieces, within } from "./realtime.mjs";
 
 const { sum, written, large, calculator, model, key } = ASKED;
 const url = `${URL.replace(/^http/, "ws")}/realtime?model=${model}`;
 
-// An agent's session; `answers`: what it says, one after the other.
-async function session({ tools = [], turnDetection, providerData = {} }, work) {
+// An agent's session, which answers in writing.
+async function session({ tools = [], turnDetection, outputModalities = ["text"], providerData = {} }, work) {
   const agent = new RealtimeAgent({ name: "listener", instructions: "", tools });
   const found = new RealtimeSession(agent, {
     model,
     transport: new OpenAIRealtimeWebSocket({ useInsecureApiKey: true }),
     config: {
-      outputModalities: ["text"],
+      outputModalities,
       audio: { input: { format: FORMAT, transcription: null, turnDetection } },
       providerData,
     },
@@ -54,6 +54,17 @@ test("RealtimeSession, spoken, server VAD", () => session({ turnDetection: vad }
   holds(text(await until("response.done")), sum.answer);
 }));
 
+test("RealtimeSession, spoken, answered aloud", () => {
+  return session({ turnDetection: vad, outputModalities: ["audio"] }, async (found, until) => {
+    const heard = [];
+    found.on("audio", ({ data }) => heard.push(Buffer.from(data)));
+    speak(found, sum.file, 1.5);
+    const done = await until("response.done");
+    holds(done.response.output.at(-1).content[0].transcript, sum.answer);
+    sounds(heard);
+  });
+});
+
 test("RealtimeSession, written", () => session({ turnDetection: vad }, async (found, until) => {
   found.sendMessage(written.text);
   holds(text(await until("response.done")), written.answer);
@@ -73,13 +84,43 @@ test("RealtimeSession, a tool that is run", async () => {
   });
 });
 
+const endless = { ignore_eos: true, max_output_tokens: 3000 };
+
 test("RealtimeSession, interrupted by speech", () => {
-  const endless = { ignore_eos: true, max_output_tokens: 3000 };
   return session({ turnDetection: vad, providerData: endless }, async (found, until) => {
     found.sendMessage(written.text);
     await until("response.created");
     speak(found, sum.file);
     same((await until("response.done")).response.status, "cancelled");
+  });
+});
+
+test("RealtimeSession, interrupted by speech while it speaks", () => {
+  const settings = { turnDetection: vad, outputModalities: ["audio"], providerData: endless };
+  return session(settings, async (found, until) => {
+    found.sendMessage(written.text);
+    await until("response.output_audio.delta");
+    speak(found, sum.file);
+    const { response } = await until("response.done");
+    same([response.status, response.status_details.reason], ["cancelled", "turn_detected"]);
+    await until("conversation.item.truncated");
+  });
+});
+
+test("RealtimeSession, interrupt() while it speaks", () => {
+  const settings = { turnDetection: null, outputModalities: ["audio"], providerData: endless };
+  return session(settings, async (found, until) => {
+    found.sendMessage(written.text);
+    await until("response.output_audio.delta");
+    found.interrupt();
+    const { response } = await until("response.done");
+    same([response.status, response.status_details.reason], ["cancelled", "client_cancelled"]);
+    const { item_id: id, audio_end_ms: heard } = await until("conversation.item.truncated");
+    same(id, response.output.at(-1).id);
+    check(heard >= 0, `${heard} ms`);
+    found.transport.sendEvent({ type: "session.update", session: { type: "realtime", ignore_eos: false } });
+    found.sendMessage(written.text);
+    holds((await until("response.done")).response.output.at(-1).content[0].transcript, written.answer);
   });
 });
 

@@ -3,7 +3,7 @@
 import net from "node:net";
 import OpenAI from "openai";
 import { OpenAIRealtimeWS } from "openai/realtime/ws";
-import { ASKED, URL, check, holds, main, same, test } from "./cases.mjs";
+import { ASKED, URL, check, holds, main, same, sounds, test } from "./cases.mjs";
 import { FORMAT, pieces, within } from "./realtime.mjs";
 
 const { sum, written, large, calculator, model, key } = ASKED;
@@ -12,7 +12,7 @@ const client = new OpenAI({ baseURL: URL, apiKey: key });
 // The class wants TLS, which the server that is tried here has none of.
 const createConnection = ({ host, port }) => net.connect({ host, port });
 
-// A session, and its events one after the other.
+// A session, which answers in writing, and its events one after the other.
 async function session(input, settings, work) {
   const connection = new OpenAIRealtimeWS({ model, options: { createConnection } }, client);
   const events = [];
@@ -33,7 +33,12 @@ async function session(input, settings, work) {
       await until("session.created");
       connection.send({
         type: "session.update",
-        session: { type: "realtime", audio: { input: { format: FORMAT, ...input } }, ...settings },
+        session: {
+          type: "realtime",
+          output_modalities: ["text"],
+          audio: { input: { format: FORMAT, ...input } },
+          ...settings,
+        },
       });
       await until("session.updated");
       await work(connection, until);
@@ -59,6 +64,16 @@ test("OpenAIRealtimeWS, spoken, server VAD", () => session(vad, {}, async (conne
   check(events.some((event) => event.type === "input_audio_buffer.speech_stopped"), "no speech_stopped");
   holds(said(events), sum.answer);
 }));
+
+test("OpenAIRealtimeWS, spoken, answered aloud", () => {
+  return session(vad, { output_modalities: ["audio"] }, async (connection, until) => {
+    speak(connection, sum.file, 1.5);
+    const events = await until("response.done");
+    holds(events.at(-1).response.output.at(-1).content[0].transcript, sum.answer);
+    const audio = events.filter((event) => event.type === "response.output_audio.delta");
+    sounds(audio.map((event) => Buffer.from(event.delta, "base64")));
+  });
+});
 
 test("OpenAIRealtimeWS, tool call and back", () => {
   const settings = { tools: [{ type: "function", ...calculator }], temperature: 0 };

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import openai
-from cases import CALCULATOR, KEY, LARGE, MODEL, SUM, URL, WRITTEN, case, holds, main, same
+from cases import CALCULATOR, KEY, LARGE, MODEL, SUM, URL, WRITTEN, case, holds, main, same, sounds
 
 SILENCE = 1.5  # seconds
 BY_HAND = {"turn_detection": None}
@@ -19,11 +19,12 @@ ENDLESS = {"ignore_eos": True, "max_output_tokens": 3000}
 
 @asynccontextmanager
 async def session(audio: dict[str, Any], **settings: Any) -> AsyncIterator[Any]:
-    """Of recordings as they are in files, at 16 kHz."""
+    """Of recordings as they are in files, at 16 kHz; answers in writing."""
     async with openai.AsyncOpenAI(base_url=URL, api_key=KEY) as client, client.realtime.connect(model=MODEL) as found:
         same((await found.recv()).type, "session.created")
         heard = {"format": {"type": "audio/pcm", "rate": 16_000}} | audio
-        await found.session.update(session={"type": "realtime", "audio": {"input": heard}} | settings)
+        session = {"type": "realtime", "output_modalities": ["text"], "audio": {"input": heard}}
+        await found.session.update(session=session | settings)
         same((await found.recv()).type, "session.updated")
         yield found
 
@@ -58,6 +59,18 @@ async def _() -> None:
         holds(said(events), SUM["answer"])
         same(events[-1].response.status, "completed")
         assert events[-1].response.usage.input_token_details.audio_tokens > 12
+
+
+@case("realtime, spoken, answered aloud")
+async def _() -> None:
+    async with session({"turn_detection": {"type": "server_vad"}}, output_modalities=["audio"]) as connection:
+        await speak(connection, SUM["file"], SILENCE)
+        events = await until(connection, "response.done")
+        same(events[-1].response.status, "completed")
+        (part,) = events[-1].response.output[-1].content
+        holds(part.transcript, SUM["answer"])
+        same("".join(event.delta for event in events if event.type.endswith("audio_transcript.delta")), part.transcript)
+        sounds([base64.b64decode(event.delta) for event in events if event.type == "response.output_audio.delta"])
 
 
 @case("realtime, tool call and back")

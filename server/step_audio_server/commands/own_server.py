@@ -35,11 +35,14 @@ def own_server(checkpoint: Path | None, work_dir: Path = WORK_DIR) -> ServeSetti
 
 
 @contextlib.contextmanager
-def both_doors(settings: ServeSettings, log: IO[bytes], echo: Echo) -> Iterator[tuple[Service, str]]:
-    """A server, and the URL of a gateway before it, which writes into `log`. Raises StepAudioError."""
+def both_doors(
+    settings: ServeSettings, log: IO[bytes], echo: Echo, speech: str | None = None
+) -> Iterator[tuple[Service, str]]:
+    """A server, and the URL of a gateway before it, which writes into `log`; `speech`: who says its answers aloud, as
+    GatewaySettings has it. Raises StepAudioError."""
     with Service(settings, echo) as service:
         (door,) = free_ports(1)
-        gateway = GatewayProcess(GatewaySettings.create(triton=[service.address], port=door), log)
+        gateway = GatewayProcess(GatewaySettings.create(triton=[service.address], port=door, speech=speech), log)
         gateway.start()
         try:
             yield service, gateway.url
