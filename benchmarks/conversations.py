@@ -34,10 +34,18 @@ from bench import median_ms, p95_ms, serving
 from step_audio.arrays import Float32Array
 from step_audio.audio import encode_wav
 from step_audio.clips import SAMPLE_RATE
-from step_audio.command_line import count
+from step_audio.command_line import count, echo
 from step_audio.markdown import markdown_table
 from step_audio.progress import Progress
-from step_audio_client import AudioDelta, RealtimeEvent, RealtimeSession, ResponseDone, SpeechStopped, TextDelta
+from step_audio_client import (
+    AudioDelta,
+    RealtimeError,
+    RealtimeEvent,
+    RealtimeSession,
+    ResponseDone,
+    SpeechStopped,
+    TextDelta,
+)
 from step_audio_gateway.gateway_process import GatewayProcess
 from step_audio_gateway.settings import GatewaySettings
 from step_audio_server.assets import embedded_checkpoint
@@ -47,6 +55,7 @@ from step_audio_training.arithmetic import spell_numbers
 from step_audio_training.speech import speak
 
 BLOCK = 0.02  # seconds that are appended at once
+PATIENCE = 120  # seconds for a question and its answer
 MODES = {"speaks first": {"mode": "speak_first"}, "thinks before": None}
 
 
@@ -112,12 +121,14 @@ async def turn(session: RealtimeSession, samples: Float32Array) -> tuple[float, 
     """When the speech ended, and all events until the answer's end, with their times."""
     ended = await play(session, samples)
     silence, events = asyncio.create_task(be_silent(session)), []
-    async for event in session:
-        events.append((time.monotonic(), event))
-        if isinstance(event, ResponseDone):
-            break
-    silence.cancel()
-    await asyncio.gather(silence, return_exceptions=True)
+    try:
+        async for event in session:
+            events.append((time.monotonic(), event))
+            if isinstance(event, ResponseDone):
+                break
+    finally:
+        silence.cancel()
+        await asyncio.gather(silence, return_exceptions=True)
     return ended, events
 
 
@@ -170,7 +181,12 @@ async def measured(url: str, sessions: list[int], turns: int) -> dict[tuple[Conv
         async def ask(way: ConversationMode) -> Taken:
             samples, pause = question(next(seeds)), drawn.random()
             await asyncio.sleep(pause)
-            return await (in_a_session(url, way, samples) if way.realtime else by_a_request(client, way, samples))
+            asked = in_a_session(url, way, samples) if way.realtime else by_a_request(client, way, samples)
+            try:
+                return await asyncio.wait_for(asked, PATIENCE)
+            except (TimeoutError, RealtimeError, openai.APIError) as error:
+                echo(f"{way}: {type(error).__name__}: {error}")
+                return Taken(math.nan, math.nan)
 
         for round in range(turns + 1):  # nothing of the first counts
             for many in sessions:
@@ -183,18 +199,24 @@ async def measured(url: str, sessions: list[int], turns: int) -> dict[tuple[Conv
 
 
 def table(taken: dict[tuple[ConversationMode, int], list[Taken]], sessions: list[int]) -> str:
-    """Median and p95 of the time to the first text, or sound; of a session's the share that is the turn's end."""
+    """Median and p95 of the time to the first text, or sound; of a session's the share that is the turn's end; how many
+    answers had none."""
     rows: list[tuple[str, ...]] = [("", "", "", *(f"{many} at once" for many in sessions))]
     for way in dict.fromkeys(way for way, _ in taken):
-        cells = []
-        for many in sessions:
-            firsts = [one.first for one in taken[way, many] if not math.isnan(one.first)]
-            share = statistics.median(one.turn / one.first for one in taken[way, many] if not math.isnan(one.first))
-            found = f" ({share:.0%})" if way.realtime else ""
-            cells.append(f"{median_ms(firsts)}, {p95_ms(firsts)}{found}")
-        names = "session" if way.realtime else "request", way.mode, "first sound" if way.aloud else "first text"
-        rows.append((*names, *cells))
+        asked = "session" if way.realtime else "/v1/chat/completions"
+        names = asked, way.mode, "first sound" if way.aloud else "first text"
+        rows.append((*names, *(_cell(taken[way, many], way.realtime) for many in sessions)))
     return markdown_table(rows)
+
+
+def _cell(taken: list[Taken], shared: bool) -> str:
+    there = [one for one in taken if not math.isnan(one.first)]
+    less = f"{len(taken) - len(there)} of {len(taken)} without" if len(there) < len(taken) else ""
+    if not there:
+        return less
+    firsts = [one.first for one in there]
+    share = f" ({statistics.median(one.turn / one.first for one in there):.0%})" if shared else ""
+    return f"{median_ms(firsts)}, {p95_ms(firsts)}{share}{less and f', {less}'}"
 
 
 def main() -> None:
