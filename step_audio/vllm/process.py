@@ -35,7 +35,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 
 from step_audio.vllm.options import VllmOptions
 from step_audio.vllm.protocol import HEAD, Arrays, Message, ProtocolError, pack, reachable, sizes_of, unpack
-from step_audio.vllm.pulse import PERIOD, Pulse, keep, processor_time
+from step_audio.vllm.pulse import PERIOD, Pulse, Work, keep
 
 STATS_PERIOD = 0.05  # seconds
 MAX_LOGPROBS = 20
@@ -295,10 +295,10 @@ async def serve(options: VllmOptions) -> None:
     engine = AsyncLLM.from_engine_args(engine_args(options), stat_loggers=[Stats])
 
     await _warm_up(engine)
-    pulse = Pulse()
+    pulse, work = Pulse(), Work(os.getpid())
 
     def progress() -> object:
-        return Stats.made, processor_time(os.getpid()) if vllm.platforms.current_platform.is_cpu() else 0
+        return Stats.made, work.done() if vllm.platforms.current_platform.is_cpu() else 0
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         client = Client(engine, options, writer, dead)

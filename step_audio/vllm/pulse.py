@@ -16,6 +16,7 @@ from pathlib import Path
 
 PERIOD = 0.5  # seconds between two looks
 IDLE = 10.0  # seconds without a step, and without work, after which one is asked for
+WORKED = 50_000_000  # nanoseconds of processor time of a thread that are a sign of life
 COUNTED = 2 * PERIOD  # at most, of what has passed since the last look: where all of it was paused, nobody hung
 
 
@@ -60,12 +61,32 @@ async def keep(
             asked.cancel()
 
 
-def processor_time(leader: int) -> int:
-    """Ticks that the other processes of `leader`'s session have had: on a CPU, where one step may last for minutes."""
-    ticks = 0
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()  # proc(5)'s, from the state on
-            if int(folder.name) != leader and int(fields[3]) == leader:
-                ticks += int(fields[11]) + int(fields[12])
-    return ticks
+class Work:
+    """What the other processes of `leader`'s session compute: on a CPU, where one step may last for minutes.
+
+    The processor time of any one thread, for those that only wait have some, too: gloo's a thousandth of a core each.
+    """
+
+    def __init__(self, leader: int):
+        self._leader, self._count = leader, 0
+        self._before = self._had()
+
+    def done(self) -> int:
+        """How often a thread has had WORKED since the last time that one had."""
+        now = self._had()
+        if any(had - self._before.setdefault(thread, 0) >= WORKED for thread, had in now.items()):
+            self._count, self._before = self._count + 1, now
+        return self._count
+
+    def _had(self) -> dict[str, int]:
+        """Nanoseconds by thread."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()  # proc(5)'s, from the state on
+                if int(fields[3]) != self._leader or int(folder.name) == self._leader:
+                    continue
+                for thread in (folder / "task").iterdir():
+                    with contextlib.suppress(OSError):  # it has ended
+                        found[thread.name] = int((thread / "schedstat").read_text().split()[0])
+        return found

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import subprocess
+import threading
 import time
+import urllib.error
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hanging import hanging
 from paths import ROOT
 from raw_triton import call, prompt, refusal, scalar, send, texts
 from reference import Reference, sine_speech
@@ -24,7 +29,7 @@ from step_audio_build.convert.make_tiny import make_tiny
 from step_audio_client import Audio, Sampling, StepAudioClient, calls, user
 from step_audio_server.processes import arguments
 from step_audio_server.serve import Service
-from waiting import wait_until
+from waiting import until, wait_until
 
 LOADING = 900  # seconds: three Pythons import torch, one after the other
 
@@ -222,7 +227,7 @@ def test_what_it_does_not_do_is_refused_by_name(serve, inputs, said):
 
 
 def test_a_stop_ends_an_answer_at_once(serve):
-    async def stopped() -> float:
+    async def stop() -> float:
         asked = asyncio.create_task(
             send(serve.address, "tensorrt_llm", prompt([1, 2, 3], 3000, streaming=scalar(True, np.bool_)), "long")
         )
@@ -233,28 +238,90 @@ def test_a_stop_ends_an_answer_at_once(serve):
             await asked
         return time.monotonic() - begun
 
-    print(f"stopped within {1000 * asyncio.run(stopped()):.0f} ms")
+    print(f"stopped within {1000 * asyncio.run(stop()):.0f} ms")
 
 
-def test_a_death_of_vllm_is_survived_by_what_was_under_way(serve):
-    """The last one: it loads the model once more."""
+def leader(serve) -> int:
+    return min(pid for pid in serve.family() if "step_audio.vllm.process" in arguments(pid))
 
-    def leader() -> int:
-        return min(pid for pid in serve.family() if "step_audio.vllm.process" in arguments(pid))
 
-    async def ask_all() -> list[list[int]]:
+def engine(serve) -> int:
+    """vLLM's own process behind it, which decides what is computed."""
+    (found,) = (pid for pid in serve.family() if arguments(pid)[:1] == ["VLLM::EngineCore"])
+    return found
+
+
+@contextlib.contextmanager
+def killed(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGKILL)
+    yield
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    yield
+
+
+def long_answers(serve, begun: Callable[[], None] | None = None) -> list[list[int]]:
+    """Of several at once. `begun` is called when tokens of each have come, and more are to come."""
+
+    async def one(client: StepAudioClient, n: int) -> list[int]:
+        messages = [user(f"Go on {n}.", Audio(sine_speech(3, seed=n)))]
+        greedy = Sampling(max_tokens=400, min_tokens=400, temperature=0)
+        async for delta in client.generate(messages, greedy, timeout=LOADING):
+            came[n] += delta.token_ids
+        return came[n]
+
+    async def all_at_once() -> list[list[int]]:
         async with StepAudioClient(serve.address, patience=LOADING) as client:
-            messages = [[user(f"Go on {n}.", Audio(sine_speech(3, seed=n)))] for n in range(4)]
-            greedy = Sampling(max_tokens=300, temperature=0)
-            asked = [asyncio.create_task(client.complete(one, greedy, timeout=LOADING)) for one in messages]
-            if killing:
-                await asyncio.sleep(2)
-                os.kill(leader(), signal.SIGKILL)
-            return [one.token_ids for one in await asyncio.gather(*asked)]
+            asked = [asyncio.create_task(one(client, n)) for n in range(4)]
+            if begun:
+                await until(lambda: all(came.values()))
+                assert not any(one.done() for one in asked)
+                begun()
+            return await asyncio.gather(*asked)
 
-    killing = False
-    usual = asyncio.run(ask_all())
-    first, killing = leader(), True
-    assert asyncio.run(ask_all()) == usual
-    assert leader() != first
-    wait_until(lambda: (Path(serve.settings.run_dir) / "deaths.jsonl").read_text().count("vLLM ended") == 1)
+    came: dict[int, list[int]] = {n: [] for n in range(4)}
+    return asyncio.run(all_at_once())
+
+
+@pytest.fixture(scope="module")
+def usual(serve) -> list[list[int]]:
+    return long_answers(serve)
+
+
+def status(serve, path: str) -> int:
+    try:
+        serve.get(path)
+    except urllib.error.HTTPError as error:
+        return error.code
+    return 200
+
+
+@pytest.mark.parametrize(
+    ("whose", "fault", "said"),
+    [
+        (leader, killed, "vLLM ended with status -9"),
+        (engine, stopped, "a process of vLLM's is stopped"),
+        (engine, hanging, "vLLM's engine makes no steps"),
+    ],
+)
+def test_a_death_or_hang_of_vllm_is_told_and_survived_by_what_was_under_way(serve, usual, whose, fault, said):
+    """Each loads the model once more; they are the last ones."""
+
+    def fail() -> None:
+        stack.enter_context(fault(whose(serve)))
+        # In a thread, since this one has the answers to read; and not after it, when all may be well again.
+        away.append(threading.Thread(target=wait_until, args=(lambda: status(serve, "/ready") == 503, "/ready")))
+        away[0].start()
+
+    wait_until(lambda: status(serve, "/ready") == 200)
+    first, away = leader(serve), []
+    with contextlib.ExitStack() as stack:
+        assert long_answers(serve, fail) == usual
+        away[0].join()
+    serve.wait_for(f"{said}: starting again")
+    serve.wait_for("ready: ", LOADING)
+    assert leader(serve) != first and status(serve, "/ready") == 200
+    assert said in (Path(serve.settings.run_dir) / "deaths.jsonl").read_text().splitlines()[-1]

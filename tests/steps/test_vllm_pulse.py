@@ -10,7 +10,7 @@ from itertools import count
 import pytest
 
 from step_audio.vllm import pulse as pulses
-from step_audio.vllm.pulse import Pulse, keep, processor_time
+from step_audio.vllm.pulse import Pulse, Work, keep
 from virtual_time import run
 from waiting import wait_until
 
@@ -84,15 +84,29 @@ def test_what_is_paused_altogether_does_not_hang():
     assert pulse.silent == 2 * pulses.PERIOD
 
 
+def test_threads_that_only_wait_do_no_work(monkeypatch):
+    """As those of vLLM's gloo beside an engine that hangs: a millisecond each second. One that works has the more."""
+    had = dict.fromkeys(map(str, range(12)), 0)
+    monkeypatch.setattr(Work, "_had", lambda self: dict(had))
+    work = Work(1)
+    for _ in range(2 * PATIENCE):
+        for thread in had:
+            had[thread] += 1_000_000 // 2
+        assert work.done() == 0
+    for _ in range(2 * PATIENCE):
+        had["5"] += 30_000_000 // 2  # of a machine that has other work
+        work.done()
+    assert work.done() >= 4
+
+
 @pytest.mark.processes
 def test_on_a_cpu_work_is_a_sign_of_life():
-    """A step may last for minutes there; a process that a signal has stopped does none."""
+    """A step may last for minutes there."""
     code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'while True: pass'])"
     leader = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     try:
-        wait_until(lambda: processor_time(leader.pid) > 0)
-        seen = processor_time(leader.pid)
-        wait_until(lambda: processor_time(leader.pid) > seen)
+        work = Work(leader.pid)
+        wait_until(lambda: work.done() > 1)
     finally:
         os.killpg(leader.pid, signal.SIGKILL)
         leader.wait()
