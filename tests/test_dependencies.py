@@ -91,7 +91,8 @@ def module_of(distribution: str) -> str:
 def imported(folder: str) -> dict[str, str]:
     """Module that is neither Python's nor ours -> a file that imports it."""
     files = sorted(path for path in (ROOT / folder).rglob("*.py") if path.parent not in ELSEWHERE)
-    beside = {path.stem for path in files} | {"peers"} if folder in ("tests", "benchmarks") else set()
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} | {"peers"}
+    beside = {path.stem for path in files} | scripts if folder in ("tests", "benchmarks") else set()
     found = {}
     for path in files:
         for name in {module.partition(".")[0] for module in imports(path)}:

@@ -60,7 +60,19 @@ def test_an_open_loop_of_text_with_questions_that_come_again(listener, tmp_path)
 
 def test_answers_that_find_no_room_fail_the_command(listener, tmp_path, capsys):
     status = main(
-        ["bench", "--output", str(tmp_path), "--url", listener.address, "--output-tokens", "100000", *COMMON[:4]]
+        [
+            "bench",
+            "--output",
+            str(tmp_path),
+            "--url",
+            listener.address,
+            "--output-tokens",
+            "100000",
+            "--requests",
+            "1",
+            "--rounds",
+            "1",
+        ]
     )
     assert status == 1 and "tokens came instead of 100000" in capsys.readouterr().err
 
