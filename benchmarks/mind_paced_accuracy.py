@@ -12,7 +12,7 @@ from step_audio.progress import Progress
 from step_audio_client import ChatOptions, MindPaced, PaceMode, Reply, Sampling, SpeechTiming, StepAudioClient, ToolCall
 from step_audio_evaluation.items import Item
 from step_audio_evaluation.scoring import score
-from step_audio_evaluation.statistics import Interval, paired_difference, wilson
+from step_audio_evaluation.statistics import paired_difference, wilson
 
 MODES: tuple[PaceMode, ...] = ("no_think", "think_before_speak", "think_first", "speak_first")  # as the tables go
 AGAINST: tuple[PaceMode, ...] = ("think_before_speak", "no_think")
@@ -74,7 +74,7 @@ def _shares(spoken: dict[PaceMode, list[Spoken]], right: dict[PaceMode, list[boo
     for mode in MODES:
         n, timings = len(right[mode]), [one.timing for one in spoken[mode]]
         rows.append((
-            mode, str(n), f"{100 * sum(right[mode]) / n:.1f} %", _points(wilson(sum(right[mode]), n)),
+            mode, str(n), f"{100 * sum(right[mode]) / n:.1f} %", wilson(sum(right[mode]), n).in_percent,
             f"{statistics.mean(timing.thought_before for timing in timings):.1f}",
             f"{statistics.mean(timing.thought_tokens for timing in timings):.1f}",
             f"{statistics.mean(len(timing.segments) for timing in timings):.1f}",
@@ -89,13 +89,9 @@ def _differences(right: dict[PaceMode, list[bool]], seed: int) -> str:
     for mode, other in ((mode, other) for other in AGAINST for mode in MODES if mode != other):
         pair = paired_difference(right[mode], right[other], seed)
         rows.append((
-            f"{mode} less {other}", f"{100 * pair.value:+.1f} points", _points(pair.interval), str(pair.only_first),
+            f"{mode} less {other}", f"{100 * pair.value:+.1f} points", pair.interval.in_percent, str(pair.only_first),
             str(pair.only_second), f"{pair.p:.2g}",
         ))  # fmt: skip
     return markdown_table(
         [("same questions", "difference", "95 % interval", "only the one", "only the other", "p"), *rows]
     )
-
-
-def _points(interval: Interval) -> str:
-    return f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"

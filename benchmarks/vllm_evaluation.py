@@ -26,7 +26,7 @@ from step_audio_evaluation.items import Item
 from step_audio_evaluation.presets import GREEDY
 from step_audio_evaluation.report import Graded, grade
 from step_audio_evaluation.run import run
-from step_audio_evaluation.statistics import Interval, paired_difference, wilson
+from step_audio_evaluation.statistics import paired_difference, wilson
 from step_audio_server.assets import embedded_checkpoint
 
 SOME = ("arithmetic", "transcription", "pitch", "tool_call", "text_only")
@@ -69,7 +69,7 @@ def sentences(items: Sequence[Item], ours: Answers, theirs: Answers, seed: int) 
     pair = paired_difference(first, second, seed)
     lines = [
         f"vLLM less ours: {100 * pair.value:+.1f} points on the same {pair.pairs} questions, 95 % interval "
-        f"{_range(pair.interval)}; {pair.only_first} right only with vLLM, {pair.only_second} only with ours"
+        f"{pair.interval.in_percent}; {pair.only_first} right only with vLLM, {pair.only_second} only with ours"
     ]
     for item in items:
         parted = first_difference(ours[item.id].token_ids, theirs[item.id].token_ids)
@@ -86,13 +86,9 @@ def _row(name: str, pairs: Sequence[tuple[Graded, Graded]]) -> list[str]:
     n, cells = len(pairs), []
     for side in range(2):
         right = sum(pair[side].score.correct for pair in pairs)
-        cells += [f"{100 * right / n:.1f} %", _range(wilson(right, n))]
+        cells += [f"{100 * right / n:.1f} %", wilson(right, n).in_percent]
     same = sum(a.answer.error is None and a.answer.token_ids == b.answer.token_ids for a, b in pairs)
     return [name, str(n), *cells, f"{same} of {n}"]
-
-
-def _range(interval: Interval) -> str:
-    return f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
 
 
 def main() -> None:

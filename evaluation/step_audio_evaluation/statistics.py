@@ -19,6 +19,14 @@ class Interval:
     low: float
     high: float
 
+    @property
+    def in_percent(self) -> str:
+        """
+        >>> Interval(0.5, 0.6275).in_percent
+        '50.0 to 62.7'
+        """
+        return f"{100 * self.low:.1f} to {100 * self.high:.1f}"
+
 
 def wilson(successes: float, trials: int) -> Interval:
     """Of a share (Wilson 1927): unlike the textbook's, it stays within 0 to 1 and holds at 0 and at all.

@@ -10,7 +10,7 @@ from pathlib import Path
 from step_audio.markdown import markdown_table
 from step_audio_evaluation.agreement import Agreement
 from step_audio_evaluation.report import Graded, Report, Row
-from step_audio_evaluation.statistics import Interval, wilson
+from step_audio_evaluation.statistics import wilson
 
 REPORT = "report.json"
 _HEADINGS = ("task", "n", "right", "95 % interval", "WER", "95 % interval", "failed", "unfinished", "tokens")
@@ -35,9 +35,9 @@ def _cells(row: Row) -> tuple[str, ...]:
     elif row.budget is not None:
         name += ", all of the thought" if row.budget == "unlimited" else f", {row.budget} tokens of thought"
     wer = _percent(row.wer) if row.wer is not None else ""
-    wer_interval = _range(row.wer_interval) if row.wer_interval else ""
+    wer_interval = row.wer_interval.in_percent if row.wer_interval else ""
     return (
-        name, str(row.n), _percent(row.accuracy), _range(row.interval), wer, wer_interval,
+        name, str(row.n), _percent(row.accuracy), row.interval.in_percent, wer, wer_interval,
         str(row.failed), str(row.unfinished), f"{row.tokens:.1f}",
     )  # fmt: skip
 
@@ -46,23 +46,19 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def _range(interval: Interval) -> str:
-    return f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
-
-
 def sentences(report: Report) -> list[str]:
     """What the table does not say."""
     lines = []
     for name, pair in report.differences.items():
         lines.append(
             f"{name}: {100 * pair.value:+.1f} points on the same {pair.pairs} sums, 95 % interval "
-            f"{_range(pair.interval)}; {pair.only_first} right only with it, {pair.only_second} only without, "
+            f"{pair.interval.in_percent}; {pair.only_first} right only with it, {pair.only_second} only without, "
             f"p = {pair.p:.2g} (McNemar's exact test)"
         )
     if report.false_alarms:
         count, asked = report.false_alarms
         text = f"not understood, though it was speech: {count} of {asked} answers ({_percent(count / asked)})"
-        lines.append(f"{text}, 95 % interval {_range(wilson(count, asked))}")
+        lines.append(f"{text}, 95 % interval {wilson(count, asked).in_percent}")
     if report.agreement:
         lines.append(_agreement(report.agreement))
     return lines
