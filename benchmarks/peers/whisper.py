@@ -18,8 +18,8 @@ from step_audio.clips import SAMPLE_RATE
 from step_audio.command_line import echo
 from step_audio.errors import StepAudioError
 from step_audio.mel import log_mel
+from step_audio_evaluation.scoring import normalised_words
 from step_audio_training.arithmetic import in_words
-from step_audio_training.texts import plain
 from step_audio_training.word_errors import word_errors
 
 WORKER = Path(__file__).parent / "workers" / "run_whisper.py"
@@ -32,7 +32,7 @@ def spoken_words(text: str) -> list[str]:
     >>> spoken_words("The 3 dogs, at 9.")
     ['the', 'three', 'dogs', 'at', 'nine']
     """
-    return plain(re.sub(r"\d+", lambda found: f" {_said(found[0])} ", text)).split()
+    return normalised_words(re.sub(r"\d+", lambda found: f" {_said(found[0])} ", text))
 
 
 def _said(digits: str) -> str:
