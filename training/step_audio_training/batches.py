@@ -19,7 +19,7 @@ from step_audio_training.lessons import ABOUT_ONE, SHARES, asked_aloud, draw_tas
 from step_audio_training.reading import copied
 from step_audio_training.recordings import DrawnRecording, Kind
 from step_audio_training.replay import Replay
-from step_audio_training.scenes import draw_scene, draw_unspoken
+from step_audio_training.scenes import draw_scene, draw_short_scene, draw_unspoken
 
 RECORDINGS = 16  # of a batch
 EXAMPLES = 24  # of a batch: a recording is asked about one and a half times
@@ -90,14 +90,7 @@ class Batches(Dataset[list[TrainingBatch]]):
             return [self._read(random) for _ in range(BATCHES)]
         if draw < self.hearing:
             return self._hear(draw - self.reading, random)
-        recordings: list[DrawnRecording] = []
-        while len(recordings) < RECORDINGS * BATCHES // HEARINGS:
-            try:
-                drawn = draw_scene(random)
-            except (OSError, ValueError):  # a word that a synthesizer cannot say
-                continue
-            if drawn.seconds < LONGEST:
-                recordings.append(drawn)
+        recordings = [draw_short_scene(random, LONGEST) for _ in range(RECORDINGS * BATCHES // HEARINGS)]
         recordings.sort(key=lambda recording: recording.seconds)
         groups = [recordings[k : k + RECORDINGS] for k in range(0, len(recordings), RECORDINGS)] * HEARINGS
         return [self._batch(groups[k], random) for k in random.permutation(BATCHES)]

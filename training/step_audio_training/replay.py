@@ -15,7 +15,7 @@ from step_audio.arrays import AnyArray, Float32Array
 from step_audio.mel import log_mel
 from step_audio_training.hearing import heard_by
 from step_audio_training.recordings import DrawnRecording
-from step_audio_training.scenes import draw_scene
+from step_audio_training.scenes import draw_short_scene
 
 NEW = 24  # recordings of a draw that none before it had
 KEPT = 5000  # of the latest ones are heard again
@@ -27,7 +27,7 @@ BANDS, MOST_BANDS, MOST_FRAMES = 2, 8, 10  # that are masked: twice some mel ban
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """`mel` float32 [n_mels, T]; `before`: seconds of silence in front of what `recording`, without samples, says."""
+    """`mel` float32 [n_mels, T]; `before`: seconds of silence in front of what `recording` says."""
 
     mel: Float32Array
     before: float
@@ -57,26 +57,15 @@ class Replay:
         return sorted(takes, key=lambda take: take.mel.shape[1])
 
     def _take(self, number: int, which: int) -> Take:
+        if number not in self._said:
+            random = np.random.default_rng([self.seed, 2, number])
+            self._said[number] = draw_short_scene(random, self.longest, DICTATED)
+        said = self._said[number]
         if (number, which) not in self._heard:
-            mel, before = self._hear(self._recording(number), np.random.default_rng([self.seed, 1, number, which]))
-            self._heard[number, which] = mel.astype(np.float16), before
-        mel16, before = self._heard[number, which]
-        return Take(mel16.astype(np.float32), before, replace(self._said[number], samples=np.zeros(0, np.float32)))
-
-    def _hear(self, recording: DrawnRecording, random: np.random.Generator) -> tuple[Float32Array, float]:
-        samples, before = heard_by(recording, random)
-        return log_mel(samples, self.n_mels), before
-
-    def _recording(self, number: int) -> DrawnRecording:
-        random = np.random.default_rng([self.seed, 2, number])
-        while number not in self._said:
-            try:
-                drawn = draw_scene(random, "dictation" if random.random() < DICTATED else None)
-            except (OSError, ValueError):  # a word that a synthesizer cannot say
-                continue
-            if drawn.seconds < self.longest:
-                self._said[number] = drawn
-        return self._said[number]
+            samples, before = heard_by(said, np.random.default_rng([self.seed, 1, number, which]))
+            self._heard[number, which] = log_mel(samples, self.n_mels).astype(np.float16), before
+        mel, before = self._heard[number, which]
+        return Take(mel.astype(np.float32), before, said)
 
     def _forget(self, first: int) -> None:
         self._said = {number: said for number, said in self._said.items() if number >= first}

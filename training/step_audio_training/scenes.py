@@ -63,6 +63,17 @@ def draw_scene(
             return replace(spoken(kind, text, random, held_out, speakers), sum=asked, request=request)
 
 
+def draw_short_scene(random: np.random.Generator, longest: float, dictated: float = 0.0) -> DrawnRecording:
+    """One of less than `longest` seconds, with the probability `dictated` a dictation, else of a kind by its share."""
+    while True:
+        try:
+            drawn = draw_scene(random, "dictation" if dictated and random.random() < dictated else None)
+        except (OSError, ValueError):  # a word that a synthesizer cannot say
+            continue
+        if drawn.seconds < longest:
+            return drawn
+
+
 def draw_unspoken(random: np.random.Generator, kind: Kind, held_out: bool = False) -> DrawnRecording:
     """As `draw_scene`, of a kind that is words, without sound."""
     text, asked, request = words_of(kind, random, held_out)
