@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import inspect
 import re
 
@@ -11,12 +10,10 @@ import pytest
 
 import step_audio_client
 from paths import ROOT
+from scripts import script_of
 
 FOLDER = ROOT / "docs/reference"
-spec = importlib.util.spec_from_file_location("build_reference", ROOT / "docs/build_reference.py")
-assert spec and spec.loader
-build_reference = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(build_reference)
+build_reference = script_of("docs/build_reference.py")
 
 
 @pytest.fixture(scope="module")

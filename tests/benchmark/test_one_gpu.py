@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from dataclasses import replace
@@ -12,7 +11,7 @@ import pytest
 
 from engine_fixture import batch, model, prompt
 from lazy import Lazy
-from paths import ROOT
+from scripts import script_of
 from step_audio.checkpoint import expected_tensors
 from step_audio.engine.executor import TokenEmbedding
 from step_audio_benchmark.generated import GeneratedCheckpoint
@@ -24,10 +23,7 @@ TorchExecutor = Lazy("step_audio.engine.torch_executor:TorchExecutor")
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("one_gpu_script", ROOT / "benchmarks/one_gpu.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_of("benchmarks/one_gpu.py")
 
 
 @pytest.fixture

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 
 from paths import ROOT
+from scripts import script_of
 from step_audio_server.commands.cli import _parser
 
 
 @pytest.fixture(scope="module")
 def smoke():
-    spec = importlib.util.spec_from_file_location("smoke", ROOT / "benchmarks/smoke.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_of("benchmarks/smoke.py")
 
 
 def test_it_runs_the_page_s_commands_of_both_tools(smoke):

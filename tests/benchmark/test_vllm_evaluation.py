@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 
-from paths import ROOT
+from scripts import script_of
 from step_audio_evaluation.answers import EvaluatedAnswer
 from step_audio_evaluation.items import Item
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("vllm_evaluation", ROOT / "benchmarks/vllm_evaluation.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_of("benchmarks/vllm_evaluation.py")
 
 
 ITEMS = [Item(f"{task}-{n}", task, (), (), "number", str(n)) for task in ("arithmetic", "pitch") for n in range(2)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import asyncio
 import base64
-import importlib.util
 import json
 import re
 import shlex
@@ -20,6 +19,7 @@ import step_audio_client
 from browser import needs_browser
 from document_fixture import NAMES, blocks, lines, our_commands
 from paths import ROOT
+from scripts import script_of
 
 SUM = ROOT / "examples/sum.wav"
 THOUGHT, ANSWER = "I hear: what is forty eight plus thirty four. 48+34. 48+30=78, 78+4=82.", "48 plus 34 is 82."
@@ -110,10 +110,7 @@ def test_fields_of_mind_paced_speaking_are_taken(url):
 @needs_browser
 @pytest.mark.browser
 def test_the_picture_can_be_taken(url, tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("picture", ROOT / "docs/picture.py")
-    assert spec and spec.loader
-    picture = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(picture)
+    picture = script_of("docs/picture.py")
     assert picture.PICTURE.stat().st_size < 200_000
     monkeypatch.setattr(picture, "PICTURE", tmp_path / "playground.png")
     assert picture.take(url, tmp_path) == ANSWER
