@@ -150,12 +150,12 @@ async def test_an_answer_to_items_of_its_own():
         given = [{"type": "item_reference", "id": "there"}, message("user", HEARD, TEXT)["item"]]
         (created,) = await talk.send(ANSWER_IT, response={"conversation": "none", "input": given})
         assert created["type"] == "response.created"
-        assert talk.admission.bytes.taken == 48_000, "its own recording counts, the other was there"
+        assert talk.admission.bytes.taken == 48_028, "its own recording counts, the other was there"
         refused = await talk.error(ANSWER_IT, response={"conversation": "none", "input": given[1:] * 4})
         assert refused["type"] != "invalid_request_error", "all sessions together hold so much"
         assert (await talk.answered())["status"] == "completed"
         assert [len(one["content"]) for one in talk.fake.messages] == [1, 2]
-        assert talk.admission.bytes.taken == 24_000
+        assert talk.admission.bytes.taken == 24_027
         assert (await talk.error("conversation.item.retrieve", item_id="and"))[
             "code"
         ] == "item_retrieve_invalid_item_id"

@@ -15,7 +15,7 @@ from step_audio_gateway.realtime.desk import Desk
 from step_audio_gateway.realtime.faults import TOLD, Fault
 from step_audio_gateway.realtime.items import ConversationItem
 from step_audio_gateway.realtime.response import Cancelled, Event, SpokenResponse
-from step_audio_gateway.realtime.session_config import NAMES, SessionConfig
+from step_audio_gateway.realtime.session_config import SessionConfig, renamed
 from step_audio_gateway.schemas import ChatRequest
 from step_audio_gateway.speech.speaker import PieceSpeaker
 
@@ -220,7 +220,7 @@ class Answering:
             self._desk.emit(event)
 
     def _fail(self, response: SpokenResponse, fault: Fault) -> None:
-        names = Fault(fault.code, _renamed(str(fault)), fault.param, fault.kind)
+        names = Fault(fault.code, renamed(str(fault)), fault.param, fault.kind)
         self._tell(response.fail(names))
 
 
@@ -228,9 +228,3 @@ def _end(task: asyncio.Task[None]) -> None:
     """Once: what it does in its end, telling the server to stop, must not be cut short."""
     if not task.cancelling():
         task.cancel()
-
-
-def _renamed(text: str) -> str:
-    for ours, theirs in NAMES.items():
-        text = text.replace(ours, theirs)
-    return text

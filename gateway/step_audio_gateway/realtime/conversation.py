@@ -10,7 +10,7 @@ from step_audio_gateway.realtime.faults import Fault
 from step_audio_gateway.realtime.formats import SpokenAudio
 from step_audio_gateway.realtime.items import ConversationItem, Part, new_id
 
-MOST_ITEMS = 2000
+MOST_ITEMS = 2000  # and parts of messages
 
 
 class Dialogue:
@@ -19,7 +19,7 @@ class Dialogue:
     def __init__(self) -> None:
         self.id = new_id("conv")
         self.items: list[ConversationItem] = []
-        self.bytes = 0  # of its recordings
+        self.bytes = 0  # of what its items were made of
 
     @property
     def last_id(self) -> str | None:
@@ -40,8 +40,9 @@ class Dialogue:
         if any(one.id == item.id for one in self.items):
             said = f"Error adding item: there is an item with id '{item.id}' already."
             raise Fault("item_create_duplicate_item_id", said, "item.id")
-        if len(self.items) >= MOST_ITEMS:
-            raise Fault("conversation_full", f"a conversation has at most {MOST_ITEMS} items: delete some", "item")
+        if sum(max(1, len(one.parts)) for one in (*self.items, item)) > MOST_ITEMS:
+            said = f"a conversation has at most {MOST_ITEMS} items and parts of messages: delete some"
+            raise Fault("conversation_full", said, "item")
         if item.type == "function_call_output" and not self._called(item.call_id):
             said = f"Error adding item: there is no function call with call_id '{item.call_id}'."
             raise Fault("item_create_invalid_call_id", said, "item.call_id")

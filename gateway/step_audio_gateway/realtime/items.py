@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag
@@ -159,10 +160,11 @@ class ConversationItem:
     def recordings(self) -> list[SpokenAudio]:
         return [part.recording for part in self.parts if part.recording is not None]
 
-    @property
+    @cached_property
     def bytes(self) -> int:
-        """Of its recordings."""
-        return sum(len(recording.data) for recording in self.recordings)
+        """Of what a client made it of, recordings and texts: what it grows by is the model's, and counted in tokens."""
+        texts = (self.call_id, self.name, self.text, *(part.text for part in self.parts))
+        return sum(len(recording.data) for recording in self.recordings) + sum(len(text.encode()) for text in texts)
 
     def public(self, whole: bool = False) -> dict[str, Any]:
         told = {"id": self.id, "object": "realtime.item", "type": self.type, "status": self.status}

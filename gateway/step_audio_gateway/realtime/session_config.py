@@ -18,6 +18,7 @@ from step_audio_gateway.schemas import ChatRequest, SamplingFields
 _OFF = ("turn_detection", "transcription")  # whose null is no default
 _NESTED = ("audio", "input", "output")  # objects whose other keys stay when one is set
 _MORE = {*SamplingFields.model_fields, "stop", "bad_words", "ignore_eos"} - {"max_tokens", "max_completion_tokens"}
+MOST_BYTES = 1 << 20  # of a configuration, as JSON: each session keeps one, and each answer its own
 # For errors: as the caller calls them.
 NAMES = {"max_tokens": "max_output_tokens", "reasoning_effort": "reasoning.effort"}
 
@@ -187,6 +188,8 @@ class SessionConfig(BaseModel):
             new = SessionConfig.model_validate(values)
         except ValidationError as error:
             raise Fault.of_validation(error, values, place) from None
+        if len(new.model_dump_json()) > MOST_BYTES:
+            raise Fault("invalid_value", f"{place}: all its settings have more than {MOST_BYTES} bytes together", place)
         new.audio.input.format.format(f"{place}.audio.input.format")
         new.audio.output.format.format(f"{place}.audio.output.format")
         new.as_chat(place)
@@ -211,7 +214,14 @@ class SessionConfig(BaseModel):
         try:
             return ChatRequest.model_validate(values)
         except ValidationError as error:
-            raise Fault.of_validation(error, values, place) from None
+            fault = Fault.of_validation(error, values, place)
+            raise Fault(fault.code, renamed(str(fault)), renamed(fault.param or "") or None) from None
+
+
+def renamed(text: str) -> str:
+    for ours, theirs in NAMES.items():
+        text = text.replace(ours, theirs)
+    return text
 
 
 def _merged(values: dict[str, Any], change: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
