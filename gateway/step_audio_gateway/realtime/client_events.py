@@ -16,10 +16,12 @@ Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_l
 
 
 _OF_SESSIONS = ("type", "model", "tracing")
+_MOST_OF_AN_ID = 512  # characters; a longer one is not told again either
+_LONGEST = 2**31 - 1  # ms, 24 days: what does not fit into a double could not be counted with
 
 
 class _Event(Lenient):
-    event_id: str | None = Field(None, max_length=512)
+    event_id: str | None = Field(None, max_length=_MOST_OF_AN_ID)
 
 
 class SessionUpdate(_Event):
@@ -82,7 +84,7 @@ class ItemTruncate(_Event):
     type: Literal["conversation.item.truncate"]
     item_id: str
     content_index: NonNegativeInt
-    audio_end_ms: NonNegativeInt
+    audio_end_ms: int = Field(ge=0, le=_LONGEST)
 
 
 class ResponseParams(Lenient):
@@ -156,7 +158,7 @@ def read(text: str) -> ClientEvent:
     if not isinstance(value, dict):
         raise Unreadable(Fault("invalid_json", "a message is a JSON object"))
     given = value.get("event_id")
-    event_id = given if isinstance(given, str) else None
+    event_id = given if isinstance(given, str) and len(given) <= _MOST_OF_AN_ID else None
     kind = value.get("type")
     if kind is None:
         raise Unreadable(Fault("missing_required_parameter", "Missing required parameter: 'type'.", "type"), event_id)
