@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
+import os
 import re
 import socket
 import struct
@@ -19,11 +21,12 @@ from websockets.asyncio.client import connect
 from websockets.frames import Frame, Opcode
 
 import waiting
-from gateway_fixture import listening
+from gateway_fixture import FakeClient, listening
 from step_audio_client import ChatDelta
 from step_audio_gateway import server, web_sockets
 from step_audio_gateway.connections import Connections
 from step_audio_gateway.metrics import Metrics
+from step_audio_gateway.realtime.outbox import Outbox
 from step_audio_gateway.realtime.session import Session
 from step_audio_gateway.settings import GatewaySettings
 
@@ -71,15 +74,22 @@ def metrics(url: str) -> str:
     return httpx.get(f"{url}/metrics").text
 
 
+def left_of_sessions() -> list[object]:
+    """Tasks that have not ended, of any gateway in this process."""
+    tasks = (one for one in gc.get_objects() if type(one) is asyncio.Task and not one.done())
+    return [one for one in tasks if f"{os.sep}realtime{os.sep}" in one.get_coro().cr_code.co_filename]
+
+
 async def no_session_at(url: str) -> None:
     await waiting.until(lambda: "step_audio_realtime_sessions 0.0" in metrics(url), "its end")
+    await waiting.until(lambda: not left_of_sessions(), "the end of its tasks")
 
 
 def socket_to(url: str, **more) -> connect:
     return connect(f"ws{url.removeprefix('http')}/v1/realtime", max_size=None, **more)
 
 
-MOST = 8  # fragments, in these tests: all of them come at once
+LARGEST, MOST = 16 << 20, 4096  # bytes and fragments of a message
 ENDLESS = frame(TEXT, fin=False) + frame(CONT, fin=False) * MOST
 
 
@@ -91,7 +101,7 @@ ENDLESS = frame(TEXT, fin=False) + frame(CONT, fin=False) * MOST
         (frame(TEXT, b"\xff") * 2, 1007, "a text message is UTF-8"),
         (ENDLESS, 1009, "too many fragments"),
         (ENDLESS + frame(CONT, fin=False) * 3, 1009, "too many fragments"),
-        (struct.pack("!BBQ", 0x81, 0xFF, server.MAX_MESSAGE + 1) + bytes(4), 1009, str(server.MAX_MESSAGE)),
+        (struct.pack("!BBQ", 0x81, 0xFF, LARGEST + 1) + bytes(4), 1009, str(LARGEST)),
         (frame(TEXT, b"{}", mask=False), 1002, ""),
         (b"\xa1\x80" + bytes(4), 1002, "reserved bits"),
         (frame(CONT), 1002, ""),
@@ -99,8 +109,7 @@ ENDLESS = frame(TEXT, fin=False) + frame(CONT, fin=False) * MOST
     ],
     ids=["text", "fragments of text", "text twice", "endless", "and more", "large", "bare", "bit", "end", "opcode"],
 )
-async def test_frames_that_are_none(url, caplog, monkeypatch, sent, code, reason):
-    monkeypatch.setattr(web_sockets, "MOST_FRAGMENTS", MOST)
+async def test_frames_that_are_none(url, caplog, sent, code, reason):
     with opened(url) as raw:
         raw.recv(1)  # it is accepted
         raw.sendall(sent)
@@ -110,11 +119,10 @@ async def test_frames_that_are_none(url, caplog, monkeypatch, sent, code, reason
     assert not [one for one in caplog.records if one.levelno >= logging.ERROR], "it is no fault of the server's"
 
 
-async def test_the_largest_message_and_one_in_as_many_pieces_as_may_be(url, monkeypatch):
-    monkeypatch.setattr(web_sockets, "MOST_FRAGMENTS", MOST)
+async def test_the_largest_message_and_one_in_as_many_pieces_as_may_be(url):
     async with socket_to(url) as websocket:
         assert json.loads(await websocket.recv())["type"] == "session.created"
-        for message in (" " * server.MAX_MESSAGE, [" "] * (MOST - 1), b"{}"):  # an empty fragment is the last
+        for message in (" " * LARGEST, [" "] * (MOST - 1), b"{}"):  # an empty fragment is the last
             await websocket.send(message)
             assert json.loads(await websocket.recv())["error"]["code"] == "invalid_json"
         await websocket.close(1000)
@@ -183,6 +191,50 @@ async def test_who_reads_nothing_is_cut_off_when_it_could_have_been_told():
         assert not one.transport.abort.called
     one.look()
     assert one.transport.abort.called
+
+
+@pytest.mark.parametrize(
+    "limit, code", [("session_seconds", "session_expired"), ("session_idle_seconds", "session_idle")]
+)
+async def test_the_last_event_comes_before_the_close(fake, monkeypatch, limit, code):
+    deliver = Outbox.deliver
+
+    async def slowly(self, send, timeout) -> None:
+        async def later(text: str) -> None:
+            await asyncio.sleep(0.1)
+            await send(text)
+
+        await deliver(self, later, timeout)
+
+    monkeypatch.setattr(Outbox, "deliver", slowly)
+    with listening(fake, **{limit: 0.05}) as url:
+        async with socket_to(url) as websocket:
+            told = [json.loads(await websocket.recv()) for _ in range(2)]
+            assert [event["type"] for event in told] == ["session.created", "error"] and told[1]["error"][
+                "code"
+            ] == code
+            assert (await closed(websocket))[0] == 1001
+        await no_session_at(url)
+
+
+@pytest.mark.long
+async def test_a_server_that_stops_waits_for_an_answer_no_longer_than_it_says():
+    steps = [ChatDelta(content="Well", raw="Well"), 4.0 * waiting.SECONDS]
+    gateway = listening(FakeClient(lambda messages, options: steps))
+    url = gateway.__enter__()
+    async with socket_to(url) as websocket:
+        await websocket.send('{"type": "response.create", "response": {"instructions": "a"}}')
+        while json.loads(await websocket.recv())["type"] != "response.output_text.delta":
+            pass
+        stop = asyncio.create_task(asyncio.to_thread(gateway.__exit__, None, None, None))
+        assert (await closed(websocket))[0] == 1012
+    await stop
+    assert not left_of_sessions()
+
+
+def test_a_ping_every_20_s_and_20_s_for_its_pong(fake):
+    config = server.server_of(GatewaySettings.create(), fake).config
+    assert (config.ws_ping_interval, config.ws_ping_timeout) == (20, 20)
 
 
 async def test_who_answers_no_ping_is_gone(fake, monkeypatch):

@@ -54,6 +54,7 @@ async def test_keys_and_models(url):
     assert await refusal(url, key="three") == (401, "invalid_api_key")
     assert await refusal(url, query="?model=other") == (404, "model_not_found")
     assert (await refusal(url, query="?intent=transcription"))[0] == 400
+    assert (await refusal(url, query="?call_id=a"))[0] == 400
     async with connected(url, key="two"):
         pass
 
@@ -83,6 +84,19 @@ async def test_a_secret_opens_sessions_as_it_says(url, openai):
     longer = base64.urlsafe_b64encode(json.dumps(told | {"exp": told["exp"] + 9}).encode()).decode().rstrip("=")
     for forged in (f"ek_{longer}.{signature}", f"ek_{said}.{signature[:-2]}", "ek_", "ek_%.%"):
         assert (await refusal(url, key=forged)) == (401, "invalid_api_key")
+
+
+async def test_a_secret_lasts_for_ten_minutes_or_as_long_as_is_said(url):
+    async def asked(**body) -> httpx.Response:
+        async with httpx.AsyncClient(headers={"Authorization": "Bearer one"}) as client:
+            return await client.post(f"{url}/v1/realtime/client_secrets", json=body)
+
+    before = time.time()
+    for given, seconds in (({}, 600), ({"expires_after": {"seconds": 7200}}, 7200)):
+        assert round(before) + seconds <= (await asked(**given)).json()["expires_at"] <= time.time() + seconds + 1
+    for seconds in (9, 7201):
+        error = (await asked(expires_after={"seconds": seconds})).json()["error"]
+        assert error["param"] == "expires_after.seconds"
 
 
 def test_a_secret_ends():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 
+import httpx
 import numpy as np
 import pytest
 
@@ -57,11 +59,18 @@ async def play_in(connection, data: bytes) -> None:
         await connection.input_audio_buffer.append(audio=base64.b64encode(data[start : start + PIECE]).decode())
 
 
+def counted(url: str, name: str) -> float:
+    """Of /metrics, `step_audio_realtime_` left out."""
+    return float(re.search(rf"^step_audio_realtime_{name} (\S+)$", httpx.get(f"{url}/metrics").text, re.M)[1])
+
+
 async def settled(fake) -> None:
     await waiting.until(lambda: fake.begun == fake.closed, "the end of every answer that was begun")
 
 
 async def test_what_is_said_is_answered_when_it_ends(url, fake, speech):
+    firsts = [f"first_{what}_seconds_count" for what in ("token", "word")]
+    before = [counted(url, name) for name in firsts]
     async with connected(url) as connection:
         assert connection.created.session.audio.input.turn_detection.type == "server_vad", "OpenAI's default"
         await listen(connection)
@@ -76,10 +85,12 @@ async def test_what_is_said_is_answered_when_it_ends(url, fake, speech):
         heard = whole(next(recordings(fake.messages)))
         length = stopped.audio_end_ms - started.audio_start_ms
         assert abs((len(heard) - 44) / 32 - (length - 250)) < 20, "half of the silence, and no more"
+    assert [counted(url, name) for name in firsts] == [count + 1 for count in before]
 
 
 async def test_speech_interrupts_an_answer_and_a_cough_does_not(url, fake, play, speech):
     play(ChatDelta(content="Once upon", raw="Once upon"), 60.0)
+    before = counted(url, "barge_ins_total")
     async with connected(url) as connection:
         await listen(connection)
         await play_in(connection, speech)
@@ -93,6 +104,7 @@ async def test_speech_interrupts_an_answer_and_a_cough_does_not(url, fake, play,
         assert events[0].type == "input_audio_buffer.speech_started"
         details = events[-1].response.status_details
         assert (details.type, details.reason) == ("cancelled", "turn_detected")
+        assert counted(url, "barge_ins_total") == before + 1
         play(ChatDelta(content="Seven.", raw="Seven."), ChatDelta(finish_reason="stop", usage=USAGE))
         await play_in(connection, bytes(32_000))
         await until(connection, "response.done")
