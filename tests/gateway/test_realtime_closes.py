@@ -26,7 +26,7 @@ from step_audio_client import ChatDelta
 from step_audio_gateway import server, web_sockets
 from step_audio_gateway.connections import Connections
 from step_audio_gateway.metrics import Metrics
-from step_audio_gateway.realtime.outbox import Outbox
+from step_audio_gateway.realtime.outbox import MOST_WAITING, Outbox
 from step_audio_gateway.realtime.session import Session
 from step_audio_gateway.settings import GatewaySettings
 
@@ -261,4 +261,20 @@ async def test_pongs_do_not_pile_up_before_who_reads_nothing(url, monkeypatch):
         transport = made[-1].transport
         _, most = transport.get_write_buffer_limits()
         assert most < transport.get_write_buffer_size() < most + READ, "its client reads nothing"
+    await no_session_at(url)
+
+
+@pytest.mark.parametrize("garbage", [frame(TEXT, b"{"), frame(Opcode.BINARY, b"{")], ids=["text", "binary"])
+async def test_errors_do_not_pile_up_before_who_reads_nothing(url, monkeypatch, garbage):
+    waiting_events, put = [], Outbox.put
+    monkeypatch.setattr(
+        Outbox, "put", lambda self, event: (put(self, event), waiting_events.append(self._queue.qsize()))
+    )
+    with opened(url) as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        raw.recv(1)
+        raw.sendall(garbage * 10_000)
+        await waiting.until(lambda: MOST_WAITING in waiting_events, "so many of them")
+        await asyncio.sleep(0.5)
+        assert max(waiting_events) == MOST_WAITING, "nothing more is read of what is sent"
     await no_session_at(url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from realtime_fixture import pcm
 from session_fixture import BY_HAND, message
 from step_audio_gateway.json_body import SMALL
+from waiting import SECONDS
 
 JSON, VALUE, MISSING = "invalid_json", "invalid_value", "missing_required_parameter"
 DEEP = 10_000
@@ -72,7 +74,11 @@ NO_EVENTS = [
 async def told(websocket: ClientConnection, given: str | bytes | dict) -> dict:
     """The next event."""
     await websocket.send(json.dumps(given) if isinstance(given, dict) else given)
-    return json.loads(await websocket.recv())
+    return await following(websocket)
+
+
+async def following(websocket: ClientConnection) -> dict:
+    return json.loads(await asyncio.wait_for(websocket.recv(), SECONDS))
 
 
 async def refused(websocket: ClientConnection, given: str | bytes | dict) -> dict:
@@ -85,7 +91,7 @@ async def refused(websocket: ClientConnection, given: str | bytes | dict) -> dic
 async def websocket(url):
     """Of a session by hand."""
     async with connect(f"ws{url.removeprefix('http')}/v1/realtime", max_size=None) as websocket:
-        assert json.loads(await websocket.recv())["type"] == "session.created"
+        assert (await following(websocket))["type"] == "session.created"
         assert (await told(websocket, BY_HAND))["type"] == "session.updated"
         yield websocket
 
@@ -95,7 +101,7 @@ async def goes_on(websocket: ClientConnection) -> None:
     await websocket.send(json.dumps({"type": "input_audio_buffer.append", "audio": pcm(0.2)}))
     await websocket.send(json.dumps({"type": "input_audio_buffer.commit"}))
     await websocket.send(json.dumps({"type": ANSWER}))
-    while (event := json.loads(await websocket.recv()))["type"] != "response.done":
+    while (event := await following(websocket))["type"] != "response.done":
         assert event["type"] != "error", event
     assert event["response"]["status"] == "completed"
 
@@ -119,7 +125,7 @@ async def test_events_out_of_order(websocket):
     behind = {"type": CREATE, "previous_item_id": "later"} | message("user", {"type": "input_text", "text": "a"})
     assert (await refused(websocket, behind))["code"] == "item_create_invalid_previous_item_id"
     empty = await told(websocket, {"type": ANSWER})
-    done = json.loads(await websocket.recv())
+    done = await following(websocket)
     assert (empty["type"], done["type"]) == ("response.created", "response.done")
     assert done["response"]["status_details"]["error"]["code"] == "conversation_empty"
     await goes_on(websocket)
