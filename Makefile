@@ -45,7 +45,7 @@ clients: $(VENV)/.test ## openai, LangChain, LiteLLM, instructor, AI SDK, LiveKi
 vllm: $(VENV)/.test ## `serve --llm vllm` on vLLM's build for CPUs (3 GB in ~/.cache/step-audio/peers), beside the reference; ten minutes
 	VLLM_PYTHON="$$($(BIN)/python benchmarks/vllm_environment.py)" $(BIN)/pytest -m vllm tests/served/test_vllm_served.py
 
-reliability: $(VENV)/.test ## every promise of docs/reliability.md in its long form, about three hours; figures in .work/reliability
+reliability: $(VENV)/.test ## every promise of docs/reliability.md in its long form, three and a half hours; figures in .work/reliability
 	$(BIN)/python tests/reliability/run_all.py
 
 bench: $(VENV)/.cpu ## speed of the small model here, over gRPC and HTTP; tables in .work/bench

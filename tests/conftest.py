@@ -67,6 +67,7 @@ ONE_WORKER = {  # beginnings of the names of tests that share what takes long to
         "tests/evaluation/",  # one set of processes speaks
         "tests/reliability/test_fuzz.py",
     ),
+    "deaths": ("tests/reliability/test_clients_vanish.py", "tests/reliability/test_deaths.py"),
 }
 
 

@@ -51,6 +51,9 @@ PROOFS = {
         ("--rounds", "0", "--starts", "50", "--busy", "8"),
     ),
     "deaths": Proof(20, "each process killed 20 times under 20 answers: whole, or one clear error", "test_deaths.py"),
+    "vanishing": Proof(
+        25, "clients vanish while each process is killed 20 times: nothing of theirs stays", "test_clients_vanish.py"
+    ),
     "rolling restarts": Proof(10, "two servers restarted in turn: no status but 200", "test_rolling_restarts.py"),
     "overload": Proof(8, "429 in 100 ms, first tokens within 2x at 4x and 20x, shares by API key", "test_overload.py"),
     "endings": Proof(8, "500 endings: nothing stays taken", "test_endings.py"),

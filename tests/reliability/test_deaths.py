@@ -21,8 +21,7 @@ import pytest
 
 from audio_fixture import wav
 from raw_triton import metrics
-from serve_process import ServeProcess, living
-from server_settings import settings_for
+from serve_process import living
 from step_audio.clips import SAMPLE_RATE
 from step_audio_client import Audio, Guide, Sampling, StepAudioClient, user
 from step_audio_client.tokens import TokenRequest
@@ -39,16 +38,6 @@ VICTIMS = (*MODELS, "tritonserver") if ROUNDS else ("tensorrt_llm", "audio_encod
 RESTARTS = 'step_audio_restarts_total{process="tritonserver"}'
 TOKENS = 120
 CLIP = wav(np.random.default_rng(0).normal(0, 300, 2 * SAMPLE_RATE).astype("<i2").tobytes())
-
-
-@pytest.fixture(scope="module")
-def running(checkpoint, work_dir, tmp_path_factory):
-    process = ServeProcess(settings_for(checkpoint, work_dir))
-    try:
-        process.wait_for("ready", 5 * SECONDS)  # it builds first
-        yield process
-    finally:
-        process.end()
 
 
 def requests(clip: bytes, count: int) -> list[TokenRequest]:
@@ -78,7 +67,7 @@ def test_no_stream_is_lost(running, victim):
 
     async def round_() -> None:
         asked = requests(CLIP, STREAMS)
-        async with StepAudioClient(running.address) as client:
+        async with StepAudioClient(running.address, patience=5 * SECONDS) as client:
             begun = asyncio.Event()
             streams = [asyncio.create_task(ids_of(client, request, begun.set)) for request in asked]
             await begun.wait()

@@ -99,6 +99,9 @@ class ServeProcess:
         return found
 
     def kill(self, name: str) -> None:
+        """What was said before is not waited for any more."""
+        while not self.lines.empty():
+            self.seen.append(self.lines.get())
         os.kill(self.pids()[name], signal.SIGKILL)
 
     def end(self) -> None:
