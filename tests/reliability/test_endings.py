@@ -26,14 +26,18 @@ from raw_triton import metrics, scalar, texts
 from step_audio_client import Audio, ChatOptions, MindPaced, RequestError, Sampling, StepAudioClient, user, wire
 from step_audio_client.control import stop
 
-ENDINGS = 500 if "RELIABILITY_ROUNDS" in os.environ else 60
+LONG = "RELIABILITY_ROUNDS" in os.environ
 WAYS = ("http", "http_whole", "http_stalled", "client", "mind_paced", "raw", "killed")
 AT_ONCE = 40  # in one burst, more than there are slots, so that some are ended while they wait
-CALM = 0.5  # seconds without work until the server counts as free: a request may still be on its way to the LLM
+ALONE = 20 if LONG else len(WAYS)  # before a burst
+ENDINGS = 500 if LONG else ALONE + AT_ONCE
+CALM = 0.5 if LONG else 0.2  # seconds without work until the server counts as free: a request may be on its way
+TOKENS = 20_000  # of an answer that is to be left, and as many of the engine's steps
+ENOUGH = 2  # seconds until an answer is left of which fewer pieces come than it was to be left after
 SECONDS = 60
 RECORDING = wav(np.random.default_rng(0).normal(0, 500, 16_000 * 20).astype("<i2").tobytes())
 LONG_TEXT = "a word and another " * 800
-KILLED = """
+KILLED = f"""
 import asyncio, sys
 from step_audio_client import Audio, Sampling, StepAudioClient, user
 
@@ -43,7 +47,7 @@ async def run():
         await client.ready()
         print("asks", flush=True)
         content = [Audio(recording), "what?"] if recording else ["what?"]
-        async for _ in client.generate([user(*content)], Sampling(max_tokens=20_000, min_tokens=20_000)):
+        async for _ in client.generate([user(*content)], Sampling(max_tokens={TOKENS}, min_tokens={TOKENS})):
             print("token", flush=True)
 
 asyncio.run(run())
@@ -148,7 +152,7 @@ def message(content: str):
 
 async def ended(begin, content: str, moment: str, seconds: float, pieces: int) -> str:
     """One request, ended after so many seconds, or so many pieces of its answer, or at about its own end."""
-    tokens = pieces if moment == "end" else 20_000
+    tokens = pieces if moment == "end" else TOKENS
 
     async def run() -> str:
         came = -1
@@ -186,6 +190,10 @@ class Server:
             await asyncio.sleep(0.01)
         return calm - start
 
+    async def steps(self) -> float:
+        """Of the engine, since it started."""
+        return (await asyncio.to_thread(metrics, self.port))["general.iteration_counter"]
+
     async def busy(self) -> dict[str, float]:
         gauges = await asyncio.to_thread(metrics, self.port)
         return {name: gauges[name] for name in ("request.active", "request.waiting", "kv_cache_block.used")}
@@ -211,7 +219,7 @@ def test_endings(service, url):
     async def one(way: str) -> str:
         content = draw.choice(["text", "long", "audio"])
         moment = draw.choice(["time", "tokens", "end"])
-        seconds = draw.uniform(0, 1.5) * usual[content] if moment != "tokens" else SECONDS / 10
+        seconds = draw.uniform(0, 1.5) * usual[content] if moment != "tokens" else ENOUGH
         outcome = await ended(getattr(ways, way), content, moment, seconds, draw.randint(1, 20))
         outcomes[way, content, moment, outcome] += 1
         return f"{way} {content} {moment} {outcome}"
@@ -222,10 +230,12 @@ def test_endings(service, url):
             usual[content] = await first_token(content)
         done = 0
         while done < ENDINGS:
-            burst = AT_ONCE if done % 100 == 20 else 1
+            burst = AT_ONCE if done % 100 == ALONE else 1
             ways_ = [draw.choice(WAYS[:-1]) for _ in range(burst)] if burst > 1 else [turns[len(taken) % len(turns)]]
+            before = await server.steps()
             what = await asyncio.gather(*(one(way) for way in ways_))
             free = await server.free_after()
+            assert await server.steps() - before < TOKENS - 1000, (what, "answers went on to their ends")
             done += burst
             if burst == 1:
                 taken.append((free, what[0]))
