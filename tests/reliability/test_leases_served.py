@@ -12,7 +12,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 
@@ -25,66 +24,8 @@ from step_audio.errors import Code
 from step_audio_client import Sampling, StepAudioClient, user
 from step_audio_client.errors import request_error
 from step_audio_server.serve import Service
+from vanishing import LEASING, RAW, TOKENS, await_beginnings, begun, started
 from waiting import wait_until
-
-CLIENT = """
-import asyncio, sys
-from step_audio_client import Sampling, StepAudioClient, user
-
-async def run():
-    async with StepAudioClient(sys.argv[1]) as client:
-        asks = [client.generate([user(f"{n}")], Sampling(max_tokens=24000, min_tokens=24000)) for n in range(4)]
-        for each in asks:
-            await anext(each)
-        print("begun", flush=True)
-        await asyncio.gather(*(drain(each) for each in asks))
-
-async def drain(stream):
-    async for _ in stream:
-        pass
-
-asyncio.run(run())
-"""
-
-# NVIDIA's client, which knows nothing of leases. Two answers: of the whole pipeline, and of the LLM asked directly.
-RAW = """
-import queue, sys, uuid
-import numpy as np
-from tritonclient.grpc import InferenceServerClient, InferInput
-
-def tensor(name, values, kind):
-    array = np.array([values], kind)
-    made = InferInput(name, array.shape, {"O": "BYTES", "i": "INT32", "f": "FP32", "b": "BOOL"}[array.dtype.kind])
-    made.set_data_from_numpy(array)
-    return made
-
-limits = [
-    tensor("request_output_len", [24000], np.int32), tensor("end_id", [-1], np.int32), tensor("streaming", [True], bool)
-]
-came = queue.Queue()
-clients = []
-for model, inputs in (
-    ("step_audio_r1", [
-        tensor("messages", [b'[{"role": "user", "content": "hello"}]'], object),
-        tensor("max_seconds", [float(sys.argv[2])], np.float32),
-    ]),
-    ("tensorrt_llm", [tensor("input_ids", [1, 2, 3], np.int32), tensor("input_lengths", [3], np.int32)]),
-):
-    clients.append(client := InferenceServerClient(sys.argv[1]))
-    client.start_stream(lambda result, error, model=model: came.put((model, error)))
-    client.async_stream_infer(model, [*inputs, *limits], request_id=uuid.uuid4().hex)
-seen = set()
-while len(seen) < 2:
-    model, error = came.get()
-    assert error is None, error
-    seen.add(model)
-print("begun", flush=True)
-while True:
-    came.get()
-"""
-
-
-TOKENS = 24_000  # of every answer here, which takes as many steps of the engine
 
 
 def steps(service) -> float:
@@ -103,31 +44,18 @@ def ended_early(service, answers: int):
     assert steps(service) - before < TOKENS - 1000
 
 
-@contextlib.contextmanager
-def begun(program: str, *arguments: str, within: tuple[str, ...] = ()):
-    """Its process, when every answer of it has begun."""
-    command = [*within, sys.executable, "-c", program, *arguments]
-    client = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert client.stdout.readline() == "begun\n"
-        yield client
-    finally:
-        client.kill()
-        client.wait()
-        client.stdout.close()
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_client_s_slots_are_free(service, number):
-    with begun(CLIENT, service.address) as client, ended_early(service, 4):
-        client.send_signal(number)
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_client_without_a_lease_has_so_much_time(service, number):
-    """tritonserver tells the LLM that is asked directly; behind the pipeline it is the time that ends it."""
-    with begun(RAW, service.address, "2") as client, ended_early(service, 2):
-        client.send_signal(number)
+def test_killed_clients_slots_are_free(service):
+    """tritonserver tells the model that is asked directly: `lease`, or the LLM. Behind the pipeline, without a lease,
+    it is the time that ends an answer."""
+    with (
+        started(LEASING, service.address) as killed,
+        started(LEASING, service.address) as terminated,
+    ):
+        await_beginnings(killed, terminated)
+        with begun(RAW, service.address, "2") as raw, ended_early(service, 10):
+            killed.kill()
+            terminated.terminate()
+            raw.kill()
 
 
 class Proxy:
@@ -162,15 +90,15 @@ class Proxy:
             end.close()
 
 
-@pytest.mark.parametrize("how", ["half-open", "stopped"])
-def test_a_client_that_answers_no_ping(service, how):
-    """Neither end of the connection says a word: its machine is off the network, or the process stands still."""
+def test_clients_that_answer_no_ping(service):
+    """Neither end of a connection says a word: its machine is off the network, or the process stands still."""
     proxy = Proxy(service.address)
-    with begun(CLIENT, proxy.address) as client, ended_early(service, 4):
-        if how == "half-open":
+    with started(LEASING, proxy.address) as cut_off, started(LEASING, service.address) as stopped:
+        await_beginnings(cut_off, stopped)
+        with begun(RAW, service.address, "2") as raw, ended_early(service, 10):
             proxy.passing.clear()
-        else:
-            client.send_signal(signal.SIGSTOP)
+            stopped.send_signal(signal.SIGSTOP)
+            raw.send_signal(signal.SIGSTOP)
     proxy.close()
 
 
@@ -205,7 +133,7 @@ def test_a_client_whose_network_is_gone(checkpoint, work_dir, link):
     """Nothing that is sent to it is acknowledged any more."""
     settings = settings_for(checkpoint, work_dir, triton_host="0.0.0.0")
     there, address = ("ip", "netns", "exec", link), f"{HERE}:{settings.grpc_port}"
-    with Service(settings) as service, begun(CLIENT, address, within=there), ended_early(service, 4):
+    with Service(settings) as service, begun(LEASING, address, within=there), ended_early(service, 4):
         subprocess.run(["ip", "link", "set", link, "down"], check=True)
 
 
