@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import weakref
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -211,6 +212,7 @@ class Pipeline:
                 inputs["lora_task_id"] = wire.scalar(run.lora_task_id, np.uint64)
             first = first or inputs
             await self._check(first)
+            begun = time.monotonic()
             try:
                 with tracing.attempt(answer.model, {"server.address": run.route[0].address}) as traceparent:
                     responses = self._responses(run, answer.model, run.next_id(), inputs, traceparent)
@@ -224,7 +226,7 @@ class Pipeline:
                 server = run.route[0]
                 if isinstance(error, ServerLost) and server not in dying:
                     self.counts.servers_lost += 1
-                    await self._quarantine.died(first)
+                    await self._quarantine.died(first, server.address, begun)
                 if error.code is Code.CANCELLED:  # on somebody's demand, or its lease is over
                     if run.stopped:
                         yield answer.stopped()

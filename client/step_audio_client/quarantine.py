@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from step_audio.arrays import AnyArray
 from step_audio_client.errors import Quarantined
@@ -18,26 +19,41 @@ KEPT = 4096  # requests that deaths are known of
 CONTENT = ("messages", "audio", "tools", "input_ids", "guided_decoding_guide")  # what of the inputs can be deadly
 
 
+@dataclass(frozen=True)
+class _Deaths:
+    """With one request in hand."""
+
+    count: int = 0
+    last: float = 0.0  # when it was noticed
+    server: str = ""  # the last one's
+
+
 class Quarantine:
     """By content: the same request with another id, or of another client, is the same. Requests are their inputs."""
 
     def __init__(self) -> None:
-        self._deaths: OrderedDict[bytes, tuple[int, float]] = OrderedDict()  # digest -> how many, when last
+        self._deaths: OrderedDict[bytes, _Deaths] = OrderedDict()  # by digest
 
     async def check(self, inputs: Mapping[str, AnyArray]) -> None:
         """Raises Quarantined."""
         if not self._deaths:  # as nearly always: a recording takes time to read
             return
-        deaths, last = self._deaths.get(await _digest(inputs), (0, 0.0))
-        if deaths >= MAX_DEATHS and time.monotonic() - last < SECONDS:
+        deaths = self._deaths.get(await _digest(inputs), _Deaths())
+        if deaths.count >= MAX_DEATHS and time.monotonic() - deaths.last < SECONDS:
             raise Quarantined("the server has failed twice with this request in hand, and it is not tried again")
 
-    async def died(self, inputs: Mapping[str, AnyArray]) -> None:
-        """A server, with this request in hand."""
-        digest = await _digest(inputs)
-        deaths, last = self._deaths.pop(digest, (0, 0.0))
+    async def died(self, inputs: Mapping[str, AnyArray], server: str, begun: float) -> None:
+        """The server of that address, which was asked this at `begun`, by time.monotonic().
+
+        Asked twice at once, a request sees one death twice.
+        """
         now = time.monotonic()
-        self._deaths[digest] = (deaths + 1 if now - last < SECONDS else 1, now)
+        digest = await _digest(inputs)
+        before = self._deaths.get(digest, _Deaths())
+        if server == before.server and begun < before.last:
+            return
+        self._deaths.pop(digest, None)
+        self._deaths[digest] = _Deaths(before.count + 1 if now - before.last < SECONDS else 1, now, server)
         if len(self._deaths) > KEPT:
             self._deaths.popitem(last=False)
 

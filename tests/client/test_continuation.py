@@ -195,6 +195,27 @@ async def test_a_request_present_at_two_deaths_is_refused(monkeypatch):
             assert (await client.complete(QUESTION, GREEDY)).token_ids == [5]
 
 
+async def test_one_death_is_counted_once_however_often_a_request_was_there():
+    """Several clients of a gateway may ask the same, and that is no reason to refuse it."""
+    there = 0
+    dead = asyncio.Event()
+
+    async def dying():
+        nonlocal there
+        there += 1
+        if there > 3:
+            yield message(5, final=True)
+            return
+        if there == 3:
+            dead.set()
+        await dead.wait()
+
+    async with serving(dying) as [(_, address, _)], StepAudioClient(address, TOKENIZER) as client:
+        answers = await asyncio.gather(*(client.complete(QUESTION, GREEDY) for _ in range(3)))
+        assert [answer.token_ids for answer in answers] == [[5]] * 3
+        assert client._pipeline.counts.servers_lost == 3
+
+
 async def test_one_death_is_counted_once_however_often_the_server_tells_of_it():
     """Until it is started anew; and then as another one."""
     runs = [[DEAD], [DEAD], [DEAD], [], [message(5, final=True)]]
