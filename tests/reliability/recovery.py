@@ -1,5 +1,4 @@
-"""How long a running `step-audio serve` is away: from a fault to the next answer, by what was hit; and how long it is
-until `/ready` tells of it.
+"""How long a running `step-audio serve` is away after a fault, by what was hit, and when `/ready` tells of it.
 
     python tests/reliability/recovery.py --rounds 5 --starts 50
 
@@ -133,9 +132,13 @@ def load() -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--checkpoint", type=Path, default=embedded_checkpoint())
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--starts", type=int, default=0)
-    parser.add_argument("--busy", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=5, help="of each fault; 5, if not given")
+    parser.add_argument(
+        "--starts", type=int, default=0, help="how often the server is started before that; 0, if not given"
+    )
+    parser.add_argument(
+        "--busy", type=int, default=0, help="processes that take the processors meanwhile; none, if not given"
+    )
     given = parser.parse_args()
     failed = 0
     with tempfile.TemporaryDirectory() as folder, busy(given.busy):
