@@ -27,6 +27,7 @@ from step_audio_server.records import Death, private, rotate
 VERSION = "0.32"  # whose inside `step_audio.vllm.process` knows: a prompt of ids and embeddings is no public option
 HELP = "docs/engines.md says how to make the environment"
 PERIOD = 0.5  # seconds between an answer and the next question
+TITLE = "VLLM::"  # with which vLLM's engine and its ranks name themselves
 STOPPED_LOOKS = 2  # at which a process is stopped: not when all were, and go on one after the other
 ENDS_IN = 5.0  # seconds from SIGTERM
 LOOK = """
@@ -79,6 +80,7 @@ class VllmProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._reaper: Reaper | None = None
         self._lock = threading.Lock()
+        self._engine: set[int] = set()  # the processes behind it that compute: none of them ends before it does
         self._asked = 0.0  # time.monotonic() of its last answer
         self._stopped = 0  # looks in a row
         self._patience = 0.0  # seconds that an answer, or a step of the engine, may take
@@ -114,6 +116,7 @@ class VllmProcess:
             self._reaper = Reaper(self._process.pid, f"step_audio_{os.getpid()}_vllm_", ENDS_IN)
             try:
                 self._wait(self._process, timeout, stopping)
+                self._engine = {one for one in processes.session(self._process.pid) if _computes(one)}
             except BaseException:
                 self._clear()
                 raise
@@ -124,6 +127,8 @@ class VllmProcess:
         if process is None:
             return None
         if (status := process.poll()) is None:
+            if not all(map(processes.alive, self._engine)):  # seconds before vLLM itself has noticed and ended
+                return Death("a process of vLLM's has ended", "tensorrt_llm")
             text = None if time.monotonic() - self._asked < PERIOD else self._hang(process.pid)
             return None if text is None else Death(text, "tensorrt_llm")
         name = signal.Signals(-status).name if status < 0 else None
@@ -151,7 +156,7 @@ class VllmProcess:
             self._process.poll()
             time.sleep(0.01)
         self._process.wait()
-        self._process = None
+        self._process, self._engine = None, set()
         self.socket.unlink(missing_ok=True)
         if self._reaper is not None:
             self._reaper.dismiss()
@@ -211,6 +216,10 @@ class VllmProcess:
         """The first error that its log names: those that follow are its processes' telling each other."""
         found = re.search(r"\b\w*Error: .*", self.log.read_text("utf-8", "replace"))
         return f"{found[0].strip() if found else 'no error in its log'} (log: {self.log})"
+
+
+def _computes(pid: int) -> bool:
+    return next(iter(processes.arguments(pid)), "").startswith(TITLE)
 
 
 def _environment() -> dict[str, str]:

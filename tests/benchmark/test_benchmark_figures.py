@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from audio_fixture import tone
+from fake_triton import message, script, serving
 from gateway_fixture import REPLY, FakeClient, listening
 from step_audio.audio import decode_audio, encode_wav
 from step_audio.clips import SAMPLE_RATE
@@ -23,6 +24,7 @@ from step_audio_benchmark.targets import connected
 from step_audio_benchmark.workload import Workload
 from step_audio_build.planning.profiles import load_profile
 from step_audio_client import RequestError
+from step_audio_server.commands.cli import main
 
 TWO = [
     # 1 token after 0.5 s, then 2 and 3 more, each 0.25 s later; the answer begins with the second message
@@ -226,3 +228,10 @@ def test_a_sheet_tells_the_machine_the_plan_and_the_share_of_its_bound():
     assert [cell.strip() for cell in alone[1:-1]] == ["1 at once", "gRPC", "7.3", "7.3", "500", "500", "100", "6%"]
     assert loaded[-2].strip() == "-"
     assert "of the bound" not in sheet(cells, {}, None)
+
+
+async def test_answers_that_find_no_room_fail_the_command(tmp_path, capsys):
+    async with serving(script(message(1, 2), message(3, final=True))) as [(_, address, _)]:
+        given = ["--url", address, "--output-tokens", "16", "--requests", "2", "--rounds", "1", "--clip-seconds", "1"]
+        status = await asyncio.to_thread(main, ["bench", "--output", str(tmp_path), *given])
+    assert status == 1 and "gRPC: 3 tokens came instead of 16" in capsys.readouterr().err

@@ -50,15 +50,21 @@ def model(tmp_path_factory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module")
-def serve(model, work_dir):
-    flags = ("--llm", "vllm", "--llm-python", python(), "--startup-timeout", str(LOADING))
-    process = ServeProcess(settings_for(model, work_dir / "vllm"), *flags)
+@contextlib.contextmanager
+def serving(model: Path, work_dir: Path, *flags: str) -> Iterator[ServeProcess]:
+    vllm = ("--llm", "vllm", "--llm-python", python(), "--startup-timeout", str(LOADING))
+    process = ServeProcess(settings_for(model, work_dir / "vllm"), *vllm, *flags)
     try:
         process.wait_for("ready: ", LOADING)
         yield process
     finally:
         process.end()
+
+
+@pytest.fixture(scope="module")
+def serve(model, work_dir):
+    with serving(model, work_dir) as process:
+        yield process
 
 
 def ids(responses, index: int = 0) -> list[int]:
@@ -100,12 +106,13 @@ def expected(model) -> dict[str, list[int]]:
     return {case.name: reference.greedy(case.prompt, case.recordings, MAX_TOKENS).tokens for case in cases()}
 
 
-def test_one_at_a_time_equals_the_reference(serve, expected):
-    async def one_by_one():
-        async with StepAudioClient(serve.address) as client:
-            return {case.name: await answer(client, case) for case in cases()}
+async def one_by_one(address: str) -> dict[str, list[int]]:
+    async with StepAudioClient(address) as client:
+        return {case.name: await answer(client, case) for case in cases()}
 
-    assert asyncio.run(one_by_one()) == expected
+
+def test_one_at_a_time_equals_the_reference(serve, expected):
+    assert asyncio.run(one_by_one(serve.address)) == expected
 
 
 def test_all_at_once_equals_the_reference(serve, expected):
@@ -245,9 +252,9 @@ def leader(serve) -> int:
     return min(pid for pid in serve.family() if "step_audio.vllm.process" in arguments(pid))
 
 
-def engine(serve) -> int:
-    """vLLM's own process behind it, which decides what is computed."""
-    (found,) = (pid for pid in serve.family() if arguments(pid)[:1] == ["VLLM::EngineCore"])
+def engine(serve, name: str = "EngineCore") -> int:
+    """vLLM's own process behind it, which decides what is computed; or one that computes it."""
+    (found,) = (pid for pid in serve.family() if arguments(pid)[:1] == [f"VLLM::{name}"])
     return found
 
 
@@ -303,6 +310,7 @@ def status(serve, path: str) -> int:
     ("whose", "fault", "said"),
     [
         (leader, killed, "vLLM ended with status -9"),
+        (engine, killed, "a process of vLLM's has ended"),
         (engine, stopped, "a process of vLLM's is stopped"),
         (engine, hanging, "vLLM's engine makes no steps"),
     ],
@@ -325,3 +333,14 @@ def test_a_death_or_hang_of_vllm_is_told_and_survived_by_what_was_under_way(serv
     serve.wait_for("ready: ", LOADING)
     assert leader(serve) != first and status(serve, "/ready") == 200
     assert said in (Path(serve.settings.run_dir) / "deaths.jsonl").read_text().splitlines()[-1]
+
+
+def test_two_ranks_compute_the_same_and_the_death_of_one_is_survived(model, work_dir, expected, monkeypatch):
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("each rank needs a core")
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")  # with one NUMA node vLLM does not choose by itself
+    with serving(model, work_dir, "--tp", "2") as two:
+        assert asyncio.run(one_by_one(two.address)) == expected
+        usual = long_answers(two)
+        assert long_answers(two, lambda: os.kill(engine(two, "Worker_TP1"), signal.SIGKILL)) == usual
+        two.wait_for("a process of vLLM's has ended: starting again")

@@ -218,6 +218,18 @@ def test_a_death_is_told_and_the_stub_finds_the_next_one(started):
     engine.shutdown()
 
 
+@pytest.mark.processes
+def test_the_death_of_its_engine_alone_is_told(started):
+    """The process before it listens as ever."""
+    process, _ = started
+    os.kill(engine_of(process), signal.SIGKILL)
+    wait_until(lambda: process.fault() is not None)
+    assert (str(process.fault()), process.fault().model) == ("a process of vLLM's has ended", "tensorrt_llm")
+    process.kill()
+    process.start(SECONDS, threading.Event())
+    assert process.fault() is None
+
+
 @pytest.fixture
 def hasty(monkeypatch):
     monkeypatch.setattr(vllm_options, "PATIENCE", 1.0)

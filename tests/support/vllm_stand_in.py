@@ -41,9 +41,11 @@ class Engine:
 
     def __init__(self):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self.process = subprocess.Popen([sys.executable, "-P", __file__, ENGINE], **pipes, bufsize=0)
+        command = ["VLLM::EngineCore", "-P", __file__, ENGINE]  # as vLLM's names itself
+        self.process = subprocess.Popen(command, executable=sys.executable, **pipes, bufsize=0)
         self.steps = 0
         self._lock = threading.Lock()
+        self.step()  # it is there, and heeds signals
 
     def step(self) -> None:
         with self._lock:
