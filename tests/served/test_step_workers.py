@@ -126,7 +126,7 @@ def test_nothing_is_left_behind(server):
     pid = server.server.process.pid
 
     async def start_and_stop():
-        async with StepAudioClient(server.address) as client:
+        async with StepAudioClient(server.address, patience=1) as client:
             stream = client.generate([user("hello")], Sampling(max_tokens=24_000, temperature=0))
             await anext(stream)
             await asyncio.to_thread(server.stop)
