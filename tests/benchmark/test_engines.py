@@ -8,7 +8,7 @@ from step_audio_benchmark.run import Plan
 from step_audio_benchmark.workload import Workload
 
 
-async def test_each_is_asked_in_turns_and_ours_is_divided_by_the_other(capsys):
+async def test_each_is_asked_in_turns_and_ours_is_divided_by_the_other():
     answer = script(message(1, 2), message(3, final=True))
     plan = Plan(Workload((), (), output_tokens=3), [Level(concurrency=1)], rounds=2, requests=3)
     async with serving(answer, answer) as [(theirs, first, _), (ours, second, _)]:
