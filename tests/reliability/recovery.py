@@ -13,13 +13,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import httpx
@@ -85,8 +86,9 @@ def stop_for_a_while(pid: int) -> None:
         os.kill(pid, signal.SIGCONT)
 
 
-def measure(process: ServeProcess, rounds: int) -> list[tuple[str, ...]]:
-    rows = []
+def measure(process: ServeProcess, rounds: int) -> dict[str, list[float]]:
+    """Of each fault: seconds away, median and longest, and until it was told, the same."""
+    found: dict[str, list[float]] = {}
     faults = [(f"{name} killed", name, False) for name in KILLED]
     faults += [(f"{name} stopped for {STOP} s", name, True) for name in STOPPED]
     for label, name, stopped in faults:
@@ -98,10 +100,13 @@ def measure(process: ServeProcess, rounds: int) -> list[tuple[str, ...]]:
             )
             taken.append(asyncio.run(away(process, fault)))
             time.sleep(2)
-        figures = [f(each) for each in zip(*taken, strict=True) for f in (statistics.median, max)]
-        rows.append((label, *(f"{figure:.2f} s" for figure in figures)))
-        print(*rows[-1], sep=": ", file=sys.stderr, flush=True)
-    return rows
+        found[label] = [f(each) for each in zip(*taken, strict=True) for f in (statistics.median, max)]
+        print(label, *seconds(found[label]), sep=": ", file=sys.stderr, flush=True)
+    return found
+
+
+def seconds(figures: Iterable[float]) -> list[str]:
+    return [f"{figure:.2f} s" for figure in figures]
 
 
 def starts(settings, count: int) -> tuple[int, str]:
@@ -139,8 +144,10 @@ def main() -> int:
     parser.add_argument(
         "--busy", type=int, default=0, help="processes that take the processors meanwhile; none, if not given"
     )
+    parser.add_argument("--back", type=float, metavar="S", help="fail where the median of a fault is away for longer")
+    parser.add_argument("--told", type=float, metavar="S", help="fail where the median of a death is told later")
     given = parser.parse_args()
-    failed = 0
+    failed, late = 0, []
     with tempfile.TemporaryDirectory() as folder, busy(given.busy):
         settings = settings_for(given.checkpoint, Path(folder), max_seq_len=4096)
         if given.starts:
@@ -150,12 +157,20 @@ def main() -> int:
             process = ServeProcess(settings)
             try:
                 process.wait_for("ready")
-                rows = measure(process, given.rounds)
+                found = measure(process, given.rounds)
             finally:
                 process.end()
+            rows = [(label, *seconds(figures)) for label, figures in found.items()]
             print(markdown_table([("fault", "away, median", "longest", "told, median", "longest"), *rows]))
             print(load())
-    return int(failed > 0)
+            for label, (away_for, _, told_after, _) in found.items():
+                if away_for > (given.back or math.inf):
+                    late.append(f"{label}: away for {away_for:.2f} s")
+                if label.endswith("killed") and told_after > (given.told or math.inf):  # a stop must last to be one
+                    late.append(f"{label}: told after {told_after:.2f} s")
+    for one in late:
+        print(one)
+    return int(failed > 0 or bool(late))
 
 
 if __name__ == "__main__":

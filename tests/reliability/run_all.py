@@ -39,10 +39,11 @@ class Proof:
         return [sys.executable, file, *self.arguments]
 
 
+RECOVERY = ("--rounds", "3", "--told", "1", "--back", "5")
 PROOFS = {
     "cancels": Proof(2, "cancelled calls crash tritonserver, those that are read on do not", "hammer.py"),
     "workers": Proof(2, "a step's worker that dies or pauses is not noticed", "../served/test_step_workers.py"),
-    "recovery": Proof(6, "told in 1 s, back in 5 s, whatever is killed or stopped", "recovery.py", ("--rounds", "3")),
+    "recovery": Proof(6, "a death told in 1 s, back in 5 s, whatever is killed or stopped", "recovery.py", RECOVERY),
     "starts": Proof(6, "50 starts, none fails", "recovery.py", ("--rounds", "0", "--starts", "50")),
     "starts under load": Proof(
         25,
