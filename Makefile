@@ -42,7 +42,7 @@ test-fast: $(VENV)/.test ## the quick tests: without servers, browsers, training
 clients: $(VENV)/.test ## openai, LangChain, LiteLLM, instructor, AI SDK, LiveKit, Pipecat against the small model; docs/clients.md
 	$(BIN)/python tests/clients/run_all.py --page
 
-vllm: $(VENV)/.test ## `serve --llm vllm` on vLLM's build for CPUs (3 GB in ~/.cache/step-audio/peers), beside the reference; ten minutes
+vllm: $(VENV)/.test ## `serve --llm vllm` on vLLM's build for CPUs (3 GB in ~/.cache/step-audio/peers), beside the reference; a quarter of an hour
 	VLLM_PYTHON="$$($(BIN)/python benchmarks/vllm_environment.py)" $(BIN)/pytest -m vllm tests/served/test_vllm_served.py
 
 reliability: $(VENV)/.test ## every promise of docs/reliability.md in its long form, three and a half hours; figures in .work/reliability
