@@ -62,11 +62,21 @@ ONE_WORKER = {  # beginnings of the names of tests that share what takes long to
         "tests/gateway/test_realtime_",
     ),
     "sources": ("tests/test_dependencies.py", "tests/test_house.py", "tests/test_names.py"),  # take all files apart
-    "servers": (
-        "tests/served/",
-        "tests/evaluation/",  # one set of processes speaks
-        "tests/reliability/test_fuzz.py",
+    "listener": (  # the small model's server; and one set of processes speaks
+        "tests/evaluation/",
+        "tests/served/test_bench.py",
+        "tests/served/test_chat_mode.py",
+        "tests/served/test_documents_served.py",
+        "tests/served/test_encoder_cache.py",
+        "tests/served/test_error_params.py",
+        "tests/served/test_front_door.py",
+        "tests/served/test_gateway_served.py",
+        "tests/served/test_listener.py",
+        "tests/served/test_mind_paced_",
+        "tests/served/test_realtime_",
+        "tests/served/test_structured_output.py",
     ),
+    "servers": ("tests/served/", "tests/reliability/test_fuzz.py"),
     "deaths": ("tests/reliability/test_clients_vanish.py", "tests/reliability/test_deaths.py"),
 }
 
