@@ -220,8 +220,7 @@ class Answering:
             self._desk.emit(event)
 
     def _fail(self, response: SpokenResponse, fault: Fault) -> None:
-        names = Fault(fault.code, renamed(str(fault)), fault.param, fault.kind)
-        self._tell(response.fail(names))
+        self._tell(response.fail(renamed(fault)))
 
 
 def _end(task: asyncio.Task[None]) -> None:

@@ -214,14 +214,15 @@ class SessionConfig(BaseModel):
         try:
             return ChatRequest.model_validate(values)
         except ValidationError as error:
-            fault = Fault.of_validation(error, values, place)
-            raise Fault(fault.code, renamed(str(fault)), renamed(fault.param or "") or None) from None
+            raise renamed(Fault.of_validation(error, values, place)) from None
 
 
-def renamed(text: str) -> str:
+def renamed(fault: Fault) -> Fault:
+    """In the caller's words."""
+    text, param = str(fault), fault.param
     for ours, theirs in NAMES.items():
-        text = text.replace(ours, theirs)
-    return text
+        text, param = text.replace(ours, theirs), param and param.replace(ours, theirs)
+    return Fault(fault.code, text, param, fault.kind)
 
 
 def _merged(values: dict[str, Any], change: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
