@@ -25,7 +25,7 @@ from step_audio_benchmark.run import Cell, Plan, measure
 from step_audio_benchmark.targets import Grpc
 from step_audio_benchmark.workload import Workload
 from step_audio_client import StepAudioClient
-from step_audio_server.assets import asset, embedded_checkpoint
+from step_audio_server.assets import embedded_checkpoint, example_recordings
 
 CLIP = 6.6  # seconds
 
@@ -54,8 +54,7 @@ async def compare(addresses: dict[str, str], plan: Plan) -> list[Cell]:
 
 def main() -> None:
     options = arguments()
-    recordings = tuple(sorted(asset("examples").glob("*.wav")))
-    workload = Workload(recordings, clip_seconds=(CLIP,), output_tokens=options.output_tokens)
+    workload = Workload(example_recordings(), clip_seconds=(CLIP,), output_tokens=options.output_tokens)
     plan = Plan(workload, [Level(concurrency=one) for one in options.concurrency], options.rounds)
     with (
         serving(options.checkpoint, dtype=options.dtype) as ours,

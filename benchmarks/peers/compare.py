@@ -36,7 +36,7 @@ from step_audio_benchmark.report import tables, write
 from step_audio_benchmark.run import Plan, measure
 from step_audio_benchmark.targets import TIMEOUT, Http, connected
 from step_audio_benchmark.workload import Workload
-from step_audio_server.assets import asset
+from step_audio_server.assets import example_recordings
 from step_audio_server.commands.bench import CACHE
 from step_audio_server.commands.bench_arguments import SAMPLED
 from step_audio_server.commands.own_server import both_doors, own_server
@@ -68,7 +68,7 @@ def parsed(given: Sequence[str] | None = None) -> argparse.Namespace:
 
 def plan_of(given: argparse.Namespace) -> Plan:
     workload = Workload(
-        recordings=tuple(sorted(asset("examples").glob("*.wav"))),
+        recordings=example_recordings(),
         clip_seconds=(given.clip_seconds,),
         output_tokens=given.output_tokens,
         sampling=SAMPLED if given.sampled else {"temperature": 0.0},

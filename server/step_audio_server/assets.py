@@ -21,6 +21,11 @@ def asset(name: str) -> Path:
     return folder
 
 
+def example_recordings() -> tuple[Path, ...]:
+    """WAV files, by name. Raises ArtefactError where there are none."""
+    return tuple(sorted(asset("examples").glob("*.wav")))
+
+
 def embedded_checkpoint() -> Path:
     """The small trained model that comes along. Raises ArtefactError without one."""
     return asset("models") / EMBEDDED_MODEL

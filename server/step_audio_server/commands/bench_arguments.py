@@ -109,12 +109,12 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 def _workload(arguments: argparse.Namespace) -> Workload:
     from step_audio_benchmark.workload import Workload
-    from step_audio_server.assets import asset
+    from step_audio_server.assets import example_recordings
 
     clips = tuple(value for value in arguments.clip_seconds if value)
     if clips and len(clips) < len(arguments.clip_seconds):
         raise StepAudioError("--clip-seconds 0 stands alone: it asks without recordings")
-    recordings = arguments.audio or (sorted(asset("examples").glob("*.wav")) if clips else [])
+    recordings = arguments.audio or (example_recordings() if clips else ())
     return Workload(
         recordings=tuple(recordings),
         clip_seconds=clips,
