@@ -144,8 +144,12 @@ def main() -> int:
     parser.add_argument(
         "--busy", type=int, default=0, help="processes that take the processors meanwhile; none, if not given"
     )
-    parser.add_argument("--back", type=float, metavar="S", help="fail where the median of a fault is away for longer")
-    parser.add_argument("--told", type=float, metavar="S", help="fail where the median of a death is told later")
+    parser.add_argument(
+        "--back", type=float, default=math.inf, metavar="S", help="fail where the median of a fault is away for longer"
+    )
+    parser.add_argument(
+        "--told", type=float, default=math.inf, metavar="S", help="fail where the median of a death is told later"
+    )
     given = parser.parse_args()
     failed, late = 0, []
     with tempfile.TemporaryDirectory() as folder, busy(given.busy):
@@ -164,9 +168,9 @@ def main() -> int:
             print(markdown_table([("fault", "away, median", "longest", "told, median", "longest"), *rows]))
             print(load())
             for label, (away_for, _, told_after, _) in found.items():
-                if away_for > (given.back or math.inf):
+                if away_for > given.back:
                     late.append(f"{label}: away for {away_for:.2f} s")
-                if label.endswith("killed") and told_after > (given.told or math.inf):  # a stop must last to be one
+                if label.endswith("killed") and told_after > given.told:  # a stop must last to be one
                     late.append(f"{label}: told after {told_after:.2f} s")
     for one in late:
         print(one)

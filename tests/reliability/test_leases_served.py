@@ -18,7 +18,7 @@ import time
 import numpy as np
 import pytest
 
-from raw_triton import active, call, metrics, prompt, refusal, scalar, texts
+from raw_triton import active, call, prompt, refusal, scalar, steps, texts
 from server_settings import settings_for
 from step_audio.errors import Code
 from step_audio_client import Sampling, StepAudioClient, user
@@ -26,11 +26,6 @@ from step_audio_client.errors import request_error
 from step_audio_server.serve import Service
 from vanishing import LEASING, RAW, TOKENS, await_beginnings, begun, started
 from waiting import wait_until
-
-
-def steps(service) -> float:
-    """Of the engine, since it started."""
-    return metrics(service.settings.metrics_port)["general.iteration_counter"]
 
 
 @contextlib.contextmanager

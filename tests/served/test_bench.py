@@ -15,7 +15,8 @@ COMMON = ["--requests", "2", "--rounds", "2", "--output-tokens", "12", "--clip-s
 
 def run(tmp_path, *arguments):
     """Exit status and results; none where nothing could be measured."""
-    status, results = main(["bench", "--output", str(tmp_path / "out"), *arguments]), tmp_path / "out" / "results.json"
+    status = main(["bench", "--output", str(tmp_path / "out"), *arguments])
+    results = tmp_path / "out" / "results.json"
     return status, json.loads(results.read_text()) if results.exists() else None
 
 

@@ -11,7 +11,7 @@ import asyncio
 import pytest
 
 from reference import Greedy, sine_speech
-from reference_cases import GENERATION, MAX_TOKENS, answer, answers_at_once, cases, human
+from reference_cases import GENERATION, MAX_TOKENS, answers_at_once, answers_one_by_one, cases, human
 from server_settings import settings_for
 from step_audio_client import Audio, Sampling, user
 from step_audio_server.serve import Service
@@ -28,11 +28,8 @@ def test_there_are_24_prompts_and_none_is_a_tie(expected):
     assert min(greedy.margin for greedy in expected.values()) > 1e-4
 
 
-def test_one_at_a_time_equals_the_reference(ask, expected):
-    async def one_by_one(client):
-        return {case.name: await answer(client, case) for case in cases()}
-
-    got = ask(one_by_one)
+def test_one_at_a_time_equals_the_reference(service, expected):
+    got = asyncio.run(answers_one_by_one(service.address))
     assert got == {name: greedy.tokens for name, greedy in expected.items()}
 
 

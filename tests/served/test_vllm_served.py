@@ -21,7 +21,7 @@ from hanging import hanging
 from paths import ROOT
 from raw_triton import call, prompt, refusal, scalar, send, texts
 from reference import Reference, sine_speech
-from reference_cases import MAX_TOKENS, answer, answers_at_once, cases
+from reference_cases import MAX_TOKENS, answers_at_once, answers_one_by_one, cases
 from serve_process import ServeProcess
 from server_settings import settings_for
 from step_audio.config import ModelConfig, TextConfig
@@ -106,13 +106,8 @@ def expected(model) -> dict[str, list[int]]:
     return {case.name: reference.greedy(case.prompt, case.recordings, MAX_TOKENS).tokens for case in cases()}
 
 
-async def one_by_one(address: str) -> dict[str, list[int]]:
-    async with StepAudioClient(address) as client:
-        return {case.name: await answer(client, case) for case in cases()}
-
-
 def test_one_at_a_time_equals_the_reference(serve, expected):
-    assert asyncio.run(one_by_one(serve.address)) == expected
+    assert asyncio.run(answers_one_by_one(serve.address)) == expected
 
 
 def test_all_at_once_equals_the_reference(serve, expected):
@@ -340,7 +335,7 @@ def test_two_ranks_compute_the_same_and_the_death_of_one_is_survived(model, work
         pytest.skip("each rank needs a core")
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")  # with one NUMA node vLLM does not choose by itself
     with serving(model, work_dir, "--tp", "2") as two:
-        assert asyncio.run(one_by_one(two.address)) == expected
+        assert asyncio.run(answers_one_by_one(two.address)) == expected
         usual = long_answers(two)
         assert long_answers(two, lambda: os.kill(engine(two, "Worker_TP1"), signal.SIGKILL)) == usual
         two.wait_for("a process of vLLM's has ended: starting again")

@@ -57,6 +57,11 @@ def active(service: Service) -> float:
     return metrics(service.settings.metrics_port)["request.active"]
 
 
+def steps(service: Service) -> float:
+    """Of the engine, since it started."""
+    return metrics(service.settings.metrics_port)["general.iteration_counter"]
+
+
 def metrics(port: int) -> dict[str, float]:
     """`family{label value}` or `family` -> value, of the engine's gauges."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)

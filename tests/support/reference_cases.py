@@ -120,6 +120,11 @@ async def answer(client: StepAudioClient, case: Case) -> list[int]:
     return generation.token_ids
 
 
+async def answers_one_by_one(address: str) -> dict[str, list[int]]:
+    async with StepAudioClient(address) as client:
+        return {case.name: await answer(client, case) for case in cases()}
+
+
 async def answers_at_once(address: str, seed: int) -> dict[str, list[int]]:
     order = list(cases())
     random.Random(seed).shuffle(order)
