@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from step_audio.config import ModelConfig
-from step_audio.encoder import AudioEncoder
+from step_audio.encoder import Attention, AudioEncoder
 from step_audio_training.collation import IGNORED, LETTERS, TrainingBatch
 from step_audio_training.recordings import SOUNDS
 
@@ -35,6 +35,19 @@ def qwen2(config: ModelConfig) -> Qwen2ForCausalLM:
     )
     model.set_attn_implementation("eager")  # torch's fused attention takes four times as long in bfloat16 on a CPU
     return model
+
+
+class PlainAttention(Attention):
+    """The encoder's attention by two products: torch's fused one takes 2.6 times as long in bfloat16 on a CPU, there and
+    back, and is a fifth of a step."""
+
+    def forward(self, x: Tensor, key_mask: Tensor) -> Tensor:
+        q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
+        scale = q.shape[-1] ** -0.25
+        scores = (q * scale) @ (k * scale).transpose(-1, -2)
+        shares = scores.masked_fill(~key_mask, torch.finfo(scores.dtype).min).softmax(-1)
+        out: Tensor = self.out((shares.to(v.dtype) @ v).transpose(1, 2).flatten(2))
+        return out
 
 
 HEARING = {"letters": 0.3, "words": 1.0, "sounds": 0.5}  # weights of the losses
@@ -61,6 +74,8 @@ class Listener(nn.Module):
         super().__init__()
         self.config = config
         self.audio = AudioEncoder(config.audio, "L")
+        for block in self.audio.encoder.blocks:
+            block.attn = PlainAttention(config.audio.n_audio_state, config.audio.n_audio_head)
         self.decoder = qwen2(config)
         self.letters = nn.Linear(config.text.hidden_size, LETTERS_PER_TOKEN * (len(LETTERS) + 1))
         self.sounds = nn.Linear(config.text.hidden_size, len(SOUNDS))
