@@ -112,10 +112,10 @@ def from_validation(error: RequestValidationError) -> ApiError:
 
 
 def furthest_inside(faults: Iterable[Mapping[str, Any]], body: Any) -> tuple[str, Mapping[str, Any]]:
-    """Of pydantic's `faults` of `body`: where a value may be of several types, each has its complaints. And where it
-    is, by the caller's own keys."""
+    """Of pydantic's `faults` of `body`: where a value may be of several types, each has its complaints, and those of
+    the type that it is come first. And where it is, by the caller's own keys."""
     found = [(_place(fault["loc"], fault["type"], body), fault) for fault in faults]
-    place, fault = max(found, key=lambda entry: len(entry[0]))
+    place, fault = max(found, key=lambda entry: (len(entry[0]), not entry[1]["type"].endswith("_type")))
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix("."), fault
 
 

@@ -123,6 +123,12 @@ async def test_faults_are_named(body, param):
     assert named == param and param in message
 
 
+async def test_a_list_that_is_too_long_is_told_so():
+    """Not that it is no string, which it might be instead."""
+    message, named = await refusal(stop=["x"] * 100)
+    assert named == "stop" and "at most 64 items" in message
+
+
 async def test_other_keys_are_tolerated():
     message = {"role": "user", "content": "hello", "eot": True, "reasoning_content": "hm", "mood": [1]}
     assert (await asked(messages=[message], wish="none", stream_options=None)).messages == HELLO

@@ -138,7 +138,7 @@ async def test_a_conversation_of_2000_items_and_parts_takes_no_more():
 
 async def test_settings_have_a_mebibyte_together():
     async with talking() as talk:
-        half = "x" * (MEBIBYTE // 2)
+        half = "ä" * (MEBIBYTE // 4)  # bytes, not characters
         await talk.send(UPDATE, session={"instructions": half})
         for kind, change in ((UPDATE, "session"), ("response.create", "response")):
             refused = await talk.error(kind, **{change: {"stop": [half]}})

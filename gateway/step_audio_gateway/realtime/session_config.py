@@ -188,7 +188,7 @@ class SessionConfig(BaseModel):
             new = SessionConfig.model_validate(values)
         except ValidationError as error:
             raise Fault.of_validation(error, values, place) from None
-        if len(new.model_dump_json()) > MOST_BYTES:
+        if len(new.model_dump_json().encode()) > MOST_BYTES:
             raise Fault("invalid_value", f"{place}: all its settings have more than {MOST_BYTES} bytes together", place)
         new.audio.input.format.format(f"{place}.audio.input.format")
         new.audio.output.format.format(f"{place}.audio.output.format")
