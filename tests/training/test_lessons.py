@@ -70,6 +70,23 @@ def test_every_kind_of_recording_can_be_asked_about(kind):
             assert example.expected.lower() in (example.answer + str(example.tags) + str(recording.told)).lower()
 
 
+def test_what_a_tool_says_is_repeated_in_whatever_words_it_comes():
+    made = lessons("tool_result", "large_sum", 60) + lessons("tool_result", "order", 30)
+    untrue, offered = 0, []
+    for example in made:
+        asked = example.recordings[0].sum
+        call, result = example.messages[-2]["tool_calls"][0]["function"], example.messages[-1]["content"]
+        assert example.expected in result and example.answer.endswith(f" is {example.expected}.")
+        assert f" says {example.expected}." in example.thought
+        (tool,) = [t["function"] for t in example.tools if t["function"]["name"] == call["name"]]
+        assert set(json.loads(call["arguments"])) == set(tool["parameters"]["properties"])
+        untrue += bool(asked) and example.expected != str(asked.result)
+        offered.append(tool)
+    assert 5 < untrue < 40
+    assert len({tuple(tool) for tool in offered}) > 4, "their keys are in other orders"
+    assert any(tool["parameters"].get("additionalProperties") is False for tool in offered)
+
+
 def test_orders_call_a_tool_that_is_there_with_what_was_said():
     called = 0
     for example in lessons("order", "order", 40):

@@ -15,7 +15,7 @@ from step_audio.tokenizer import Tokenizer
 from step_audio_training.collation import Encoded, TrainingBatch, collate
 from step_audio_training.examples import Example, typed
 from step_audio_training.hearing import heard_by
-from step_audio_training.lessons import ABOUT_ONE, SHARES, asked_aloud, draw_task, make_lesson
+from step_audio_training.lessons import ABOUT_ONE, SHARES, asked_aloud, draw_task, in_figures, make_lesson
 from step_audio_training.reading import copied
 from step_audio_training.recordings import DrawnRecording, Kind
 from step_audio_training.replay import Replay
@@ -148,14 +148,15 @@ def drill(task: str | None, random: np.random.Generator) -> Example:
         if task in ("arithmetic", "arithmetic_cut_thought", "compare"):
             kind = "sum"
         elif task in ("tool_result", "order"):
-            kind = "large_sum" if task == "tool_result" else "order"
+            kind = "order" if task == "order" or random.random() < 0.3 else "large_sum"
         recordings = [draw_unspoken(random, kind) for _ in range(2)]
         if task == "second_turn":
             recordings = [draw_unspoken(random, "sum"), draw_unspoken(random, "follow_up")]
         if task in ("pitch", "rate", "sound", "sound_in_json", "speakers", "talk_then_sum"):
             continue
         if example := make_lesson(task, recordings, random):
-            return typed(example)
+            in_writing = in_figures if task == "tool_result" and kind == "large_sum" and random.random() < 0.5 else typed
+            return in_writing(example)
 
 
 def _begin_worker(_: int) -> None:

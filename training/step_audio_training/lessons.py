@@ -81,6 +81,21 @@ ASKED_FOR_JSON = (
     "Answer with JSON only, by this schema: {}", "Answer in JSON. Schema: {}", "JSON, please: {}",
     "Give the answer as a JSON object that fits {}", "Fill in: {}",
 )  # fmt: skip
+RESULTS = ("ok", "done", "it is done", "failed", "not found", "12 degrees", "half past nine", "yes", "no", "3 of 7")
+THREE_ARGUMENTS = {
+    "type": "function",
+    "function": {
+        "name": "calculator",
+        "description": "Work out a sum exactly.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "operation": {"type": "string"}, "first": {"type": "integer"}, "second": {"type": "integer"},
+            },
+            "required": ["operation", "first", "second"],
+        },
+    },
+}  # fmt: skip
 HEARD_INSTEAD = {
     "music": "music", "singing": "singing", "another language": "another language", "silence": "nothing",
     "noise": "noise",
@@ -109,6 +124,8 @@ def make_lesson(
         made = make_example(OLDER[task], heard, random, held_out)  # type: ignore[arg-type]
     if made is not None and task == "tool_call" and random.random() < 0.4:
         made = replace(made, tools=_with_others(made.tools or [CALCULATOR], random))
+    if made is not None and made.tools and not held_out and random.random() < 0.5:
+        made = replace(made, tools=[reworded(tool, random) for tool in made.tools])
     return None if made is None else rephrased(made, random)
 
 
@@ -164,6 +181,8 @@ def _further(task: str, heard: DrawnRecording, random: np.random.Generator, held
     match task:
         case "order":
             return _order(heard, random)
+        case "tool_result" if not held_out and heard.kind in ("large_sum", "order"):
+            return _told(heard, random)
         case "facts" if heard.kind == "facts" and heard.request:
             fields = list(heard.request.fields)
             fields = [fields[n] for n in random.permutation(len(fields))]
@@ -216,6 +235,68 @@ def _order(heard: DrawnRecording, random: np.random.Generator) -> Example | None
     call = f"<tool_call>function\n{name}\n{json_answer(request.fields)}</tool_call>"
     thought = f"I hear: {heard.text}. I use {name}."
     return Example("order", messages, (heard,), thought, call, json_answer(request.fields), tools)
+
+
+def _told(heard: DrawnRecording, random: np.random.Generator) -> Example | None:
+    """What a tool says is repeated, true or not, in whatever words it comes."""
+    request, asked = heard.request, heard.sum
+    said = asked.read if asked else "The result"
+    result = str(asked.result) if asked and random.random() < 0.6 else str(random.integers(1000))
+    if asked and random.random() < 0.7:
+        tools, name, arguments = [CALCULATOR], "calculator", json.dumps({"expression": asked.written})
+    elif asked:
+        tools, name = [THREE_ARGUMENTS], "calculator"
+        operation = {"+": "plus", "-": "minus", "*": "times"}[asked.signs[0]]
+        first, second = asked.numbers[:2]
+        arguments = json.dumps({"operation": operation, "first": first, "second": second})
+    elif request and request.skill:
+        tools, name = draw_tools(request, random), request.skill.names[request.guise]
+        arguments = json_answer(request.fields)
+        result = result if random.random() < 0.5 else _pick(RESULTS, random)
+    else:
+        return None
+    call = {"id": "call-1", "type": "function", "function": {"name": name, "arguments": arguments}}
+    content = _pick((result, result, json.dumps({"result": result}), f"The result is {result}."), random)
+    messages = [
+        *_system(random),
+        _turn(heard, _pick(ASKED["arithmetic"], random) if asked else "", random),
+        {"role": "assistant", "content": "" if random.random() < 0.6 else None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call-1", "content": content},
+    ]
+    thought = f"The {name.replace('_', ' ')} says {result}."
+    return Example("tool_result", messages, (heard,), thought, f"{said} is {result}.", result, tools)
+
+
+def in_figures(example: Example) -> Example:
+    """The sum of its recording asked in writing."""
+    asked = example.recordings[0].sum
+    assert asked
+    messages = [
+        {**m, "content": f"What is {asked.read}?"} if isinstance(m["content"], list) else m for m in example.messages
+    ]
+    return replace(example, messages=messages, recordings=())
+
+
+def reworded(tool: dict[str, Any], random: np.random.Generator) -> dict[str, Any]:
+    """The same tool as others' libraries send it: its keys in another order, with more of them."""
+
+    def shuffled(keys: dict[str, Any]) -> dict[str, Any]:
+        names = list(keys)
+        return {names[n]: keys[names[n]] for n in random.permutation(len(names))}
+
+    function = dict(tool["function"])
+    parameters = dict(function.get("parameters", {}))
+    if random.random() < 0.4:
+        parameters["additionalProperties"] = False
+    if random.random() < 0.15:
+        parameters["$schema"] = "http://json-schema.org/draft-07/schema#"
+    if random.random() < 0.15:
+        parameters["title"] = function["name"]
+    if parameters:
+        function["parameters"] = shuffled(parameters) if random.random() < 0.5 else parameters
+    if random.random() < 0.3:
+        function["strict"] = bool(random.random() < 0.5)
+    return {**tool, "function": shuffled(function) if random.random() < 0.3 else function}
 
 
 def _in_json(
