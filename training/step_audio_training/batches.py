@@ -155,8 +155,8 @@ def drill(task: str | None, random: np.random.Generator) -> Example:
         if task in ("pitch", "rate", "sound", "sound_in_json", "speakers", "talk_then_sum"):
             continue
         if example := make_lesson(task, recordings, random):
-            in_writing = in_figures if task == "tool_result" and kind == "large_sum" and random.random() < 0.5 else typed
-            return in_writing(example)
+            figures = task == "tool_result" and kind == "large_sum" and random.random() < 0.5
+            return in_figures(example) if figures else typed(example)
 
 
 def _begin_worker(_: int) -> None:

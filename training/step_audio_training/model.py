@@ -38,8 +38,8 @@ def qwen2(config: ModelConfig) -> Qwen2ForCausalLM:
 
 
 class PlainAttention(Attention):
-    """The encoder's attention by two products: torch's fused one takes 2.6 times as long in bfloat16 on a CPU, there and
-    back, and is a fifth of a step."""
+    """The encoder's attention by two products: torch's fused one takes 2.6 times as long in bfloat16 on a CPU, and is a
+    fifth of a step."""
 
     def forward(self, x: Tensor, key_mask: Tensor) -> Tensor:
         q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
