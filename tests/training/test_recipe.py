@@ -195,7 +195,7 @@ def test_training_resumes_and_exports(train, tmp_path, monkeypatch, tokenizer_js
         patch.setitem(sys.modules, "matplotlib", None)  # not installed: only the picture is missing in the end
         run(tmp_path / "whole", recipe, begin, 0, "cpu", 2, said.append)
     assert said[-1] == "training.svg is not drawn: pip install -e '.[train]'"
-    assert any(line.startswith("step 4 of 6: letters_loss ") for line in said)
+    assert any(line.startswith("step 4 of 6: spelled_loss ") for line in said)
 
     real = train._learn
     count = 0
@@ -241,6 +241,16 @@ def test_training_resumes_and_exports(train, tmp_path, monkeypatch, tokenizer_js
         assert np.array_equal(to_float32(whole.read(name)), tensor.numpy()), name
     with pytest.raises(ArtefactError, match="no listener of today's shape: begin with --whisper"):
         beginning.of_checkpoint(smaller)
+
+
+def test_the_picture_shows_what_each_stage_has(tmp_path):
+    """In writing there is nothing to spell, and while it hears, no answer."""
+    from step_audio_training.plot import plot_training
+
+    rows = [{"step": 1, "answer_loss": 3.0}, {"step": 2, "words_loss": 2.0}, {"step": 3, "answer_loss": 1.0}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plot_training(tmp_path / "log.jsonl", tmp_path / "examined.jsonl", tmp_path / "it.svg")
+    assert (tmp_path / "it.svg").read_text().startswith("<?xml")
 
 
 def test_the_encoder_begins_as_whispers_and_stays_so_at_first(train, tmp_path, monkeypatch, tokenizer_json, whisper):

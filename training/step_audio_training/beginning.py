@@ -91,7 +91,7 @@ def make_tokenizer(seed: int) -> str:
     for n in range(CORPUS_EXAMPLES):
         example = drill(DRILLS[n % len(DRILLS)], random)
         for message in example.messages:
-            content = message["content"]
+            content = message["content"] or ""
             texts += [content] if isinstance(content, str) else [part.get("text", "") for part in content]
         texts += [example.thought or "", example.answer, json.dumps(example.tools) if example.tools else ""]
         texts += [dictation(random), f" {dictation(random)}"]

@@ -50,8 +50,10 @@ class PlainAttention(Attention):
         return out
 
 
-HEARING = {"letters": 0.3, "words": 1.0, "sounds": 0.5}  # weights of the losses
+HEARING = {"spelled": 0.6, "letters": 0.3, "words": 1.0, "sounds": 0.5}  # weights of the losses
 LETTERS_PER_TOKEN = 3  # that an embedding has room for: 37.5 a second, more than anybody says
+LETTERS_PER_FRAME = 2  # of the encoder: 50 a second, so that neighbours that are alike have a place between them
+SPELLING_WIDTH, SPELLING_KERNEL = 512, 5
 
 
 @dataclass
@@ -63,7 +65,8 @@ class Heard:
 
 
 class Listener(nn.Module):
-    """The heads for letters, tokens and sounds only help the adaptor to learn; they are not part of the checkpoint."""
+    """The heads for letters, tokens and sounds only help encoder and adaptor to learn; they are not part of the
+    checkpoint."""
 
     trained_ids: Tensor
     position: Tensor  # among the trained ids, of each id; -1 for the others
@@ -77,6 +80,14 @@ class Listener(nn.Module):
         for block in self.audio.encoder.blocks:
             block.attn = PlainAttention(config.audio.n_audio_state, config.audio.n_audio_head)
         self.decoder = qwen2(config)
+        width, around = config.audio.n_audio_state, SPELLING_KERNEL // 2
+        self.spelling = nn.Sequential(
+            nn.Conv1d(width, SPELLING_WIDTH, SPELLING_KERNEL, padding=around),
+            nn.GELU(),
+            nn.Conv1d(SPELLING_WIDTH, SPELLING_WIDTH, SPELLING_KERNEL, padding=around),
+            nn.GELU(),
+            nn.Conv1d(SPELLING_WIDTH, LETTERS_PER_FRAME * (len(LETTERS) + 1), 1),
+        )
         self.letters = nn.Linear(config.text.hidden_size, LETTERS_PER_TOKEN * (len(LETTERS) + 1))
         self.sounds = nn.Linear(config.text.hidden_size, len(SOUNDS))
         self.blank = nn.Linear(config.text.hidden_size, 1)
@@ -99,8 +110,10 @@ class Listener(nn.Module):
         return Heard(frames, self.audio.adapter(frames))
 
     def hearing_loss(self, heard: Heard, batch: TrainingBatch) -> dict[str, Tensor]:
-        """How well the embeddings tell the letters of what is said, in order (CTC, a letter's mean), its tokens (the
-        same), and which sound there is at each (cross entropy).
+        """How well the encoder's frames tell the letters of what is said, in order (CTC, a letter's mean); and the
+        embeddings these (the same), its tokens (the same), and which sound there is at each (cross entropy).
+
+        The frames' letters are learnt within minutes, where the embeddings', which are few, take hours.
 
         For tokens they are held against the decoder's own embeddings: what it reads of a recording comes to look like
         the words that it has learnt to copy from text. Those learn with it only where it answers as well: else they
@@ -108,14 +121,17 @@ class Listener(nn.Module):
         """
         embeddings = heard.embeddings.float()
         lengths = (batch.sounds != IGNORED).sum(1)
+        frames = self.spelling(heard.frames.transpose(1, 2)).transpose(1, 2).float()
+        frames = frames.unflatten(2, (LETTERS_PER_FRAME, -1)).flatten(1, 2)
+        spelled = _ctc(frames, batch.letters, LETTERS_PER_FRAME * ((batch.frames + 1) // 4), batch.letter_counts)
         letters = self.letters(embeddings).unflatten(2, (LETTERS_PER_TOKEN, -1)).flatten(1, 2)
-        spelled = _ctc(letters, batch.letters, LETTERS_PER_TOKEN * lengths, batch.letter_counts)
+        told = _ctc(letters, batch.letters, LETTERS_PER_TOKEN * lengths, batch.letter_counts)
         table = self.decoder.model.embed_tokens.weight[self.trained_ids]
         table = table if batch.groups else table.detach()
         words = torch.cat([self.blank(embeddings), self.sharpness * F.linear(embeddings, table)], 2)
         read = _ctc(words, self.position[batch.words] + 1, lengths, batch.word_counts)
         sounds = F.cross_entropy(self._sounds(heard).transpose(1, 2), batch.sounds, ignore_index=IGNORED)
-        return {"letters": spelled, "words": read, "sounds": sounds}
+        return {"spelled": spelled, "letters": told, "words": read, "sounds": sounds}
 
     def sound_errors(self, heard: Heard, batch: TrainingBatch) -> Tensor:
         """Share of the embeddings whose sound is not recognised."""

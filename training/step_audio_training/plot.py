@@ -18,9 +18,15 @@ def plot_training(log: Path, examined: Path, picture: Path) -> None:
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     looks = [json.loads(line) for line in examined.read_text().splitlines()] if examined.is_file() else []
     figure, (left, right) = pyplot().subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    steps = [row["step"] for row in rows]
-    for name, label in (("letters_loss", "letters"), ("words_loss", "words"), ("answer_loss", "answers")):
-        left.plot(steps, _smooth([row[name] for row in rows]), label=label)
+    for name, label in (
+        ("spelled_loss", "letters, by the encoder"),
+        ("letters_loss", "letters"),
+        ("words_loss", "words"),
+        ("answer_loss", "answers"),
+    ):
+        known = [row for row in rows if name in row]  # not in every stage
+        if known:
+            left.plot([row["step"] for row in known], _smooth([row[name] for row in known]), label=label)
     for name in SHOWN:
         known = [look for look in looks if name in look]
         if known:

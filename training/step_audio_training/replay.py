@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from step_audio.arrays import AnyArray, Float32Array
+from step_audio.clips import SAMPLE_RATE
 from step_audio.mel import log_mel
 from step_audio_training.hearing import heard_by
 from step_audio_training.recordings import DrawnRecording
@@ -21,6 +22,7 @@ NEW = 24  # recordings of a draw that none before it had
 KEPT = 5000  # of the latest ones are heard again
 FRESH, FRESH_SHARE = 100, 0.3  # so many of the latest make up this share of a draw
 TAKES = 4  # of each recording: rooms, channels, noises
+CLEAN = 0.4  # of the takes: none of these, and not loud
 DICTATED = 0.35  # of the recordings, beyond the kinds' shares
 BANDS, MOST_BANDS, MOST_FRAMES = 2, 8, 10  # that are masked: twice some mel bands, once some frames
 
@@ -62,7 +64,8 @@ class Replay:
             self._said[number] = draw_short_scene(random, self.longest, DICTATED)
         said = self._said[number]
         if (number, which) not in self._heard:
-            samples, before = heard_by(said, np.random.default_rng([self.seed, 1, number, which]))
+            random = np.random.default_rng([self.seed, 1, number, which])
+            samples, before = clean(said, random) if random.random() < CLEAN else heard_by(said, random)
             self._heard[number, which] = log_mel(samples, self.n_mels).astype(np.float16), before
         mel, before = self._heard[number, which]
         return Take(mel.astype(np.float32), before, said)
@@ -70,6 +73,13 @@ class Replay:
     def _forget(self, first: int) -> None:
         self._said = {number: said for number, said in self._said.items() if number >= first}
         self._heard = {key: heard for key, heard in self._heard.items() if key[0] >= first}
+
+
+def clean(said: DrawnRecording, random: np.random.Generator) -> tuple[Float32Array, float]:
+    """As `heard_by`, with nothing but a little silence around it."""
+    before, behind = (int(random.uniform(0.05, 0.3) * SAMPLE_RATE) for _ in "ab")
+    samples = 0.3 * np.float32(10 ** random.uniform(-1, 0)) * np.pad(said.samples, (before, behind))
+    return samples.astype(np.float32), before / SAMPLE_RATE
 
 
 def masked(mel: Float32Array, random: np.random.Generator) -> Float32Array:
