@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lazy import Lazy
+from step_audio.clips import SAMPLE_RATE
 from step_audio_training import voices
 from step_audio_training.arithmetic import Sum
 from step_audio_training.examples import typed
@@ -68,6 +69,17 @@ def test_every_kind_of_recording_can_be_asked_about(kind):
         for example in made:
             assert example.recordings[0] is recording
             assert example.expected.lower() in (example.answer + str(example.tags) + str(recording.told)).lower()
+
+
+def test_which_word_is_louder_is_labelled_where_it_is_said():
+    random = np.random.default_rng(6)
+    for _ in range(5):
+        recording = draw_scene(random, "loud")
+        words, levels = recording.text.split(), []
+        for start, end, _ in recording.sounds:
+            levels.append(np.abs(recording.samples[int(start * SAMPLE_RATE) : int(end * SAMPLE_RATE)]).max())
+        assert [words[n] for n, sound in enumerate(recording.sounds) if sound[2] == "loud word"] == [recording.told]
+        assert words[int(np.argmax(levels))] == recording.told and len(levels) == len(words)
 
 
 def test_what_a_tool_says_is_repeated_in_whatever_words_it_comes():

@@ -57,10 +57,12 @@ SHARES: dict[Kind, int] = {
     "sum": 36, "large_sum": 20, "follow_up": 3, "sentence": 17, "speakers": 11, "beeps": 6, "tone": 5, "noise": 2,
 }  # fmt: skip
 
-# What there is to hear besides words: how high the voice is, whether a second one is another, which beep it is.
+# What there is to hear besides words: how high the voice is, whether a second one is another, which beep it is, and
+# which words are quieter than another.
 SOUNDS = (
     "nothing", "low voice", "middle voice", "high voice", "same voice", "other voice",
     "rising tone", "falling tone", "steady tone", "beep 1", "beep 2", "beep 3", "beep 4", "beep 5", "noise",
+    "loud word", "quiet word",
 )  # fmt: skip
 
 

@@ -233,14 +233,17 @@ def _loud(random: np.random.Generator, held_out: bool, speakers: tuple[Speaker, 
     pause = int(random.uniform(0.08, 0.25) * SAMPLE_RATE)
     chosen = int(random.integers(len(words)))
     pieces: list[Float32Array] = []
+    sounds: list[tuple[float, float, str]] = []
+    at = 0.0
     for n, word in enumerate(words):
         said = say(word, speaker, 1.0, seed) if speaker else speak(word, voice).samples
         said = said / recordings._level(said) * np.float32(1 if n == chosen else random.uniform(0.25, 0.4))
+        sounds += [(at, at + len(said) / SAMPLE_RATE, "loud word" if n == chosen else "quiet word")]
+        at += (len(said) + pause) / SAMPLE_RATE
         pieces += [said, np.zeros(pause, np.float32)]
     samples = np.concatenate(pieces[:-1])
-    return DrawnRecording(
-        "loud", samples, " ".join(words), told=words[chosen], source=speaker.synthesizer if speaker else "espeak"
-    )
+    source = speaker.synthesizer if speaker else "espeak"
+    return DrawnRecording("loud", samples, " ".join(words), sounds=tuple(sounds), told=words[chosen], source=source)
 
 
 def _phrase(told: str, random: np.random.Generator) -> str:
