@@ -41,9 +41,12 @@ class Attention(nn.Module):
         q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
         # Half of 1/sqrt(d_head) on each side, so that q @ k stays within range in 16-bit engines.
         scale = q.shape[-1] ** -0.25
-        mixed = F.scaled_dot_product_attention(q * scale, k * scale, v, attn_mask=key_mask, scale=1.0)
-        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        out: Tensor = self.out(self.mix(q * scale, k * scale, v, key_mask).transpose(1, 2).flatten(2))
         return out
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor) -> Tensor:
+        """Values [B, heads, T, d_head] by the softmax of q @ k, as it is, over the visible keys."""
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask, scale=1.0)
 
 
 class Block(nn.Module):

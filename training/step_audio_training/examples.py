@@ -35,7 +35,7 @@ SHARES: dict[Task, float] = {
 ONE_RECORDING = tuple(task for task in SHARES if task not in ("compare", "text_only", "second_turn"))
 
 
-CALCULATOR = {
+CALCULATOR: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "calculator",
@@ -313,17 +313,23 @@ def _tool_call(heard: DrawnRecording, random: np.random.Generator) -> Example | 
     return Example("tool_call", messages, (heard,), thought, call_text(asked.written), asked.written, tools)
 
 
+def called(name: str, arguments: str, result: str, content: str | None = "") -> list[dict[str, Any]]:
+    """The turns of a call and of what it brought. `arguments`: JSON; `content`: what is said beside the call."""
+    call = {"id": "call-1", "type": "function", "function": {"name": name, "arguments": arguments}}
+    return [
+        {"role": "assistant", "content": content, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call-1", "content": result},
+    ]
+
+
 def _tool_result(heard: DrawnRecording, random: np.random.Generator) -> Example | None:
     asked = heard.sum
     if asked is None or heard.kind != "large_sum":
         return None
-    function = {"name": "calculator", "arguments": json.dumps({"expression": asked.written})}
-    call = {"id": "call-1", "type": "function", "function": function}
     messages = [
         *_system(random),
         _turn(heard, _ask("arithmetic", random), random),
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "call-1", "content": str(asked.result)},
+        *called("calculator", json.dumps({"expression": asked.written}), str(asked.result)),
     ]
     thought = f"The calculator says {asked.result}."
     answer = f"{asked.read} is {asked.result}."

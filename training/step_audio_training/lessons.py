@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from step_audio_training import requests
-from step_audio_training.arithmetic import Sum, in_words
+from step_audio_training.arithmetic import SPOKEN, Sum, in_words
 from step_audio_training.examples import (
     ASKED,
     CALCULATOR,
@@ -18,6 +18,7 @@ from step_audio_training.examples import (
     Example,
     _system,
     _turn,
+    called,
     make_example,
     worked_out,
 )
@@ -82,20 +83,6 @@ ASKED_FOR_JSON = (
     "Give the answer as a JSON object that fits {}", "Fill in: {}",
 )  # fmt: skip
 RESULTS = ("ok", "done", "it is done", "failed", "not found", "12 degrees", "half past nine", "yes", "no", "3 of 7")
-THREE_ARGUMENTS = {
-    "type": "function",
-    "function": {
-        "name": "calculator",
-        "description": "Work out a sum exactly.",
-        "parameters": {
-            "type": "object",
-            "properties": {
-                "operation": {"type": "string"}, "first": {"type": "integer"}, "second": {"type": "integer"},
-            },
-            "required": ["operation", "first", "second"],
-        },
-    },
-}  # fmt: skip
 HEARD_INSTEAD = {
     "music": "music", "singing": "singing", "another language": "another language", "silence": "nothing",
     "noise": "noise",
@@ -240,28 +227,29 @@ def _order(heard: DrawnRecording, random: np.random.Generator) -> Example | None
 def _told(heard: DrawnRecording, random: np.random.Generator) -> Example | None:
     """What a tool says is repeated, true or not, in whatever words it comes."""
     request, asked = heard.request, heard.sum
+    fields: list[tuple[str, int | str]]
     said = asked.read if asked else "The result"
     result = str(asked.result) if asked and random.random() < 0.6 else str(random.integers(1000))
     if asked and random.random() < 0.7:
-        tools, name, arguments = [CALCULATOR], "calculator", json.dumps({"expression": asked.written})
+        tools, name, fields = [CALCULATOR], "calculator", [("expression", asked.written)]
     elif asked:
-        tools, name = [THREE_ARGUMENTS], "calculator"
-        operation = {"+": "plus", "-": "minus", "*": "times"}[asked.signs[0]]
-        first, second = asked.numbers[:2]
-        arguments = json.dumps({"operation": operation, "first": first, "second": second})
+        first, second = asked.numbers
+        fields = [("operation", SPOKEN[asked.signs]), ("first", first), ("second", second)]
+        tools, name = (
+            [{**CALCULATOR, "function": CALCULATOR["function"] | {"parameters": schema_of(fields)}}],
+            "calculator",
+        )
     elif request and request.skill:
         tools, name = draw_tools(request, random), request.skill.names[request.guise]
-        arguments = json_answer(request.fields)
+        fields = list(request.fields)
         result = result if random.random() < 0.5 else _pick(RESULTS, random)
     else:
         return None
-    call = {"id": "call-1", "type": "function", "function": {"name": name, "arguments": arguments}}
     content = _pick((result, result, json.dumps({"result": result}), f"The result is {result}."), random)
     messages = [
         *_system(random),
         _turn(heard, _pick(ASKED["arithmetic"], random) if asked else "", random),
-        {"role": "assistant", "content": "" if random.random() < 0.6 else None, "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "call-1", "content": content},
+        *called(name, json_answer(fields), content, "" if random.random() < 0.6 else None),
     ]
     thought = f"The {name.replace('_', ' ')} says {result}."
     return Example("tool_result", messages, (heard,), thought, f"{said} is {result}.", result, tools)

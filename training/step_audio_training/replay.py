@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from step_audio.arrays import AnyArray, Float32Array
-from step_audio.clips import SAMPLE_RATE
 from step_audio.mel import log_mel
 from step_audio_training.hearing import heard_by
-from step_audio_training.recordings import DrawnRecording
+from step_audio_training.recordings import Conditions, DrawnRecording, record
 from step_audio_training.scenes import draw_short_scene
 
 NEW = 24  # recordings of a draw that none before it had
@@ -77,9 +76,9 @@ class Replay:
 
 def clean(said: DrawnRecording, random: np.random.Generator) -> tuple[Float32Array, float]:
     """As `heard_by`, with nothing but a little silence around it."""
-    before, behind = (int(random.uniform(0.05, 0.3) * SAMPLE_RATE) for _ in "ab")
-    samples = 0.3 * np.float32(10 ** random.uniform(-1, 0)) * np.pad(said.samples, (before, behind))
-    return samples.astype(np.float32), before / SAMPLE_RATE
+    before, behind = (float(random.uniform(0.05, 0.3)) for _ in "ab")
+    quiet = Conditions("", None, 0.0, float(random.uniform(-30.5, -10.5)), before, behind)
+    return record(said, quiet, random), before
 
 
 def masked(mel: Float32Array, random: np.random.Generator) -> Float32Array:
