@@ -9,6 +9,7 @@ import pytest
 from starlette.datastructures import UploadFile
 
 from gateway_fixture import REPLY, FakeClient, http, wav
+from metrics_page import figure
 
 LARGE = wav(60, 16_000)  # 1.9 MB: more than what is usually kept in memory
 
@@ -44,16 +45,14 @@ async def test_an_upload_counts_as_long_as_it_is_answered():
         first = send(file=LARGE)
         while not fake.begun:
             await asyncio.sleep(0.01)
-        text = (await client.get("/metrics")).text
-        (held,) = (float(line.split()[1]) for line in text.splitlines() if line.startswith(BYTES))
-        assert held > len(LARGE)
+        assert figure((await client.get("/metrics")).text, BYTES) > len(LARGE)
         second = await send(file=LARGE)
         assert (second.status_code, second.json()["error"]["code"]) == (429, "server_busy")
         large = await send(file=LARGE, other=LARGE)
         assert (large.status_code, large.json()["error"]["code"]) == (413, "request_too_large")
         first.cancel()
         await asyncio.wait([first])
-        assert f"{BYTES} 0.0" in (await client.get("/metrics")).text
+        assert figure((await client.get("/metrics")).text, BYTES) == 0
 
 
 BYTES = "step_audio_body_bytes_in_flight"

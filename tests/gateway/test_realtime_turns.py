@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import re
 
 import httpx
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 
 import waiting
 from gateway_fixture import ANSWER, USAGE, listening, whole
+from metrics_page import figure
 from realtime_fixture import by_hand, connected, say, take, until
 from step_audio.clips import SAMPLE_RATE
 from step_audio_client import ChatDelta, ServerBusy
@@ -61,7 +61,7 @@ async def play_in(connection, data: bytes) -> None:
 
 def counted(url: str, name: str) -> float:
     """Of /metrics, `step_audio_realtime_` left out."""
-    return float(re.search(rf"^step_audio_realtime_{name} (\S+)$", httpx.get(f"{url}/metrics").text, re.M)[1])
+    return figure(httpx.get(f"{url}/metrics").text, f"step_audio_realtime_{name}")
 
 
 async def settled(fake) -> None:

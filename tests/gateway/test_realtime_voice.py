@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import re
 
 import httpx
 import numpy as np
 import pytest
 
 from gateway_fixture import ANSWER, THOUGHT, USAGE
+from metrics_page import figure
 from realtime_fixture import by_hand, connected, say, take, until
 from speech_fixture import Speech, speech_server
 from step_audio_client import ChatDelta
@@ -182,7 +182,7 @@ async def test_how_long_each_part_took_is_counted(url, fake, spoken):
     async with httpx.AsyncClient() as client:
         page = (await client.get(f"{url}/metrics")).text
     for part in ("token", "word", "audio"):
-        assert float(re.search(rf"^step_audio_realtime_first_{part}_seconds_count (\S+)$", page, re.M)[1]) >= 1
+        assert figure(page, f"step_audio_realtime_first_{part}_seconds_count") >= 1
 
 
 async def test_history_holds_what_was_heard(url, fake, play, spoken):

@@ -20,6 +20,7 @@ import httpx
 import numpy as np
 import pytest
 
+from metrics_page import figure
 from raw_triton import metrics, scalar, send, steps, texts
 from step_audio.errors import Code
 from step_audio_client import Sampling, StepAudioClient, calls, user
@@ -117,8 +118,8 @@ def page(running, path: str) -> str:
 
 def none_held(running) -> bool:
     """The gateway counts nobody as there."""
-    told = dict(line.rpartition(" ")[::2] for line in page(running, "/metrics").splitlines())
-    return all(float(told.get(name, 1)) == 0 for name in HELD)
+    told = page(running, "/metrics")
+    return all(figure(told, name, 1) == 0 for name in HELD)
 
 
 async def restarted(condition: Callable[[], bool]) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from audio_fixture import wav
+from metrics_page import figure
 from raw_triton import metrics
 from serve_process import living
 from step_audio.clips import SAMPLE_RATE
@@ -94,7 +95,7 @@ def metric(running, name: str) -> float:
         text = httpx.get(f"http://127.0.0.1:{running.settings.metrics_port}/metrics").text
     except httpx.TransportError:
         return math.nan
-    return next((float(line.split()[-1]) for line in text.splitlines() if line.startswith(name)), math.nan)
+    return figure(text, name, math.nan)
 
 
 def test_the_gateway_is_started_again_by_itself(running):

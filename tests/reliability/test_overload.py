@@ -18,6 +18,7 @@ import pytest
 
 from gateway_calls import CHAT, HELLO
 from gateway_fixture import REPLY, FakeClient, listening
+from metrics_page import figure
 from open_loop import Seen, ask, beside, closed_loop, open_loop
 from server_settings import settings_for
 from step_audio_client import ChatDelta
@@ -49,8 +50,7 @@ def reply(connection: socket.socket) -> tuple[int, bytes]:
 
 
 def metric(url: str, name: str) -> float:
-    lines = httpx.get(f"{url}/metrics", timeout=SECONDS).text.splitlines()
-    return float(next(line.rpartition(" ")[2] for line in lines if line.startswith(name + " ")))
+    return figure(httpx.get(f"{url}/metrics", timeout=SECONDS).text, name)
 
 
 def slow(url: str) -> float:

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from balancer import balancing
+from metrics_page import figure
 from step_audio_client import RealtimeError, RealtimeSession, ResponseCreated, ResponseDone
 from step_audio_gateway.gateway_process import GatewayProcess
 from step_audio_gateway.settings import GatewaySettings
@@ -35,8 +36,7 @@ def gateways(service):
 
 
 def sessions(gateway: GatewayProcess) -> float:
-    page = httpx.get(f"{gateway.url}/metrics").text
-    return float(page.split("\nstep_audio_realtime_sessions ")[1].split()[0])
+    return figure(httpx.get(f"{gateway.url}/metrics").text, "step_audio_realtime_sessions")
 
 
 async def asked(session: RealtimeSession, **how) -> None:
