@@ -58,5 +58,6 @@ def transcribed(wheel: Path, recordings: Sequence[Float32Array], environment: En
         command = [str(environment.python), str(WORKER), scratch, str(clips)]
         ran = subprocess.run(command, capture_output=True, text=True)
     if ran.returncode:
-        raise StepAudioError(f"Whisper: {ran.stderr.strip().splitlines()[-1]}")
+        said = ran.stderr.strip().splitlines() or [f"its process ended with status {ran.returncode}"]
+        raise StepAudioError(f"Whisper: {said[-1]}")
     return [json.loads(line) for line in ran.stdout.splitlines()]

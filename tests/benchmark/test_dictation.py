@@ -38,9 +38,12 @@ def test_whisper_hears_thirty_seconds_and_its_words_come_back(tmp_path, monkeypa
     assert whisper.transcribed(wheel, clips, environment) == ["Hi.", "Ho."]
     assert len(heard) == 2 and all(bands == 80 and frames >= 3000 for bands, frames in heard)
 
-    def fails(command, **options):
-        return subprocess.CompletedProcess(command, 1, "", "Traceback\nImportError: no ctranslate2\n")
-
-    monkeypatch.setattr(whisper.subprocess, "run", fails)
-    with pytest.raises(StepAudioError, match=r"Whisper: ImportError: no ctranslate2"):
-        whisper.transcribed(wheel, clips, environment)
+    killed, lacking = (
+        (-9, "", "its process ended with status -9"),
+        (1, "Traceback\nImportError: no x\n", "ImportError: no x"),
+    )
+    for status, said, told in (killed, lacking):
+        ended = subprocess.CompletedProcess([], status, "", said)
+        monkeypatch.setattr(whisper.subprocess, "run", lambda command, ended=ended, **options: ended)
+        with pytest.raises(StepAudioError, match=rf"^Whisper: {told}$"):
+            whisper.transcribed(wheel, clips, environment)

@@ -10,6 +10,12 @@ import numpy as np
 from step_audio.arrays import Float64Array
 from step_audio.plotting import pyplot, save
 
+LOSSES = {
+    "spelled_loss": "letters, by the encoder",
+    "letters_loss": "letters",
+    "words_loss": "words",
+    "answer_loss": "answers",
+}
 SHOWN = ("arithmetic", "sums-human", "sums-pico", "dictation-pico, WER", "not-understood", "speakers", "orders-pico")
 
 
@@ -18,19 +24,14 @@ def plot_training(log: Path, examined: Path, picture: Path) -> None:
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     looks = [json.loads(line) for line in examined.read_text().splitlines()] if examined.is_file() else []
     figure, (left, right) = pyplot().subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    for name, label in (
-        ("spelled_loss", "letters, by the encoder"),
-        ("letters_loss", "letters"),
-        ("words_loss", "words"),
-        ("answer_loss", "answers"),
+    for axis, told, names, smooth, style in (
+        (left, rows, LOSSES, _smooth, "-"),
+        (right, looks, {name: name for name in SHOWN}, list, ".-"),
     ):
-        known = [row for row in rows if name in row]  # not in every stage
-        if known:
-            left.plot([row["step"] for row in known], _smooth([row[name] for row in known]), label=label)
-    for name in SHOWN:
-        known = [look for look in looks if name in look]
-        if known:
-            right.plot([look["step"] for look in known], [look[name] for look in known], ".-", label=name)
+        for name, label in names.items():
+            known = [row for row in told if name in row]  # not in every stage
+            if known:
+                axis.plot([row["step"] for row in known], smooth([row[name] for row in known]), style, label=label)
     left.set(xlabel="step", ylabel="loss, training", yscale="log")
     right.set(xlabel="step", ylabel="share, held out", ylim=(0, 1.05))
     for axis in (left, right):
