@@ -200,7 +200,6 @@ class Pipeline:
         failover = Failover(self._servers, run, self._patience)
         first: Mapping[str, AnyArray] | None = None  # what it is known by, however often it goes on
         mel: AnyArray | None = None
-        dying: set[Server] = set()  # whose death is counted, and which may tell of it again
         while True:
             if run.stopped:
                 yield answer.stopped()
@@ -212,28 +211,30 @@ class Pipeline:
                 inputs["lora_task_id"] = wire.scalar(run.lora_task_id, np.uint64)
             first = first or inputs
             await self._check(first)
-            begun = time.monotonic()
+            server, begun = run.route[0], time.monotonic()
             try:
-                with tracing.attempt(answer.model, {"server.address": run.route[0].address}) as traceparent:
+                with tracing.attempt(answer.model, {"server.address": server.address}) as traceparent:
                     responses = self._responses(run, answer.model, run.next_id(), inputs, traceparent)
                     async with contextlib.aclosing(responses):
                         async for response in responses:
+                            server.renewed(begun)
                             failover.progressed()
                             yield answer.add(response)
                 await self._quarantine.survived(first)
                 return
             except RequestError as error:
-                server = run.route[0]
-                if isinstance(error, ServerLost) and server not in dying:
-                    self.counts.servers_lost += 1
-                    await self._quarantine.died(first, server.address, begun)
+                if isinstance(error, ServerLost):
+                    if death := server.lost(begun, error.stands):
+                        self.counts.servers_lost += 1
+                        await self._quarantine.died(first, death)
+                elif isinstance(error, Unavailable):
+                    server.renewed(begun)
                 if error.code is Code.CANCELLED:  # on somebody's demand, or its lease is over
                     if run.stopped:
                         yield answer.stopped()
                         return
                     run.time_left()
                     raise
-                dying = dying | {server} if isinstance(error, ServerLost) and error.stands else dying - {server}
                 if error.code.retry is Retry.WAIT and (last := answer.ended()):
                     yield last
                     return

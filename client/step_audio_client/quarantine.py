@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from step_audio.arrays import AnyArray
 from step_audio_client.errors import Quarantined
+from step_audio_client.servers import Death
 
 MAX_DEATHS = 2  # of servers, with the same request in hand
 SECONDS = 600.0  # that a death is held against a request
@@ -24,8 +25,8 @@ class _Deaths:
     """With one request in hand."""
 
     count: int = 0
-    last: float = 0.0  # when it was noticed
-    server: str = ""  # the last one's
+    last: Death | None = None
+    noticed: float = 0.0  # when the last one was
 
 
 class Quarantine:
@@ -39,21 +40,19 @@ class Quarantine:
         if not self._deaths:  # as nearly always: a recording takes time to read
             return
         deaths = self._deaths.get(await _digest(inputs), _Deaths())
-        if deaths.count >= MAX_DEATHS and time.monotonic() - deaths.last < SECONDS:
+        if deaths.count >= MAX_DEATHS and time.monotonic() - deaths.noticed < SECONDS:
             raise Quarantined("the server has failed twice with this request in hand, and it is not tried again")
 
-    async def died(self, inputs: Mapping[str, AnyArray], server: str, begun: float) -> None:
-        """The server of that address, which was asked this at `begun`, by time.monotonic().
-
-        Asked twice at once, a request sees one death twice.
-        """
+    async def died(self, inputs: Mapping[str, AnyArray], death: Death) -> None:
+        """Asked twice at once, a request sees one death twice."""
         now = time.monotonic()
         digest = await _digest(inputs)
         before = self._deaths.get(digest, _Deaths())
-        if server == before.server and begun < before.last:
+        if death == before.last:
             return
+        count = before.count + 1 if now - before.noticed < SECONDS else 1
         self._deaths.pop(digest, None)
-        self._deaths[digest] = _Deaths(before.count + 1 if now - before.last < SECONDS else 1, now, server)
+        self._deaths[digest] = _Deaths(count, death, now)
         if len(self._deaths) > KEPT:
             self._deaths.popitem(last=False)
 

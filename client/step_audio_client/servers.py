@@ -14,6 +14,7 @@ import math
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import grpc
 
@@ -29,6 +30,14 @@ _ORDER = {  # the best first
 }
 
 
+@dataclass(frozen=True)
+class Death:
+    """Of the server of that address, noticed at `began`, by time.monotonic()."""
+
+    address: str
+    began: float
+
+
 class Server:
     """One address. It must stand for one server: behind a balancer a `stop` would reach another."""
 
@@ -38,6 +47,27 @@ class Server:
         self.stub = wire.Stub(self.channel)
         self.seen = False  # it has answered, at some time
         self.reached = -math.inf  # when it was last seen to be connected
+        self._death = Death(address, -math.inf)  # the last one
+        self._dead_until = -math.inf  # what is asked before then meets that one; no end while the server tells of it
+
+    def renewed(self, begun: float) -> None:
+        """What was asked at `begun`, by time.monotonic(), is answered, or the server is not there: if it told of its
+        death until now, it does so no longer."""
+        if self._dead_until == math.inf and begun > self._death.began:
+            self._dead_until = time.monotonic()
+
+    def lost(self, begun: float, stands: bool) -> Death | None:
+        """The death that met what was asked at `begun`; None where that death had been noticed before.
+
+        `stands`: the server is there, and says it of one of its processes, to everybody, until it is started anew.
+        """
+        now = time.monotonic()
+        if known := begun < self._dead_until:
+            late = begun >= self._death.began
+        else:
+            self._death = Death(self.address, now)
+        self._dead_until = math.inf if stands else now
+        return None if known and late else self._death
 
     async def close(self) -> None:
         """When the calls under way have ended."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,8 +18,10 @@ from step_audio_client import (
     StepAudioClient,
     Thinking,
     Unavailable,
+    servers,
     user,
 )
+from step_audio_client.servers import Server
 from step_audio_server.launch.ports import free_ports
 from waiting import until
 
@@ -206,3 +209,26 @@ async def test_cached_tokens():
             for options in (ChatOptions(), ChatOptions(stop=("x",), stop_in_thought=True)):
                 *_, last = [d async for d in client.chat(QUESTION, options)]
                 assert last.usage.cached_tokens == cached
+
+
+async def test_a_death_is_one_for_all_that_meet_it(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(servers, "time", SimpleNamespace(monotonic=lambda: now))
+    server = Server("127.0.0.1:1", None)
+
+    def lost(begun: float, at: float, stands: bool = False):
+        nonlocal now
+        now = at
+        return server.lost(begun, stands)
+
+    first = lost(1, 100, stands=True)
+    assert first and lost(2, 101, stands=True) == lost(3, 102, stands=True) == first, "they were in hand then"
+    assert [lost(101, 103, stands=True), lost(103, 104), lost(103.5, 105)] == [None] * 3, "asked of a dead server"
+    assert lost(99, 106) == first
+    second = lost(107, 108)
+    assert second not in (None, first) and lost(107.5, 109) == second
+    assert lost(110, 111, stands=True) not in (None, second)
+    server.renewed(110.5)  # it was asked before
+    assert lost(112, 113, stands=True) is None
+    server.renewed(112)
+    assert lost(114, 115) is not None

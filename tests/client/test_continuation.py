@@ -233,6 +233,24 @@ async def test_one_death_is_counted_once_however_often_the_server_tells_of_it():
             await client.complete(QUESTION, GREEDY)
 
 
+async def test_who_comes_while_a_dead_server_tells_of_it_is_not_held_to_have_been_there():
+    """The same is asked by another: it saw no death, and one that comes later is the first."""
+    answer = [DEAD]
+
+    async def dying():
+        for each in answer:
+            yield each
+
+    async with serving(dying) as [(_, address, _)], StepAudioClient(address, TOKENIZER) as client:
+        there = asyncio.create_task(client.complete(QUESTION, GREEDY))
+        await until(lambda: client._pipeline.counts.servers_lost, "its death")
+        others = [asyncio.create_task(client.complete(QUESTION, GREEDY)) for _ in range(3)]
+        await until(lambda: all(run.generations > 1 for run in client._pipeline._runs), "second attempts of all")
+        answer[:] = [message(5, final=True)]
+        answers = await asyncio.gather(there, *others)
+        assert [each.token_ids for each in answers] == [[5]] * 4 and client._pipeline.counts.servers_lost == 1
+
+
 async def counted(*runs, guide: Guide | None = None) -> Counts:
     counts = Counts()
     with contextlib.suppress(Unavailable):
