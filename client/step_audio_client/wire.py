@@ -26,6 +26,7 @@ CHANNEL = [
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.min_reconnect_backoff_ms", 5000),  # in spite of its name, what one attempt may take
+    ("grpc.use_local_subchannel_pool", 1),  # else it waits out a failure that another client of the process has met
 ]
 
 

@@ -128,6 +128,17 @@ async def test_a_server_that_comes_back_gets_its_turn():
         assert len(answered(again)) == 2
 
 
+async def test_a_client_does_not_inherit_what_another_has_met():
+    """One that is made when the server is there is answered, though another has found none at once before."""
+    address, done = dead(), script(message(5), message(EOT, final=True))
+    async with client_of(address) as early:
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                await early.complete(QUESTION)
+        async with serving(done, addresses=[address]), client_of(address) as late:
+            assert (await late.complete(QUESTION)).token_ids == [5, EOT]
+
+
 @pytest.mark.parametrize("which", [0, 1])
 async def test_a_stop_reaches_the_server_that_works(which):
     """And no other; by leaving, and by the answer's id."""

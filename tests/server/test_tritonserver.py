@@ -1,5 +1,6 @@
 """Finding and starting tritonserver: what is missing is said with what to do about it."""
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -21,6 +22,22 @@ from step_audio_server.serve import Service
 from step_audio_server.settings import ServeSettings
 from step_audio_server.tritonserver import TritonServer
 from waiting import SECONDS
+
+
+def test_free_ports_are_none_that_the_system_gives_out():
+    """While a server on one is away, a connection of anybody's would else take it."""
+    found = free_ports(20)
+    assert len(set(found)) == 20
+    with contextlib.ExitStack() as stack:
+        given = []
+        for _ in range(200):
+            anybody = stack.enter_context(socket.socket())
+            anybody.bind(("127.0.0.1", 0))
+            given.append(anybody.getsockname()[1])
+        low, high = min(given), max(given)
+        assert not any(low <= port <= high for port in found)
+        for port in found:
+            stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
 
 
 @pytest.mark.parametrize("name", ["grpc", "http", "metrics"])

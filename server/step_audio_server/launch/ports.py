@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import socket
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from random import SystemRandom
 
 from step_audio_server.errors import ServerError
 from step_audio_server.settings import Certificates
 
 LOOPBACK = "127.0.0.1"
+LOWEST = 10_000  # of the ports that are looked through: below, many have a meaning
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,24 @@ class Ports:
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports that nothing listens on now."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in sockets:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in sockets]
+    """Loopback ports that nothing listens on now.
+
+    None of those that the system gives out by itself: it would to any connection, while a server on one is away.
+    """
+    found: list[int] = []
+    given = _given_out()
+    others = [port for port in range(LOWEST, 1 << 16) if port not in given] or list(range(LOWEST, 1 << 16))
+    random = SystemRandom()  # not one that several processes have seeded alike
+    while len(found) < count:
+        port = random.choice(others)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((LOOPBACK, port))
+            found += [port] * (port not in found)
+    return found
+
+
+def _given_out() -> range:
+    """The ports that the system takes for connections, and for whoever asks for any."""
+    file = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    first, last = map(int, file.read_text().split()) if file.is_file() else (32_768, 60_999)
+    return range(first, last + 1)
