@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -44,6 +44,14 @@ class EncoderEngine(Protocol):
         """float32 [clips, n_mels, T], int64 [clips] -> float32 [clips, tokens of T, llm_dim]."""
 
 
+@runtime_checkable
+class KeepsMemory(Protocol):
+    """An engine whose runs leave memory for the next ones, what a clip of 25 s takes at most: see `is_small`."""
+
+    def give_back(self) -> None:
+        """All of it. Not during a run."""
+
+
 class OnnxEncoderEngine:
     """The exported encoder on ONNX Runtime's CPU provider."""
 
@@ -62,7 +70,7 @@ class OnnxEncoderEngine:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise ArtefactError(f"cannot load the encoder {path.name}: {error}") from None
-        self.width = self.session.get_outputs()[0].shape[-1]
+        self.n_mels, self.width = self.session.get_inputs()[0].shape[1], self.session.get_outputs()[0].shape[-1]
         self.giving_back = onnxruntime.RunOptions()  # working memory: else the longest clips' is kept
         self.giving_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
@@ -78,6 +86,12 @@ class OnnxEncoderEngine:
         binding.bind_output("embeddings", "cpu", 0, np.float32, embeddings.shape, embeddings.ctypes.data)
         self.session.run_with_iobinding(binding, self.giving_back)
         return embeddings
+
+    def give_back(self) -> None:
+        """It is done only at the end of a run: of next to nothing."""
+        features = np.zeros((1, self.n_mels, mel.LEAST_FRAMES), np.float32)
+        nothing = {"mel": features, "frames": np.array([mel.LEAST_FRAMES])}
+        self.session.run(["embeddings"], nothing, self.giving_back)
 
 
 def load_engine(path: Path, large: bool = False) -> EncoderEngine:
@@ -140,7 +154,9 @@ class AudioEncoderStep:
         self._runtime = runtime
         self._cache = ClipCache(runtime.encoder_cache_bytes)
         self._dtype = runtime.table_dtype
-        self._lane = BatchLane(self.work, runtime.encoder_batch_clips)
+        engine = self._encoder.engine
+        rest = (engine.give_back,) if isinstance(engine, KeepsMemory) else ()
+        self._lane = BatchLane(self.work, runtime.encoder_batch_clips, *rest)
 
     def submit(self, inputs: Tensors, reply: Reply) -> None:
         sent = required(inputs, "frames"), required(inputs, "content_hash"), row(inputs, "mel")

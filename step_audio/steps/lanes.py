@@ -14,6 +14,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+IDLE = 15.0  # seconds
 AHEAD = 1 << 18  # of cost, for each place in the queue: so what is dear is overtaken so often, and no more
 
 
@@ -47,11 +48,18 @@ class BatchLane:
     """One thread that does all the work at hand at once.
 
     `work` returns each request's outputs or its error. What it raises concerns them all: each is then tried alone.
+    `rest` is called, by the same thread, when it has had no work for IDLE seconds.
     """
 
-    def __init__(self, work: Callable[[Sequence[Tensors]], Sequence[Tensors | Exception]], most: int):
+    def __init__(
+        self,
+        work: Callable[[Sequence[Tensors]], Sequence[Tensors | Exception]],
+        most: int,
+        rest: Callable[[], None] = lambda: None,
+    ):
         self._work = work
         self._most = most
+        self._rest = rest
         self._queue: queue.SimpleQueue[tuple[Tensors, Reply]] = queue.SimpleQueue()
         threading.Thread(target=self._run, name="batches", daemon=True).start()
 
@@ -60,11 +68,18 @@ class BatchLane:
 
     def _run(self) -> None:
         while True:
-            batch = [self._queue.get()]
+            batch = [self._next()]
             while len(batch) < self._most and not self._queue.empty():
                 batch.append(self._queue.get())
             self._do(batch)
             del batch  # as above
+
+    def _next(self) -> tuple[Tensors, Reply]:
+        try:
+            return self._queue.get(timeout=IDLE)
+        except queue.Empty:
+            attempt(self._rest)
+            return self._queue.get()
 
     def _do(self, batch: list[tuple[Tensors, Reply]]) -> None:
         results = attempt(self._work, [inputs for inputs, _ in batch])

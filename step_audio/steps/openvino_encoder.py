@@ -38,8 +38,12 @@ class OpenVinoEncoderEngine:
         self._request.infer({"mel": np.ascontiguousarray(features), "frames": frames}, share_inputs=True)
         embeddings: Float32Array = self._request.get_output_tensor(0).data.copy()
         if not is_small(features):
-            self._compiled.release_memory()  # else what the longest clips took is kept
+            self.give_back()  # else what the longest clips took is kept
         return embeddings
+
+    def give_back(self) -> None:
+        """As `KeepsMemory`."""
+        self._compiled.release_memory()
 
 
 def has_bfloat16() -> bool:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from paths import GOLDEN
 from step_audio.checkpoint import Checkpoint, expected_tensors
 from step_audio.config import AudioEncoderConfig, ModelConfig
 from step_audio.errors import ArtefactError
+from step_audio.steps.memory import ALLOCATOR
 from step_audio_build.convert import export_encoder as export_module
 from step_audio_build.convert.export_encoder import export_encoder
 from step_audio_build.convert.make_tiny import make_tiny
@@ -239,6 +243,38 @@ def test_bfloat16_stays_within_two_hundredths(models, exported):
         ours = engine.run(mel.numpy(), frames.numpy())
         assert ours.shape == theirs.shape and np.linalg.norm(ours - theirs) < 0.02 * np.linalg.norm(theirs), lengths
         assert not any(row[tokens(n, "L") :].any() for row, n in zip(ours, lengths, strict=True))
+
+
+KEPT = """
+import re, sys
+from pathlib import Path
+import numpy as np
+from step_audio.steps.{module} import {engine} as Engine
+
+def held():
+    return int(re.search(r"Pss_Anon:\\s+(\\d+)", Path("/proc/self/smaps_rollup").read_text())[1])
+
+def run(frames):
+    engine.run(np.zeros((1, {n_mels}, frames), np.float32), np.array([frames]))
+    return held()
+
+engine = Engine(Path(sys.argv[1]))
+run(500)
+engine.give_back()
+before = held()
+assert run(2500) > before + 20_000, "a clip of 25 s leaves megabytes for the next one"
+engine.give_back()
+assert held() < before + 5_000
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("module, engine", [
+    ("encoder_engine", "OnnxEncoderEngine"), ("openvino_encoder", "OpenVinoEncoderEngine"),
+])  # fmt: skip
+def test_what_a_clip_s_run_leaves_is_given_back(tiny, exported, module, engine):
+    code = KEPT.format(module=module, engine=engine, n_mels=tiny[1].audio.n_mels)
+    subprocess.run([sys.executable, "-c", code, exported["L"][0]], env=os.environ | ALLOCATOR, check=True)
 
 
 def test_export_is_not_repeated_and_not_mixed_up(tiny, exported, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """The encoder step and its cache of clips, on an engine that counts what it is asked."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -8,9 +10,11 @@ from model_fixture import runtime
 from step_audio.clips import content_hash
 from step_audio.errors import InvalidRequest, NotCached
 from step_audio.mel import token_count
+from step_audio.steps import lanes
 from step_audio.steps.clip_cache import ClipCache
 from step_audio.steps.encoder_engine import AudioEncoderStep
 from step_audio.steps.tensors import Bfloat16
+from waiting import SECONDS
 
 N_MELS = 128
 ROW = 2 * DIM  # bytes, in 16 bits
@@ -131,6 +135,20 @@ def test_without_a_cache_each_request_is_served_all_the_same():
     assert engine.clips == 2
     with pytest.raises(NotCached):
         work(encoder, [clips(1, features=False)])
+
+
+def test_an_engine_that_keeps_memory_gives_it_back_when_nothing_is_asked(monkeypatch):
+    monkeypatch.setattr(lanes, "IDLE", 0.05)
+    rested = threading.Event()
+
+    class Keeping(FirstFeature):
+        def give_back(self):
+            rested.set()
+
+    encoder = AudioEncoderStep(runtime(), Keeping())
+    answered = threading.Event()
+    encoder.submit(clips(1), lambda _: answered.set())
+    assert answered.wait(SECONDS) and rested.wait(SECONDS)
 
 
 def test_the_cache_s_own_bytes():

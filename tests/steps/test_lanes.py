@@ -2,11 +2,13 @@
 
 import queue
 import threading
+import time
 import weakref
 
 import numpy as np
 import pytest
 
+from step_audio.steps import lanes
 from step_audio.steps.lanes import AHEAD, BatchLane, Lane
 from waiting import SECONDS, wait_until
 
@@ -58,6 +60,23 @@ def test_an_error_in_a_batch_is_not_tried_again():
 
     found = answers(BatchLane(counted, 8), "good", "own", "other")
     assert isinstance(found["own"], KeyError) and found["good"] == {"name": [b"good"]} and len(seen) == 3
+
+
+def test_it_rests_when_it_has_had_no_work_for_a_while(monkeypatch):
+    """Once, in the thread that works; and goes on afterwards, whatever became of it."""
+    monkeypatch.setattr(lanes, "IDLE", 0.05)
+    threads = []
+
+    def rest():
+        threads.append(threading.current_thread().name)
+        raise MemoryError
+
+    lane = BatchLane(lambda batch: threads.append(threading.current_thread().name) or batches(batch), 8, rest)
+    wait_until(lambda: len(threads) == 1, "a rest")
+    time.sleep(0.3)
+    assert answers(lane, "good")["good"] == {"name": [b"good"]}
+    wait_until(lambda: len(threads) == 3, "another rest")
+    assert threads == ["batches"] * 3
 
 
 @pytest.mark.parametrize("lane", [Lane(lambda inputs: {}), BatchLane(lambda batch: [{} for _ in batch], 4)])
