@@ -18,7 +18,9 @@ from step_audio_build.commands.plan import PUBLISHED
 from step_audio_build.planning.memory_plan import plan
 from step_audio_build.planning.profiles import load_profile
 from step_audio_build.tools.trtllm_build import command
+from step_audio_gateway.settings import GatewaySettings
 from step_audio_server.commands.cli import _parser, main
+from step_audio_server.settings import ServeSettings
 
 
 @pytest.mark.parametrize("page", NAMES)
@@ -67,6 +69,19 @@ def test_flags_named_alone_exist(page):
     text = (ROOT / page).read_text("utf-8")
     named = set(re.findall(r"`(--[a-z][a-z-]+)(?:[ =][^`]*)?`", text))
     assert named <= ours | docker | helm | nvidia | benchmarks
+
+
+UNITS = {"GiB": 1 << 30, "MiB": 1 << 20, "kB": 1000}
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_defaults_behind_flags_are_theirs(page):
+    """`--max-body-bytes` (128 MiB; ...) within a sentence."""
+    fields = (GatewaySettings.model_fields | ServeSettings.model_fields).items()
+    ours = {"--" + name.replace("_", "-"): field.default for name, field in fields}
+    text = (ROOT / page).read_text("utf-8")
+    for flag, number, unit in re.findall(r"`(--[a-z][a-z-]+)`\s\(([\d.,]+)(?:\s(\w+))?[^)]*\)", text):
+        assert ours[flag] == float(number.replace(",", "")) * UNITS.get(unit, 1), f"{page}: {flag}"
 
 
 def plan_commands() -> list[tuple[str, ...]]:
