@@ -14,15 +14,18 @@ from gateway_calls import CHAT
 
 @dataclass
 class Seen:
-    """Of one load: seconds to the first token of what was let in, and to the refusal of what was not."""
+    """Of one load: seconds to the first token and to the end of what was let in, and to the refusal of what was not."""
 
     first: list[float] = field(default_factory=list)
+    whole: list[float] = field(default_factory=list)
     refused: list[float] = field(default_factory=list)
     others: list[int] = field(default_factory=list)  # statuses that should not be; 0: no reply
     late: list[float] = field(default_factory=list)  # seconds that this side was late itself
 
     def line(self, name: str) -> str:
-        told = f"{name:>8}: {len(self.first):5} let in, first token {quantiles(self.first)}"
+        told = (
+            f"{name:>8}: {len(self.first):5} let in, first token {quantiles(self.first)}, whole {quantiles(self.whole)}"
+        )
         refused = f"{len(self.refused):5} refused, told in {quantiles(self.refused)}; others {self.others}"
         return f"{told}; {refused}" + (f"; asked late by {quantiles(self.late)}" if self.late else "")
 
@@ -53,6 +56,8 @@ async def ask(port: int, seen: Seen, tokens: int, key: str = "") -> int:
                 seen.first.append(time.monotonic() - start)
                 break
         await reader.read()
+        if status == 200:
+            seen.whole.append(time.monotonic() - start)
     except ConnectionError:
         status = 0
     finally:
