@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from step_audio.arrays import Float32Array
+from step_audio.chat import ClipInfo
 from step_audio.mel import log_mel
 from step_audio.tokenizer import Tokenizer
-from step_audio_training.collation import Encoded, TrainingBatch, collate
+from step_audio_training.collation import Encoded, TrainingBatch, clip_info, collate, collate_embedded
 from step_audio_training.examples import Example, typed
 from step_audio_training.hearing import heard_by
 from step_audio_training.lessons import ABOUT_ONE, SHARES, asked_aloud, draw_task, in_figures, make_lesson
 from step_audio_training.reading import copied
 from step_audio_training.recordings import DrawnRecording, Kind
-from step_audio_training.replay import Replay
+from step_audio_training.replay import Replay, Take, masked
 from step_audio_training.scenes import draw_scene, draw_short_scene, draw_unspoken
 
 RECORDINGS = 16  # of a batch
@@ -36,6 +39,10 @@ WORDED: tuple[Kind, ...] = (
 COPIED = 0.85  # of what is read before there is anything to hear
 LONGEST_READ = 90  # tokens: short ones are many
 CLIPS = 40  # of a batch that is heard, and nothing asked about it
+
+
+Embed = Callable[[Float32Array], Float32Array]
+"""Of samples what encoder and adaptor make of them, [tok, hidden]."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +78,24 @@ class Batches(Dataset[list[TrainingBatch]]):
     """`Batches(...)[n]` is the n-th draw from `first` on: BATCHES batches."""
 
     def __init__(
-        self, seed: int, first: int, last: int, tokenizer_json: str, vocab_size: int, n_mels: int, stages: Stages
+        self,
+        seed: int,
+        first: int,
+        last: int,
+        tokenizer_json: str,
+        vocab_size: int,
+        n_mels: int,
+        stages: Stages,
+        embed: Embed | None = None,
     ):
+        """`embed`: encoder and adaptor do not learn, and what they make of recordings is kept."""
         self.seed, self.first, self.last = seed, first, last
         self.reading, self.hearing = (-(-end // BATCHES) for end in (stages.reading, stages.hearing))
         self.tokenizer_json, self.vocab_size, self.n_mels = tokenizer_json, vocab_size, n_mels
         self.tokenizer: Tokenizer | None = None
-        self.replay = Replay(seed, n_mels, LONGEST)
+        self.replay = Replay(seed, partial(log_mel, n_mels=n_mels), LONGEST)
+        self.embed = embed
+        self.kept = Replay(seed, embed, LONGEST, clean=0, dictated=0) if embed else None
 
     def __len__(self) -> int:
         return self.last - self.first
@@ -90,6 +108,10 @@ class Batches(Dataset[list[TrainingBatch]]):
             return [self._read(random) for _ in range(BATCHES)]
         if draw < self.hearing:
             return self._hear(draw - self.reading, random)
+        if self.kept and self.embed:
+            takes = self.kept.draw(draw, RECORDINGS * BATCHES)
+            parts = [takes[k * RECORDINGS : (k + 1) * RECORDINGS] for k in random.permutation(BATCHES)]
+            return [self._batch_of_kept(part, self.embed, random) for part in parts]
         recordings = [draw_short_scene(random, LONGEST) for _ in range(RECORDINGS * BATCHES // HEARINGS)]
         recordings.sort(key=lambda recording: recording.seconds)
         groups = [recordings[k : k + RECORDINGS] for k in range(0, len(recordings), RECORDINGS)] * HEARINGS
@@ -102,7 +124,8 @@ class Batches(Dataset[list[TrainingBatch]]):
         examples += [drill(task, random) for task in DRILLS]
         clips = {key: heard_by(r, random) for key, r in heard.items()}
         encoded = [
-            Encoded(e, [clips[id(r)][0] for r in e.recordings], self.tokenizer, self.vocab_size) for e in examples
+            Encoded(e, [clip_info(clips[id(r)][0]) for r in e.recordings], self.tokenizer, self.vocab_size)
+            for e in examples
         ]
         return collate(
             [log_mel(samples, self.n_mels) for samples, _ in clips.values()],
@@ -113,6 +136,20 @@ class Batches(Dataset[list[TrainingBatch]]):
             self.vocab_size,
             self.n_mels,
         )
+
+    def _batch_of_kept(self, takes: Sequence[Take], embed: Embed, random: np.random.Generator) -> TrainingBatch:
+        assert self.tokenizer
+        rows = {id(take.recording): take.heard for take in takes}
+        examples = _examples([take.recording for take in takes], random)
+        for recording in (r for e in examples for r in e.recordings):  # a second turn, or a question asked aloud
+            if id(recording) not in rows:
+                rows[id(recording)] = embed(heard_by(recording, random)[0])
+        examples += [drill(task, random) for task in DRILLS]
+        clips = list(rows)
+        infos = {key: ClipInfo(len(rows[key]), n) for n, key in enumerate(clips, 1)}
+        encoded = [Encoded(e, [infos[id(r)] for r in e.recordings], self.tokenizer, self.vocab_size) for e in examples]
+        heard = [[clips.index(id(r)) for r in e.recordings] for e in examples]
+        return collate_embedded(list(rows.values()), encoded, heard, self.vocab_size, self.n_mels)
 
     def _words(self, recording: DrawnRecording) -> list[int]:
         assert self.tokenizer
@@ -135,7 +172,8 @@ class Batches(Dataset[list[TrainingBatch]]):
             part = takes[k * CLIPS : (k + 1) * CLIPS]
             said = [(take.recording, take.before) for take in part]
             words = [self._words(take.recording) for take in part]
-            made.append(collate([take.mel for take in part], said, words, [], [], self.vocab_size, self.n_mels))
+            mels = [masked(take.heard, random) for take in part]
+            made.append(collate(mels, said, words, [], [], self.vocab_size, self.n_mels))
         return made
 
 
@@ -175,9 +213,10 @@ def training_batches(
     n_mels: int,
     workers: int,
     stages: Stages = Stages(),
+    embed: Embed | None = None,
 ) -> Generator[TrainingBatch]:
     """Batches `first` to `last`: each says the same wherever a run begins (espeak-ng's voices waver)."""
-    draws = Batches(seed, first // BATCHES, -(-last // BATCHES), tokenizer_json, vocab_size, n_mels, stages)
+    draws = Batches(seed, first // BATCHES, -(-last // BATCHES), tokenizer_json, vocab_size, n_mels, stages, embed)
     loader = DataLoader(
         draws, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None,
         worker_init_fn=_begin_worker,

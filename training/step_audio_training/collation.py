@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -44,6 +44,9 @@ class TrainingBatch:
     what is said in all clips one after the other, `letter_counts` int64 [clips] of each; `words` int64 [n] and
     `word_counts` int64 [clips]: the same as the tokenizer's tokens.
 
+    `embeddings` float32 [clips, tok, hidden]: where encoder and adaptor do not learn, what they make of the clips.
+    There are no `mels` then, nor is anything told of what is said in them.
+
     `groups`: pairs of `ids` int64 [examples, S], each a token, or vocabulary size + row of the clips' embeddings, all
     clips' own rows one after the other; and `labels` int64 [examples, S], the token that comes next, IGNORED outside
     the answer.
@@ -57,6 +60,7 @@ class TrainingBatch:
     words: torch.Tensor
     word_counts: torch.Tensor
     groups: list[tuple[torch.Tensor, torch.Tensor]]
+    embeddings: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> TrainingBatch:
         return TrainingBatch(
@@ -68,17 +72,23 @@ class TrainingBatch:
             self.words.to(device),
             self.word_counts.to(device),
             [(ids.to(device), labels.to(device)) for ids, labels in self.groups],
+            None if self.embeddings is None else self.embeddings.to(device),
         )
+
+
+def clip_info(samples: Float32Array) -> ClipInfo:
+    """Of a recording of one clip."""
+    return ClipInfo(token_count(frame_count(len(samples))), content_hash(samples))
 
 
 class Encoded:
     """An example as tokens: `prompt` as the server builds it, `answer` what the model is to write."""
 
-    def __init__(self, example: Example, clips: Sequence[Float32Array], tokenizer: Tokenizer, vocab_size: int):
-        """`clips`: samples of the example's recordings."""
+    def __init__(self, example: Example, clips: Sequence[ClipInfo], tokenizer: Tokenizer, vocab_size: int):
+        """`clips`: of the example's recordings."""
         thinks = example.thought is not None
         messages = example.messages if thinks else [*example.messages, {"role": "assistant", "content": NO_THOUGHT}]
-        infos = [[ClipInfo(token_count(frame_count(len(clip))), content_hash(clip))] for clip in clips]
+        infos = [[clip] for clip in clips]
         conversation = parse_conversation(messages, example.tools)
         prompt = build_prompt(
             conversation, tokenizer, vocab_size, infos, add_generation_prompt=thinks, continue_final_message=not thinks
@@ -116,21 +126,6 @@ def collate(
     the tokens of what it says; `heard[e]`: example e's clips, in order."""
     padded, frames = pad_batch(list(mels), n_mels)
     counts = [token_count(int(length)) for length in frames]
-    starts = np.cumsum([0, *counts])
-    wholes, labels = [], []
-    for example, clips in zip(encoded, heard, strict=True):
-        rows = np.concatenate([np.arange(starts[c], starts[c + 1]) for c in clips]) if clips else np.zeros(0, np.int64)
-        whole = np.array(example.prompt + example.answer)
-        audio = whole >= vocab_size
-        whole[audio] = vocab_size + rows[whole[audio] - vocab_size]
-        wholes.append(whole[:-1])
-        labels.append(np.array([IGNORED] * (len(example.prompt) - 1) + example.answer))
-    order = np.argsort([len(whole) for whole in wholes])
-    groups = [
-        (_stack([wholes[n] for n in part], 0), _stack([labels[n] for n in part], IGNORED))
-        for part in np.array_split(order, GROUPS)
-        if len(part)
-    ]
     sounds = _stack(
         [sounds_when(recording, before, count) for (recording, before), count in zip(said, counts, strict=True)],
         IGNORED,
@@ -144,8 +139,47 @@ def collate(
         torch.tensor([len(each) for each in letters], dtype=torch.int64),
         torch.tensor([token for each in words for token in each], dtype=torch.int64),
         torch.tensor([len(each) for each in words], dtype=torch.int64),
-        groups,
+        _grouped(counts, encoded, heard, vocab_size),
     )
+
+
+def collate_embedded(
+    embeddings: Sequence[Float32Array],
+    encoded: Sequence[Encoded],
+    heard: Sequence[Sequence[int]],
+    vocab_size: int,
+    n_mels: int,
+) -> TrainingBatch:
+    """As `collate`, of what encoder and adaptor have made of the clips: `embeddings[c]` float32 [tok, hidden]."""
+    counts = [len(rows) for rows in embeddings]
+    nothing = collate([], [], [], [], [], vocab_size, n_mels)
+    return replace(
+        nothing,
+        sounds=_stack([np.zeros(count, np.int64) for count in counts], IGNORED),
+        groups=_grouped(counts, encoded, heard, vocab_size),
+        embeddings=torch.nn.utils.rnn.pad_sequence([torch.from_numpy(rows) for rows in embeddings], batch_first=True),
+    )
+
+
+def _grouped(
+    counts: Sequence[int], encoded: Sequence[Encoded], heard: Sequence[Sequence[int]], vocab_size: int
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """`counts[c]`: clip c's embeddings."""
+    starts = np.cumsum([0, *counts])
+    wholes, labels = [], []
+    for example, clips in zip(encoded, heard, strict=True):
+        rows = np.concatenate([np.arange(starts[c], starts[c + 1]) for c in clips]) if clips else np.zeros(0, np.int64)
+        whole = np.array(example.prompt + example.answer)
+        audio = whole >= vocab_size
+        whole[audio] = vocab_size + rows[whole[audio] - vocab_size]
+        wholes.append(whole[:-1])
+        labels.append(np.array([IGNORED] * (len(example.prompt) - 1) + example.answer))
+    order = np.argsort([len(whole) for whole in wholes])
+    return [
+        (_stack([wholes[n] for n in part], 0), _stack([labels[n] for n in part], IGNORED))
+        for part in np.array_split(order, GROUPS)
+        if len(part)
+    ]
 
 
 def _stack(rows: Sequence[Int64Array], filling: int) -> torch.Tensor:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from step_audio.command_line import Commands, Echo, add_command, count, echo
 from step_audio.errors import ArtefactError
@@ -32,6 +32,11 @@ def add_train(commands: Commands) -> None:
     parser.add_argument(
         "--decoder", type=Path, metavar="DIR", help="with --whisper: a checkpoint whose decoder is grown"
     )
+    parser.add_argument(
+        "--decoder-only",
+        action="store_true",
+        help="with --checkpoint: encoder and adaptor stay as they are, and what they make of a recording is kept",
+    )
     parser.add_argument("--steps", type=count, help="default: the recipe's; may be changed before the cool-down")
     parser.add_argument("--seed", type=int, help="default: the recipe's")
     parser.add_argument("--workers", type=int, default=1, help="processes that make data (default %(default)s)")
@@ -50,10 +55,12 @@ def _train(arguments: argparse.Namespace) -> None:
 
     given = {name: value for name in ("steps", "seed") if (value := getattr(arguments, name)) is not None}
     # A listener reads already, and its adaptor hears; only the heads that help it to learn are new.
-    known = {"reading_steps": 0, "hearing_steps": 0, "frozen_steps": 50} if arguments.checkpoint else {}
-    recipe = replace(Recipe(), **known, **given)
+    known: dict[str, Any] = {"reading_steps": 0, "hearing_steps": 0, "frozen_steps": 50} if arguments.checkpoint else {}
+    recipe = replace(Recipe(), decoder_only=arguments.decoder_only, **known, **given)
     if arguments.checkpoint and arguments.decoder:
         raise ArtefactError("--decoder goes with --whisper: the listener of --checkpoint has a decoder")
+    if arguments.decoder_only and not arguments.checkpoint:
+        raise ArtefactError("--decoder-only goes with --checkpoint, a listener that hears already")
 
     def begin() -> Beginning:
         if arguments.checkpoint:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from step_audio.mel import log_mel, pad_batch, token_count
 from step_audio.tokenizer import Tokenizer
-from step_audio_training.collation import Encoded
+from step_audio_training.collation import Encoded, clip_info
 from step_audio_training.examples import Task
 from step_audio_training.model import Listener
 from step_audio_training.questions import ExamQuestion, draw_known, draw_question, sets_that_can_be_made
@@ -107,7 +107,7 @@ def _answers(model: Listener, tokenizer: Tokenizer, questions: Sequence[ExamQues
 def _prompt(model: Listener, tokenizer: Tokenizer, question: ExamQuestion) -> Tensor:
     """[S, hidden]"""
     vocab, config = model.config.text.vocab_size, model.config.audio
-    ids = torch.tensor(Encoded(question.example, question.clips, tokenizer, vocab).prompt)
+    ids = torch.tensor(Encoded(question.example, [clip_info(clip) for clip in question.clips], tokenizer, vocab).prompt)
     embedded: Tensor = model.decoder.model.embed_tokens(ids.clamp(max=vocab - 1))
     if question.clips:
         mels, frames = pad_batch([log_mel(clip, config.n_mels) for clip in question.clips], config.n_mels)

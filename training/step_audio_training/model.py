@@ -55,9 +55,10 @@ SPELLING_WIDTH, SPELLING_KERNEL = 512, 5
 
 @dataclass
 class Heard:
-    """The encoder's output `frames` [clips, T, width], and the adaptor's `embeddings` [clips, tok, hidden]."""
+    """The encoder's output `frames` [clips, T, width], and the adaptor's `embeddings` [clips, tok, hidden]; those alone
+    where both do not learn."""
 
-    frames: Tensor
+    frames: Tensor | None
     embeddings: Tensor
 
 
@@ -102,6 +103,8 @@ class Listener(nn.Module):
             self.decoder.lm_head.weight[trained_ids] = 0.02 * torch.randn(len(trained_ids), config.text.hidden_size)
 
     def embed(self, batch: TrainingBatch, encoder_learns: bool = True) -> Heard:
+        if batch.embeddings is not None:
+            return Heard(None, batch.embeddings)
         with torch.set_grad_enabled(encoder_learns and torch.is_grad_enabled()):
             frames = self.audio.encoder(batch.mels, batch.frames, masked_frames=0)
         return Heard(frames, self.audio.adapter(frames))
@@ -116,6 +119,7 @@ class Listener(nn.Module):
         the words that it has learnt to copy from text. Those learn with it only where it answers as well: else they
         would be words that it does not know.
         """
+        assert heard.frames is not None
         embeddings = heard.embeddings.float()
         lengths = (batch.sounds != IGNORED).sum(1)
         frames = self.spelling(heard.frames.transpose(1, 2)).transpose(1, 2).float()

@@ -1,4 +1,5 @@
-"""Recordings that are heard again and again, each time otherwise: what the encoder and the adaptor learn to hear on.
+"""Recordings that are heard again and again, each time otherwise: what the encoder and the adaptor learn to hear on,
+and what a decoder learns on whose encoder and adaptor stay as they are.
 
 To say a sentence takes a synthesizer longer than it takes a small encoder to learn of it, and an answer's decoder takes
 longer still. Here every recording is drawn by its number and kept for a while, so that a draw depends on nothing but
@@ -7,12 +8,12 @@ its seed and its own number.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from step_audio.arrays import AnyArray, Float32Array
-from step_audio.mel import log_mel
 from step_audio_training.hearing import heard_by
 from step_audio_training.recordings import Conditions, DrawnRecording, record
 from step_audio_training.scenes import draw_short_scene
@@ -28,9 +29,9 @@ BANDS, MOST_BANDS, MOST_FRAMES = 2, 8, 10  # that are masked: twice some mel ban
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """`mel` float32 [n_mels, T]; `before`: seconds of silence in front of what `recording` says."""
+    """`heard`: what was made of it; `before`: seconds of silence in front of what `recording` says."""
 
-    mel: Float32Array
+    heard: Float32Array
     before: float
     recording: DrawnRecording
 
@@ -38,9 +39,17 @@ class Take:
 class Replay:
     """`Replay(...).draw(n, count)` is the n-th draw, in the order of the recordings' lengths."""
 
-    def __init__(self, seed: int, n_mels: int, longest: float):
-        """`longest`: seconds of a recording."""
-        self.seed, self.n_mels, self.longest = seed, n_mels, longest
+    def __init__(
+        self,
+        seed: int,
+        make: Callable[[Float32Array], Float32Array],
+        longest: float,
+        clean: float = CLEAN,
+        dictated: float = DICTATED,
+    ):
+        """`make`: of samples what is kept, in 16 bits; `longest`: seconds of a recording; `clean` of the takes are so;
+        `dictated`: as for `draw_short_scene`."""
+        self.seed, self.make, self.longest, self.clean, self.dictated = seed, make, longest, clean, dictated
         self._said: dict[int, DrawnRecording] = {}
         self._heard: dict[tuple[int, int], tuple[AnyArray, float]] = {}
 
@@ -54,20 +63,19 @@ class Replay:
             latest, random.integers(max(first, end - FRESH), end, count), random.integers(first, end, count)
         )
         takes = [self._take(int(number), int(random.integers(TAKES))) for number in chosen]
-        takes = [replace(take, mel=masked(take.mel, random)) for take in takes]
-        return sorted(takes, key=lambda take: take.mel.shape[1])
+        return sorted(takes, key=lambda take: take.heard.size)
 
     def _take(self, number: int, which: int) -> Take:
         if number not in self._said:
             random = np.random.default_rng([self.seed, 2, number])
-            self._said[number] = draw_short_scene(random, self.longest, DICTATED)
+            self._said[number] = draw_short_scene(random, self.longest, self.dictated)
         said = self._said[number]
         if (number, which) not in self._heard:
             random = np.random.default_rng([self.seed, 1, number, which])
-            samples, before = clean(said, random) if random.random() < CLEAN else heard_by(said, random)
-            self._heard[number, which] = log_mel(samples, self.n_mels).astype(np.float16), before
-        mel, before = self._heard[number, which]
-        return Take(mel.astype(np.float32), before, said)
+            samples, before = clean(said, random) if random.random() < self.clean else heard_by(said, random)
+            self._heard[number, which] = self.make(samples).astype(np.float16), before
+        heard, before = self._heard[number, which]
+        return Take(heard.astype(np.float32), before, said)
 
     def _forget(self, first: int) -> None:
         self._said = {number: said for number, said in self._said.items() if number >= first}

@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from itertools import islice
@@ -26,6 +27,7 @@ from step_audio_build.convert.small_tokenizer import VOICE_TOKENS
 from step_audio_training.batches import Stages, training_batches
 from step_audio_training.beginning import Beginning, listener_config, used_tokens
 from step_audio_training.collation import TrainingBatch
+from step_audio_training.embedder import embedder
 from step_audio_training.exam import Paper, draw_paper, examine
 from step_audio_training.model import HEARING, Listener
 from step_audio_training.parallel import SideBySide
@@ -66,6 +68,7 @@ class Recipe:
     encoder_share: float = 0.15
     weight_decay: float = 0.02
     hearing_weight: float = 0.5  # of the loss of letters and sounds
+    decoder_only: bool = False  # encoder and adaptor stay as they are
 
 
 class Stopped(Exception):
@@ -125,7 +128,13 @@ def train(
     vocab = config.text.vocab_size
     heard = recipe.reading_steps + recipe.hearing_steps
     stages = Stages(recipe.batches * recipe.reading_steps, recipe.batches * heard)
-    batches = training_batches(recipe.seed, first_batch, last_batch, tokenizer, vocab, audio.n_mels, workers, stages)
+    embed = None
+    if recipe.decoder_only:
+        embed = embedder(deepcopy(model.audio).cpu(), audio.n_mels)
+        model.audio.requires_grad_(False)
+    batches = training_batches(
+        recipe.seed, first_batch, last_batch, tokenizer, vocab, audio.n_mels, workers, stages, embed
+    )  # fmt: skip
     began, first = time.monotonic(), step
     try:
         while step < recipe.steps:
@@ -214,8 +223,8 @@ def _cpu_flags() -> frozenset[str]:
 def _losses(model: Listener, recipe: Recipe, batch: TrainingBatch, encoder_learns: bool) -> dict[str, float]:
     """Adds to the gradients; returns what is told of a step."""
     with torch.autocast(batch.mels.device.type, torch.bfloat16, enabled=_has_bfloat16(batch.mels.device)):
-        heard = model.embed(batch, encoder_learns) if len(batch.mels) else None
-        hearing = model.hearing_loss(heard, batch) if heard else {}
+        heard = model.embed(batch, encoder_learns) if len(batch.sounds) else None
+        hearing = model.hearing_loss(heard, batch) if heard and heard.frames is not None else {}
         answers, accuracy = model.answer_loss(heard, batch) if batch.groups else (None, None)
     told = {f"{name}_loss": loss.item() for name, loss in hearing.items()}
     loss = sum((HEARING[name] * each for name, each in hearing.items()), torch.zeros(()))
