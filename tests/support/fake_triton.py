@@ -19,6 +19,7 @@ from step_audio.sampling_parameters import PARAMETERS
 from step_audio.tokenizer import Tokenizer
 from step_audio_build.convert.small_tokenizer import build_tokenizer
 from step_audio_client import StepAudioClient, wire
+from step_audio_server.launch.ports import free_ports
 
 TOKENIZER = Tokenizer(build_tokenizer().to_str())
 EOT = TOKENIZER.special.eot
@@ -174,14 +175,15 @@ async def for_ever():
 
 @asynccontextmanager
 async def serving(*runs, addresses: Sequence[str] = ()):
-    """For each run a server: (fake, address, grpc.aio.Server)"""
+    """For each run a server: (fake, address, grpc.aio.Server). Its port stays free when it is stopped."""
     started = []
-    for run, address in zip_longest(runs, addresses, fillvalue="127.0.0.1:0"):
+    for run, address in zip_longest(runs, addresses):
+        address = address or f"127.0.0.1:{free_ports(1)[0]}"
         server, fake = grpc.aio.server(), Fake(run)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(fake, server)
-        port = server.add_insecure_port(address)
+        server.add_insecure_port(address)
         await server.start()
-        started.append((fake, f"127.0.0.1:{port}", server))
+        started.append((fake, address, server))
     try:
         yield started
     finally:
