@@ -34,6 +34,8 @@ WHEEL = "tritonclient==2.51.0"
 LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
 MODEL = "step_audio_r1"
 NANOSECONDS = 1e9
+SENT = re.compile(rb'"timestamp":(\d+),"request_inputs":')  # a request of its export
+ATTEMPTS = 3  # of a level: few quick requests may have ended on a busy machine before it begins to count
 
 
 def find(cache: Path) -> tuple[Path, dict[str, str]]:
@@ -112,13 +114,25 @@ class PerfAnalyzer:
             data, export = Path(scratch) / "input.json", Path(scratch) / "profile.json"
             data.write_text(json.dumps(input_data(questions, workload)), "utf-8")
             command = self.command(level, len(questions), data, export)
-            ran = subprocess.run(command, env=self._environment, capture_output=True, text=True)
-            if ran.returncode or not export.is_file():
-                raise StepAudioError(f"{NAME}: {_reason(ran.stdout + ran.stderr)}")
-            records = read_export(export.read_bytes(), questions, workload.output_tokens)
+            records = read_export(self._exported(command, export), questions, workload.output_tokens)
         for _ in records:
             on_done()
         return LoadRun(records, max(one.ended or 0.0 for one in records) - min(one.sent for one in records))
+
+    def _exported(self, command: Sequence[str], export: Path) -> bytes:
+        """Raises StepAudioError."""
+        for _ in range(ATTEMPTS):
+            ran = subprocess.run(command, env=self._environment, capture_output=True, text=True)
+            said = _reason(ran.stdout + ran.stderr)
+            if ran.returncode or not export.is_file():
+                raise StepAudioError(f"{NAME}: {said}")
+            content = export.read_bytes()
+            if SENT.search(content):
+                return content
+            export.unlink()
+        raise StepAudioError(
+            f"{NAME}: its export has no requests: ask for more with --requests. Its last words: {said}"
+        )
 
     def command(self, level: Level, requests: int, data: Path, export: Path) -> list[str]:
         load = (
@@ -136,7 +150,7 @@ def read_export(export: bytes, questions: Sequence[Question], tokens: int) -> li
     """Of the profile export. It repeats the requests' bytes as they are, recordings too, so that it is no JSON: the
     times are picked out. A request's question is not told; they are asked in turn."""
     records = []
-    sent = re.finditer(rb'"timestamp":(\d+),"request_inputs":', export)
+    sent = SENT.finditer(export)
     came = re.finditer(rb'"response_timestamps":\[([\d,]*)\],"response_outputs":', export)
     for number, (begin, responses) in enumerate(zip(sent, came, strict=True)):
         times = [int(text) / NANOSECONDS for text in responses[1].split(b",") if text]
@@ -148,8 +162,6 @@ def read_export(export: bytes, questions: Sequence[Question], tokens: int) -> li
         if not times:
             record.error = "no response"
         records.append(record)
-    if not records:
-        raise StepAudioError(f"{NAME}: its export has no requests")
     return records
 
 
