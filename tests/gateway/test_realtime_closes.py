@@ -21,7 +21,8 @@ from websockets.asyncio.client import connect
 from websockets.frames import Frame, Opcode
 
 import waiting
-from gateway_fixture import FakeClient, listening
+from gateway_fixture import USAGE, FakeClient, listening
+from realtime_fixture import by_hand, connected, pcm, say, until
 from step_audio_client import ChatDelta
 from step_audio_gateway import server, web_sockets
 from step_audio_gateway.connections import Connections
@@ -276,3 +277,28 @@ async def test_errors_do_not_pile_up_before_who_reads_nothing(url, monkeypatch, 
         await asyncio.sleep(0.5)
         assert max(waiting_events) == MOST_WAITING, "nothing more is read of what is sent"
     await no_session_at(url)
+
+
+async def test_a_session_is_one_line_of_the_log(url, fake, play, caplog):
+    """How long it was, how it ended, what it took; and nothing of what was said."""
+    play(ChatDelta(content="to you alone", raw="x"), ChatDelta(finish_reason="stop", usage=USAGE))
+    with caplog.at_level(logging.DEBUG):
+        async with connected(url) as connection:
+            await by_hand(connection, instructions="a secret")
+            await say(connection, "another")
+            await connection.input_audio_buffer.append(audio=pcm(0.5))
+            await connection.input_audio_buffer.commit()
+            await connection.response.create()
+            await until(connection, "response.done")
+        await no_session_at(url)
+    logged = [vars(one) for one in caplog.records]
+    (line,) = (one["fields"] for one in logged if "session" in one.get("fields", {}))
+    opened = connection.created.session
+    assert (line["session"], line["model"]) == (opened.id, opened.model)
+    assert (line["path"], line["status"], line["closed"]) == ("/v1/realtime", 101, "the client has left")
+    assert (line["turns"], line["prompt_tokens"], line["completion_tokens"]) == (
+        1, USAGE.prompt_tokens, USAGE.completion_tokens,
+    )  # fmt: skip
+    assert line["seconds"] > 0
+    ours = str([one for one in logged if one["name"].startswith("step_audio")])
+    assert not any(said in ours for said in ("secret", "another", "to you alone"))
