@@ -62,12 +62,10 @@ class Server:
         `stands`: the server is there, and says it of one of its processes, to everybody, until it is started anew.
         """
         now = time.monotonic()
-        if known := begun < self._dead_until:
-            late = begun >= self._death.began
-        else:
+        if begun >= self._dead_until:
             self._death = Death(self.address, now)
         self._dead_until = math.inf if stands else now
-        return None if known and late else self._death
+        return self._death if begun <= self._death.began else None
 
     async def close(self) -> None:
         """When the calls under way have ended."""

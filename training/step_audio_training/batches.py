@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from step_audio.arrays import Float32Array
 from step_audio.chat import ClipInfo
 from step_audio.mel import log_mel
 from step_audio.tokenizer import Tokenizer
 from step_audio_training.collation import Encoded, TrainingBatch, clip_info, collate, collate_embedded
+from step_audio_training.embedder import Embed
 from step_audio_training.examples import Example, typed
 from step_audio_training.hearing import heard_by
 from step_audio_training.lessons import ABOUT_ONE, SHARES, asked_aloud, draw_task, in_figures, make_lesson
@@ -39,10 +39,6 @@ WORDED: tuple[Kind, ...] = (
 COPIED = 0.85  # of what is read before there is anything to hear
 LONGEST_READ = 90  # tokens: short ones are many
 CLIPS = 40  # of a batch that is heard, and nothing asked about it
-
-
-Embed = Callable[[Float32Array], Float32Array]
-"""Of samples what encoder and adaptor make of them, [tok, hidden]."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,6 @@ class Batches(Dataset[list[TrainingBatch]]):
         self.tokenizer_json, self.vocab_size, self.n_mels = tokenizer_json, vocab_size, n_mels
         self.tokenizer: Tokenizer | None = None
         self.replay = Replay(seed, partial(log_mel, n_mels=n_mels), LONGEST)
-        self.embed = embed
         self.kept = Replay(seed, embed, LONGEST, clean=0, dictated=0) if embed else None
 
     def __len__(self) -> int:
@@ -108,10 +103,10 @@ class Batches(Dataset[list[TrainingBatch]]):
             return [self._read(random) for _ in range(BATCHES)]
         if draw < self.hearing:
             return self._hear(draw - self.reading, random)
-        if self.kept and self.embed:
+        if self.kept:
             takes = self.kept.draw(draw, RECORDINGS * BATCHES)
             parts = [takes[k * RECORDINGS : (k + 1) * RECORDINGS] for k in random.permutation(BATCHES)]
-            return [self._batch_of_kept(part, self.embed, random) for part in parts]
+            return [self._batch_of_kept(part, self.kept.make, random) for part in parts]
         recordings = [draw_short_scene(random, LONGEST) for _ in range(RECORDINGS * BATCHES // HEARINGS)]
         recordings.sort(key=lambda recording: recording.seconds)
         groups = [recordings[k : k + RECORDINGS] for k in range(0, len(recordings), RECORDINGS)] * HEARINGS

@@ -11,9 +11,12 @@ from step_audio.arrays import Float32Array
 from step_audio.encoder import AudioEncoder
 from step_audio.mel import log_mel, pad_batch
 
+Embed = Callable[[Float32Array], Float32Array]
+"""Of samples float32 [n] at 16 kHz to float32 [tok, hidden]."""
 
-def embedder(audio: AudioEncoder, n_mels: int) -> Callable[[Float32Array], Float32Array]:
-    """Of samples float32 [n] at 16 kHz to float32 [tok, hidden]."""
+
+def embedder(audio: AudioEncoder, n_mels: int) -> Embed:
+    """By `audio`, which does not learn from then on."""
     audio.eval()
 
     @torch.no_grad()

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from step_audio.mel import log_mel, pad_batch, token_count
 from step_audio.tokenizer import Tokenizer
 from step_audio_training.collation import Encoded, clip_info
+from step_audio_training.embedder import embedder
 from step_audio_training.examples import Task
 from step_audio_training.model import Listener
 from step_audio_training.questions import ExamQuestion, draw_known, draw_question, sets_that_can_be_made
@@ -110,9 +110,8 @@ def _prompt(model: Listener, tokenizer: Tokenizer, question: ExamQuestion) -> Te
     ids = torch.tensor(Encoded(question.example, [clip_info(clip) for clip in question.clips], tokenizer, vocab).prompt)
     embedded: Tensor = model.decoder.model.embed_tokens(ids.clamp(max=vocab - 1))
     if question.clips:
-        mels, frames = pad_batch([log_mel(clip, config.n_mels) for clip in question.clips], config.n_mels)
-        heard = model.audio(torch.from_numpy(mels), torch.from_numpy(frames.astype(np.int64)))
-        rows = torch.cat([heard[n, : token_count(int(length))] for n, length in enumerate(frames)])
+        embed = embedder(model.audio, config.n_mels)
+        rows = torch.from_numpy(np.concatenate([embed(clip) for clip in question.clips]))
         audio = ids >= vocab
         embedded[audio] = rows[ids[audio] - vocab]
     return embedded
