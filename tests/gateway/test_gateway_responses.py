@@ -5,11 +5,10 @@ from __future__ import annotations
 import base64
 import json
 
-import httpx
 import pydantic
 import pytest
 
-from gateway_fixture import ANSWER, REPLY, THOUGHT, USAGE, wav
+from gateway_fixture import ANSWER, PLAIN, REPLY, THOUGHT, USAGE, wav
 from step_audio_client import Audio, AudioReport, ChatDelta, ServerBusy, Thinking, TokenLogprob, ToolCall, Unavailable
 from step_audio_gateway.published import IGNORED, IGNORED_RESPONSES, REFUSED, REFUSED_RESPONSES
 from step_audio_gateway.response_request import ResponseRequest
@@ -38,7 +37,7 @@ def test_whole_and_streamed(client, fake):
 
 def test_events_in_their_order(url):
     """With the names before the data, for clients that go by these."""
-    text = httpx.post(f"{url}/v1/responses", json={"input": "hello", "stream": True}).text
+    text = PLAIN.post(f"{url}/v1/responses", json={"input": "hello", "stream": True}).text
     blocks = [block.split("\n") for block in text.strip().split("\n\n")]
     data = [json.loads(lines[1].removeprefix("data: ")) for lines in blocks]
     assert [lines[0] for lines in blocks] == [f"event: {event['type']}" for event in data]
@@ -124,8 +123,8 @@ def test_whole_is_what_the_stream_ends_with(url, play):
     early = ChatDelta(tool_calls=(call,), logprobs=(TokenLogprob("weather", tuple(b"weather"), -1.0),))
     play(*REPLY[:2], early, *said, ChatDelta(tool_calls=(call,)), ChatDelta(content="Then"), REPLY[-1])
     asked = {"input": "hello", "include": ["message.output_text.logprobs"]}
-    whole = httpx.post(f"{url}/v1/responses", json=asked).json()
-    text = httpx.post(f"{url}/v1/responses", json=asked | {"stream": True}).text
+    whole = PLAIN.post(f"{url}/v1/responses", json=asked).json()
+    text = PLAIN.post(f"{url}/v1/responses", json=asked | {"stream": True}).text
     last = json.loads(text.strip().split("\n")[-1].removeprefix("data: "))["response"]
     for reply in (whole, last):
         reply.pop("id"), reply.pop("created_at")
@@ -187,7 +186,7 @@ def test_a_history_of_openai_s_goes_on_here(client, fake, item):
 
 
 def test_its_tools_have_all_keys_of_openai_s(url):
-    reply = httpx.post(f"{url}/v1/responses", json={"input": "x", "tools": [{"type": "function", "name": "f"}]}).json()
+    reply = PLAIN.post(f"{url}/v1/responses", json={"input": "x", "tools": [{"type": "function", "name": "f"}]}).json()
     assert reply["tools"] == [{"type": "function", "name": "f", "parameters": None, "strict": None}]
 
 

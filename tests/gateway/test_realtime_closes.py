@@ -14,14 +14,13 @@ import struct
 import threading
 from unittest.mock import Mock
 
-import httpx
 import pytest
 import websockets
 from websockets.asyncio.client import connect
 from websockets.frames import Frame, Opcode
 
 import waiting
-from gateway_fixture import USAGE, FakeClient, listening
+from gateway_fixture import PLAIN, USAGE, FakeClient, listening
 from realtime_fixture import by_hand, connected, pcm, say, until
 from step_audio_client import ChatDelta
 from step_audio_gateway import server, web_sockets
@@ -72,7 +71,7 @@ async def closed(websocket: websockets.ClientConnection) -> tuple[int, str]:
 
 
 def metrics(url: str) -> str:
-    return httpx.get(f"{url}/metrics").text
+    return PLAIN.get(f"{url}/metrics").text
 
 
 def left_of_sessions() -> list[object]:

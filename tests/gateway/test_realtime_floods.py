@@ -13,6 +13,8 @@ from realtime_fixture import pcm
 from session_fixture import Talk, message, talking
 from step_audio_client import ChatDelta
 
+pytestmark = pytest.mark.long
+
 AUDIO = pcm(4.0)
 HEARD = {"type": "input_audio", "audio": AUDIO}
 SIZE = 192_000  # bytes of it, and the least that could stay of a round

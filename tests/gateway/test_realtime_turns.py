@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 
-import httpx
 import numpy as np
 import pytest
 
 import waiting
-from gateway_fixture import ANSWER, USAGE, listening, whole
+from gateway_fixture import ANSWER, PLAIN, USAGE, listening, whole
 from metrics_page import figure
 from realtime_fixture import by_hand, connected, say, take, until
 from step_audio.clips import SAMPLE_RATE
@@ -61,7 +60,7 @@ async def play_in(connection, data: bytes) -> None:
 
 def counted(url: str, name: str) -> float:
     """Of /metrics, `step_audio_realtime_` left out."""
-    return figure(httpx.get(f"{url}/metrics").text, f"step_audio_realtime_{name}")
+    return figure(PLAIN.get(f"{url}/metrics").text, f"step_audio_realtime_{name}")
 
 
 async def settled(fake) -> None:

@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 
-from gateway_fixture import ANSWER, THOUGHT, events, listening, shared
+from gateway_fixture import ANSWER, PLAIN, THOUGHT, events, listening, shared
 from speech_fixture import Speech, speech_server
 from step_audio.audio import read_recording
 from step_audio_gateway.settings import GatewaySettings
@@ -47,7 +47,7 @@ def spoken():
 
 
 def post(url: str, path: str = "/v1/audio/speech", **body: object) -> httpx.Response:
-    return httpx.post(f"{url}{path}", json=body, timeout=60)
+    return PLAIN.post(f"{url}{path}", json=body)
 
 
 def test_long_texts_come_in_parts():

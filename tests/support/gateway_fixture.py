@@ -56,6 +56,9 @@ TOKENIZER = Tokenizer.from_json(tokenizer_fixture.build_json())
 LIMITS = {"max_audios": 4, "max_audio_seconds": 60.0, "max_audio_bytes": 2_000_000}
 Step = ChatDelta | Exception | float  # to hand out, to raise, or seconds to wait
 
+# For addresses without TLS: to load the certificates that nobody shows takes httpx 25 ms each time.
+PLAIN = httpx.Client(verify=False, timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
+
 
 def script(messages: list[dict[str, Any]], options: ChatOptions) -> list[Step]:
     """What a model would say that calls tools when it is given some, and obeys a schema."""

@@ -21,7 +21,8 @@ async def connected(url: str, key: str = "none", model: str = "tiny", **more: An
     """`AsyncRealtimeConnection`, its first event read."""
     import openai
 
-    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
+    plain = openai.DefaultAsyncHttpxClient(verify=False)  # as gateway_fixture.PLAIN
+    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, http_client=plain)
     async with client, client.realtime.connect(model=model, **more) as connection:
         connection.created = await take(connection)
         assert connection.created.type == "session.created"
