@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from step_audio_training import voices
 from step_audio_training.arithmetic import Sum
 from step_audio_training.examples import typed
 from step_audio_training.lessons import ABOUT_ONE, ALOUD, SHARES, asked_aloud, make_lesson
-from step_audio_training.requests import NO_TOOL, SKILLS, draw_order
+from step_audio_training.requests import NO_TOOL, SKILLS
 from step_audio_training.scenes import SHARES as KINDS
 from step_audio_training.scenes import draw_practice, draw_scene, draw_unspoken
 from step_audio_training.texts import held_out, plain, sentences
@@ -120,11 +121,41 @@ def test_orders_call_a_tool_that_is_there_with_what_was_said():
 
 
 def test_the_guises_of_tools_for_evaluation_are_not_learnt():
-    random = np.random.default_rng(3)
-    kept = {skill.names[2] for skill in SKILLS}
-    assert {draw_order(random, held_out=True).skill.names[2] for _ in range(200)} == kept
-    for example in lessons("order", "order", 30):
-        assert not {tool["function"]["name"] for tool in example.tools or ()} & kept
+    kept = {skill.names[-1] for skill in SKILLS}, {skill.described[-1] for skill in SKILLS}
+    asked = lessons("order", "order", 60)
+    learnt = [tool["function"] for example in asked for tool in example.tools]
+    assert not {tool["name"] for tool in learnt} & kept[0] and not {tool["description"] for tool in learnt} & kept[1]
+    examined = [tool["function"] for example in lessons("order", "order", 60, held_out=True) for tool in example.tools]
+    assert {tool["name"] for tool in examined} == kept[0] and {tool["description"] for tool in examined} == kept[1]
+
+
+def test_tools_and_schemas_to_learn_with_have_names_that_nobody_would_guess():
+    """Else those that it has learnt are called, whatever the request brings."""
+    names = [tool["function"]["name"] for example in lessons("order", "order", 80) for tool in example.tools]
+    assert len(set(names)) > 60 and not all(Counter(names)[name] > 1 for name in names)
+    keys = [key for example in lessons("sum_in_json", "sum", 40) for key in json.loads(example.answer)]
+    assert len(set(keys)) > 20
+    held_out = [
+        key for example in lessons("sum_in_json", "sum", 20, held_out=True) for key in json.loads(example.answer)
+    ]
+    assert set(held_out) <= {"result", "expression", "answer", "sum", "value", "question"}
+
+
+def test_thoughts_about_sounds_say_where_they_were_heard():
+    for example in lessons("speakers", "speakers", 10):
+        (recording,) = example.recordings
+        (first, one), (second, two) = zip(recording.parts, recording.heights, strict=True)
+        assert f" {first}: {one}. {second}: {two}. That is {abs(one - two)} apart" in example.thought
+        assert recording.text == f"{first} {second}"
+    for example in lessons("loud", "loud", 10):
+        (recording,) = example.recordings
+        heard = dict(pair.split() for pair in re.search(": (.*?)[.]", example.thought)[1].split(", "))
+        assert " ".join(heard) == recording.text
+        assert [word for word, level in heard.items() if level == "loud"] == [recording.told]
+    for example in lessons("rate", "sum", 5):
+        (recording,) = example.recordings
+        pace = len(recording.text.replace(" ", "")) / recording.seconds
+        assert f" {round(pace)} letters a second" in example.thought
 
 
 @pytest.mark.parametrize("task,kind", [("facts", "facts"), ("sum_in_json", "sum"), ("sound_in_json", "tone")])

@@ -15,7 +15,7 @@ from lazy import Lazy
 from step_audio.checkpoint import Checkpoint, decoder_tensors, encoder_tensors, expected_tensors, to_float32
 from step_audio.config import ModelConfig
 from step_audio.errors import ArtefactError
-from step_audio.mel import frame_count, token_count
+from step_audio.mel import frame_count, pooled_frames, token_count
 from step_audio.tokenizer import Tokenizer
 from step_audio_build.convert.write_checkpoint import write_checkpoint
 from step_audio_server.assets import embedded_checkpoint
@@ -292,48 +292,52 @@ def test_what_is_heard_again_is_the_same_wherever_a_run_begins(tokenizer_json):
     assert len(set(said)) < len(said) == 12
 
 
-def test_a_decoder_alone_learns_from_what_the_others_have_made_of_recordings(tokenizer_json):
+def test_what_a_frozen_encoder_has_heard_is_learnt_from_again(tokenizer_json):
     """The same as if they were asked anew, whole clips in the order of their places; wherever a run begins."""
     vocab, asked = 9000, []
 
-    def embed(samples):  # its number, in as many rows as the product has
+    def hear(samples):  # its number, in as many rows as the product has
         asked.append(len(samples))
-        rows = np.zeros((token_count(frame_count(len(samples))), 4), np.float32)
+        rows = np.zeros((pooled_frames(frame_count(len(samples))), 4), np.float32)
         rows[:, 0] = len(asked)
         rows[:, 1] = np.arange(len(rows))
         return rows
 
-    given = (7, 0, 6, tokenizer_json, vocab, N_MELS, 0, batches.Stages(), embed)
+    given = (7, 0, 6, tokenizer_json, vocab, N_MELS, 0, batches.Stages(), hear)
     whole = list(batches.training_batches(*given))
     for batch in whole:
-        assert not len(batch.mels) and len(batch.embeddings) == len(batch.sounds) >= 1
-        table = batch.embeddings[batch.sounds != collation.IGNORED]
+        assert not len(batch.mels) and len(batch.heard) == len(batch.sounds) == len(batch.letter_counts) >= 1
+        table = batch.heard[:, ::2][batch.sounds != collation.IGNORED]  # as the adaptor makes an embedding of two
         clips = 0
         for ids, _ in batch.groups:
             for row in ids:
                 audio = table[(row[row >= vocab] - vocab).long()]
                 for clip in audio[:, 0].unique():
                     places = audio[audio[:, 0] == clip][:, 1].tolist()
-                    clips += places == list(range(int((table[:, 0] == clip).sum())))
+                    clips += places == list(range(0, 2 * int((table[:, 0] == clip).sum()), 2))
         assert clips >= 2
     later = list(batches.training_batches(*given[:1], 4, *given[2:]))
     for a, b in zip(whole[4:], later, strict=True):
         assert answered(a) == pytest.approx(answered(b), abs=4)
 
 
-def test_with_decoder_only_nothing_else_changes(train, tmp_path, monkeypatch, tokenizer_json, whisper, capsys):
+def test_a_frozen_encoder_does_not_change(train, tmp_path, monkeypatch, tokenizer_json, whisper, capsys):
     monkeypatch.setattr("step_audio_training.beginning.make_tokenizer", lambda seed: tokenizer_json)
     monkeypatch.setattr(train, "draw_paper", lambda seed, each: {})
     monkeypatch.setattr(train, "examine", lambda *_: {})
     begun = beginning.of_whisper(whisper, None, 1)
-    recipe = train.Recipe(steps=2, reading_steps=0, hearing_steps=0, frozen_steps=0, warm_up_steps=1, decoder_only=True)
+    recipe = train.Recipe(
+        steps=2, reading_steps=0, hearing_steps=0, frozen_steps=0, warm_up_steps=1, encoder_frozen=True
+    )
     untouched, _ = train.train(tmp_path / "none", train.Recipe(steps=0), lambda: begun, echo=lambda line: None)
     model, _ = train.train(tmp_path / "two", recipe, lambda: begun, processes=2, echo=lambda line: None)
     before, after = untouched.state_dict(), model.state_dict()
     changed = {name for name in after if not torch.equal(before[name], after[name])}
-    assert changed and all(name.startswith("decoder.") for name in changed)
-    assert main(["train", "--output", str(tmp_path / "x"), "--whisper", str(whisper), "--decoder-only"]) == 1
-    assert "--decoder-only goes with --checkpoint, a listener that hears already" in capsys.readouterr().err
+    assert not any(name.startswith(("audio.encoder.", "spelling.")) for name in changed)
+    for learns in ("audio.adapter.", "decoder.model.", "letters.", "sounds."):
+        assert any(name.startswith(learns) for name in changed), learns
+    assert main(["train", "--output", str(tmp_path / "x"), "--whisper", str(whisper), "--encoder-frozen"]) == 1
+    assert "--encoder-frozen goes with --checkpoint, a listener that hears already" in capsys.readouterr().err
 
 
 def test_what_is_read_first_is_to_be_copied(tokenizer_json):

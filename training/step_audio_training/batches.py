@@ -12,11 +12,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from step_audio.chat import ClipInfo
-from step_audio.mel import log_mel
+from step_audio.mel import ADAPTOR_STRIDE, log_mel
 from step_audio.tokenizer import Tokenizer
-from step_audio_training.collation import Encoded, TrainingBatch, clip_info, collate, collate_embedded
-from step_audio_training.embedder import Embed
+from step_audio_training.collation import Encoded, TrainingBatch, clip_info, collate, collate_heard
 from step_audio_training.examples import Example, typed
+from step_audio_training.frozen import Hear
 from step_audio_training.hearing import heard_by
 from step_audio_training.lessons import ABOUT_ONE, SHARES, asked_aloud, draw_task, in_figures, make_lesson
 from step_audio_training.reading import copied
@@ -27,8 +27,8 @@ from step_audio_training.scenes import draw_scene, draw_short_scene, draw_unspok
 RECORDINGS = 16  # of a batch
 EXAMPLES = 24  # of a batch: a recording is asked about one and a half times
 DRILLS: tuple[str | None, ...] = (  # further examples of a batch, in writing; None for any task
-    None, None, None, "text_only", "text_only", "arithmetic", "arithmetic_cut_thought", "tool_result", "compare",
-    "order", "order", "transcription", "transcription_no_think",
+    None, None, None, "text_only", "text_only", "arithmetic", "arithmetic_cut_thought", "tool_result", "tool_result",
+    "compare", "order", "order", "order", "order", "phrase", "talk", "transcription", "transcription_no_think",
 )  # fmt: skip
 BATCHES = 6  # drawn together and sorted by length, so that little is padded
 HEARINGS = 2  # of each recording in those, in other rooms, over other channels, with other questions
@@ -36,6 +36,7 @@ LONGEST = 9.0  # seconds of a recording
 WORDED: tuple[Kind, ...] = (
     "sum", "large_sum", "sentence", "order", "facts", "talk", "dictation", "dictation", "phrase",
 )  # fmt: skip
+KEPT_CLEAN = 0.12  # of the takes that an encoder has heard that does not learn: no noise, room or channel
 COPIED = 0.85  # of what is read before there is anything to hear
 LONGEST_READ = 90  # tokens: short ones are many
 CLIPS = 40  # of a batch that is heard, and nothing asked about it
@@ -82,15 +83,15 @@ class Batches(Dataset[list[TrainingBatch]]):
         vocab_size: int,
         n_mels: int,
         stages: Stages,
-        embed: Embed | None = None,
+        hear: Hear | None = None,
     ):
-        """`embed`: encoder and adaptor do not learn, and what they make of recordings is kept."""
+        """`hear`: the encoder does not learn, and what it makes of recordings is kept."""
         self.seed, self.first, self.last = seed, first, last
         self.reading, self.hearing = (-(-end // BATCHES) for end in (stages.reading, stages.hearing))
         self.tokenizer_json, self.vocab_size, self.n_mels = tokenizer_json, vocab_size, n_mels
         self.tokenizer: Tokenizer | None = None
         self.replay = Replay(seed, partial(log_mel, n_mels=n_mels), LONGEST)
-        self.kept = Replay(seed, embed, LONGEST, clean=0, dictated=0) if embed else None
+        self.kept = Replay(seed, hear, LONGEST, clean=KEPT_CLEAN, dictated=0) if hear else None
 
     def __len__(self) -> int:
         return self.last - self.first
@@ -132,19 +133,28 @@ class Batches(Dataset[list[TrainingBatch]]):
             self.n_mels,
         )
 
-    def _batch_of_kept(self, takes: Sequence[Take], embed: Embed, random: np.random.Generator) -> TrainingBatch:
+    def _batch_of_kept(self, takes: Sequence[Take], hear: Hear, random: np.random.Generator) -> TrainingBatch:
         assert self.tokenizer
-        rows = {id(take.recording): take.heard for take in takes}
+        heard = {id(take.recording): (take.heard, take.recording, take.before) for take in takes}
         examples = _examples([take.recording for take in takes], random)
         for recording in (r for e in examples for r in e.recordings):  # a second turn, or a question asked aloud
-            if id(recording) not in rows:
-                rows[id(recording)] = embed(heard_by(recording, random)[0])
+            if id(recording) not in heard:
+                samples, before = heard_by(recording, random)
+                heard[id(recording)] = hear(samples), recording, before
         examples += [drill(task, random) for task in DRILLS]
-        clips = list(rows)
-        infos = {key: ClipInfo(len(rows[key]), n) for n, key in enumerate(clips, 1)}
+        infos = {
+            key: ClipInfo(-(-len(rows) // ADAPTOR_STRIDE), n) for n, (key, (rows, _, _)) in enumerate(heard.items(), 1)
+        }
         encoded = [Encoded(e, [infos[id(r)] for r in e.recordings], self.tokenizer, self.vocab_size) for e in examples]
-        heard = [[clips.index(id(r)) for r in e.recordings] for e in examples]
-        return collate_embedded(list(rows.values()), encoded, heard, self.vocab_size, self.n_mels)
+        return collate_heard(
+            [rows for rows, _, _ in heard.values()],
+            [(recording, before) for _, recording, before in heard.values()],
+            [self._words(recording) for _, recording, _ in heard.values()],
+            encoded,
+            [[list(heard).index(id(r)) for r in e.recordings] for e in examples],
+            self.vocab_size,
+            self.n_mels,
+        )
 
     def _words(self, recording: DrawnRecording) -> list[int]:
         assert self.tokenizer
@@ -208,10 +218,10 @@ def training_batches(
     n_mels: int,
     workers: int,
     stages: Stages = Stages(),
-    embed: Embed | None = None,
+    hear: Hear | None = None,
 ) -> Generator[TrainingBatch]:
     """Batches `first` to `last`: each says the same wherever a run begins (espeak-ng's voices waver)."""
-    draws = Batches(seed, first // BATCHES, -(-last // BATCHES), tokenizer_json, vocab_size, n_mels, stages, embed)
+    draws = Batches(seed, first // BATCHES, -(-last // BATCHES), tokenizer_json, vocab_size, n_mels, stages, hear)
     loader = DataLoader(
         draws, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None,
         worker_init_fn=_begin_worker,

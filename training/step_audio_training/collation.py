@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from step_audio.chat import ClipInfo, build_prompt
 from step_audio.chat_template import CLOSE_THOUGHT, NO_THOUGHT
 from step_audio.clips import content_hash
 from step_audio.conversation import parse_conversation
-from step_audio.mel import TOKENS_PER_SECOND, frame_count, pad_batch, token_count
+from step_audio.mel import ADAPTOR_STRIDE, TOKENS_PER_SECOND, frame_count, pad_batch, token_count
 from step_audio.tokenizer import Tokenizer
 from step_audio_training.examples import Example
 from step_audio_training.recordings import SOUNDS, DrawnRecording
@@ -44,8 +44,8 @@ class TrainingBatch:
     what is said in all clips one after the other, `letter_counts` int64 [clips] of each; `words` int64 [n] and
     `word_counts` int64 [clips]: the same as the tokenizer's tokens.
 
-    `embeddings` float32 [clips, tok, hidden]: where encoder and adaptor do not learn, what they make of the clips.
-    There are no `mels` then, nor is anything told of what is said in them.
+    `heard` float32 [clips, T, width]: where the encoder does not learn, what it makes of the clips, at 25 Hz. There are
+    no `mels` and no `frames` then.
 
     `groups`: pairs of `ids` int64 [examples, S], each a token, or vocabulary size + row of the clips' embeddings, all
     clips' own rows one after the other; and `labels` int64 [examples, S], the token that comes next, IGNORED outside
@@ -60,7 +60,7 @@ class TrainingBatch:
     words: torch.Tensor
     word_counts: torch.Tensor
     groups: list[tuple[torch.Tensor, torch.Tensor]]
-    embeddings: torch.Tensor | None = None
+    heard: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> TrainingBatch:
         return TrainingBatch(
@@ -72,7 +72,7 @@ class TrainingBatch:
             self.words.to(device),
             self.word_counts.to(device),
             [(ids.to(device), labels.to(device)) for ids, labels in self.groups],
-            None if self.embeddings is None else self.embeddings.to(device),
+            None if self.heard is None else self.heard.to(device),
         )
 
 
@@ -126,38 +126,51 @@ def collate(
     the tokens of what it says; `heard[e]`: example e's clips, in order."""
     padded, frames = pad_batch(list(mels), n_mels)
     counts = [token_count(int(length)) for length in frames]
+    mel = torch.from_numpy(padded)
+    return _told(mel, frames.astype(np.int64), None, counts, said, words, _grouped(counts, encoded, heard, vocab_size))
+
+
+def collate_heard(
+    rows: Sequence[Float32Array],
+    said: Sequence[tuple[DrawnRecording, float]],
+    words: Sequence[Sequence[int]],
+    encoded: Sequence[Encoded],
+    heard: Sequence[Sequence[int]],
+    vocab_size: int,
+    n_mels: int,
+) -> TrainingBatch:
+    """As `collate`, of what the encoder has made of the clips: `rows[c]` float32 [T, width]."""
+    counts = [-(-len(each) // ADAPTOR_STRIDE) for each in rows]
+    padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(each) for each in rows], batch_first=True)
+    none = torch.zeros(0, n_mels, 0)
+    return _told(none, np.zeros(0, np.int64), padded, counts, said, words, _grouped(counts, encoded, heard, vocab_size))
+
+
+def _told(
+    mels: torch.Tensor,
+    frames: Int64Array,
+    heard: torch.Tensor | None,
+    counts: Sequence[int],
+    said: Sequence[tuple[DrawnRecording, float]],
+    words: Sequence[Sequence[int]],
+    groups: list[tuple[torch.Tensor, torch.Tensor]],
+) -> TrainingBatch:
+    """`counts[c]`: clip c's embeddings."""
     sounds = _stack(
         [sounds_when(recording, before, count) for (recording, before), count in zip(said, counts, strict=True)],
         IGNORED,
     )
     letters = [[LETTER_IDS[letter] for letter in recording.text] for recording, _ in said]
     return TrainingBatch(
-        torch.from_numpy(padded),
-        torch.from_numpy(frames.astype(np.int64)),
+        mels,
+        torch.from_numpy(frames),
         sounds,
         torch.tensor([letter for each in letters for letter in each], dtype=torch.int64),
         torch.tensor([len(each) for each in letters], dtype=torch.int64),
         torch.tensor([token for each in words for token in each], dtype=torch.int64),
         torch.tensor([len(each) for each in words], dtype=torch.int64),
-        _grouped(counts, encoded, heard, vocab_size),
-    )
-
-
-def collate_embedded(
-    embeddings: Sequence[Float32Array],
-    encoded: Sequence[Encoded],
-    heard: Sequence[Sequence[int]],
-    vocab_size: int,
-    n_mels: int,
-) -> TrainingBatch:
-    """As `collate`, of what encoder and adaptor have made of the clips: `embeddings[c]` float32 [tok, hidden]."""
-    counts = [len(rows) for rows in embeddings]
-    nothing = collate([], [], [], [], [], vocab_size, n_mels)
-    return replace(
-        nothing,
-        sounds=_stack([np.zeros(count, np.int64) for count in counts], IGNORED),
-        groups=_grouped(counts, encoded, heard, vocab_size),
-        embeddings=torch.nn.utils.rnn.pad_sequence([torch.from_numpy(rows) for rows in embeddings], batch_first=True),
+        groups,
+        heard,
     )
 
 

@@ -33,9 +33,9 @@ def add_train(commands: Commands) -> None:
         "--decoder", type=Path, metavar="DIR", help="with --whisper: a checkpoint whose decoder is grown"
     )
     parser.add_argument(
-        "--decoder-only",
+        "--encoder-frozen",
         action="store_true",
-        help="with --checkpoint: encoder and adaptor stay as they are, and what they make of a recording is kept",
+        help="with --checkpoint: the encoder stays as it is, and what it makes of a recording is kept",
     )
     parser.add_argument("--steps", type=count, help="default: the recipe's; may be changed before the cool-down")
     parser.add_argument("--seed", type=int, help="default: the recipe's")
@@ -55,12 +55,13 @@ def _train(arguments: argparse.Namespace) -> None:
 
     given = {name: value for name in ("steps", "seed") if (value := getattr(arguments, name)) is not None}
     # A listener reads already, and its adaptor hears; only the heads that help it to learn are new.
-    known: dict[str, Any] = {"reading_steps": 0, "hearing_steps": 0, "frozen_steps": 50} if arguments.checkpoint else {}
-    recipe = replace(Recipe(), decoder_only=arguments.decoder_only, **known, **given)
+    known: dict[str, Any] = {"reading_steps": 0, "hearing_steps": 0, "frozen_steps": 50, "adaptor_share": 0.25}
+    known = known if arguments.checkpoint else {}
+    recipe = replace(Recipe(), encoder_frozen=arguments.encoder_frozen, **known, **given)
     if arguments.checkpoint and arguments.decoder:
         raise ArtefactError("--decoder goes with --whisper: the listener of --checkpoint has a decoder")
-    if arguments.decoder_only and not arguments.checkpoint:
-        raise ArtefactError("--decoder-only goes with --checkpoint, a listener that hears already")
+    if arguments.encoder_frozen and not arguments.checkpoint:
+        raise ArtefactError("--encoder-frozen goes with --checkpoint, a listener that hears already")
 
     def begin() -> Beginning:
         if arguments.checkpoint:

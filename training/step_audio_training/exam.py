@@ -12,8 +12,8 @@ from torch import Tensor
 
 from step_audio.tokenizer import Tokenizer
 from step_audio_training.collation import Encoded, clip_info
-from step_audio_training.embedder import embedder
 from step_audio_training.examples import Task
+from step_audio_training.frozen import hearing_by
 from step_audio_training.model import Listener
 from step_audio_training.questions import ExamQuestion, draw_known, draw_question, sets_that_can_be_made
 from step_audio_training.word_errors import word_errors
@@ -110,8 +110,8 @@ def _prompt(model: Listener, tokenizer: Tokenizer, question: ExamQuestion) -> Te
     ids = torch.tensor(Encoded(question.example, [clip_info(clip) for clip in question.clips], tokenizer, vocab).prompt)
     embedded: Tensor = model.decoder.model.embed_tokens(ids.clamp(max=vocab - 1))
     if question.clips:
-        embed = embedder(model.audio, config.n_mels)
-        rows = torch.from_numpy(np.concatenate([embed(clip) for clip in question.clips]))
+        hear = hearing_by(model.audio.encoder, config.n_mels)
+        rows = torch.cat([model.audio.adapter(torch.from_numpy(hear(clip))[None])[0] for clip in question.clips])
         audio = ids >= vocab
         embedded[audio] = rows[ids[audio] - vocab]
     return embedded

@@ -203,15 +203,19 @@ def _acoustic(task: Task, heard: DrawnRecording, random: np.random.Generator) ->
             thought = f"I listen to the voice, not to the words. Its pitch is {height}, that is {heard.pitch}."
             answer = f"The voice is {heard.pitch}."
         case "rate" if heard.text and heard.rate != "ordinary":
-            thought = f"I listen to the rhythm, not to the words. The words come {heard.rate}."
+            thought = (
+                f"I listen to the rhythm, not to the words. It is {heard.pace} letters a second, that is {heard.rate}."
+            )
             answer = f"The speech is {heard.rate}."
         case "beeps" if heard.kind == "beeps":
             thought = f"I count: {', '.join(in_words(n + 1) for n in range(heard.count))}."
             answer = f"Beeps: {heard.count}."
         case "speakers" if heard.kind == "speakers":
-            first, second = heard.heights
+            # The words say where to listen: of two numbers in a row the second was only ever the first again.
+            said = ". ".join(f"{text}: {height}" for text, height in zip(heard.parts, heard.heights, strict=True))
+            apart = abs(heard.heights[0] - heard.heights[1])
             same = "the same" if heard.count == 1 else "not the same"
-            thought = f"I compare the voices. Their pitch is {first} and {second}, that is {same}."
+            thought = f"I compare the voices by their pitch. {said}. That is {apart} apart, {same}."
             answer = f"Voices: {heard.count}."
         case "tone" if heard.glide:
             thought, answer = f"I follow the pitch. It is {heard.glide}.", f"The tone is {heard.glide}."
@@ -260,10 +264,13 @@ def _compare(recordings: Sequence[DrawnRecording], random: np.random.Generator) 
         return None
     question = questions[random.integers(len(questions))]
     if question == "higher":
-        thought, winner = f"The first voice is {first.pitch}, the second is {second.pitch}.", first.pitch == "high"
+        (one,), (two,) = first.heights, second.heights
+        thought = f"The pitch of the first voice is {one}, that is {first.pitch},"
+        thought += f" of the second {two}, that is {second.pitch}."
+        winner = first.pitch == "high"
     elif question == "faster":
         order = ("slow", "ordinary", "fast")
-        thought = f"The first is {first.rate}, the second is {second.rate}."
+        thought = f"The first has {first.pace} letters a second, the second {second.pace}."
         winner = order.index(first.rate) > order.index(second.rate)
     else:
         assert first.sum and second.sum

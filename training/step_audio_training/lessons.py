@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from step_audio_training import requests
 from step_audio_training.arithmetic import SPOKEN, Sum, in_words
 from step_audio_training.examples import (
     ASKED,
@@ -23,19 +22,19 @@ from step_audio_training.examples import (
     worked_out,
 )
 from step_audio_training.recordings import DrawnRecording
-from step_audio_training.requests import NO_TOOL, draw_tools, json_answer, schema_of
+from step_audio_training.requests import INVENTED, NO_TOOL, draw_tools, invented, json_answer, schema_of
 from step_audio_training.scenes import draw_scene, spoken
 from step_audio_training.texts import plain
 from step_audio_training.voices import Speaker
 
-# How many of a hundred examples are of each task, among those that suit a recording.
+# The tasks' weights, among those that suit a recording.
 SHARES: dict[str, float] = {
-    "arithmetic": 16, "arithmetic_no_think": 3, "arithmetic_cut_thought": 5,
-    "transcription": 5, "transcription_no_think": 10,
-    "pitch": 12, "rate": 8, "beeps": 8, "speakers": 9, "tone": 7, "sound": 3,
-    "compare": 9, "text_only": 2, "tool_call": 8, "tool_result": 2, "second_turn": 4,
-    "order": 8, "facts": 6, "sum_in_json": 3, "sound_in_json": 2, "talk": 4, "talk_then_sum": 2,
-    "word_count": 3, "loud": 4, "phrase": 4, "strange": 8,
+    "arithmetic": 16, "arithmetic_no_think": 4, "arithmetic_cut_thought": 5,
+    "transcription": 5, "transcription_no_think": 7,
+    "pitch": 10, "rate": 8, "beeps": 9, "speakers": 12, "tone": 7, "sound": 5,
+    "compare": 10, "text_only": 2, "tool_call": 8, "tool_result": 3, "second_turn": 4,
+    "order": 12, "facts": 6, "sum_in_json": 5, "sound_in_json": 2, "talk": 6, "talk_then_sum": 2,
+    "word_count": 3, "loud": 7, "phrase": 6, "strange": 8,
 }  # fmt: skip
 ABOUT_ONE = (*ONE_RECORDING, *(t for t in SHARES if t in ("order", "facts", "sum_in_json", "sound_in_json", "talk",
              "talk_then_sum", "word_count", "loud", "phrase", "strange")))  # fmt: skip
@@ -120,7 +119,7 @@ OLDER = {task: task for task in SHARES if task not in ABOUT_ONE or task in ONE_R
 
 
 def _with_others(tools: list[dict[str, Any]], random: np.random.Generator) -> list[dict[str, Any]]:
-    others = draw_tools(requests.SpokenRequest(""), random, with_it=False)
+    others = draw_tools(None, random)
     taken = {tool["function"]["name"] for tool in tools}
     merged = [*tools, *(tool for tool in others if tool["function"]["name"] not in taken)]
     return [merged[n] for n in random.permutation(len(merged))]
@@ -167,7 +166,7 @@ def asked_aloud(
 def _further(task: str, heard: DrawnRecording, random: np.random.Generator, held_out: bool) -> Example | None:
     match task:
         case "order":
-            return _order(heard, random)
+            return _order(heard, random, held_out)
         case "tool_result" if not held_out and heard.kind in ("large_sum", "order"):
             return _told(heard, random)
         case "facts" if heard.kind == "facts" and heard.request:
@@ -176,6 +175,8 @@ def _further(task: str, heard: DrawnRecording, random: np.random.Generator, held
             return _in_json(task, heard, fields, f"I hear: {heard.text}.", random)
         case "sum_in_json" if heard.kind == "sum" and heard.sum:
             key, other = (("result", "expression"), ("answer", "sum"), ("value", "question"))[random.integers(3)]
+            if not held_out and random.random() < INVENTED:
+                key, other = invented(2, random)
             fields = [(key, heard.sum.result)] + ([(other, heard.sum.written)] if random.random() < 0.5 else [])
             return _in_json(task, heard, fields, worked_out(heard.sum, heard.text), random)
         case "sound_in_json":
@@ -187,11 +188,14 @@ def _further(task: str, heard: DrawnRecording, random: np.random.Generator, held
             counted = ", ".join(f"{in_words(n)} {word}" for n, word in enumerate(words, 1))
             return _plain(task, heard, f"I count: {counted}.", f"Words: {len(words)}.", str(len(words)), random)
         case "loud" if heard.kind == "loud":
-            thought, answer = f"I hear: {heard.text}. The loudest is {heard.told}.", f"The louder word is {heard.told}."
-            return _plain(task, heard, thought, answer, heard.told, random)
+            levels = [sound.removesuffix(" word") for _, _, sound in heard.sounds]
+            each = ", ".join(f"{word} {level}" for word, level in zip(heard.text.split(), levels, strict=True))
+            answer = f"The louder word is {heard.told}."
+            return _plain(task, heard, f"I hear: {each}. The loudest is {heard.told}.", answer, heard.told, random)
         case "phrase" if heard.kind == "phrase":
             answer = "Yes, a question." if heard.told == "question" else "No, a statement."
-            return _plain(task, heard, f"I hear: {heard.text}. It is a {heard.told}.", answer, heard.told, random)
+            thought = f"I hear: {heard.text}. With {heard.text.split()[0]} in front it is a {heard.told}."
+            return _plain(task, heard, thought, answer, heard.told, random)
         case "strange" if heard.kind in ("strange", "beeps", "tone"):
             instead = HEARD_INSTEAD.get(heard.told) or {"beeps": "beeps", "tone": "a tone"}[heard.kind]
             asked = _pick(("arithmetic", "transcription", "word_count", "phrase"), random)
@@ -208,20 +212,21 @@ def _plain(
     return Example(task, messages, (heard,), thought, answer, expected)
 
 
-def _order(heard: DrawnRecording, random: np.random.Generator) -> Example | None:
+def _order(heard: DrawnRecording, random: np.random.Generator, held_out: bool) -> Example | None:
     request = heard.request
     if heard.kind != "order" or request is None or request.skill is None:
         return None
-    with_it = random.random() < 0.85
-    tools = draw_tools(request, random, with_it)
     messages = [*_system(random), _turn(heard, "", random)]
-    if not with_it:
+    if random.random() < 0.15:
+        tools = draw_tools(None, random, request.skill, held_out)
         thought = f"I hear: {heard.text}. No tool does this."
         return Example("order", messages, (heard,), thought, NO_TOOL, NO_TOOL, tools, tags=("no tool",))
-    name = request.skill.names[request.guise]
-    call = f"<tool_call>function\n{name}\n{json_answer(request.fields)}</tool_call>"
-    thought = f"I hear: {heard.text}. I use {name}."
-    return Example("order", messages, (heard,), thought, call, json_answer(request.fields), tools)
+    guise = request.skill.guise(random, held_out)
+    tools = draw_tools((request.skill, guise), random, held_out=held_out)
+    arguments = json_answer(list(zip(guise.keys, request.values, strict=True)))
+    call = f"<tool_call>function\n{guise.name}\n{arguments}</tool_call>"
+    thought = f"I hear: {heard.text}. I use {guise.name}."
+    return Example("order", messages, (heard,), thought, call, arguments, tools)
 
 
 def _told(heard: DrawnRecording, random: np.random.Generator) -> Example | None:
@@ -240,8 +245,9 @@ def _told(heard: DrawnRecording, random: np.random.Generator) -> Example | None:
             "calculator",
         )
     elif request and request.skill:
-        tools, name = draw_tools(request, random), request.skill.names[request.guise]
-        fields = list(request.fields)
+        guise = request.skill.guise(random)
+        tools, name = draw_tools((request.skill, guise), random), guise.name
+        fields = list(zip(guise.keys, request.values, strict=True))
         result = result if random.random() < 0.5 else _pick(RESULTS, random)
     else:
         return None
@@ -296,7 +302,9 @@ def _in_json(
     else:
         messages = [_turn(heard, wish, random)]
     answer = json_answer(fields)
-    return Example(task, messages, (heard,), None if random.random() < 0.2 else thought, answer, answer)
+    thinks = random.random() >= 0.2
+    tags = ("with thought" if thinks else "without thought",)
+    return Example(task, messages, (heard,), thought if thinks else None, answer, answer, tags=tags)
 
 
 def _sound_in_json(heard: DrawnRecording, random: np.random.Generator) -> Example | None:

@@ -55,10 +55,9 @@ SPELLING_WIDTH, SPELLING_KERNEL = 512, 5
 
 @dataclass
 class Heard:
-    """The encoder's output `frames` [clips, T, width], and the adaptor's `embeddings` [clips, tok, hidden]; those alone
-    where both do not learn."""
+    """The encoder's output `frames` [clips, T, width], and the adaptor's `embeddings` [clips, tok, hidden]."""
 
-    frames: Tensor | None
+    frames: Tensor
     embeddings: Tensor
 
 
@@ -103,15 +102,16 @@ class Listener(nn.Module):
             self.decoder.lm_head.weight[trained_ids] = 0.02 * torch.randn(len(trained_ids), config.text.hidden_size)
 
     def embed(self, batch: TrainingBatch, encoder_learns: bool = True) -> Heard:
-        if batch.embeddings is not None:
-            return Heard(None, batch.embeddings)
+        if batch.heard is not None:
+            return Heard(batch.heard, self.audio.adapter(batch.heard))
         with torch.set_grad_enabled(encoder_learns and torch.is_grad_enabled()):
             frames = self.audio.encoder(batch.mels, batch.frames, masked_frames=0)
         return Heard(frames, self.audio.adapter(frames))
 
     def hearing_loss(self, heard: Heard, batch: TrainingBatch) -> dict[str, Tensor]:
-        """How well the encoder's frames tell the letters of what is said, in order (CTC, a letter's mean); and the
-        embeddings these (the same), its tokens (the same), and which sound there is at each (cross entropy).
+        """How well the encoder's frames tell the letters of what is said, in order (CTC, a letter's mean), where it
+        learns; and the embeddings these (the same), its tokens (the same), and which sound there is at each (cross
+        entropy).
 
         The frames' letters are learnt within minutes, where the embeddings', which are few, take hours.
 
@@ -119,12 +119,9 @@ class Listener(nn.Module):
         the words that it has learnt to copy from text. Those learn with it only where it answers as well: else they
         would be words that it does not know.
         """
-        assert heard.frames is not None
         embeddings = heard.embeddings.float()
         lengths = (batch.sounds != IGNORED).sum(1)
-        frames = self.spelling(heard.frames.transpose(1, 2)).transpose(1, 2).float()
-        frames = frames.unflatten(2, (LETTERS_PER_FRAME, -1)).flatten(1, 2)
-        spelled = _ctc(frames, batch.letters, LETTERS_PER_FRAME * ((batch.frames + 1) // 4), batch.letter_counts)
+        spelled = {} if batch.heard is not None else {"spelled": self._spelled(heard, batch)}
         letters = self.letters(embeddings).unflatten(2, (LETTERS_PER_TOKEN, -1)).flatten(1, 2)
         told = _ctc(letters, batch.letters, LETTERS_PER_TOKEN * lengths, batch.letter_counts)
         table = self.decoder.model.embed_tokens.weight[self.trained_ids]
@@ -132,7 +129,12 @@ class Listener(nn.Module):
         words = torch.cat([self.blank(embeddings), self.sharpness * F.linear(embeddings, table)], 2)
         read = _ctc(words, self.position[batch.words] + 1, lengths, batch.word_counts)
         sounds = F.cross_entropy(self._sounds(heard).transpose(1, 2), batch.sounds, ignore_index=IGNORED)
-        return {"spelled": spelled, "letters": told, "words": read, "sounds": sounds}
+        return {**spelled, "letters": told, "words": read, "sounds": sounds}
+
+    def _spelled(self, heard: Heard, batch: TrainingBatch) -> Tensor:
+        frames = self.spelling(heard.frames.transpose(1, 2)).transpose(1, 2).float()
+        frames = frames.unflatten(2, (LETTERS_PER_FRAME, -1)).flatten(1, 2)
+        return _ctc(frames, batch.letters, LETTERS_PER_FRAME * ((batch.frames + 1) // 4), batch.letter_counts)
 
     def sound_errors(self, heard: Heard, batch: TrainingBatch) -> Tensor:
         """Share of the embeddings whose sound is not recognised."""

@@ -57,10 +57,10 @@ SHARES: dict[Kind, int] = {
     "sum": 36, "large_sum": 20, "follow_up": 3, "sentence": 17, "speakers": 11, "beeps": 6, "tone": 5, "noise": 2,
 }  # fmt: skip
 
-# What there is to hear besides words: how high the voice is, whether a second one is another, which beep it is, and
-# which words are quieter than another.
+# What there is to hear besides words: how high each voice is, which beep it is, and which words are quieter than
+# another.
 SOUNDS = (
-    "nothing", "low voice", "middle voice", "high voice", "same voice", "other voice",
+    "nothing", "low voice", "middle voice", "high voice",
     "rising tone", "falling tone", "steady tone", "beep 1", "beep 2", "beep 3", "beep 4", "beep 5", "noise",
     "loud word", "quiet word",
 )  # fmt: skip
@@ -83,6 +83,13 @@ class DrawnRecording:
     told: str = ""  # the word that is louder; question or statement; what there is instead of English
     request: SpokenRequest | None = None
     source: str = "espeak"  # whose voice it is
+    parts: tuple[str, ...] = ()  # of the text: what each of two voices says
+
+    @property
+    def pace(self) -> int:
+        """Letters a second, of one voice."""
+        start, end, _ = self.sounds[0]
+        return round(len(self.text.replace(" ", "")) / (end - start))
 
     @property
     def seconds(self) -> float:
@@ -212,10 +219,12 @@ def _speakers(random: np.random.Generator, held_out: bool) -> DrawnRecording:
     later = (len(one.samples) + len(pause)) / SAMPLE_RATE
     sounds = (
         (0, len(one.samples) / SAMPLE_RATE, f"{_height(pitch) or 'middle'} voice"),
-        (later, len(samples) / SAMPLE_RATE, "same voice" if count == 1 else "other voice"),
+        (later, len(samples) / SAMPLE_RATE, f"{_height(another) or 'middle'} voice"),
     )
     heights = (_semitones(pitch), _semitones(another))
-    return DrawnRecording("speakers", samples, f"{first} {second}", sounds, heights=heights, count=count)
+    return DrawnRecording(
+        "speakers", samples, f"{first} {second}", sounds, heights=heights, count=count, parts=(first, second)
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,5 @@
 """Recordings that are heard again and again, each time otherwise: what the encoder and the adaptor learn to hear on,
-and what a decoder learns on whose encoder and adaptor stay as they are.
+and what adaptor and decoder learn on whose encoder stays as it is.
 
 To say a sentence takes a synthesizer longer than it takes a small encoder to learn of it, and an answer's decoder takes
 longer still. Here every recording is drawn by its number and kept for a while, so that a draw depends on nothing but

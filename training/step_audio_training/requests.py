@@ -52,75 +52,130 @@ def _number(least: int, most: int) -> Callable[[np.random.Generator], int]:
     return lambda random: int(random.integers(least, most))
 
 
+@dataclass(frozen=True, slots=True)
+class Guise:
+    """What a client calls a tool, says of it, and calls its arguments."""
+
+    name: str
+    described: str
+    keys: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Skill:
-    """A tool in several guises: names, descriptions and arguments' names go together, the last guise is for evaluation.
+    """A tool that others call otherwise: of names, descriptions and arguments' names the last are for evaluation.
 
     `said`: ways to ask, with {0}, {1} for the arguments; `draw`: their values.
     """
 
     names: tuple[str, ...]
     described: tuple[str, ...]
-    arguments: tuple[tuple[str, ...], ...]  # for each guise
+    arguments: tuple[tuple[str, ...], ...]
     said: tuple[str, ...]
     draw: tuple[Callable[[np.random.Generator], int | str], ...] = ()
 
-    def tool(self, guise: int) -> dict[str, Any]:
+    def guise(self, random: np.random.Generator, held_out: bool = False) -> Guise:
+        """To learn with, names are often such as nobody would give: they can be read nowhere but in the request."""
+        if held_out:
+            return Guise(self.names[-1], self.described[-1], self.arguments[-1])
+        keys = self.arguments[random.integers(len(self.arguments) - 1)]
+        if random.random() < INVENTED:
+            keys = tuple(invented(len(keys), random))
+        name = invented(1, random)[0] if random.random() < INVENTED else _one(self.names[:-1], random)
+        return Guise(name, _one(self.described[:-1], random), keys)
+
+    def tool(self, guise: Guise) -> dict[str, Any]:
         kinds = ["string" if isinstance(draw(np.random.default_rng(0)), str) else "integer" for draw in self.draw]
-        keys = self.arguments[guise]
-        properties = {key: {"type": kind} for key, kind in zip(keys, kinds, strict=True)}
+        properties = {key: {"type": kind} for key, kind in zip(guise.keys, kinds, strict=True)}
         parameters: dict[str, Any] = {"type": "object", "properties": properties}
-        if keys:
-            parameters["required"] = list(keys)
-        name, description = self.names[guise], self.described[guise]
-        return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
+        if guise.keys:
+            parameters["required"] = list(guise.keys)
+        function = {"name": guise.name, "description": guise.described, "parameters": parameters}
+        return {"type": "function", "function": function}
+
+
+INVENTED = 0.5  # of the names of tools and of arguments that are learnt with
+NAME_PARTS = (
+    "ask", "book", "box", "card", "change", "check", "code", "command", "data", "do", "entry", "event", "fetch",
+    "field", "figure", "find", "first", "get", "group", "helper", "home", "idea", "info", "input", "item", "job", "key",
+    "kind", "label", "line", "list", "look", "main", "make", "new", "next", "note", "number", "open", "option", "order",
+    "page", "part", "plan", "point", "post", "put", "read", "request", "room", "run", "save", "second", "send",
+    "service", "set", "show", "side", "size", "state", "step", "table", "tell", "term", "text", "thing",
+    "tool", "topic", "unit", "use", "user", "what", "word", "work", "write", "x", "y",
+)  # fmt: skip
+
+
+def invented(count: int, random: np.random.Generator) -> list[str]:
+    """So many names that differ, of one to three parts."""
+    names: list[str] = []
+    while len(names) < count:
+        parts = [_one(NAME_PARTS, random) for _ in range(random.integers(1, 4))]
+        name = "_".join(parts) if random.random() < 0.7 else parts[0] + "".join(map(str.capitalize, parts[1:]))
+        if name not in names:
+            names.append(name)
+    return names
 
 
 SKILLS = (
-    Skill(("get_weather", "weather", "forecast"), ("Weather of a city.", "Say the weather.", "Weather forecast."),
-          (("city",), ("place",), ("location",)),
+    Skill(("get_weather", "weather", "weather_report", "meteo", "forecast"),
+          ("Weather of a city.", "Say the weather.", "The weather in a place.", "Rain or sun, by city.",
+           "Weather forecast."),
+          (("city",), ("place",), ("town",), ("location",)),
           ("what is the weather in {0}", "how is the weather in {0}", "will it rain in {0}",
            "tell me the weather in {0}"),
           (lambda r: _one(CITIES, r),)),
-    Skill(("set_timer", "timer", "start_timer"), ("Set a timer.", "Count down.", "Start a timer."),
-          (("minutes",), ("length",), ("duration_minutes",)),
+    Skill(("set_timer", "timer", "countdown", "start_timer"),
+          ("Set a timer.", "Count down.", "A timer of some minutes.", "Begin a countdown.", "Start a timer."),
+          (("minutes",), ("length",), ("time",), ("duration_minutes",)),
           ("set a timer for {0} minutes", "wake me in {0} minutes", "start a timer of {0} minutes",
            "count down {0} minutes"),
           (_number(2, 60),)),
-    Skill(("set_alarm", "alarm", "wake_up"), ("Set an alarm.", "An alarm at an hour.", "Wake somebody up."),
-          (("hour",), ("time",), ("at",)),
+    Skill(("set_alarm", "alarm", "alarm_clock", "wake_up"),
+          ("Set an alarm.", "An alarm at an hour.", "Alarm clock.", "Wake the user at an hour.", "Wake somebody up."),
+          (("hour",), ("time",), ("clock",), ("at",)),
           ("set an alarm for {0} o'clock", "wake me at {0}", "please wake me up at {0} o'clock", "alarm at {0}"),
           (_number(1, 13),)),
-    Skill(("play_music", "music", "player"), ("Play music.", "Play what is asked for.", "A music player."),
-          (("title",), ("what",), ("query",)),
+    Skill(("play_music", "music", "sound_system", "play", "player"),
+          ("Play music.", "Play what is asked for.", "Music, news and more.", "Plays a song.", "A music player."),
+          (("title",), ("what",), ("song",), ("query",)),
           ("play {0}", "please play {0}", "i want to hear {0}", "put on {0}"), (lambda r: _one(MUSIC, r),)),
-    Skill(("lights", "switch_light", "set_lamp"), ("Switch lights.", "Turn a light on or off.", "Set a lamp."),
-          (("room", "state"), ("where", "to"), ("place", "mode")),
+    Skill(("lights", "switch_light", "light", "lamps", "set_lamp"),
+          ("Switch lights.", "Turn a light on or off.", "The light of a room.", "Lamps at home.", "Set a lamp."),
+          (("room", "state"), ("where", "to"), ("lamp", "on_or_off"), ("place", "mode")),
           ("turn the light in the {0} {1}", "switch {1} the light in the {0}", "{0} light {1}",
            "light {1} in the {0} please"),
           (lambda r: _one(ROOMS, r), lambda r: _one(("on", "off"), r))),
-    Skill(("call_person", "call", "phone"), ("Call somebody.", "Make a telephone call.", "Phone somebody."),
-          (("name",), ("person",), ("contact",)),
+    Skill(("call_person", "call", "dial", "telephone", "phone"),
+          ("Call somebody.", "Make a telephone call.", "Ring a person.", "Dial somebody's number.", "Phone somebody."),
+          (("name",), ("person",), ("who",), ("contact",)),
           ("call {0}", "please call {0}", "phone {0}", "i want to talk to {0}"), (lambda r: _one(NAMES, r),)),
-    Skill(("add_to_list", "shopping_list", "buy"), ("Put on the shopping list.", "The shopping list.",
+    Skill(("add_to_list", "shopping_list", "groceries", "shop", "buy"),
+          ("Put on the shopping list.", "The shopping list.", "What is to be bought.", "Add something to buy.",
            "Buy something."),
-          (("count", "item"), ("amount", "thing"), ("quantity", "product")),
+          (("count", "item"), ("amount", "thing"), ("number", "what"), ("quantity", "product")),
           ("put {0} {1} on the list", "we need {0} {1}", "add {0} {1} to the shopping list", "buy {0} {1}"),
           (_number(2, 30), lambda r: _one(FOOD, r))),
-    Skill(("remind", "reminder", "remember"), ("Remind of something on a day.", "A reminder.", "Remember for a day."),
-          (("day", "text"), ("when", "what"), ("date", "task")),
+    Skill(("remind", "reminder", "set_reminder", "calendar", "remember"),
+          ("Remind of something on a day.", "A reminder.", "Do not forget this on a day.", "An entry for a day.",
+           "Remember for a day."),
+          (("day", "text"), ("when", "what"), ("weekday", "note"), ("date", "task")),
           ("remind me on {0} to {1}", "on {0} i have to {1}", "remember to {1} on {0}",
            "{0} do not let me forget to {1}"),
           (lambda r: _one(DAYS, r), lambda r: _one(ERRANDS, r))),
-    Skill(("set_volume", "volume", "loudness"), ("Set the volume in percent.", "How loud it is.", "Set the loudness."),
-          (("level",), ("percent",), ("value",)),
+    Skill(("set_volume", "volume", "sound_level", "loudness"),
+          ("Set the volume in percent.", "How loud it is.", "The volume, 0 to 100.", "Louder or quieter.",
+           "Set the loudness."),
+          (("level",), ("percent",), ("volume",), ("value",)),
           ("volume {0}", "set the volume to {0}", "make it {0} percent loud", "turn the sound to {0}"),
           (_number(5, 100),)),
-    Skill(("find_way", "route", "navigate"), ("Find the way to a place.", "A route.", "Navigate to a place."),
-          (("to",), ("destination",), ("target",)),
+    Skill(("find_way", "route", "directions", "map", "navigate"),
+          ("Find the way to a place.", "A route.", "The way to a city.", "How to get there.", "Navigate to a place."),
+          (("to",), ("destination",), ("city",), ("target",)),
           ("how do i get to {0}", "show me the way to {0}", "take me to {0}", "i want to go to {0}"),
           (lambda r: _one(CITIES, r),)),
-    Skill(("clock", "get_time", "now"), ("Tell the time.", "The time of day.", "What time it is."), ((), (), ()),
+    Skill(("clock", "get_time", "time", "current_time", "now"),
+          ("Tell the time.", "The time of day.", "The hour and the minute.", "What the clock says.",
+           "What time it is."), ((), ()),
           ("what time is it", "tell me the time", "how late is it", "do you have the time")),
 )  # fmt: skip
 NO_TOOL = "I have no tool for that."
@@ -128,34 +183,44 @@ NO_TOOL = "I have no tool for that."
 
 @dataclass(frozen=True)
 class SpokenRequest:
-    """`text` is said; `fields` are what it holds by name; `skill` and `guise` for a tool; `reply` for small talk."""
+    """`text` is said; `fields` are what it holds by name; `skill` and its `values` for a tool; `reply` for small
+    talk."""
 
     text: str
     fields: tuple[tuple[str, int | str], ...] = ()
     skill: Skill | None = None
-    guise: int = 0
+    values: tuple[int | str, ...] = ()
     thought: str = ""
     reply: str = ""
 
 
-def draw_order(random: np.random.Generator, held_out: bool = False) -> SpokenRequest:
+def draw_order(random: np.random.Generator) -> SpokenRequest:
     """Something to be done with a tool."""
     skill = SKILLS[random.integers(len(SKILLS))]
-    guise = 2 if held_out else int(random.integers(2))
-    values = [draw(random) for draw in skill.draw]
+    values = tuple(draw(random) for draw in skill.draw)
     text = _one(skill.said, random).format(*(in_words(v) if isinstance(v, int) else v for v in values))
-    return SpokenRequest(text, tuple(zip(skill.arguments[guise], values, strict=True)), skill, guise)
+    return SpokenRequest(text, skill=skill, values=values)
 
 
-def draw_tools(wanted: SpokenRequest, random: np.random.Generator, with_it: bool = True) -> list[dict[str, Any]]:
-    """One to four tools in any order, the wanted one among them or not."""
-    others = [skill for skill in SKILLS if skill is not wanted.skill]
-    chosen = [
-        others[n] for n in random.choice(len(others), int(random.integers(0 if with_it else 1, 4)), replace=False)
-    ]
-    guised = [(skill, wanted.guise if wanted.guise == 2 else int(random.integers(2))) for skill in chosen]
-    if with_it and wanted.skill:
-        guised.insert(int(random.integers(len(guised) + 1)), (wanted.skill, wanted.guise))
+def draw_tools(
+    wanted: tuple[Skill, Guise] | None,
+    random: np.random.Generator,
+    without: Skill | None = None,
+    held_out: bool = False,
+) -> list[dict[str, Any]]:
+    """One to four tools in any order, the wanted one among them; `without` a skill that none of them has."""
+    avoided = wanted[0] if wanted else without
+    others = [skill for skill in SKILLS if skill is not avoided]
+    chosen = [others[n] for n in random.choice(len(others), int(random.integers(0 if wanted else 1, 4)), replace=False)]
+    guised: list[tuple[Skill, Guise]] = []
+    taken = {wanted[1].name} if wanted else set()
+    for skill in chosen:
+        while (guise := skill.guise(random, held_out)).name in taken:
+            pass
+        taken.add(guise.name)
+        guised.append((skill, guise))
+    if wanted:
+        guised.insert(int(random.integers(len(guised) + 1)), wanted)
     return [skill.tool(guise) for skill, guise in guised]
 
 

@@ -21,8 +21,8 @@ from step_audio_training.voices import Speaker, installed, say
 
 # How many of a hundred recordings are of each kind.
 SHARES: dict[Kind, int] = {
-    "sum": 20, "large_sum": 6, "follow_up": 2, "sentence": 8, "dictation": 16, "speakers": 9, "beeps": 8, "tone": 7,
-    "noise": 2, "order": 5, "facts": 4, "talk": 3, "loud": 2, "phrase": 2, "strange": 5,
+    "sum": 20, "large_sum": 6, "follow_up": 3, "sentence": 7, "dictation": 8, "speakers": 9, "beeps": 8, "tone": 6,
+    "noise": 4, "order": 7, "facts": 3, "talk": 5, "loud": 5, "phrase": 5, "strange": 4,
 }  # fmt: skip
 OPENINGS = (
     "", "", "", "what is", "what is", "what's", "how much is", "tell me", "work out", "please compute", "calculate",
@@ -98,7 +98,7 @@ def words_of(kind: Kind, random: np.random.Generator, held_out: bool) -> tuple[s
         case "dictation":
             return dictation(random, held_out), None, None
         case "order":
-            request = draw_order(random, held_out)
+            request = draw_order(random)
         case "facts":
             request = draw_facts(random)
         case "talk":
@@ -211,11 +211,18 @@ def _speakers(random: np.random.Generator, held_out: bool, speakers: tuple[Speak
     later = (len(one) + len(pause)) / SAMPLE_RATE
     sounds = (
         (0, len(one) / SAMPLE_RATE, f"{recordings._height(pitches[0]) or 'middle'} voice"),
-        (later, len(samples) / SAMPLE_RATE, "same voice" if count == 1 else "other voice"),
+        (later, len(samples) / SAMPLE_RATE, f"{recordings._height(pitches[1]) or 'middle'} voice"),
     )
     heights = tuple(recordings._semitones(pitch) for pitch in pitches)
     return DrawnRecording(
-        "speakers", samples, f"{first} {second}", sounds=sounds, heights=heights, count=count, source=a.synthesizer
+        "speakers",
+        samples,
+        f"{first} {second}",
+        sounds=sounds,
+        heights=heights,
+        count=count,
+        source=a.synthesizer,
+        parts=(first, second),
     )
 
 

@@ -27,8 +27,8 @@ from step_audio_build.convert.small_tokenizer import VOICE_TOKENS
 from step_audio_training.batches import Stages, training_batches
 from step_audio_training.beginning import Beginning, listener_config, used_tokens
 from step_audio_training.collation import TrainingBatch
-from step_audio_training.embedder import embedder
 from step_audio_training.exam import Paper, draw_paper, examine
+from step_audio_training.frozen import hearing_by
 from step_audio_training.model import HEARING, Listener
 from step_audio_training.parallel import SideBySide
 
@@ -66,9 +66,10 @@ class Recipe:
     learning_rate: float = 1e-3  # of what is new
     decoder_share: float = 0.6  # of that rate, for a decoder that has learnt before
     encoder_share: float = 0.15
+    adaptor_share: float = 1.0
     weight_decay: float = 0.02
     hearing_weight: float = 0.5  # of the loss of letters and sounds
-    decoder_only: bool = False  # encoder and adaptor stay as they are
+    encoder_frozen: bool = False  # to the end, and what it hears is kept
 
 
 class Stopped(Exception):
@@ -128,12 +129,12 @@ def train(
     vocab = config.text.vocab_size
     heard = recipe.reading_steps + recipe.hearing_steps
     stages = Stages(recipe.batches * recipe.reading_steps, recipe.batches * heard)
-    embed = None
-    if recipe.decoder_only:
-        embed = embedder(deepcopy(model.audio).cpu(), audio.n_mels)
-        model.audio.requires_grad_(False)
+    hear = None
+    if recipe.encoder_frozen:
+        hear = hearing_by(deepcopy(model.audio.encoder).cpu(), audio.n_mels)
+        model.audio.encoder.requires_grad_(False)
     batches = training_batches(
-        recipe.seed, first_batch, last_batch, tokenizer, vocab, audio.n_mels, workers, stages, embed
+        recipe.seed, first_batch, last_batch, tokenizer, vocab, audio.n_mels, workers, stages, hear
     )  # fmt: skip
     began, first = time.monotonic(), step
     try:
@@ -193,7 +194,10 @@ def _load_state(file: Path, remedy: str) -> State:
 
 def _groups(model: Listener, recipe: Recipe) -> list[dict[str, Any]]:
     """By part, as each has its share of the rate. Matrices decay; biases, norms and embeddings do not."""
-    shares = {"audio.encoder.": recipe.encoder_share, "decoder.": recipe.decoder_share, "": 1.0}
+    shares = {
+        "audio.encoder.": recipe.encoder_share, "audio.adapter.": recipe.adaptor_share,
+        "decoder.": recipe.decoder_share, "": 1.0,
+    }  # fmt: skip
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         share = next(share for prefix, share in shares.items() if name.startswith(prefix))
@@ -224,7 +228,7 @@ def _losses(model: Listener, recipe: Recipe, batch: TrainingBatch, encoder_learn
     """Adds to the gradients; returns what is told of a step."""
     with torch.autocast(batch.mels.device.type, torch.bfloat16, enabled=_has_bfloat16(batch.mels.device)):
         heard = model.embed(batch, encoder_learns) if len(batch.sounds) else None
-        hearing = model.hearing_loss(heard, batch) if heard and heard.frames is not None else {}
+        hearing = model.hearing_loss(heard, batch) if heard else {}
         answers, accuracy = model.answer_loss(heard, batch) if batch.groups else (None, None)
     told = {f"{name}_loss": loss.item() for name, loss in hearing.items()}
     loss = sum((HEARING[name] * each for name, each in hearing.items()), torch.zeros(()))
