@@ -105,6 +105,7 @@ def test_orders_call_a_tool_that_is_there_with_what_was_said():
     for example in lessons("order", "order", 40):
         assert example.tools
         offered = {tool["function"]["name"]: tool["function"]["parameters"] for tool in example.tools}
+        assert f" I have {', '.join(offered)}. " in example.thought, "what may be called stands there to choose from"
         if example.answer == NO_TOOL:
             request = example.recordings[0].request
             assert request and request.skill and not offered.keys() & set(request.skill.names)

@@ -219,14 +219,19 @@ def _order(heard: DrawnRecording, random: np.random.Generator, held_out: bool) -
     messages = [*_system(random), _turn(heard, "", random)]
     if random.random() < 0.15:
         tools = draw_tools(None, random, request.skill, held_out)
-        thought = f"I hear: {heard.text}. No tool does this."
+        thought = f"I hear: {heard.text}. {_listed(tools)} No tool does this."
         return Example("order", messages, (heard,), thought, NO_TOOL, NO_TOOL, tools, tags=("no tool",))
     guise = request.skill.guise(random, held_out)
     tools = draw_tools((request.skill, guise), random, held_out=held_out)
     arguments = json_answer(list(zip(guise.keys, request.values, strict=True)))
     call = f"<tool_call>function\n{guise.name}\n{arguments}</tool_call>"
-    thought = f"I hear: {heard.text}. I use {guise.name}."
+    thought = f"I hear: {heard.text}. {_listed(tools)} I use {guise.name}."
     return Example("order", messages, (heard,), thought, call, arguments, tools)
+
+
+def _listed(tools: Sequence[dict[str, Any]]) -> str:
+    """Their names, as the request has them: what is called is one of these, and none that was learnt."""
+    return f"I have {', '.join(tool['function']['name'] for tool in tools)}."
 
 
 def _told(heard: DrawnRecording, random: np.random.Generator) -> Example | None:
