@@ -18,7 +18,7 @@ help: ## this list
 $(VENV)/.cpu: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==2.13.0
-	$(BIN)/pip install --quiet --editable '.[cpu]'
+	$(BIN)/pip install --quiet --editable '.[cpu,voice]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.cpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -22,9 +23,7 @@ from step_audio.audio import decode_audio, encode_wav
 from step_audio.clips import SAMPLE_RATE
 from step_audio_evaluation.held_out import held_out
 from step_audio_evaluation.items import Item
-from step_audio_server.commands.demo import VOICE
-from step_audio_training.arithmetic import spell_numbers
-from step_audio_training.speech import speak
+from step_audio_server.commands.demo import QUESTION, aloud
 from waiting import wait_until
 
 SCREENSHOTS = os.environ.get("SCREENSHOTS")  # a folder to keep the pictures of the page in
@@ -57,6 +56,16 @@ def test_spoken_sums(url):
         assert reply.choices[0].message.reasoning_content.startswith("I hear: ")
         assert "think>" not in reply.choices[0].message.content
         assert reply.usage.completion_tokens > reply.usage.completion_tokens_details.reasoning_tokens > 10
+
+
+@pytest.mark.parametrize("natural", [True, False], ids=["natural", "espeak"])
+def test_what_the_demo_asks(client, natural):
+    recording = encode_wav(0.5 * aloud(QUESTION, natural))
+    audio = {"type": "input_audio", "input_audio": {"data": base64.b64encode(recording).decode(), "format": "wav"}}
+    reply = client.chat.completions.create(
+        model="R1", temperature=0, messages=[{"role": "user", "content": [audio]}], max_tokens=200
+    )
+    assert reply.choices[0].message.content == "48 plus 34 is 82."
 
 
 def test_a_spoken_sum_too_large_for_its_head_is_a_tool_call_and_back(url, client):
@@ -173,7 +182,7 @@ def test_how_long_it_thinks(url):
 
 def question(text: str) -> bytes:
     """Spoken, with a second of silence behind it, as the browser's microphone takes it."""
-    samples = np.concatenate([0.5 * speak(spell_numbers(text), VOICE).samples, np.zeros(SAMPLE_RATE, np.float32)])
+    samples = np.concatenate([0.5 * aloud(text, False), np.zeros(SAMPLE_RATE, np.float32)])
     return encode_wav(soxr.resample(samples, SAMPLE_RATE, 48000), 48000)
 
 

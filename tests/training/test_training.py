@@ -134,7 +134,7 @@ def test_labels_follow_the_silence_in_front():
         ("beeps", lambda r: [f"beep {n + 1}" for n in range(r.count)]),
         ("tone", lambda r: [f"{r.glide} tone"]),
         ("noise", lambda r: ["noise"]),
-        ("sum", lambda r: [f"{r.pitch or 'middle'} voice"]),
+        ("sum", lambda r: [f"voice {r.heights[0]}"]),
     ],
 )
 def test_sounds_are_labelled(kind, heard):
@@ -151,10 +151,9 @@ def test_a_second_voice_is_the_same_or_another():
     random = np.random.default_rng(12)
     for _ in range(6):
         recording = draw_recording(random, kind="speakers")
-        for height, (_, _, named) in zip(recording.heights, recording.sounds, strict=True):
-            assert named == (
-                "low voice" if height < 13 else "high voice" if height > 20 else "middle voice"
-            ) or height in (13, 21)
+        assert [named for _, _, named in recording.sounds] == [f"voice {height}" for height in recording.heights]
+        apart = abs(recording.heights[0] - recording.heights[1])
+        assert apart > 4 if recording.count == 2 else apart < 4
 
 
 def test_speed_is_obeyed_and_unknown_voices_are_an_error():

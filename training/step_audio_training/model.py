@@ -47,7 +47,8 @@ class PlainAttention(Attention):
         return shares.to(v.dtype) @ v
 
 
-HEARING = {"spelled": 0.6, "letters": 0.3, "words": 1.0, "sounds": 0.5}  # weights of the losses
+HEARING = {"spelled": 0.6, "letters": 0.3, "words": 1.0, "sounds": 1.0}  # weights of the losses
+WEIGHED = {"nothing": 0.4, "loud word": 3.0}  # of the sounds: much of each clip is the one, one word in four the other
 LETTERS_PER_TOKEN = 3  # that an embedding has room for: 37.5 a second, more than anybody says
 LETTERS_PER_FRAME = 2  # of the encoder: 50 a second, so that neighbours that are alike have a place between them
 SPELLING_WIDTH, SPELLING_KERNEL = 512, 5
@@ -65,6 +66,7 @@ class Listener(nn.Module):
     """The heads for letters, tokens and sounds only help encoder and adaptor to learn; they are not part of the
     checkpoint."""
 
+    sound_weights: Tensor
     trained_ids: Tensor
     position: Tensor  # among the trained ids, of each id; -1 for the others
 
@@ -89,6 +91,8 @@ class Listener(nn.Module):
         self.sounds = nn.Linear(config.text.hidden_size, len(SOUNDS))
         self.blank = nn.Linear(config.text.hidden_size, 1)
         self.sharpness = nn.Parameter(torch.tensor(20.0))  # embeddings of tokens are short, and are to stay so
+        weights = torch.tensor([WEIGHED.get(sound, 1.0) for sound in SOUNDS])
+        self.register_buffer("sound_weights", weights, persistent=False)
         self.register_buffer("trained_ids", trained_ids, persistent=False)
         position = torch.full((config.text.vocab_size,), -1)
         position[trained_ids] = torch.arange(len(trained_ids))
@@ -128,7 +132,9 @@ class Listener(nn.Module):
         table = table if batch.groups else table.detach()
         words = torch.cat([self.blank(embeddings), self.sharpness * F.linear(embeddings, table)], 2)
         read = _ctc(words, self.position[batch.words] + 1, lengths, batch.word_counts)
-        sounds = F.cross_entropy(self._sounds(heard).transpose(1, 2), batch.sounds, ignore_index=IGNORED)
+        sounds = F.cross_entropy(
+            self._sounds(heard).transpose(1, 2), batch.sounds, ignore_index=IGNORED, weight=self.sound_weights
+        )
         return {**spelled, "letters": told, "words": read, "sounds": sounds}
 
     def _spelled(self, heard: Heard, batch: TrainingBatch) -> Tensor:

@@ -57,10 +57,12 @@ SHARES: dict[Kind, int] = {
     "sum": 36, "large_sum": 20, "follow_up": 3, "sentence": 17, "speakers": 11, "beeps": 6, "tone": 5, "noise": 2,
 }  # fmt: skip
 
-# What there is to hear besides words: how high each voice is, which beep it is, and which words are quieter than
-# another.
+HIGHEST = 40  # semitones above that, of a child that squeals: all heights are less
+
+# What there is to hear besides words: how high each voice is, to the semitone, which beep it is, and which words are
+# quieter than another.
 SOUNDS = (
-    "nothing", "low voice", "middle voice", "high voice",
+    "nothing", *(f"voice {height}" for height in range(HIGHEST)),
     "rising tone", "falling tone", "steady tone", "beep 1", "beep 2", "beep 3", "beep 4", "beep 5", "noise",
     "loud word", "quiet word",
 )  # fmt: skip
@@ -180,7 +182,7 @@ def _spoken(
             break
     height = _height(pitch)
     samples = said.samples / _level(said.samples)
-    sounds = ((0, len(samples) / SAMPLE_RATE, f"{height or 'middle'} voice"),)
+    sounds = ((0, len(samples) / SAMPLE_RATE, f"voice {_semitones(pitch)}"),)
     return DrawnRecording(kind, samples, text, sounds, sum, height, (_semitones(pitch),), rate)
 
 
@@ -189,7 +191,7 @@ def _height(pitch: float) -> Literal["high", "low", ""]:
 
 
 def _semitones(pitch: float) -> int:
-    return max(0, round(12 * math.log2(pitch / HEIGHT_0)))
+    return min(max(0, round(12 * math.log2(pitch / HEIGHT_0))), HIGHEST - 1)
 
 
 def _level(samples: Float32Array) -> float:
@@ -218,8 +220,8 @@ def _speakers(random: np.random.Generator, held_out: bool) -> DrawnRecording:
     samples = np.concatenate([one.samples / _level(one.samples), pause, two.samples / _level(two.samples)])
     later = (len(one.samples) + len(pause)) / SAMPLE_RATE
     sounds = (
-        (0, len(one.samples) / SAMPLE_RATE, f"{_height(pitch) or 'middle'} voice"),
-        (later, len(samples) / SAMPLE_RATE, f"{_height(another) or 'middle'} voice"),
+        (0, len(one.samples) / SAMPLE_RATE, f"voice {_semitones(pitch)}"),
+        (later, len(samples) / SAMPLE_RATE, f"voice {_semitones(another)}"),
     )
     heights = (_semitones(pitch), _semitones(another))
     return DrawnRecording(

@@ -131,8 +131,8 @@ def spoken(
             break
     height = recordings._height(pitch)
     samples = samples / recordings._level(samples)
-    sounds = ((0, len(samples) / SAMPLE_RATE, f"{height or 'middle'} voice"),)
     heights = (recordings._semitones(pitch),)
+    sounds = ((0, len(samples) / SAMPLE_RATE, f"voice {heights[0]}"),)
     return DrawnRecording(
         kind, samples, text, sounds=sounds, pitch=height, heights=heights, rate=rate, source=source
     )  # fmt: skip
@@ -209,11 +209,11 @@ def _speakers(random: np.random.Generator, held_out: bool, speakers: tuple[Speak
     pause = np.zeros(int(random.uniform(0.2, 0.5) * SAMPLE_RATE), np.float32)
     samples = np.concatenate([one / recordings._level(one), pause, two / recordings._level(two)])
     later = (len(one) + len(pause)) / SAMPLE_RATE
-    sounds = (
-        (0, len(one) / SAMPLE_RATE, f"{recordings._height(pitches[0]) or 'middle'} voice"),
-        (later, len(samples) / SAMPLE_RATE, f"{recordings._height(pitches[1]) or 'middle'} voice"),
-    )
     heights = tuple(recordings._semitones(pitch) for pitch in pitches)
+    sounds = (
+        (0, len(one) / SAMPLE_RATE, f"voice {heights[0]}"),
+        (later, len(samples) / SAMPLE_RATE, f"voice {heights[1]}"),
+    )
     return DrawnRecording(
         "speakers",
         samples,
