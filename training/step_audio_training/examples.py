@@ -211,11 +211,12 @@ def _acoustic(task: Task, heard: DrawnRecording, random: np.random.Generator) ->
             thought = f"I count: {', '.join(in_words(n + 1) for n in range(heard.count))}."
             answer = f"Beeps: {heard.count}."
         case "speakers" if heard.kind == "speakers":
-            # The words say where to listen: of two numbers in a row the second was only ever the first again.
-            said = ". ".join(f"{text}: {height}" for text, height in zip(heard.parts, heard.heights, strict=True))
-            apart = abs(heard.heights[0] - heard.heights[1])
+            # Not the first and the second: of those it only ever said one number twice. What is lowest of all, and what
+            # highest, it can find wherever it is.
+            lowest, highest = sorted(heard.heights)
+            thought = f"I compare the voices by their pitch. The lowest is {lowest}, the highest is {highest}"
             same = "the same" if heard.count == 1 else "not the same"
-            thought = f"I compare the voices by their pitch. {said}. That is {apart} apart, {same}."
+            thought += f", that is {highest - lowest} apart, {same}."
             answer = f"Voices: {heard.count}."
         case "tone" if heard.glide:
             thought, answer = f"I follow the pitch. It is {heard.glide}.", f"The tone is {heard.glide}."

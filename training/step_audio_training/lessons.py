@@ -188,10 +188,8 @@ def _further(task: str, heard: DrawnRecording, random: np.random.Generator, held
             counted = ", ".join(f"{in_words(n)} {word}" for n, word in enumerate(words, 1))
             return _plain(task, heard, f"I count: {counted}.", f"Words: {len(words)}.", str(len(words)), random)
         case "loud" if heard.kind == "loud":
-            levels = [sound.removesuffix(" word") for _, _, sound in heard.sounds]
-            each = ", ".join(f"{word} {level}" for word, level in zip(heard.text.split(), levels, strict=True))
-            answer = f"The louder word is {heard.told}."
-            return _plain(task, heard, f"I hear: {each}. The loudest is {heard.told}.", answer, heard.told, random)
+            thought, answer = f"I hear: {heard.text}. The loudest is {heard.told}.", f"The louder word is {heard.told}."
+            return _plain(task, heard, thought, answer, heard.told, random)
         case "phrase" if heard.kind == "phrase":
             answer = "Yes, a question." if heard.told == "question" else "No, a statement."
             thought = f"I hear: {heard.text}. With {heard.text.split()[0]} in front it is a {heard.told}."

@@ -85,7 +85,6 @@ class DrawnRecording:
     told: str = ""  # the word that is louder; question or statement; what there is instead of English
     request: SpokenRequest | None = None
     source: str = "espeak"  # whose voice it is
-    parts: tuple[str, ...] = ()  # of the text: what each of two voices says
 
     @property
     def pace(self) -> int:
@@ -224,9 +223,7 @@ def _speakers(random: np.random.Generator, held_out: bool) -> DrawnRecording:
         (later, len(samples) / SAMPLE_RATE, f"voice {_semitones(another)}"),
     )
     heights = (_semitones(pitch), _semitones(another))
-    return DrawnRecording(
-        "speakers", samples, f"{first} {second}", sounds, heights=heights, count=count, parts=(first, second)
-    )
+    return DrawnRecording("speakers", samples, f"{first} {second}", sounds, heights=heights, count=count)
 
 
 @dataclass(frozen=True, slots=True)

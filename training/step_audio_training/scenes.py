@@ -222,7 +222,6 @@ def _speakers(random: np.random.Generator, held_out: bool, speakers: tuple[Speak
         heights=heights,
         count=count,
         source=a.synthesizer,
-        parts=(first, second),
     )
 
 
