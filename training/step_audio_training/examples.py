@@ -203,9 +203,7 @@ def _acoustic(task: Task, heard: DrawnRecording, random: np.random.Generator) ->
             thought = f"I listen to the voice, not to the words. Its pitch is {height}, that is {heard.pitch}."
             answer = f"The voice is {heard.pitch}."
         case "rate" if heard.text and heard.rate != "ordinary":
-            thought = (
-                f"I listen to the rhythm, not to the words. It is {heard.pace} letters a second, that is {heard.rate}."
-            )
+            thought = f"I listen to the rhythm, not to the words. The words come {heard.rate}."
             answer = f"The speech is {heard.rate}."
         case "beeps" if heard.kind == "beeps":
             thought = f"I count: {', '.join(in_words(n + 1) for n in range(heard.count))}."
