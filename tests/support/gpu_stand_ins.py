@@ -9,6 +9,7 @@ groups of their own, ends them all when one dies, and passes SIGTERM on with one
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -154,6 +155,9 @@ def script(path: Path, text: str) -> Path:
     return path
 
 
+_machines = itertools.count()
+
+
 class Machine:
     """A made-up machine with the NGC image and GPUs, below `root`."""
 
@@ -175,7 +179,8 @@ class Machine:
         monkeypatch.setattr(launch, "KILL_AFTER_ON_GPU", 5)
         monkeypatch.setenv("PATH", f"{self.bin}:{os.environ['PATH']}")
         monkeypatch.setenv("STAND_IN_DIR", str(self.notes))
-        monkeypatch.setenv("STAND_IN_TAG", f"stand_in_{os.getpid()}")
+        # Its own, or what a test leaves whose servers are killed without a look would fail all those behind it.
+        monkeypatch.setenv("STAND_IN_TAG", f"stand_in_{os.getpid()}_{next(_machines)}")
         monkeypatch.setenv("STAND_IN_WORLD", str(gpus))
         monkeypatch.setenv("STAND_IN_GPUS", ";".join([f"{name}, 9.0, 81559, 590.44.01"] * gpus))
         monkeypatch.delenv("STAND_IN", raising=False)
