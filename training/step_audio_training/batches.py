@@ -12,9 +12,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from step_audio.chat import ClipInfo
-from step_audio.mel import ADAPTOR_STRIDE, log_mel
+from step_audio.mel import log_mel
 from step_audio.tokenizer import Tokenizer
-from step_audio_training.collation import Encoded, TrainingBatch, clip_info, collate, collate_heard
+from step_audio_training.collation import Encoded, TrainingBatch, clip_info, collate, embedding_count
 from step_audio_training.examples import Example, typed
 from step_audio_training.frozen import Hear
 from step_audio_training.hearing import heard_by
@@ -142,11 +142,9 @@ class Batches(Dataset[list[TrainingBatch]]):
                 samples, before = heard_by(recording, random)
                 heard[id(recording)] = hear(samples), recording, before
         examples += [drill(task, random) for task in DRILLS]
-        infos = {
-            key: ClipInfo(-(-len(rows) // ADAPTOR_STRIDE), n) for n, (key, (rows, _, _)) in enumerate(heard.items(), 1)
-        }
+        infos = {key: ClipInfo(embedding_count(rows), n) for n, (key, (rows, _, _)) in enumerate(heard.items(), 1)}
         encoded = [Encoded(e, [infos[id(r)] for r in e.recordings], self.tokenizer, self.vocab_size) for e in examples]
-        return collate_heard(
+        return collate(
             [rows for rows, _, _ in heard.values()],
             [(recording, before) for _, recording, before in heard.values()],
             [self._words(recording) for _, recording, _ in heard.values()],
@@ -154,6 +152,7 @@ class Batches(Dataset[list[TrainingBatch]]):
             [[list(heard).index(id(r)) for r in e.recordings] for e in examples],
             self.vocab_size,
             self.n_mels,
+            by_encoder=True,
         )
 
     def _words(self, recording: DrawnRecording) -> list[int]:

@@ -113,64 +113,44 @@ def _encode_answer(text: str, tokenizer: Tokenizer) -> list[int]:
     return [tokenizer.special.tool_call, *tokenizer.encode(body), tokenizer.special.tool_call_end]
 
 
+def embedding_count(rows: Float32Array) -> int:
+    """Of a clip of which the encoder made `rows` [T, width]."""
+    return -(-len(rows) // ADAPTOR_STRIDE)
+
+
 def collate(
-    mels: Sequence[Float32Array],
+    clips: Sequence[Float32Array],
     said: Sequence[tuple[DrawnRecording, float]],
     words: Sequence[Sequence[int]],
     encoded: Sequence[Encoded],
     heard: Sequence[Sequence[int]],
     vocab_size: int,
     n_mels: int,
+    by_encoder: bool = False,
 ) -> TrainingBatch:
-    """`mels[c]` float32 [n_mels, T]; `said[c]`: clip c's recording, and the seconds of silence before it; `words[c]`:
-    the tokens of what it says; `heard[e]`: example e's clips, in order."""
-    padded, frames = pad_batch(list(mels), n_mels)
-    counts = [token_count(int(length)) for length in frames]
-    mel = torch.from_numpy(padded)
-    return _told(mel, frames.astype(np.int64), None, counts, said, words, _grouped(counts, encoded, heard, vocab_size))
-
-
-def collate_heard(
-    rows: Sequence[Float32Array],
-    said: Sequence[tuple[DrawnRecording, float]],
-    words: Sequence[Sequence[int]],
-    encoded: Sequence[Encoded],
-    heard: Sequence[Sequence[int]],
-    vocab_size: int,
-    n_mels: int,
-) -> TrainingBatch:
-    """As `collate`, of what the encoder has made of the clips: `rows[c]` float32 [T, width]."""
-    counts = [-(-len(each) // ADAPTOR_STRIDE) for each in rows]
-    padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(each) for each in rows], batch_first=True)
-    none = torch.zeros(0, n_mels, 0)
-    return _told(none, np.zeros(0, np.int64), padded, counts, said, words, _grouped(counts, encoded, heard, vocab_size))
-
-
-def _told(
-    mels: torch.Tensor,
-    frames: Int64Array,
-    heard: torch.Tensor | None,
-    counts: Sequence[int],
-    said: Sequence[tuple[DrawnRecording, float]],
-    words: Sequence[Sequence[int]],
-    groups: list[tuple[torch.Tensor, torch.Tensor]],
-) -> TrainingBatch:
-    """`counts[c]`: clip c's embeddings."""
+    """`clips[c]` float32 [n_mels, T], or `by_encoder` what the encoder has made of it, [T, width]; `said[c]`: its
+    recording, and the seconds of silence before it; `words[c]`: the tokens of what it says; `heard[e]`: example e's
+    clips, in order."""
+    padded, frames = pad_batch([] if by_encoder else list(clips), n_mels)
+    rows = None
+    if by_encoder:
+        rows = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(each) for each in clips], batch_first=True)
+    counts = [embedding_count(each) if by_encoder else token_count(each.shape[1]) for each in clips]
     sounds = _stack(
         [sounds_when(recording, before, count) for (recording, before), count in zip(said, counts, strict=True)],
         IGNORED,
     )
     letters = [[LETTER_IDS[letter] for letter in recording.text] for recording, _ in said]
     return TrainingBatch(
-        mels,
-        torch.from_numpy(frames),
+        torch.from_numpy(padded),
+        torch.from_numpy(frames.astype(np.int64)),
         sounds,
         torch.tensor([letter for each in letters for letter in each], dtype=torch.int64),
         torch.tensor([len(each) for each in letters], dtype=torch.int64),
         torch.tensor([token for each in words for token in each], dtype=torch.int64),
         torch.tensor([len(each) for each in words], dtype=torch.int64),
-        groups,
-        heard,
+        _grouped(counts, encoded, heard, vocab_size),
+        rows,
     )
 
 

@@ -55,8 +55,9 @@ def _train(arguments: argparse.Namespace) -> None:
 
     given = {name: value for name in ("steps", "seed") if (value := getattr(arguments, name)) is not None}
     # A listener reads already, and its adaptor hears; only the heads that help it to learn are new.
-    known: dict[str, Any] = {"reading_steps": 0, "hearing_steps": 0, "frozen_steps": 50, "adaptor_share": 0.25}
-    known = known if arguments.checkpoint else {}
+    known: dict[str, Any] = {}
+    if arguments.checkpoint:
+        known = {"reading_steps": 0, "hearing_steps": 0, "frozen_steps": 50, "adaptor_share": 0.25}
     recipe = replace(Recipe(), encoder_frozen=arguments.encoder_frozen, **known, **given)
     if arguments.checkpoint and arguments.decoder:
         raise ArtefactError("--decoder goes with --whisper: the listener of --checkpoint has a decoder")

@@ -215,13 +215,7 @@ def _speakers(random: np.random.Generator, held_out: bool, speakers: tuple[Speak
         (later, len(samples) / SAMPLE_RATE, f"voice {heights[1]}"),
     )
     return DrawnRecording(
-        "speakers",
-        samples,
-        f"{first} {second}",
-        sounds=sounds,
-        heights=heights,
-        count=count,
-        source=a.synthesizer,
+        "speakers", samples, f"{first} {second}", sounds=sounds, heights=heights, count=count, source=a.synthesizer
     )
 
 
