@@ -88,14 +88,12 @@ def pytest_collection_finish():
     gc.freeze()
     gc.set_threshold(20_000)
     gc.enable()
-    for name, logger in logging.root.manager.loggerDict.items():
-        if name.startswith("torch") and isinstance(logger, logging.Logger):
-            logger.propagate = True  # else pytest hangs its handlers on each of fifty, six times a test
 
 
 def pytest_sessionfinish():
     gc.freeze()  # pytest looks twice for what nobody has closed, Python once more when it ends
-    atexit.register(gc.unfreeze)
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # on a terminal nanobind would tell of all that is left
+        atexit.register(gc.unfreeze)  # a worker takes up to ten seconds to take torch apart
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
@@ -124,6 +122,14 @@ def nothing_outlives_a_power_cut():
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(os, "fsync", lambda descriptor: None)
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torch_logs_like_others():
+    """Whenever it is loaded: pytest hangs its handlers on each logger that stands alone, of torch's fifty six a test."""
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if name.startswith(("torch", "c10d", "strobelight")) and isinstance(logger, logging.Logger):
+            logger.propagate = True
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,8 @@ The prompt ends with `<tts_start>`; text and audio tokens follow in turns, the s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from step_audio.tokenizer import IncrementalDecoder, Tokenizer
 from step_audio_client.chat_types import TtsContent
@@ -28,10 +29,9 @@ class TtsParser:
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True):
         self.ended = False
-        names = {id_: name for name, id_ in tokenizer.added_tokens.items()}
         self._end = tokenizer.added_tokens.get(TTS_END)
         self._silent = {tokenizer.added_tokens.get(name) for name in (TTS_START, TTS_PAD, AUDIO_PAD)}
-        self._audio = {id_: name for id_, name in names.items() if _AUDIO.fullmatch(name)}
+        self._audio = _audio_tokens(tokenizer)
         self._decoder = IncrementalDecoder(tokenizer, skip_special_tokens)
 
     def push(self, ids: Iterable[int]) -> tuple[TtsContent, list[int]]:
@@ -49,3 +49,8 @@ class TtsParser:
             else:
                 text += self._decoder.push([id_])
         return TtsContent(text, audio), list(ids)
+
+
+@lru_cache(maxsize=1)  # of thousands of names, for each spoken answer
+def _audio_tokens(tokenizer: Tokenizer) -> Mapping[int, str]:
+    return {id_: name for name, id_ in tokenizer.added_tokens.items() if _AUDIO.fullmatch(name)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import json
 import logging
 import os
@@ -20,7 +19,7 @@ from websockets.asyncio.client import connect
 from websockets.frames import Frame, Opcode
 
 import waiting
-from gateway_fixture import PLAIN, USAGE, FakeClient, listening
+from gateway_fixture import PLAIN, USAGE, FakeClient, listening, loops
 from realtime_fixture import by_hand, connected, pcm, say, until
 from step_audio_client import ChatDelta
 from step_audio_gateway import server, web_sockets
@@ -76,7 +75,7 @@ def metrics(url: str) -> str:
 
 def left_of_sessions() -> list[object]:
     """Tasks that have not ended, of any gateway in this process."""
-    tasks = (one for one in gc.get_objects() if type(one) is asyncio.Task and not one.done())
+    tasks = (one for loop in loops for one in asyncio.all_tasks(loop))
     return [one for one in tasks if f"{os.sep}realtime{os.sep}" in one.get_coro().cr_code.co_filename]
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
+from weakref import WeakSet
 
 import httpx
 import numpy as np
@@ -197,6 +198,9 @@ def shared(fake: FakeClient, **settings: Any) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(app=_apps[key]), base_url="http://gateway")
 
 
+loops: WeakSet[asyncio.AbstractEventLoop] = WeakSet()  # of all gateways on real ports
+
+
 @contextlib.contextmanager
 def listening(fake: FakeClient, **settings: Any) -> Iterator[str]:
     """A gateway on a real port, in a thread; its base URL."""
@@ -209,6 +213,7 @@ def listening(fake: FakeClient, **settings: Any) -> Iterator[str]:
     try:
         while not server.started:
             time.sleep(0.01)
+        loops.add(server.servers[0].get_loop())
         yield f"http://127.0.0.1:{chosen.port}"
     finally:
         server.should_exit = True

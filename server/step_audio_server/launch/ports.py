@@ -52,7 +52,7 @@ def free_ports(count: int) -> list[int]:
     """
     found: list[int] = []
     given = _given_out()
-    others = [port for port in range(LOWEST, 1 << 16) if port not in given] or list(range(LOWEST, 1 << 16))
+    others = [*range(LOWEST, given.start), *range(max(LOWEST, given.stop), 1 << 16)] or range(LOWEST, 1 << 16)
     random = SystemRandom()  # not one that several processes have seeded alike
     while len(found) < count:
         port = random.choice(others)
