@@ -126,7 +126,7 @@ def nothing_outlives_a_power_cut():
 
 @pytest.fixture(scope="module", autouse=True)
 def torch_logs_like_others():
-    """Whenever it is loaded: pytest hangs its handlers on each logger that stands alone, of torch's fifty six a test."""
+    """Whenever torch is loaded: pytest hangs its handlers on each logger that stands alone, of fifty six a test."""
     for name, logger in list(logging.root.manager.loggerDict.items()):
         if name.startswith(("torch", "c10d", "strobelight")) and isinstance(logger, logging.Logger):
             logger.propagate = True
