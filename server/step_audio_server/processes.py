@@ -10,12 +10,14 @@ import contextlib
 import os
 import re
 import signal
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 SHARED_MEMORY = Path("/dev/shm")
-# What Open MPI and NCCL share between ranks and, killed, do not remove.
-RANKS_REGION = re.compile(r"vader_segment\.|sm_segment\.|nccl-|ucx_shm")
+# What Open MPI, NCCL and Python's multiprocessing (vLLM) share between ranks and, killed, do not remove.
+RANKS_REGION = re.compile(r"vader_segment\.|sm_segment\.|nccl-|ucx_shm|psm_")
+STOPS_IN = 0.1  # seconds; a rank that the driver holds may not stop, and does not make anything meanwhile
 
 
 def children(pid: int) -> set[int]:
@@ -112,16 +114,29 @@ def kill(pids: Iterable[int], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
+def kill_ranks(pids: set[int]) -> set[Path]:
+    """At once; returns the shared memory that they leave. They are stopped first: between a look at what one has and
+    its end it would make more."""
+    kill(pids, signal.SIGSTOP)
+    deadline = time.monotonic() + STOPS_IN
+    while any(alive(pid) and not stopped(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    regions = ranks_regions(pids)
+    kill(pids, signal.SIGKILL)
+    return regions
+
+
 def ranks_regions(pids: Iterable[int]) -> set[Path]:
-    """Shared memory that Open MPI and NCCL made and these processes have mapped."""
+    """Shared memory of RANKS_REGION that these processes have mapped, or opened and are about to map."""
     found: set[Path] = set()
     for pid in pids:
         with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{pid}/maps").read_text("utf-8", "replace").splitlines():
-                path = Path(line.split(maxsplit=5)[5]) if "/dev/shm/" in line else None
-                if path is not None and path.parent == SHARED_MEMORY and RANKS_REGION.match(path.name):
-                    found.add(path)
-    return found
+            lines = Path(f"/proc/{pid}/maps").read_text("utf-8", "replace").splitlines()
+            found |= {Path(line.split(maxsplit=5)[5]) for line in lines if "/dev/shm/" in line}
+        for file in Path(f"/proc/{pid}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                found.add(file.readlink())
+    return {path for path in found if path.parent == SHARED_MEMORY and RANKS_REGION.match(path.name)}
 
 
 def close_regions(prefix: str) -> None:

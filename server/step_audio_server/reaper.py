@@ -17,7 +17,7 @@ from step_audio_server import processes
 
 
 class Reaper:
-    """For the session that `leader` began, and the shared memory regions of `prefix`.
+    """For the session that `leader` began, the shared memory regions of `prefix`, and those of ranks.
 
     `patience`: seconds that the processes have to end by themselves.
     """
@@ -42,14 +42,15 @@ def main(leader: int, prefix: str, patience: float) -> None:
     os.nice(5)
     while os.read(0, 1024):
         pass
+    regions = processes.ranks_regions(processes.session(leader))
     processes.kill([leader], signal.SIGTERM)
     deadline = time.monotonic() + patience
     while (left := processes.session(leader)) and time.monotonic() < deadline:
         time.sleep(0.1)
     while left := processes.session(leader):
-        processes.kill(left, signal.SIGKILL)
+        regions |= processes.kill_ranks(left)
         time.sleep(0.1)
-    processes.remove_regions(prefix)
+    processes.remove_regions(prefix, regions)
 
 
 if __name__ == "__main__":

@@ -164,7 +164,10 @@ class TritonServer:
     def _kill(self, regions: set[Path]) -> None:
         deadline = time.monotonic() + self.launch.kill_after
         while (left := processes.session(self.process.pid)) and time.monotonic() < deadline:
-            processes.kill(left, signal.SIGKILL)
+            if self.launch.ranks == 1:
+                processes.kill(left, signal.SIGKILL)
+            else:
+                regions |= processes.kill_ranks(left)
             self.process.poll()
             time.sleep(0.01)
         self.process.wait()

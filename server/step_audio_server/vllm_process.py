@@ -151,11 +151,14 @@ class VllmProcess:
         """Of an earlier process nothing is left, its workers included, which are in its session."""
         if self._process is None:
             return
+        regions: set[Path] = set()
         while left := processes.session(self._process.pid):
-            processes.kill(left, signal.SIGKILL)
+            regions |= processes.kill_ranks(left)
             self._process.poll()
             time.sleep(0.01)
         self._process.wait()
+        for region in regions:
+            region.unlink(missing_ok=True)
         self._process, self._engine = None, set()
         self.socket.unlink(missing_ok=True)
         if self._reaper is not None:

@@ -247,6 +247,28 @@ def test_a_start_that_takes_too_long(gpus):
 
 
 @pytest.mark.processes
+def test_a_rank_that_is_killed_between_making_a_region_and_mapping_it(gpus):
+    gpus.fault("rank2-maps-late")
+    server = started(gpus)
+    wait_until(lambda: list(gpus.notes.glob("**/maps-late")))
+    server.kill()
+    assert left_behind(server) == []
+
+
+@pytest.mark.processes
+def test_who_clears_up_behind_a_killed_serve_finds_what_ranks_have_left(gpus, monkeypatch):
+    monkeypatch.setattr(launch, "KILL_AFTER_ON_GPU", 0)
+    gpus.fault("will-not-end")
+    server = started(gpus)
+    wait_until(lambda: len(left_behind(server)) == 1 + 4 + 2 + 1 + 4)
+    server.process.kill()  # mpirun, which would have removed them
+    server.process.wait()
+    server._reaper._process.stdin.close()  # as at its parent's end
+    assert server._reaper._process.wait(SECONDS) == 0
+    assert left_behind(server) == []
+
+
+@pytest.mark.processes
 def test_a_leader_that_will_not_end_is_killed(gpus, monkeypatch):
     monkeypatch.setattr(launch, "KILL_AFTER_ON_GPU", -4)
     gpus.fault("will-not-end")

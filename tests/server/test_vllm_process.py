@@ -203,6 +203,16 @@ def test_it_is_there_when_it_has_started_and_gone_when_it_has_stopped(started):
 
 
 @pytest.mark.processes
+def test_what_killed_ranks_have_shared_is_removed(started, monkeypatch, tmp_path):
+    process, _ = started
+    left, kill = tmp_path / "psm_0", processes.kill_ranks
+    monkeypatch.setattr(processes, "kill_ranks", lambda pids: kill(pids) | {left})
+    left.touch()
+    process.kill()
+    assert not left.exists()
+
+
+@pytest.mark.processes
 def test_a_death_is_told_and_the_stub_finds_the_next_one(started):
     process, options = started
     engine = VllmEngine(dataclasses.replace(options), 0)

@@ -89,8 +89,11 @@ if fault == f"rank{rank}-late-fails":  # when the others have begun
 (job / f"rank{rank}").touch()
 # Shared between ranks, as Open MPI does: mapped, and left behind by whoever is killed.
 region = Path(f"/dev/shm/vader_segment.{os.environ['STAND_IN_TAG']}.{os.getpid()}")
-region.write_bytes(b"\0" * 4096)
-with region.open("r+b") as file:
+with region.open("w+b") as file:
+    file.truncate(4096)
+    if fault == f"rank{rank}-maps-late":
+        (job / "maps-late").touch()
+        time.sleep(600)
     mapped = mmap.mmap(file.fileno(), 4096)
 
 if "--load-model" in flags:  # a worker: it never gets out of loading, and has no handler for signals
