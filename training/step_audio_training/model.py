@@ -142,10 +142,6 @@ class Listener(nn.Module):
         frames = frames.unflatten(2, (LETTERS_PER_FRAME, -1)).flatten(1, 2)
         return _ctc(frames, batch.letters, LETTERS_PER_FRAME * ((batch.frames + 1) // 4), batch.letter_counts)
 
-    def sound_errors(self, heard: Heard, batch: TrainingBatch) -> Tensor:
-        """Share of the embeddings whose sound is not recognised."""
-        return (self._sounds(heard).argmax(-1) != batch.sounds)[batch.sounds != IGNORED].float().mean()
-
     def _sounds(self, heard: Heard) -> Tensor:
         scores: Tensor = self.sounds(heard.embeddings.float())
         return scores

@@ -126,15 +126,6 @@ def draw_recording(random: np.random.Generator, held_out: bool = False, kind: Ki
             return _spoken(kind, text, random, held_out, asked)
 
 
-def draw_unspoken(random: np.random.Generator, held_out: bool = False, kind: Kind | None = None) -> DrawnRecording:
-    """As draw_recording, of the kinds that are words, without sound."""
-    worded: tuple[Kind, ...] = ("sum", "large_sum", "follow_up", "sentence")
-    shares = np.array([SHARES[each] for each in worded])
-    kind = kind or worded[random.choice(len(worded), p=shares / shares.sum())]
-    text, asked = _words(kind, random, held_out)
-    return DrawnRecording(kind, np.zeros(0, np.float32), text, sum=asked)
-
-
 def _words(kind: Kind, random: np.random.Generator, held_out: bool) -> tuple[str, Sum | None]:
     """What is said, and the sum in it."""
     match kind:

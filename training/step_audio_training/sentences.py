@@ -16,7 +16,6 @@ ACTS = ("visits", "calls", "helps", "meets", "follows")
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 VERBS = ("bring", "send", "show", "give")
 THINGS = ("apples", "books", "letters", "chairs", "bottles", "flowers", "boxes", "tickets")
-WORD_LISTS = (COLOURS, ANIMALS, DEEDS, PLACES, WHERE, PEOPLE, ACTS, DAYS, VERBS, THINGS)
 
 
 def sentence(random: np.random.Generator) -> str:

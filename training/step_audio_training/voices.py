@@ -27,8 +27,6 @@ from step_audio.audio import decode_audio
 from step_audio.clips import SAMPLE_RATE
 from step_audio_training.speech import ipa
 
-FESTIVAL_VOICES = ("ked_diphone", "kal_diphone", "cmu_us_slt_arctic_hts")
-
 
 @dataclass(frozen=True, slots=True)
 class Speaker:

@@ -20,7 +20,6 @@ from step_audio_build.planning.profiles import KvCacheDType, Precision
 BF16 = 2  # bytes
 FP32 = 4
 AWQ_GROUP = 128  # input columns that share a scale
-EMBEDDING = "transformer.vocab_embedding.weight"
 LINEAR = (".attention.qkv.weight", ".attention.dense.weight", ".mlp.fc.weight", ".mlp.gate.weight", ".mlp.proj.weight")
 """What a quantisation touches; lm_head, embedding, norms and biases stay as they are."""
 
