@@ -171,20 +171,21 @@ def _spoken(
         if pitch := sound.fundamental(said.samples):
             break
     height = _height(pitch)
-    samples = said.samples / _level(said.samples)
-    sounds = ((0, len(samples) / SAMPLE_RATE, f"voice {_semitones(pitch)}"),)
-    return DrawnRecording(kind, samples, text, sounds, sum, height, (_semitones(pitch),), rate)
+    samples = said.samples / level(said.samples)
+    sounds = ((0, len(samples) / SAMPLE_RATE, f"voice {semitones(pitch)}"),)
+    return DrawnRecording(kind, samples, text, sounds, sum, height, (semitones(pitch),), rate)
 
 
 def _height(pitch: float) -> Literal["high", "low", ""]:
     return "low" if pitch < LOW_PITCH else "high" if pitch > HIGH_PITCH else ""
 
 
-def _semitones(pitch: float) -> int:
+def semitones(pitch: float) -> int:
+    """Above HEIGHT_0, of a pitch in Hz, as a recording's heights are told."""
     return min(max(0, round(12 * math.log2(pitch / HEIGHT_0))), HIGHEST - 1)
 
 
-def _level(samples: Float32Array) -> float:
+def level(samples: Float32Array) -> float:
     """What to divide speech by so that its root mean square is 0.1."""
     return 10 * float(np.sqrt(np.mean(samples**2))) + 1e-9
 
@@ -206,15 +207,27 @@ def _speakers(random: np.random.Generator, held_out: bool) -> DrawnRecording:
         low, high = sorted((pitch, another))
         if low and (count == 1 or (voice.variant != other.variant and high > 1.4 * low)):
             break
+    return one_behind_another(f"{first} {second}", one.samples, two.samples, (pitch, another), count, random)
+
+
+def one_behind_another(
+    text: str,
+    one: Float32Array,
+    two: Float32Array,
+    pitches: tuple[float, float],
+    count: int,
+    random: np.random.Generator,
+) -> DrawnRecording:
+    """`text` as two takes say it, equally loud, a pause between them; `pitches`: each one's, in Hz; `count` voices."""
     pause = np.zeros(int(random.uniform(0.2, 0.5) * SAMPLE_RATE), np.float32)
-    samples = np.concatenate([one.samples / _level(one.samples), pause, two.samples / _level(two.samples)])
-    later = (len(one.samples) + len(pause)) / SAMPLE_RATE
+    samples = np.concatenate([one / level(one), pause, two / level(two)])
+    later = (len(one) + len(pause)) / SAMPLE_RATE
+    first, second = (semitones(pitch) for pitch in pitches)
     sounds = (
-        (0, len(one.samples) / SAMPLE_RATE, f"voice {_semitones(pitch)}"),
-        (later, len(samples) / SAMPLE_RATE, f"voice {_semitones(another)}"),
+        (0, len(one) / SAMPLE_RATE, f"voice {first}"),
+        (later, len(samples) / SAMPLE_RATE, f"voice {second}"),
     )
-    heights = (_semitones(pitch), _semitones(another))
-    return DrawnRecording("speakers", samples, f"{first} {second}", sounds, heights=heights, count=count)
+    return DrawnRecording("speakers", samples, text, sounds, heights=(first, second), count=count)
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,8 +130,8 @@ def spoken(
         if pitch := sound.fundamental(samples):
             break
     height = recordings._height(pitch)
-    samples = samples / recordings._level(samples)
-    heights = (recordings._semitones(pitch),)
+    samples = samples / recordings.level(samples)
+    heights = (recordings.semitones(pitch),)
     sounds = ((0, len(samples) / SAMPLE_RATE, f"voice {heights[0]}"),)
     return DrawnRecording(
         kind, samples, text, sounds=sounds, pitch=height, heights=heights, rate=rate, source=source
@@ -203,20 +203,12 @@ def _speakers(random: np.random.Generator, held_out: bool, speakers: tuple[Speak
             )
         except OSError:
             continue
-        low, high = sorted(pitches := [sound.fundamental(samples) for samples in (one, two)])
+        pitches = sound.fundamental(one), sound.fundamental(two)
+        low, high = sorted(pitches)
         if low and (high < 1.25 * low if count == 1 else high > 1.3 * low):
             break
-    pause = np.zeros(int(random.uniform(0.2, 0.5) * SAMPLE_RATE), np.float32)
-    samples = np.concatenate([one / recordings._level(one), pause, two / recordings._level(two)])
-    later = (len(one) + len(pause)) / SAMPLE_RATE
-    heights = tuple(recordings._semitones(pitch) for pitch in pitches)
-    sounds = (
-        (0, len(one) / SAMPLE_RATE, f"voice {heights[0]}"),
-        (later, len(samples) / SAMPLE_RATE, f"voice {heights[1]}"),
-    )
-    return DrawnRecording(
-        "speakers", samples, f"{first} {second}", sounds=sounds, heights=heights, count=count, source=a.synthesizer
-    )
+    made = recordings.one_behind_another(f"{first} {second}", one, two, pitches, count, random)
+    return replace(made, source=a.synthesizer)
 
 
 def _few_words(random: np.random.Generator) -> str:
@@ -237,7 +229,7 @@ def _loud(random: np.random.Generator, held_out: bool, speakers: tuple[Speaker, 
     at = 0.0
     for n, word in enumerate(words):
         said = say(word, speaker, 1.0, seed) if speaker else speak(word, voice).samples
-        said = said / recordings._level(said) * np.float32(1 if n == chosen else random.uniform(0.25, 0.4))
+        said = said / recordings.level(said) * np.float32(1 if n == chosen else random.uniform(0.25, 0.4))
         sounds += [(at, at + len(said) / SAMPLE_RATE, "loud word" if n == chosen else "quiet word")]
         at += (len(said) + pause) / SAMPLE_RATE
         pieces += [said, np.zeros(pause, np.float32)]
