@@ -7,14 +7,13 @@ that takes minutes; with recordings, of which it understands nothing yet, it doe
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 
 from step_audio_training.examples import Example, typed
 from step_audio_training.lessons import make_lesson
 from step_audio_training.scenes import draw_unspoken
-from step_audio_training.texts import dictation, sentences
+from step_audio_training.texts import words
 
 COPIES = ("transcription", "transcription_no_think", "transcription_no_think", "word_count")
 MIXED = 0.45  # of the sentences: words in no order, of which none can be guessed
@@ -25,15 +24,9 @@ def copied(random: np.random.Generator) -> Example:
     """A sentence that is to be written again, or its words counted."""
     said = draw_unspoken(random, "dictation")
     if random.random() < MIXED:
-        words = _words()
-        chosen = random.integers(0, len(words), random.integers(2, MOST_MIXED + 1))
-        said = replace(said, text=" ".join(words[n] for n in chosen))
+        known = words()
+        chosen = random.integers(0, len(known), random.integers(2, MOST_MIXED + 1))
+        said = replace(said, text=" ".join(known[n] for n in chosen))
     example = make_lesson(COPIES[random.integers(len(COPIES))], [said], random)
     assert example
     return typed(example)
-
-
-@cache
-def _words() -> tuple[str, ...]:
-    known = sentences(False) or [dictation(np.random.default_rng(n)) for n in range(1000)]
-    return tuple(sorted({word for text in known for word in text.split()}))

@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from step_audio_training.arithmetic import ONES, in_words
 from step_audio_training.sentences import ACTS, COLOURS, DAYS, PEOPLE, THINGS
+from step_audio_training.texts import words
 
 CITIES = (
     "paris",
@@ -94,7 +96,7 @@ class Skill:
         return {"type": "function", "function": function}
 
 
-INVENTED = 0.5  # of the names of tools and of arguments that are learnt with
+INVENTED = 0.7  # of the names of tools and of arguments that are learnt with
 NAME_PARTS = (
     "ask", "book", "box", "card", "change", "check", "code", "command", "data", "do", "entry", "event", "fetch",
     "field", "figure", "find", "first", "get", "group", "helper", "home", "idea", "info", "input", "item", "job", "key",
@@ -105,15 +107,43 @@ NAME_PARTS = (
 )  # fmt: skip
 
 
+FIRST, SECOND, THIRD = "bcdfghjklmnpqrstvwxz", "aeiouy", "bcdfghklmnprst"  # letters of a syllable; the last may lack
+
+
 def invented(count: int, random: np.random.Generator) -> list[str]:
     """So many names that differ, of one to three parts."""
     names: list[str] = []
     while len(names) < count:
-        parts = [_one(NAME_PARTS, random) for _ in range(random.integers(1, 4))]
+        parts = [_part(random) for _ in range(PARTS[random.integers(len(PARTS))])]
         name = "_".join(parts) if random.random() < 0.7 else parts[0] + "".join(map(str.capitalize, parts[1:]))
         if name not in names:
             names.append(name)
     return names
+
+
+PARTS = (1, 1, 1, 2, 2, 3)
+
+
+def _part(random: np.random.Generator) -> str:
+    """A word, often one that nobody has ever written: of a few dozen it would learn each, and not to copy."""
+    whose = random.random()
+    if whose < 0.35:
+        return _one(NAME_PARTS, random)
+    if whose < 0.6:
+        return _one(_words(), random)
+    return "".join(_syllable(random) for _ in range(random.integers(1, 4)))
+
+
+def _syllable(random: np.random.Generator) -> str:
+    return _one(FIRST, random) + _one(SECOND, random) + (_one(THIRD, random) if random.random() < 0.4 else "")
+
+
+@cache
+def _words() -> tuple[str, ...]:
+    """Those that are written down in training, but for what tools are called for evaluation."""
+    names = [(skill.names[-1], *skill.arguments[-1]) for skill in SKILLS]
+    kept = {part for some in names for name in some for part in name.split("_")}
+    return tuple(word for word in words() if word.isalpha() and 3 <= len(word) < 12 and word not in kept)
 
 
 SKILLS = (

@@ -51,3 +51,10 @@ def dictation(random: np.random.Generator, kept: bool = False) -> str:
     """A sentence to write down; of the small grammar where there are no others."""
     known = sentences(kept)
     return known[random.integers(len(known))] if known else sentence(random)
+
+
+@cache
+def words() -> tuple[str, ...]:
+    """Of all that is written down in training."""
+    known = sentences(False) or [sentence(np.random.default_rng(n)) for n in range(1000)]
+    return tuple(sorted({word for text in known for word in text.split()}))
