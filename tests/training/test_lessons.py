@@ -11,7 +11,7 @@ import pytest
 
 from lazy import Lazy
 from step_audio.clips import SAMPLE_RATE
-from step_audio_training import voices
+from step_audio_training import reading, voices
 from step_audio_training.arithmetic import Sum
 from step_audio_training.examples import typed
 from step_audio_training.lessons import ABOUT_ONE, ALOUD, SHARES, asked_aloud, make_lesson
@@ -140,6 +140,19 @@ def test_tools_and_schemas_to_learn_with_have_names_that_nobody_would_guess():
         key for example in lessons("sum_in_json", "sum", 20, held_out=True) for key in json.loads(example.answer)
     ]
     assert set(held_out) <= {"result", "expression", "answer", "sum", "value", "question"}
+
+
+def test_names_are_copied_that_cannot_be_learnt_by_heart():
+    """What is asked is all in the request, and its words seldom come again."""
+    examples = [reading.names_copied(np.random.default_rng(n)) for n in range(60)]
+    for example in examples:
+        assert example.answer in example.messages[-1]["content"] and example.answer in (
+            example.thought or example.answer
+        )
+    told = [name for example in examples for name in re.split(r",? ", example.answer)]
+    assert len(told) > 150 and len(set(told)) > 0.9 * len(told)
+    kept = {name for skill in SKILLS for name in (skill.names[-1], *skill.arguments[-1]) if "_" not in name}
+    assert not kept & {part for name in told for part in re.split("_|(?<=[a-z])(?=[A-Z])", name)}
 
 
 def test_thoughts_about_sounds_say_how_much_of_it_there_was():

@@ -19,7 +19,7 @@ from step_audio_training.examples import Example, typed
 from step_audio_training.frozen import Hear
 from step_audio_training.hearing import heard_by
 from step_audio_training.lessons import ABOUT_ONE, SHARES, asked_aloud, draw_task, in_figures, make_lesson
-from step_audio_training.reading import copied
+from step_audio_training.reading import copied, names_copied
 from step_audio_training.recordings import DrawnRecording, Kind
 from step_audio_training.replay import Replay, Take, masked
 from step_audio_training.scenes import draw_scene, draw_short_scene, draw_unspoken
@@ -29,6 +29,10 @@ EXAMPLES = 24  # of a batch: a recording is asked about one and a half times
 DRILLS: tuple[str | None, ...] = (  # further examples of a batch, in writing; None for any task
     None, None, None, "text_only", "text_only", "arithmetic", "arithmetic_cut_thought", "tool_result", "tool_result",
     "compare", "order", "order", "order", "order", "phrase", "talk", "transcription", "transcription_no_think",
+)  # fmt: skip
+COPYING: tuple[str, ...] = (  # and these where the encoder does not learn: in writing it learns to copy out of requests
+    "order", "order", "order", "order", "order", "order", "order", "order", "sum_in_json", "sum_in_json", "sum_in_json",
+    "facts", "facts", "names", "names", "names", "names", "names",
 )  # fmt: skip
 BATCHES = 6  # drawn together and sorted by length, so that little is padded
 HEARINGS = 2  # of each recording in those, in other rooms, over other channels, with other questions
@@ -141,7 +145,7 @@ class Batches(Dataset[list[TrainingBatch]]):
             if id(recording) not in heard:
                 samples, before = heard_by(recording, random)
                 heard[id(recording)] = hear(samples), recording, before
-        examples += [drill(task, random) for task in DRILLS]
+        examples += [drill(task, random) for task in (*DRILLS, *COPYING)]
         infos = {key: ClipInfo(embedding_count(rows), n) for n, (key, (rows, _, _)) in enumerate(heard.items(), 1)}
         encoded = [Encoded(e, [infos[id(r)] for r in e.recordings], self.tokenizer, self.vocab_size) for e in examples]
         return collate(
@@ -183,6 +187,8 @@ class Batches(Dataset[list[TrainingBatch]]):
 
 def drill(task: str | None, random: np.random.Generator) -> Example:
     """What might have been said, in writing; `task` None for any."""
+    if task == "names":
+        return names_copied(random)
     wanted = task
     while True:
         task = wanted or draw_task(random)
