@@ -102,11 +102,11 @@ NAME_PARTS = (
     "field", "figure", "find", "first", "get", "group", "helper", "home", "idea", "info", "input", "item", "job", "key",
     "kind", "label", "line", "list", "look", "main", "make", "new", "next", "note", "number", "open", "option", "order",
     "page", "part", "plan", "point", "post", "put", "read", "request", "room", "run", "save", "second", "send",
-    "service", "set", "show", "side", "size", "state", "step", "table", "tell", "term", "text", "thing",
+    "service", "show", "side", "size", "state", "step", "table", "tell", "term", "text", "thing",
     "tool", "topic", "unit", "use", "user", "what", "word", "work", "write", "x", "y",
 )  # fmt: skip
-
-
+PARTS = (1, 1, 1, 2, 2, 3)  # of a name
+LONGEST_PART = 11  # letters
 FIRST, SECOND, THIRD = "bcdfghjklmnpqrstvwxz", "aeiouy", "bcdfghklmnprst"  # letters of a syllable; the last may lack
 
 
@@ -115,22 +115,26 @@ def invented(count: int, random: np.random.Generator) -> list[str]:
     names: list[str] = []
     while len(names) < count:
         parts = [_part(random) for _ in range(PARTS[random.integers(len(PARTS))])]
+        if _kept() & set(parts):
+            continue
         name = "_".join(parts) if random.random() < 0.7 else parts[0] + "".join(map(str.capitalize, parts[1:]))
         if name not in names:
             names.append(name)
     return names
 
 
-PARTS = (1, 1, 1, 2, 2, 3)
-
-
 def _part(random: np.random.Generator) -> str:
-    """A word, often one that nobody has ever written: of a few dozen it would learn each, and not to copy."""
+    """A word, often one that nobody has ever written: of a few dozen it would learn each, and not to copy.
+
+    Two words in one make most tokens occur that a name may be of: what has not been copied once is not copied.
+    """
     whose = random.random()
-    if whose < 0.35:
+    if whose < 0.2:
         return _one(NAME_PARTS, random)
-    if whose < 0.6:
-        return _one(_words(), random)
+    if whose < 0.35:
+        return _one(_words(LONGEST_PART), random)
+    if whose < 0.75:
+        return _one(_words(LONGEST_PART // 2), random) + _one(_words(LONGEST_PART // 2), random)
     return "".join(_syllable(random) for _ in range(random.integers(1, 4)))
 
 
@@ -139,11 +143,16 @@ def _syllable(random: np.random.Generator) -> str:
 
 
 @cache
-def _words() -> tuple[str, ...]:
-    """Those that are written down in training, but for what tools are called for evaluation."""
-    names = [(skill.names[-1], *skill.arguments[-1]) for skill in SKILLS]
-    kept = {part for some in names for name in some for part in name.split("_")}
-    return tuple(word for word in words() if word.isalpha() and 3 <= len(word) < 12 and word not in kept)
+def _words(longest: int) -> tuple[str, ...]:
+    """Those that are written down in training, of three letters to `longest`."""
+    return tuple(word for word in words() if word.isalpha() and 3 <= len(word) <= longest)
+
+
+@cache
+def _kept() -> frozenset[str]:
+    """What tools and arguments are called for evaluation, and the parts of that."""
+    names = [name for skill in SKILLS for name in (skill.names[-1], *skill.arguments[-1])]
+    return frozenset(part for name in names for part in (name, *name.split("_")))
 
 
 SKILLS = (
