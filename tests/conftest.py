@@ -79,6 +79,15 @@ ONE_WORKER = {  # beginnings of the names of tests that share what takes long to
     "servers": ("tests/served/", "tests/reliability/test_fuzz.py"),
     "deaths": ("tests/reliability/test_clients_vanish.py", "tests/reliability/test_deaths.py"),
 }
+FIRST = (  # what takes longest: begun last, it would be waited for by all others
+    "servers",
+    "listener",
+    "references",
+    "deaths",
+    "tests/reliability/test_rolling_restarts.py",
+    "tests/test_wheel.py",
+    "tests/playground/test_playground_dialogue.py",
+)
 
 
 gc.disable()  # what collecting the tests imports stays: looking through it again and again takes seconds
@@ -112,6 +121,13 @@ def pytest_xdist_make_scheduler(config, log):
         def _split_scope(self, nodeid):
             shared = (name for name, tests in ONE_WORKER.items() if nodeid.startswith(tests))
             return next(shared, super()._split_scope(nodeid))
+
+        def _assign_work_unit(self, node):
+            """The next of the queue, in which those with most tests stand in front."""
+            for scope in reversed(FIRST):
+                if scope in self.workqueue:
+                    self.workqueue.move_to_end(scope, last=False)
+            super()._assign_work_unit(node)
 
     return Scheduling(config, log)
 
