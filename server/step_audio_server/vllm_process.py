@@ -113,7 +113,7 @@ class VllmProcess:
                     umask=0o077,
                     start_new_session=True,
                 )
-            self._reaper = Reaper(self._process.pid, f"step_audio_{os.getpid()}_vllm_", ENDS_IN)
+            self._reaper = Reaper(self._process.pid, _shm_prefix(), ENDS_IN)
             try:
                 self._wait(self._process, timeout, stopping)
                 self._engine = {one for one in processes.session(self._process.pid) if _computes(one)}
@@ -157,8 +157,7 @@ class VllmProcess:
             self._process.poll()
             time.sleep(0.01)
         self._process.wait()
-        for region in regions:
-            region.unlink(missing_ok=True)
+        processes.remove_regions(_shm_prefix(), regions)
         self._process, self._engine = None, set()
         self.socket.unlink(missing_ok=True)
         if self._reaper is not None:
@@ -223,6 +222,10 @@ class VllmProcess:
 
 def _computes(pid: int) -> bool:
     return next(iter(processes.arguments(pid)), "").startswith(TITLE)
+
+
+def _shm_prefix() -> str:
+    return f"step_audio_{os.getpid()}_vllm_"
 
 
 def _environment() -> dict[str, str]:
