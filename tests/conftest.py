@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import gc
 import logging
 import os
@@ -64,29 +65,51 @@ ONE_WORKER = {  # beginnings of the names of tests that share what takes long to
     "sources": ("tests/test_dependencies.py", "tests/test_house.py", "tests/test_names.py"),  # take all files apart
     "listener": (  # the small model's server; and one set of processes speaks
         "tests/evaluation/",
+        "tests/reliability/test_soak.py",
         "tests/served/test_bench.py",
         "tests/served/test_chat_mode.py",
         "tests/served/test_documents_served.py",
         "tests/served/test_encoder_cache.py",
         "tests/served/test_error_params.py",
         "tests/served/test_front_door.py",
-        "tests/served/test_gateway_served.py",
         "tests/served/test_listener.py",
         "tests/served/test_mind_paced_",
         "tests/served/test_realtime_",
+        "tests/served/test_requests_served.py",
         "tests/served/test_structured_output.py",
     ),
-    "servers": ("tests/served/", "tests/reliability/test_fuzz.py"),
+    "service": (  # the tiny model's; who starts others shares nothing but what they are built of
+        "tests/deploy/test_chart_serving.py",
+        "tests/reliability/test_endings.py",
+        "tests/reliability/test_fuzz.py",
+        "tests/reliability/test_interruptions.py",
+        "tests/reliability/test_leases_served.py",
+        "tests/served/test_bad_input.py",
+        "tests/served/test_client_served.py",
+        "tests/served/test_doors.py",
+        "tests/served/test_gateway_served.py",
+        "tests/served/test_guides.py",
+        "tests/served/test_memory_served.py",
+        "tests/served/test_server.py",
+        "tests/served/test_shared_work_dir.py",
+        "tests/served/test_streaming.py",
+        "tests/served/test_vllm_served.py",
+    ),
     "deaths": ("tests/reliability/test_clients_vanish.py", "tests/reliability/test_deaths.py"),
 }
 FIRST = (  # what takes longest: begun last, it would be waited for by all others
-    "servers",
     "listener",
+    "service",
     "references",
     "deaths",
     "tests/reliability/test_rolling_restarts.py",
-    "tests/test_wheel.py",
     "tests/playground/test_playground_dialogue.py",
+    "tests/playground/test_playground.py",
+    "tests/served/test_step_workers.py",
+    "tests/served/test_serve_command.py",
+    "tests/test_wheel.py",
+    "tests/reliability/test_overload.py",
+    "tests/gateway/test_talk_command.py",
 )
 
 
@@ -149,19 +172,29 @@ def torch_logs_like_others():
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory) -> Path:
+def shared(tmp_path_factory) -> Path:
+    """A folder of all workers."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(shared, tmp_path_factory) -> Path:
     """float32, so that tokens can be compared one by one."""
     from step_audio_build.convert.make_tiny import make_tiny
 
-    directory = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    make_tiny(directory, dtype="float32", max_position_embeddings=32_768)
+    made, directory = tmp_path_factory.mktemp("checkpoint") / "tiny", shared / "tiny"
+    make_tiny(made, dtype="float32", max_position_embeddings=32_768)
+    with contextlib.suppress(OSError):  # another worker's is there, and the same
+        made.rename(directory)
     return directory
 
 
 @pytest.fixture(scope="session")
-def work_dir(tmp_path_factory) -> Path:
+def work_dir(shared) -> Path:
     """Of real servers, shared between them: what one has built, the next finds."""
-    return tmp_path_factory.mktemp("work")
+    (shared / "work").mkdir(exist_ok=True)
+    return shared / "work"
 
 
 @pytest.fixture(scope="session")

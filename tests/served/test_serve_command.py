@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -66,12 +67,13 @@ def refused(*arguments: str) -> str:
     return done.stderr.strip().splitlines()[-1]
 
 
-def test_what_serve_refuses(checkpoint, work_dir, service, tmp_path):
+def test_what_serve_refuses(checkpoint, work_dir, tmp_path):
     here = ("--checkpoint", str(checkpoint), "--work-dir", str(work_dir))
     assert "step-audio serve DIR" in refused("serve")
     assert "does not exist" in refused("serve", "--checkpoint", str(tmp_path / "nothing"))
-    port = str(service.settings.grpc_port)
-    assert f"port {port} is in use: choose another with --grpc-port" in refused("serve", *here, "--grpc-port", port)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        assert f"port {port} is in use: choose another with --grpc-port" in refused("serve", *here, "--grpc-port", port)
     assert "max_seq_len 99999999" in refused("serve", *here, "--max-seq-len", "99999999")
     assert "neither default nor published nor a file, got 'nowhere.jinja'" in refused(
         "serve", *here, "--chat-template", "nowhere.jinja"
