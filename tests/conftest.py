@@ -108,8 +108,13 @@ FIRST = (  # what takes longest: begun last, it would be waited for by all other
     "tests/served/test_step_workers.py",
     "tests/served/test_serve_command.py",
     "tests/test_wheel.py",
-    "tests/reliability/test_overload.py",
     "tests/gateway/test_talk_command.py",
+    "tests/served/test_vllm_stand_in.py",
+    "tests/served/test_adapters_served.py",
+    "tests/reliability/test_overload.py",
+    "tests/served/test_tls_served.py",
+    "tests/served/test_codes.py",
+    "tests/served/test_doors_of_files.py",
 )
 
 
