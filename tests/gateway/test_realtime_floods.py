@@ -85,7 +85,7 @@ async def test_silence_is_not_kept(held):
         before = held()
         for _ in range(4):
             assert await talk.send(APPEND, audio=silence) == []
-        assert held() - before < STAYS
+        assert held() - before < 192_000  # of twice as many; the latest, and what is computed with, may be there
 
 
 async def test_sessions_that_end_in_the_midst_of_all_leave_nothing(held):
