@@ -31,8 +31,8 @@ demo: $(VENV)/.cpu ## serve the small trained model here and ask it something al
 	$(BIN)/step-audio demo
 
 test: lint ## lint and all tests, a real tritonserver included
-	@# Three on two cores: servers are waited for, and clocks.
-	$(BIN)/pytest -n 3
+	@# Four on two cores: servers are waited for, and clocks.
+	$(BIN)/pytest -n 4
 
 test-fast: $(VENV)/.test ## the quick tests: without servers, browsers, trainings, builds, and what waits on clocks
 	@# Three: many wait, for clocks and for each other. What draws its requests is long, and its libraries take a
