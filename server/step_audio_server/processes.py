@@ -7,11 +7,12 @@ own, and whose parent was killed belongs to init.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -123,6 +124,18 @@ def kill_ranks(pids: set[int]) -> set[Path]:
         time.sleep(0.001)
     regions = ranks_regions(pids)
     kill(pids, signal.SIGKILL)
+    return regions
+
+
+def end_session(leader: int, reap: Callable[[], object] = lambda: None, seconds: float = math.inf) -> set[Path]:
+    """Kill what is in a session until it is empty, for what is killed may have begun more, or for so long. `reap`: by
+    its leader's parent. Returns the shared memory that it leaves."""
+    regions: set[Path] = set()
+    deadline = time.monotonic() + seconds
+    while (left := session(leader)) and time.monotonic() < deadline:
+        regions |= kill_ranks(left)
+        reap()
+        time.sleep(0.01)
     return regions
 
 

@@ -45,11 +45,9 @@ def main(leader: int, prefix: str, patience: float) -> None:
     regions = processes.ranks_regions(processes.session(leader))
     processes.kill([leader], signal.SIGTERM)
     deadline = time.monotonic() + patience
-    while (left := processes.session(leader)) and time.monotonic() < deadline:
+    while processes.session(leader) and time.monotonic() < deadline:
         time.sleep(0.1)
-    while left := processes.session(leader):
-        regions |= processes.kill_ranks(left)
-        time.sleep(0.1)
+    regions |= processes.end_session(leader)
     processes.remove_regions(prefix, regions)
 
 

@@ -162,14 +162,7 @@ class TritonServer:
         self._kill(self._all_regions())
 
     def _kill(self, regions: set[Path]) -> None:
-        deadline = time.monotonic() + self.launch.kill_after
-        while (left := processes.session(self.process.pid)) and time.monotonic() < deadline:
-            if self.launch.ranks == 1:
-                processes.kill(left, signal.SIGKILL)
-            else:
-                regions |= processes.kill_ranks(left)
-            self.process.poll()
-            time.sleep(0.01)
+        regions |= processes.end_session(self.process.pid, self.process.poll, self.launch.kill_after)
         self.process.wait()
         processes.remove_regions(self.launch.prefix, regions)
         self._reaper.dismiss()

@@ -151,11 +151,7 @@ class VllmProcess:
         """Of an earlier process nothing is left, its workers included, which are in its session."""
         if self._process is None:
             return
-        regions: set[Path] = set()
-        while left := processes.session(self._process.pid):
-            regions |= processes.kill_ranks(left)
-            self._process.poll()
-            time.sleep(0.01)
+        regions = processes.end_session(self._process.pid, self._process.poll)
         self._process.wait()
         processes.remove_regions(_shm_prefix(), regions)
         self._process, self._engine = None, set()
