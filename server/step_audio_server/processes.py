@@ -24,9 +24,9 @@ STOPS_IN = 0.1  # seconds; a rank that the driver holds may not stop, and does n
 def children(pid: int) -> set[int]:
     """Process ids of all living child processes, whichever thread started them. The dead are never reaped."""
     found: set[int] = set()
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+    for task in _entries(pid, "task"):
         with contextlib.suppress(OSError):  # the thread has ended meanwhile
-            found |= {int(child) for child in task.read_text().split()}
+            found |= {int(child) for child in (task / "children").read_text().split()}
     return {child for child in found if alive(child)}
 
 
@@ -78,10 +78,10 @@ def stopped(pid: int) -> bool:
 def threads_waiting_for_children(pid: int) -> set[int]:
     """Those of its threads that wait for a child process to end. None where the kernel does not tell."""
     found = set()
-    for task in Path(f"/proc/{pid}/task").glob("*/wchan"):
+    for task in _entries(pid, "task"):
         with contextlib.suppress(OSError):  # the thread has ended meanwhile
-            if task.read_text() == "do_wait":
-                found.add(int(task.parent.name))
+            if (task / "wchan").read_text() == "do_wait":
+                found.add(int(task.name))
     return found
 
 
@@ -91,6 +91,14 @@ def exit_status(pid: int) -> int | None:
     if fields is None or fields[0] not in "ZX":
         return None
     return os.waitstatus_to_exitcode(int(fields[49]))  # proc(5)'s 52nd, the state being the third
+
+
+def _entries(pid: int, folder: str) -> list[Path]:
+    """Of a process' folder; none when it is gone, were it while they are read (`glob` raises then)."""
+    try:
+        return list(Path(f"/proc/{pid}/{folder}").iterdir())
+    except OSError:
+        return []
 
 
 def _stat(pid: int) -> list[str] | None:
@@ -146,7 +154,7 @@ def ranks_regions(pids: Iterable[int]) -> set[Path]:
         with contextlib.suppress(OSError):
             lines = Path(f"/proc/{pid}/maps").read_text("utf-8", "replace").splitlines()
             found |= {Path(line.split(maxsplit=5)[5]) for line in lines if "/dev/shm/" in line}
-        for file in Path(f"/proc/{pid}/fd").glob("*"):
+        for file in _entries(pid, "fd"):
             with contextlib.suppress(OSError):
                 found.add(file.readlink())
     return {path for path in found if path.parent == SHARED_MEMORY and RANKS_REGION.match(path.name)}

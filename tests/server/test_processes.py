@@ -1,4 +1,4 @@
-"""What killed ranks leave in shared memory."""
+"""What is known of processes that end, and what killed ranks leave in shared memory."""
 
 from __future__ import annotations
 
@@ -43,3 +43,19 @@ def test_who_is_gone_has_none():
     process = subprocess.Popen([sys.executable, "-IS", "-c", ""])
     process.wait()
     assert processes.kill_ranks({process.pid}) == set()
+
+
+@pytest.mark.parametrize(
+    "look", [processes.children, processes.threads_waiting_for_children, lambda pid: processes.ranks_regions([pid])]
+)
+def test_a_process_may_end_while_it_is_looked_at(look, monkeypatch):
+    """Between a look for its folder and one into it."""
+
+    def gone(folder: object) -> None:
+        raise FileNotFoundError(folder)
+
+    with monkeypatch.context() as patch:
+        for listing in ("scandir", "listdir"):
+            patch.setattr(os, listing, gone)
+        found = look(os.getpid())
+    assert found == set()
