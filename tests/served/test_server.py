@@ -39,9 +39,9 @@ def test_all_at_once_equals_the_reference(service, expected):
         assert got == {name: greedy.tokens for name, greedy in expected.items()}
 
 
-@pytest.mark.parametrize(("tp", "reuse"), [(2, True), (8, False)])
+@pytest.mark.parametrize(("tp", "reuse"), [(1, False), (2, True), (8, False)])
 def test_every_conversion_equals_the_reference(checkpoint, work_dir, expected, tp, reuse):
-    """Other ranks, other servers; all prompts at once, KV reuse off and on. Of one rank: test_engine_converted.py."""
+    """Other ranks, other servers; all prompts at once, KV reuse off and on."""
     settings = settings_for(checkpoint, work_dir, tp=tp, kv_cache_reuse=reuse)
     with Service(settings) as service:
         got = asyncio.run(answers_at_once(service.address, seed=tp))
