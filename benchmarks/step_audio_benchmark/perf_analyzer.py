@@ -35,7 +35,12 @@ LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.s
 MODEL = "step_audio_r1"
 NANOSECONDS = 1e9
 SENT = re.compile(rb'"timestamp":(\d+),"request_inputs":')  # a request of its export
-ATTEMPTS = 3  # of a level: few quick requests may have ended on a busy machine before it begins to count
+WHOLE = re.compile(rb'\],"version":"[^"]*"(?:,"\w+":"[^"]*")*\}\s*\Z')  # the end of an export
+TAIL = 4096  # bytes of an export that have its end
+# Runs of a level. Of an output that a response has not, as the last one, it exports whatever was in that memory; where
+# that is no finite number, the rest of the file is missing, or all of it (4 runs of 145, of four requests each). And
+# few quick requests may have ended on a busy machine before it begins to count.
+ATTEMPTS = 4
 
 
 def find(cache: Path) -> tuple[Path, dict[str, str]]:
@@ -127,12 +132,12 @@ class PerfAnalyzer:
             if ran.returncode or not export.is_file():
                 raise StepAudioError(f"{NAME}: {said}")
             content = export.read_bytes()
-            if SENT.search(content):
+            whole = WHOLE.search(content, len(content) - TAIL) is not None
+            if whole and SENT.search(content):
                 return content
             export.unlink()
-        raise StepAudioError(
-            f"{NAME}: its export has no requests: ask for more with --requests. Its last words: {said}"
-        )
+        fault = "has no requests: ask for more with --requests" if whole else "is cut off: measure again"
+        raise StepAudioError(f"{NAME}: its export {fault}. Its last words: {said}")
 
     def command(self, level: Level, requests: int, data: Path, export: Path) -> list[str]:
         load = (

@@ -62,26 +62,34 @@ STAND_IN = """#!/bin/sh
 while [ $# -gt 0 ]; do [ "$1" = --profile-export-file ] && export=$2; shift; done
 echo one >> "$0.runs"
 echo "No valid requests"
-[ $(wc -l < "$0.runs") -gt {empty} ] && cp "$0.export" "$export" || echo "{{}}" > "$export"
+[ $(wc -l < "$0.runs") -gt {bad} ] && cp "$0.good" "$export" || cp "$0.bad" "$export"
 """
+REQUEST = b'{"timestamp":1000000000,"request_inputs":{},"response_timestamps":[2000000000],"response_outputs":[]}'
+EXPORT = b'{"experiments":[{"requests":[%s],"window_boundaries":[1,2]}],"version":"2.51.0","service_kind":"triton"}'
 
 
-@pytest.mark.parametrize(("empty", "runs"), [(0, 1), (2, 3), (3, 3)])
-async def test_a_level_of_which_it_counted_nothing_is_run_again(workload, tmp_path, empty, runs):
-    """A few times: on a busy machine few quick requests may have ended before it begins to count."""
+@pytest.mark.parametrize(("bad", "runs"), [(0, 1), (3, 4), (4, 4)])
+@pytest.mark.parametrize(
+    ("export", "fault"),
+    [
+        (EXPORT % b"", "has no requests: ask for more with --requests"),
+        (b"", "is cut off: measure again"),
+        (b'{"experiments":[{"requests":[' + REQUEST, "is cut off: measure again"),
+        ((EXPORT % (REQUEST + b"," + REQUEST))[:170], "is cut off: measure again"),
+    ],
+)
+async def test_a_level_without_an_export_is_run_again(workload, tmp_path, bad, runs, export, fault):
     program = tmp_path / "perf_analyzer"
-    program.write_text(STAND_IN.format(empty=empty))
+    program.write_text(STAND_IN.format(bad=bad))
     program.chmod(0o755)
-    request = b'{"timestamp":1000000000,"request_inputs":{},"response_timestamps":[2000000000],"response_outputs":[]}'
-    Path(f"{program}.export").write_bytes(request)
+    Path(f"{program}.good").write_bytes(EXPORT % REQUEST)
+    Path(f"{program}.bad").write_bytes(export)
     way = PerfAnalyzer(program, {"PATH": os.environ["PATH"]}, "host:8001")
     asked = way.run(Level(concurrency=1), workload.questions(1), workload, lambda: None)
-    if empty < 3:
+    if bad < runs:
         assert [record.first_token for record in (await asked).records] == [1.0]
     else:
-        with pytest.raises(
-            StepAudioError, match=r"no requests: ask for more with --requests. Its last words: No valid requests"
-        ):
+        with pytest.raises(StepAudioError, match=f"its export {fault}. Its last words: No valid requests"):
             await asked
     assert Path(f"{program}.runs").read_text().split() == ["one"] * runs
 
