@@ -152,6 +152,14 @@ def test_collecting_the_quick_tests_loads_nothing_slow():
     assert loads(ROOT / "step_audio/encoder.py") == {"torch"}
 
 
+def test_the_workers_are_given_tests_that_there_are(request):
+    plan = request.config.pluginmanager.get_plugin(str(ROOT / "tests" / "conftest.py"))
+    files = {file.relative_to(ROOT).as_posix() for file in FILES}
+    beginnings = {begin for tests in plan.ONE_WORKER.values() for begin in tests}
+    assert {begin for begin in beginnings if not any(name.startswith(begin) for name in files)} == set()
+    assert set(plan.FIRST) - plan.ONE_WORKER.keys() - files == set()
+
+
 def test_no_file_is_too_long():
     """For a person to take in at once."""
     assert len(FILES) > 300
