@@ -44,6 +44,7 @@ from step_audio_client.tls import Tls
 from step_audio_client.tokens import WHOLE, TokenRequest, Tokens, guide_inputs
 
 READY_TIMEOUT = 4  # seconds in which every model has to answer
+SOON = 30  # seconds for an answer that takes no work worth mentioning
 STOP_TIMEOUT = 10  # seconds
 STOP_AGAIN = 0.04  # seconds; each time twice as many, up to:
 STOP_SELDOM = 1.0
@@ -149,19 +150,27 @@ class Pipeline:
         return PreparedPrompt.of(request, outputs)
 
     async def bounded(self, run: Run, guide: Guide) -> Guide:
-        """As the LLM is to get it, where no other step is asked: JSON that comes to an end. Raises RequestError."""
+        """As the LLM is to get it, where no other step is asked: JSON that comes to an end. Raises RequestError.
+
+        For the first one a library is loaded: seconds, and on a busy machine half a minute.
+        """
         names = ("guided_decoding_guide_type", "guided_decoding_guide")
         clips = {name: np.zeros((1, 0), kind) for name, kind in CLIPS.items()}
         inputs = TokenRequest([{"role": "user", "content": "x"}], Sampling()).prompt_inputs() | clips
-        kind, text = await self.ask(run, BUILDER, inputs | guide_inputs(guide), *names)
+        kind, text = await self._outputs(run, BUILDER, inputs | guide_inputs(guide), names, None)
         return replace(guide, kind=kind.item().decode(), text=text.item().decode(), bounded=True)
 
     async def ask(self, run: Run, model: str, inputs: Mapping[str, AnyArray], *outputs: str) -> list[AnyArray]:
         """Outputs of a model that answers once, and soon. Raises RequestError."""
+        return await self._outputs(run, model, inputs, outputs, SOON)
+
+    async def _outputs(
+        self, run: Run, model: str, inputs: Mapping[str, AnyArray], outputs: Sequence[str], patience: float | None
+    ) -> list[AnyArray]:
         request = wire.infer_request(model, "", inputs)
         for output in outputs:
             request.message.outputs.add(name=output)
-        tensors = await self._ask(run, request, 30)
+        tensors = await self._ask(run, request, patience)
         return [tensors[output] for output in outputs]
 
     async def _ask(self, run: Run, request: wire.InferRequest, patience: float | None) -> dict[str, AnyArray]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from chat_stream_fixture import tokens
-from fake_triton import EOT, TOKENIZER, message, refusal, script, served, serving
+from fake_triton import EOT, TOKENIZER, Fake, message, refusal, script, served, serving
 from step_audio.errors import Code
 from step_audio.word_list import unpack_word_list
 from step_audio_client import (
@@ -16,9 +19,11 @@ from step_audio_client import (
     RawOptions,
     RawPrompt,
     RequestError,
+    RequestTimeout,
     Sampling,
     StepAudioClient,
     UnsupportedParameter,
+    pipeline,
 )
 
 PROMPT = "<|BOT|>human\nhi<|EOT|><|BOT|>assistant\n"
@@ -87,6 +92,25 @@ async def test_a_guide_is_as_the_prompt_builder_makes_it():
         with pytest.raises(InvalidGuide, match=r"^response_format is wrong$") as caught:
             await said(client, options=options)
     assert caught.value.param == "response_format"
+
+
+async def test_a_guide_may_take_its_time_but_not_the_callers(monkeypatch):
+    """For the first one the server loads a library, which takes long where it is busy."""
+    monkeypatch.setattr(pipeline, "SOON", 0.05)
+    options = RawOptions(guide=Guide("json_schema", "{}", "response_format"))
+
+    async def late(fake, request, context):
+        if request.model_name == "prompt_builder":
+            await asyncio.sleep(0.5)
+        return await infer(fake, request, context)
+
+    infer = Fake.ModelInfer
+    monkeypatch.setattr(Fake, "ModelInfer", late)
+    async with served(script(message(*SAID, final=True))) as (_, client):
+        await client.tokenizer()
+        assert (await said(client, options=options))[1].finish_reason
+        with pytest.raises(RequestTimeout):
+            await said(client, options=replace(options, timeout=0.1))
 
 
 async def test_several_texts_ask_for_their_guide_once():
