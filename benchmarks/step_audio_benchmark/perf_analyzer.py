@@ -36,7 +36,6 @@ MODEL = "step_audio_r1"
 NANOSECONDS = 1e9
 SENT = re.compile(rb'"timestamp":(\d+),"request_inputs":')  # a request of its export
 WHOLE = re.compile(rb'\],"version":"[^"]*"(?:,"\w+":"[^"]*")*\}\s*\Z')  # the end of an export
-TAIL = 4096  # bytes of an export that have its end
 # Runs of a level. Of an output that a response has not, as the last one, it exports whatever was in that memory; where
 # that is no finite number, the rest of the file is missing, or all of it (4 runs of 145, of four requests each). And
 # few quick requests may have ended on a busy machine before it begins to count.
@@ -132,7 +131,7 @@ class PerfAnalyzer:
             if ran.returncode or not export.is_file():
                 raise StepAudioError(f"{NAME}: {said}")
             content = export.read_bytes()
-            whole = WHOLE.search(content, len(content) - TAIL) is not None
+            whole = WHOLE.search(content) is not None
             if whole and SENT.search(content):
                 return content
             export.unlink()

@@ -157,16 +157,13 @@ class Pipeline:
         names = ("guided_decoding_guide_type", "guided_decoding_guide")
         clips = {name: np.zeros((1, 0), kind) for name, kind in CLIPS.items()}
         inputs = TokenRequest([{"role": "user", "content": "x"}], Sampling()).prompt_inputs() | clips
-        kind, text = await self._outputs(run, BUILDER, inputs | guide_inputs(guide), names, None)
+        kind, text = await self.ask(run, BUILDER, inputs | guide_inputs(guide), *names, patience=None)
         return replace(guide, kind=kind.item().decode(), text=text.item().decode(), bounded=True)
 
-    async def ask(self, run: Run, model: str, inputs: Mapping[str, AnyArray], *outputs: str) -> list[AnyArray]:
-        """Outputs of a model that answers once, and soon. Raises RequestError."""
-        return await self._outputs(run, model, inputs, outputs, SOON)
-
-    async def _outputs(
-        self, run: Run, model: str, inputs: Mapping[str, AnyArray], outputs: Sequence[str], patience: float | None
+    async def ask(
+        self, run: Run, model: str, inputs: Mapping[str, AnyArray], *outputs: str, patience: float | None = SOON
     ) -> list[AnyArray]:
+        """Outputs of a model that answers once, and in `patience` seconds. Raises RequestError."""
         request = wire.infer_request(model, "", inputs)
         for output in outputs:
             request.message.outputs.add(name=output)

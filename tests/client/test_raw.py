@@ -23,8 +23,8 @@ from step_audio_client import (
     Sampling,
     StepAudioClient,
     UnsupportedParameter,
-    pipeline,
 )
+from step_audio_client.pipeline import Pipeline
 
 PROMPT = "<|BOT|>human\nhi<|EOT|><|BOT|>assistant\n"
 SPECIAL = TOKENIZER.special
@@ -96,7 +96,7 @@ async def test_a_guide_is_as_the_prompt_builder_makes_it():
 
 async def test_a_guide_may_take_its_time_but_not_the_callers(monkeypatch):
     """For the first one the server loads a library, which takes long where it is busy."""
-    monkeypatch.setattr(pipeline, "SOON", 0.05)
+    monkeypatch.setitem(Pipeline.ask.__kwdefaults__, "patience", 0.05)
     options = RawOptions(guide=Guide("json_schema", "{}", "response_format"))
 
     async def late(fake, request, context):
