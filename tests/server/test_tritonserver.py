@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import os
 import socket
+import subprocess
 import sys
 import sysconfig
 from collections import namedtuple
@@ -15,6 +16,7 @@ import pytest
 from step_audio_gateway.settings import GatewaySettings
 from step_audio_server import tritonserver
 from step_audio_server.errors import ServerError
+from step_audio_server.launch import ports as launch_ports
 from step_audio_server.launch.installation import Installation
 from step_audio_server.launch.launch import Launch
 from step_audio_server.launch.ports import Ports, free_ports
@@ -38,6 +40,31 @@ def test_free_ports_are_none_that_the_system_gives_out():
         assert not any(low <= port <= high for port in found)
         for port in found:
             stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+
+
+@pytest.mark.processes
+def test_two_processes_are_given_different_ports():
+    """Though nobody listens on one of them yet, and each asks for some that another could have drawn."""
+    code = "from step_audio_server.launch.ports import free_ports; print(*free_ports(700), flush=True); input()"
+    with contextlib.ExitStack() as stack:
+        others = [
+            stack.enter_context(
+                subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            for _ in range(2)
+        ]
+        for other in others:  # ends them, before they are waited for
+            stack.callback(other.stdin.close)
+        found = [port for other in others for port in map(int, other.stdout.readline().split())]
+        found += [free_ports(1)[0] for _ in range(700)]
+    assert len(set(found)) == len(found) == 2100
+
+
+def test_ports_that_are_taken_are_told(monkeypatch):
+    monkeypatch.setattr(launch_ports, "_RESERVED", iter([1, 2]))
+    monkeypatch.setattr(launch_ports, "LOOPBACK", "192.0.2.1")  # of nobody's: no port of it can be taken
+    with pytest.raises(ServerError, match=r"no port of 192\.0\.2\.1 is free"):
+        free_ports(1)
 
 
 @pytest.mark.parametrize("name", ["grpc", "http", "metrics"])

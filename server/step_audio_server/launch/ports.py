@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import socket
+import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from step_audio_server.settings import Certificates
 
 LOOPBACK = "127.0.0.1"
 LOWEST = 10_000  # of the ports that are looked through: below, many have a meaning
+BLOCK = 64  # ports that a process reserves at once
 
 
 @dataclass(frozen=True)
@@ -46,20 +49,42 @@ class Ports:
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports that nothing listens on now.
+    """Loopback ports that nothing listens on now, each given once in this process's life, and meanwhile to no other.
 
-    None of those that the system gives out by itself: it would to any connection, while a server on one is away.
+    So none is taken by another who asks before a server listens on it, or while that is being started again. None of
+    those that the system gives out by itself: it would to any connection. Raises ServerError.
     """
     found: list[int] = []
+    with _ASKING:
+        for port in _RESERVED:
+            with socket.socket() as probe, suppress(OSError):
+                probe.bind((LOOPBACK, port))
+                found.append(port)
+            if len(found) == count:
+                return found
+    raise ServerError(f"no port of {LOOPBACK} is free: end what listens on them")
+
+
+def _reserve() -> Iterator[int]:
+    """Ports block by block, each block held by a name in the network's namespace, which ends with the process."""
     given = _given_out()
-    others = [*range(LOWEST, given.start), *range(max(LOWEST, given.stop), 1 << 16)] or range(LOWEST, 1 << 16)
-    random = SystemRandom()  # not one that several processes have seeded alike
-    while len(found) < count:
-        port = random.choice(others)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind((LOOPBACK, port))
-            found += [port] * (port not in found)
-    return found
+    ports = [*range(LOWEST, given.start), *range(max(LOWEST, given.stop), 1 << 16)] or [*range(LOWEST, 1 << 16)]
+    blocks = [ports[i : i + BLOCK] for i in range(0, len(ports), BLOCK)]
+    SystemRandom().shuffle(blocks)  # not one that several processes have seeded alike
+    held: list[socket.socket] = []
+    for block in blocks:
+        holder = socket.socket(socket.AF_UNIX)
+        try:
+            holder.bind(f"\0step-audio-ports-{block[0]}")
+        except OSError:  # another process's
+            holder.close()
+            continue
+        held.append(holder)
+        yield from block
+
+
+_ASKING = threading.Lock()
+_RESERVED = _reserve()
 
 
 def _given_out() -> range:
